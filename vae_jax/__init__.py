@@ -1,0 +1,90 @@
+"""A functional JAX research codebase for variational autoencoders."""
+
+from vae_jax.estimators import reparameterization
+from vae_jax.evaluation import LogEvidence, evaluate, log_evidence
+from vae_jax.likelihoods import Bernoulli, Gaussian
+from vae_jax.model import (
+    decode,
+    encode,
+    generate,
+    init,
+    interpolate,
+    log_prior,
+    reconstruct,
+    reparameterize,
+    trainable,
+)
+from vae_jax.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder, Linear
+from vae_jax.objectives import (
+    ELBOTerms,
+    elbo,
+    elbo_terms,
+    importance_weighted_bound,
+    log_weight,
+)
+from vae_jax.parallel import (
+    jit_step,
+    pmap_step,
+    shard_batch,
+    shard_epoch,
+    shard_map_step,
+)
+from vae_jax.posteriors import DiagonalGaussian, PointMass
+from vae_jax.priors import StandardNormal, register_kl
+from vae_jax.spec import ModelSpec, Params
+from vae_jax.training import (
+    Epoch,
+    TrainState,
+    elbo_objective,
+    empty_history,
+    init_state,
+    shuffled_epoch,
+    train_epoch,
+    train_step,
+)
+
+__all__ = [
+    "MLP",
+    "Bernoulli",
+    "ConvolutionalDecoder",
+    "ConvolutionalEncoder",
+    "DiagonalGaussian",
+    "ELBOTerms",
+    "Epoch",
+    "Gaussian",
+    "Linear",
+    "LogEvidence",
+    "ModelSpec",
+    "Params",
+    "PointMass",
+    "StandardNormal",
+    "TrainState",
+    "decode",
+    "elbo",
+    "elbo_objective",
+    "elbo_terms",
+    "empty_history",
+    "encode",
+    "evaluate",
+    "generate",
+    "importance_weighted_bound",
+    "init",
+    "init_state",
+    "interpolate",
+    "jit_step",
+    "log_evidence",
+    "log_prior",
+    "log_weight",
+    "pmap_step",
+    "reconstruct",
+    "register_kl",
+    "reparameterization",
+    "reparameterize",
+    "shard_batch",
+    "shard_epoch",
+    "shard_map_step",
+    "shuffled_epoch",
+    "train_epoch",
+    "train_step",
+    "trainable",
+]

@@ -1,0 +1,142 @@
+"""Gaussian densities with diagonal covariance, parameterized by the log-variance.
+
+The log-variance is any real number, so that no constraint and no square root
+stands between a network and a valid density. Kingma & Welling 2014, appendix B.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from vae_jax.types import Array, Key
+
+LOG_2PI = 1.8378770664093453
+
+
+def diagonal_log_prob(value: Array, mean: Array, log_var: Array) -> Array:
+    """Log-density of a diagonal Gaussian in nats, summed over the last axis.
+
+    log N(v; m, diag(s^2)) = -1/2 sum_d [(v_d - m_d)^2 / s_d^2 + log s_d^2 + log 2 pi],
+    with log s^2 = `log_var`.
+
+    Args:
+      value: points, `[..., L]`.
+      mean: means, `[..., L]` or anything that broadcasts with `value`.
+      log_var: log-variances, likewise.
+
+    Returns:
+      Log-densities, `[...]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import gaussian
+      >>> zero = jnp.zeros(2)
+      >>> print(f"{gaussian.diagonal_log_prob(zero, zero, zero):.6f}")
+      -1.837877
+    """
+    squares = jnp.square(value - mean) * jnp.exp(-log_var)
+    return -0.5 * jnp.sum(squares + log_var + LOG_2PI, axis=-1)
+
+
+def diagonal_sample(
+    mean: Array, log_var: Array, key: Key, *, num_samples: int = 1
+) -> Array:
+    """Draws z = mean + exp(log_var / 2) * eps with eps ~ N(0, I).
+
+    Differentiable in `mean` and `log_var` (Kingma & Welling 2014, section 2.4).
+
+    Args:
+      mean: means, `[..., L]`.
+      log_var: log-variances, the same shape.
+      key: PRNG key, consumed once.
+      num_samples: draws S.
+
+    Returns:
+      Samples `[S, ..., L]`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.distributions import gaussian
+      >>> zero = jnp.zeros((5, 2))
+      >>> gaussian.diagonal_sample(zero, zero, jax.random.key(0), num_samples=3).shape
+      (3, 5, 2)
+    """
+    chex.assert_equal_shape([mean, log_var])
+    noise = jax.random.normal(key, (num_samples, *mean.shape), mean.dtype)
+    return mean + jnp.exp(0.5 * log_var) * noise
+
+
+def diagonal_kl_divergence(
+    mean_0: Array, log_var_0: Array, mean_1: Array, log_var_1: Array
+) -> Array:
+    """KL(N_0 || N_1) of diagonal Gaussians in nats, summed over the last axis.
+
+    1/2 sum_d [s0^2/s1^2 - 1 - log(s0^2/s1^2) + (m0 - m1)^2 / s1^2].
+    With r = log s0^2 - log s1^2 the first three terms are expm1(r) - r, which
+    loses no digits where the two variances are nearly equal.
+
+    Args:
+      mean_0: means of the first distribution, `[..., L]`.
+      log_var_0: its log-variances.
+      mean_1: means of the second, broadcasting with the first.
+      log_var_1: its log-variances.
+
+    Returns:
+      Divergences, `[...]`, never negative.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import gaussian
+      >>> one, zero = jnp.ones(1), jnp.zeros(1)
+      >>> print(gaussian.diagonal_kl_divergence(one, zero, zero, zero))
+      0.5
+    """
+    log_ratio = log_var_0 - log_var_1
+    squares = jnp.square(mean_0 - mean_1) * jnp.exp(-log_var_1)
+    return 0.5 * jnp.sum(jnp.expm1(log_ratio) - log_ratio + squares, axis=-1)
+
+
+def diagonal_kl_to_standard_normal(mean: Array, log_var: Array) -> Array:
+    """KL(N(mean, diag(exp(log_var))) || N(0, I)) in nats, summed over the last axis.
+
+    1/2 sum_d [exp(log_var) + mean^2 - 1 - log_var]
+    (Kingma & Welling 2014, eq. 10 and appendix B). Some lecture notes print
+    `log_var` where `exp(log_var)` belongs: then the variance drops out altogether
+    and the "divergence" of N(0, I) from itself is -1/2 a dimension in place of 0.
+
+    Args:
+      mean: means, `[..., L]`.
+      log_var: log-variances, the same shape.
+
+    Returns:
+      Divergences, `[...]`, never negative.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import gaussian
+      >>> zero = jnp.zeros(3)
+      >>> print(gaussian.diagonal_kl_to_standard_normal(zero, zero))
+      0.0
+    """
+    chex.assert_equal_shape([mean, log_var])
+    return 0.5 * jnp.sum(jnp.expm1(log_var) - log_var + jnp.square(mean), axis=-1)
+
+
+def diagonal_entropy(log_var: Array) -> Array:
+    """Differential entropy of a diagonal Gaussian in nats, summed over the last axis.
+
+    1/2 sum_d [log s_d^2 + log 2 pi + 1].
+
+    Args:
+      log_var: log-variances, `[..., L]`.
+
+    Returns:
+      Entropies, `[...]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import gaussian
+      >>> print(f"{gaussian.diagonal_entropy(jnp.zeros(1)):.6f}")
+      1.418939
+    """
+    return 0.5 * jnp.sum(log_var + LOG_2PI + 1.0, axis=-1)

@@ -1,0 +1,223 @@
+"""Encoder and decoder networks: the only file of the library that uses flax.
+
+A network turns `[B, D]` or `[B, L]` into features; `with_output_layer` adds the
+dense layer that gives as many numbers as a posterior or a likelihood asks for. Any
+Linen module of the user's own serves as well (`types.Network` has the contract).
+Linen modules are frozen dataclasses that hash by value, so they stand in a
+`ModelSpec` as they are; activations must be named functions, as two equal lambdas
+are two different specs.
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from vae_jax.types import Array, Key, PyTree
+
+
+class Linear(nn.Module):
+    """No hidden layer: the output layer alone, so the network is affine.
+
+    Example:
+      >>> from vae_jax import Linear, ModelSpec
+      >>> ModelSpec(encoder=Linear(), decoder=Linear(), latent_dim=2).latent_dim
+      2
+    """
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Returns the inputs."""
+        return inputs
+
+
+class MLP(nn.Module):
+    """Dense hidden layers, each followed by the activation.
+
+    Attributes:
+      hidden_dims: widths of the hidden layers.
+      activation: a named function of one array.
+
+    Example:
+      >>> from vae_jax import MLP
+      >>> MLP((500, 200)).hidden_dims
+      (500, 200)
+    """
+
+    hidden_dims: tuple[int, ...] = (400,)
+    activation: Callable[[Array], Array] = nn.relu
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Maps `[B, D]` to `[B, hidden_dims[-1]]`."""
+        for width in self.hidden_dims:
+            inputs = self.activation(nn.Dense(width)(inputs))
+        return inputs
+
+
+class ConvolutionalEncoder(nn.Module):
+    """Strided 3x3 convolutions over an image, then a dense layer.
+
+    Attributes:
+      channels: channels of each convolution; each halves height and width.
+      hidden_dim: width of the dense layer at the end.
+      activation: a named function of one array.
+      data_shape: height, width and, where there is one, channel axis; the spec's
+        when left at None.
+
+    Raises:
+      ValueError: the data is no image.
+    """
+
+    channels: tuple[int, ...] = (32, 64)
+    hidden_dim: int = 256
+    activation: Callable[[Array], Array] = nn.relu
+    data_shape: tuple[int, ...] | None = None
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Maps `[B, D]` to `[B, hidden_dim]`."""
+        images = inputs.reshape(-1, *_image_shape(self.data_shape))
+        for width in self.channels:
+            images = self.activation(nn.Conv(width, (3, 3), strides=2)(images))
+        flat = images.reshape(images.shape[0], -1)
+        return self.activation(nn.Dense(self.hidden_dim)(flat))
+
+
+class ConvolutionalDecoder(nn.Module):
+    """A dense layer to a small image, then strided transposed 3x3 convolutions.
+
+    Attributes:
+      channels: channels of the image before each convolution; each doubles height
+        and width.
+      activation: a named function of one array.
+      data_shape: as in `ConvolutionalEncoder`.
+
+    Raises:
+      ValueError: the data is no image.
+    """
+
+    channels: tuple[int, ...] = (64, 32)
+    activation: Callable[[Array], Array] = nn.relu
+    data_shape: tuple[int, ...] | None = None
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Maps `[B, L]` to features `[B, height, width, channels[-1]]`."""
+        height, width, _ = _image_shape(self.data_shape)
+        shrink = 2 ** len(self.channels)
+        # Rounded up, so that any size works; the surplus is cut off at the end.
+        small = (math.ceil(height / shrink), math.ceil(width / shrink))
+        images = nn.Dense(math.prod(small) * self.channels[0])(inputs)
+        images = self.activation(images).reshape(-1, *small, self.channels[0])
+        for channels in self.channels:
+            images = nn.ConvTranspose(channels, (3, 3), strides=(2, 2))(images)
+            images = self.activation(images)
+        return images[:, :height, :width]
+
+
+def _image_shape(data_shape: tuple[int, ...] | None) -> tuple[int, int, int]:
+    """Height, width, channels of the data; an error where it is no image."""
+    if data_shape is None or len(data_shape) not in (2, 3):
+        raise ValueError(
+            "a convolutional network needs data_shape (height, width) or (height, "
+            f"width, channels), got {data_shape}"
+        )
+    return (*data_shape, 1)[:3]
+
+
+class _WithOutputLayer(nn.Module):
+    """A network, then one dense map of its last axis to `num_outputs` numbers."""
+
+    network: nn.Module
+    num_outputs: int
+    data_dim: int
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        features = self.network(inputs)
+        positions = math.prod(features.shape[1:-1])
+        if self.num_outputs % positions or self.data_dim % positions:
+            raise ValueError(
+                f"network {type(self.network).__name__} gives features at {positions} "
+                f"positions, which divide neither {self.num_outputs} outputs nor "
+                f"{self.data_dim} data dimensions evenly"
+            )
+        outputs = nn.Dense(self.num_outputs // positions, name="output")(features)
+        if positions == 1:
+            return outputs
+        # From position by position to parameter by parameter: [P, D] flattened.
+        channels = self.data_dim // positions
+        outputs = outputs.reshape(outputs.shape[0], positions, -1, channels)
+        return outputs.swapaxes(1, 2).reshape(outputs.shape[0], -1)
+
+
+def with_output_layer(
+    network: nn.Module, num_outputs: int, data_shape: tuple[int, ...]
+) -> nn.Module:
+    """Completes a network of a spec with its output layer.
+
+    Args:
+      network: a Linen module that obeys `types.Network`.
+      num_outputs: numbers to give for each example.
+      data_shape: shape of one example; given to a network that has a field of that
+        name left at None.
+
+    Returns:
+      A Linen module from `[B, ...]` to `[B, num_outputs]`.
+    """
+    if getattr(network, "data_shape", ()) is None:
+        network = network.clone(data_shape=data_shape)
+    return _WithOutputLayer(network, num_outputs, math.prod(data_shape))
+
+
+def init(module: nn.Module, key: Key, inputs: Array) -> PyTree:
+    """Initial weights of a completed network.
+
+    Args:
+      module: what `with_output_layer` returned.
+      key: PRNG key, consumed once.
+      inputs: an example batch; its shape counts, not its values.
+
+    Returns:
+      A dictionary of arrays.
+
+    Raises:
+      ValueError: the module keeps state other than weights (batch statistics), of
+        which a pure function of the weights knows nothing.
+    """
+    variables = module.init(key, inputs)
+    others = sorted(set(variables) - {"params"})
+    if others:
+        raise ValueError(
+            f"network {module.network} keeps collections {others} besides its "
+            "weights; only networks that are functions of weights and input can serve"
+        )
+    return variables.get("params", {})
+
+
+def apply(module: nn.Module, weights: PyTree, inputs: Array) -> Array:
+    """Applies a completed network with leading axes of any number.
+
+    Args:
+      module: what `with_output_layer` returned.
+      weights: what `init` returned.
+      inputs: `[..., D]` or `[..., L]`.
+
+    Returns:
+      Outputs, `[..., num_outputs]`.
+    """
+    flat = inputs.reshape(-1, inputs.shape[-1])
+    outputs = module.apply({"params": weights}, flat)
+    return outputs.reshape(*inputs.shape[:-1], -1)
+
+
+def output_bias(weights: PyTree) -> Array:
+    """The bias of the output layer; the positions of an image share it."""
+    return weights["output"]["bias"]
+
+
+def with_output_bias(weights: PyTree, bias: Array) -> PyTree:
+    """The weights with another bias of the output layer, of the same shape."""
+    bias = bias.astype(output_bias(weights).dtype)
+    return weights | {"output": weights["output"] | {"bias": bias}}

@@ -1,0 +1,263 @@
+"""The evidence lower bound and the importance-weighted bound, in nats.
+
+    log p(x) = E_q[log p(x|z)] - KL(q(z|x) || p(z)) + KL(q(z|x) || p(z|x))
+
+The first two terms are the ELBO; the third is never negative, so the ELBO is a
+lower bound, tight where q is the true posterior. Raising it over the encoder alone
+closes the gap; raising it over the decoder lifts the bound, which need not lift
+log p(x) at every step. Everything is summed over data and latent dimensions,
+averaged over the batch, and to be maximised.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax.numpy as jnp
+
+from vae_jax.estimators import log_mean_exp, reparameterization
+from vae_jax.model import as_float, decode, encode, log_prior
+from vae_jax.priors import closed_form_kl
+from vae_jax.spec import Params
+from vae_jax.types import Array, Estimator, Key, Latents, Posterior
+
+KL_CHOICES = ("auto", "analytic", "monte_carlo")
+
+
+class ELBOTerms(NamedTuple):
+    """The ELBO of each example and its two terms, in nats.
+
+    Attributes:
+      elbo: log_likelihood - beta * kl_divergence, `[B]`.
+      log_likelihood: estimate of E_q(z|x)[log p(x|z)], `[B]`.
+      kl_divergence: KL(q(z|x) || p(z)) or its estimate, without beta, `[B]`.
+    """
+
+    elbo: Array
+    log_likelihood: Array
+    kl_divergence: Array
+
+
+def elbo_terms(
+    params: Params,
+    x: Array,
+    key: Key,
+    *,
+    beta: float | Array = 1.0,
+    num_samples: int = 1,
+    kl: str = "auto",
+    estimator: Estimator = reparameterization,
+) -> ELBOTerms:
+    """The ELBO of each example and its two terms, in nats.
+
+    E_q(z|x)[log p(x|z)] - beta * KL(q(z|x) || p(z)) with the expectation estimated
+    from samples (Kingma & Welling 2014, eq. 3). The KL is taken in closed form where
+    the pair of families has one (their estimator B, eq. 7), or estimated from the
+    same samples as mean log q(z|x) - log p(z) (their estimator A, eq. 6).
+
+    Args:
+      params: model parameters; their spec selects networks and families.
+      x: observations, `[B, D]`, in [0, 1] for a Bernoulli likelihood.
+      key: PRNG key, consumed once.
+      beta: weight of the KL (Higgins et al. 2017), a number or a traced scalar.
+      num_samples: posterior samples of each observation, S.
+      kl: `auto` (closed form where there is one), `analytic`, or `monte_carlo`.
+      estimator: gives value and gradient of the expectation (`types.Estimator`).
+
+    Returns:
+      `ELBOTerms`, each `[B]`.
+
+    Raises:
+      ValueError: `num_samples` below 1; `kl` unknown, `analytic` for a pair without
+        closed form, or `monte_carlo` for a posterior without density.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import vae_jax
+      >>> params = vae_jax.init(vae_jax.ModelSpec(), jax.random.key(0))
+      >>> terms = vae_jax.elbo_terms(params, jnp.zeros((8, 784)), jax.random.key(1))
+      >>> terms.elbo.shape
+      (8,)
+    """
+    _check_num_samples(num_samples)
+    x = as_float(x, _dtype_of(params))
+    posterior = encode(params, x)
+    closed_form = _select_kl(posterior, params.spec.prior, kl)
+
+    def integrand(z: Latents, log_q: Array) -> dict[str, Array]:
+        values = {"log_likelihood": decode(params, z).log_prob(x)}
+        if closed_form is None:
+            values["kl_divergence"] = log_q - log_prior(params, z)
+        return values
+
+    means = estimator(integrand, posterior, key, num_samples=num_samples)
+    if closed_form is not None:
+        divergence = closed_form(posterior, params.spec.prior, params.prior)
+        means["kl_divergence"] = divergence
+    # A [B] against a [B, 1] would broadcast without a word.
+    chex.assert_shape(list(means.values()), (x.shape[0],))
+    return ELBOTerms(means["log_likelihood"] - beta * means["kl_divergence"], **means)
+
+
+def elbo(
+    params: Params,
+    x: Array,
+    key: Key,
+    *,
+    beta: float | Array = 1.0,
+    num_samples: int = 1,
+    kl: str = "auto",
+    estimator: Estimator = reparameterization,
+) -> Array:
+    """Monte Carlo evidence lower bound, averaged over the batch, in nats.
+
+    Estimates E_q(z|x)[log p(x|z)] - beta * KL(q(z|x) || p(z)) (Kingma & Welling 2014,
+    eq. 3; with beta, Higgins et al. 2017). To be maximised.
+
+    Args:
+      params: model parameters; their spec selects networks and families.
+      x: observations, `[B, D]`, in [0, 1] for a Bernoulli likelihood.
+      key: PRNG key, consumed once.
+      beta: weight of the KL, a number or a traced scalar; 1 gives the ELBO.
+      num_samples: posterior samples of each observation, S.
+      kl: `auto` (closed form where there is one), `analytic`, or `monte_carlo`.
+      estimator: gives value and gradient of the expectation (`types.Estimator`).
+
+    Returns:
+      A scalar. Larger is better; negate it to minimise.
+
+    Raises:
+      ValueError: as `elbo_terms`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import ModelSpec, elbo, init
+      >>> params = init(ModelSpec(), jax.random.key(0))
+      >>> elbo(params, jnp.zeros((8, 784)), jax.random.key(1), beta=4.0).shape
+      ()
+    """
+    terms = elbo_terms(
+        params,
+        x,
+        key,
+        beta=beta,
+        num_samples=num_samples,
+        kl=kl,
+        estimator=estimator,
+    )
+    return jnp.mean(terms.elbo)
+
+
+def log_weight(params: Params, x: Array, z: Latents, log_q: Array) -> Array:
+    """Log importance weight log p(x|z) + log p(z) - log q(z|x), in nats.
+
+    Args:
+      params: model parameters.
+      x: observations, `[B, D]`.
+      z: latents drawn from q, `[S, B, L]`.
+      log_q: their log-density under q, `[S, B]`.
+
+    Returns:
+      `[S, B]`; the mean of its exponential over samples is unbiased for p(x).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import ModelSpec, encode, init, log_weight
+      >>> params, x = init(ModelSpec(), jax.random.key(0)), jnp.zeros((8, 784))
+      >>> draws = encode(params, x).sample_and_log_prob(jax.random.key(1), 5)
+      >>> log_weight(params, x, *draws).shape
+      (5, 8)
+    """
+    log_likelihood = decode(params, z).log_prob(as_float(x, _dtype_of(params)))
+    log_p = log_prior(params, z)
+    chex.assert_equal_shape([log_likelihood, log_p, log_q])
+    return log_likelihood + log_p - log_q
+
+
+def importance_weighted_bound(
+    params: Params,
+    x: Array,
+    key: Key,
+    *,
+    num_samples: int,
+    estimator: Estimator = reparameterization,
+) -> Array:
+    """Importance-weighted bound on log p(x), averaged over the batch, in nats.
+
+    E[log 1/S sum_s p(x, z_s) / q(z_s|x)] with z_s ~ q(z|x) (Burda, Grosse &
+    Salakhutdinov 2016, eq. 8). The ELBO at S = 1, not below it for more, and it tends
+    to log p(x).
+
+    Args:
+      params: model parameters.
+      x: observations, `[B, D]`.
+      key: PRNG key, consumed once.
+      num_samples: importance samples S of each observation.
+      estimator: gives value and gradient (`types.Estimator`).
+
+    Returns:
+      A scalar. Larger is better; negate it to minimise.
+
+    Raises:
+      ValueError: `num_samples` below 1, or a posterior without density.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import ModelSpec, importance_weighted_bound, init
+      >>> params, x = init(ModelSpec(), jax.random.key(0)), jnp.zeros((8, 784))
+      >>> bound = importance_weighted_bound(params, x, jax.random.key(1), num_samples=5)
+      >>> bound.shape
+      ()
+    """
+    _check_num_samples(num_samples)
+    posterior = encode(params, x)
+    require_density(posterior, "an importance-weighted bound")
+    bounds = estimator(
+        lambda z, log_q: log_weight(params, x, z, log_q),
+        posterior,
+        key,
+        num_samples=num_samples,
+        reduction=log_mean_exp,
+    )
+    return jnp.mean(bounds)
+
+
+def require_density(posterior: Posterior, purpose: str) -> None:
+    """Refuses a posterior without density (a point mass) for what needs one.
+
+    Args:
+      posterior: what `encode` returned.
+      purpose: what needs it, for the message.
+
+    Raises:
+      ValueError: the posterior has no density.
+    """
+    if not posterior.has_density:
+        raise ValueError(
+            f"{purpose} needs the density of q(z|x), and {type(posterior).__name__} "
+            "has none"
+        )
+
+
+def _select_kl(posterior: Posterior, prior: Any, kl: str):
+    """The closed form to use, or None for an estimate from samples."""
+    if kl not in KL_CHOICES:
+        raise ValueError(f"kl must be one of {', '.join(KL_CHOICES)}, got {kl!r}")
+    closed_form = closed_form_kl(type(posterior), type(prior))
+    if kl == "analytic" and closed_form is None:
+        raise ValueError(
+            "kl='analytic', but no closed form is registered for "
+            f"{type(posterior).__name__} and {type(prior).__name__}"
+        )
+    if kl == "monte_carlo" or closed_form is None:
+        require_density(posterior, "a Monte Carlo KL")
+        return None
+    return closed_form
+
+
+def _check_num_samples(num_samples: int) -> None:
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+
+
+def _dtype_of(params: Params):
+    return params.decoder["output"]["kernel"].dtype

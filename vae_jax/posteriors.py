@@ -1,0 +1,141 @@
+"""Families of q(z|x): a point mass and the diagonal Gaussian.
+
+A family (in the spec, hashable) says how many numbers it wants from the encoder and
+builds of them a posterior (a pytree of arrays). `types.PosteriorFamily` and
+`types.Posterior` are the two contracts.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.distributions import gaussian
+from vae_jax.types import Array, Key, PyTree
+
+LOG_VAR_BOUND = 20.0
+
+
+def bound_log_var(raw: Array) -> Array:
+    """Maps any real number into (-20, 20), nearly unchanged around zero.
+
+    log_var = 20 tanh(raw / 20). A network that runs away would otherwise overflow
+    exp(log_var); so the standard deviation stays between 4.5e-5 and 2.2e4, and the
+    KL and its gradient finite, whatever the encoder says.
+
+    Args:
+      raw: a network's output, any shape.
+
+    Returns:
+      Log-variances, the same shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.posteriors import bound_log_var
+      >>> print(bound_log_var(jnp.array([0.0, 1e9])))
+      [ 0. 20.]
+    """
+    return LOG_VAR_BOUND * jnp.tanh(raw / LOG_VAR_BOUND)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DiagonalGaussianPosterior:
+    """q(z|x) = N(mean, diag(exp(log_var))) for a batch.
+
+    Attributes:
+      mean: `[B, L]`.
+      log_var: `[B, L]`.
+    """
+
+    mean: Array
+    log_var: Array
+    has_density: ClassVar[bool] = True
+
+    def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
+        """Reparameterized samples `[S, B, L]` and their log q in nats, `[S, B]`."""
+        z = gaussian.diagonal_sample(
+            self.mean, self.log_var, key, num_samples=num_samples
+        )
+        return z, self.log_prob(z)
+
+    def log_prob(self, z: Array) -> Array:
+        """Log q(z|x) in nats, summed over L: `[S, B]` for `[S, B, L]`."""
+        return gaussian.diagonal_log_prob(z, self.mean, self.log_var)
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """The family N(mean(x), diag(exp(log_var(x)))), Kingma & Welling 2014, eq. 9.
+
+    The encoder's second half is bounded by `bound_log_var`.
+
+    Example:
+      >>> from vae_jax import DiagonalGaussian
+      >>> DiagonalGaussian().num_outputs(latent_dim=20)
+      40
+    """
+
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+
+    def num_outputs(self, latent_dim: int) -> int:
+        """A mean and a log-variance for each latent dimension."""
+        return 2 * latent_dim
+
+    def init(self, key: Key, *, latent_dim: int) -> dict[str, PyTree]:
+        """No parameters of its own."""
+        return {}
+
+    def build(
+        self, posterior_params: PyTree, outputs: Array
+    ) -> DiagonalGaussianPosterior:
+        """Splits the encoder's outputs `[B, 2 L]` into mean and log-variance."""
+        mean, raw = jnp.split(outputs, 2, axis=-1)
+        return DiagonalGaussianPosterior(mean, bound_log_var(raw))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PointMassPosterior:
+    """q(z|x) with all its mass at one point, for a batch.
+
+    It has no density: a Monte Carlo KL and importance weights do not exist, and
+    the KL is 0 by definition, which makes the ELBO an autoencoder's objective.
+
+    Attributes:
+      mean: the points, `[B, L]`.
+    """
+
+    mean: Array
+    has_density: ClassVar[bool] = False
+
+    def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
+        """The points `[S, B, L]`, and +inf `[S, B]` for the density they lack."""
+        z = jnp.broadcast_to(self.mean, (num_samples, *self.mean.shape))
+        return z, jnp.full(z.shape[:-1], jnp.inf, z.dtype)
+
+
+@dataclass(frozen=True)
+class PointMass:
+    """The family of point masses: the model is an autoencoder.
+
+    Example:
+      >>> from vae_jax import PointMass
+      >>> PointMass().num_outputs(latent_dim=20)
+      20
+    """
+
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+
+    def num_outputs(self, latent_dim: int) -> int:
+        """One number for each latent dimension."""
+        return latent_dim
+
+    def init(self, key: Key, *, latent_dim: int) -> dict[str, PyTree]:
+        """No parameters of its own."""
+        return {}
+
+    def build(self, posterior_params: PyTree, outputs: Array) -> PointMassPosterior:
+        """Takes the encoder's outputs `[B, L]` as the points."""
+        return PointMassPosterior(outputs)

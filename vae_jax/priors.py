@@ -1,0 +1,126 @@
+"""Families of p(z), and the closed-form KL of each (posterior, prior) pair.
+
+`register_kl` is how a pair gets its closed form, here or in a user's own file;
+where none is registered the objectives estimate the KL from samples.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.distributions import gaussian
+from vae_jax.posteriors import DiagonalGaussianPosterior, PointMassPosterior
+from vae_jax.types import Array, Encode, Key, Posterior, Prior, PyTree
+
+
+@dataclass(frozen=True)
+class StandardNormal:
+    """p(z) = N(0, I), without parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax import StandardNormal
+      >>> z = jnp.zeros((1, 1, 2))
+      >>> print(StandardNormal().log_prob({}, z, encode=None))
+      [[-1.837877]]
+    """
+
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+
+    def init(
+        self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
+    ) -> dict[str, PyTree]:
+        """No parameters."""
+        return {}
+
+    def log_prob(
+        self, prior_params: PyTree, z: Array, *, encode: Encode | None
+    ) -> Array:
+        """Log N(z; 0, I) in nats, summed over L: `[S, B]` for `[S, B, L]`."""
+        zero = jnp.zeros((), z.dtype)
+        return gaussian.diagonal_log_prob(z, zero, zero)
+
+    def sample(
+        self,
+        prior_params: PyTree,
+        key: Key,
+        *,
+        num_samples: int,
+        latent_dim: int,
+        encode: Encode | None,
+    ) -> Array:
+        """Draws from N(0, I), `[num_samples, L]`."""
+        return jax.random.normal(key, (num_samples, latent_dim))
+
+
+KLDivergence = Callable[[Posterior, Prior, PyTree], Array]
+_closed_forms: dict[tuple[type, type], KLDivergence] = {}
+
+
+def register_kl(
+    posterior_type: type, prior_type: type
+) -> Callable[[KLDivergence], KLDivergence]:
+    """Registers the closed-form KL(q(z|x) || p(z)) of a pair, as a decorator.
+
+    The function is called as `f(posterior, prior, prior_params)` and returns nats
+    summed over the latent dimensions, `[B]`.
+
+    Args:
+      posterior_type: the class of the posterior that a family builds.
+      prior_type: the class of the prior; `object` stands for any.
+
+    Returns:
+      The decorator, which gives its function back unchanged.
+
+    Example:
+      >>> from vae_jax import StandardNormal, register_kl
+      >>> class MyPosterior: ...
+      >>> @register_kl(MyPosterior, StandardNormal)
+      ... def my_kl(posterior, prior, prior_params): ...
+    """
+
+    def register(function: KLDivergence) -> KLDivergence:
+        _closed_forms[posterior_type, prior_type] = function
+        return function
+
+    return register
+
+
+def closed_form_kl(posterior_type: type, prior_type: type) -> KLDivergence | None:
+    """The registered KL of a pair, the most specific first; None where none is.
+
+    Args:
+      posterior_type: the class of a posterior.
+      prior_type: the class of a prior.
+
+    Returns:
+      A function `f(posterior, prior, prior_params) -> [B]`, or None.
+
+    Example:
+      >>> from vae_jax.priors import closed_form_kl
+      >>> closed_form_kl(int, int) is None
+      True
+    """
+    for posterior_class in posterior_type.__mro__:
+        for prior_class in prior_type.__mro__:
+            if (posterior_class, prior_class) in _closed_forms:
+                return _closed_forms[posterior_class, prior_class]
+    return None
+
+
+@register_kl(DiagonalGaussianPosterior, StandardNormal)
+def _diagonal_to_standard(
+    posterior: DiagonalGaussianPosterior, prior: Prior, prior_params: PyTree
+) -> Array:
+    return gaussian.diagonal_kl_to_standard_normal(posterior.mean, posterior.log_var)
+
+
+@register_kl(PointMassPosterior, object)
+def _point_mass_to_any(
+    posterior: PointMassPosterior, prior: Prior, prior_params: PyTree
+) -> Array:
+    """0 by definition: the objective of an autoencoder has no such term."""
+    return jnp.zeros(posterior.mean.shape[:-1], posterior.mean.dtype)

@@ -1,0 +1,134 @@
+"""`ModelSpec` names the five choices of a model; `Params` carries them with the arrays.
+
+`Params` is a pytree whose spec is static, so that `elbo(params, x, key)` works for
+every architecture with no model object passed around.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+
+from vae_jax.likelihoods import Bernoulli
+from vae_jax.networks import MLP
+from vae_jax.posteriors import DiagonalGaussian
+from vae_jax.priors import StandardNormal
+from vae_jax.types import LikelihoodFamily, Network, PosteriorFamily, Prior, PyTree
+
+_METHODS = {
+    "encoder": ("init", "apply"),
+    "decoder": ("init", "apply"),
+    "posterior": ("num_outputs", "init", "build"),
+    "prior": ("init", "log_prob", "sample"),
+    "likelihood": ("num_outputs", "init", "build", "output_bias"),
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Five choices and two sizes; the defaults are the MNIST reference model.
+
+    A spec holds integers, strings, tuples, classes and Linen modules only, so that
+    it hashes and two equal specs share their compiled programs. Real-valued
+    settings are leaves of `Params`.
+
+    Attributes:
+      encoder: a Linen module from `[B, D]` to features (`types.Network`).
+      decoder: a Linen module from `[B, L]` to features.
+      posterior: the family of q(z|x).
+      prior: the family of p(z).
+      likelihood: the family of p(x|z).
+      latent_dim: L.
+      data_shape: shape of one example; D is its product.
+
+    Raises:
+      ValueError: a field cannot be hashed, is of the wrong kind, or a size is not
+        positive.
+
+    Example:
+      >>> from vae_jax import MLP, ModelSpec
+      >>> spec = ModelSpec(encoder=MLP((200, 200)), latent_dim=50)
+      >>> spec.data_dim
+      784
+    """
+
+    encoder: Network = field(default=MLP((400,)))
+    decoder: Network = field(default=MLP((400,)))
+    posterior: PosteriorFamily = field(default=DiagonalGaussian())
+    prior: Prior = field(default=StandardNormal())
+    likelihood: LikelihoodFamily = field(default=Bernoulli())
+    latent_dim: int = 20
+    data_shape: tuple[int, ...] = (28, 28)
+
+    def __post_init__(self):
+        for name, methods in _METHODS.items():
+            _check_choice(name, getattr(self, name), methods)
+        _check_size("latent_dim", self.latent_dim)
+        if not isinstance(self.data_shape, tuple) or not self.data_shape:
+            raise ValueError(
+                f"data_shape must be a tuple of sizes, got {self.data_shape!r}"
+            )
+        for size in self.data_shape:
+            _check_size("data_shape", size)
+
+    @property
+    def data_dim(self) -> int:
+        """D, the product of `data_shape`."""
+        return math.prod(self.data_shape)
+
+
+def _check_choice(name: str, choice: Any, methods: tuple[str, ...]) -> None:
+    """Refuses what cannot be hashed or does not obey the protocol of its field."""
+    if isinstance(choice, type):
+        raise ValueError(f"{name} must be an instance: write {choice.__name__}(...)")
+    missing = [method for method in methods if not hasattr(choice, method)]
+    if missing:
+        raise ValueError(f"{name} {choice!r} lacks {', '.join(missing)}")
+    try:
+        hash(choice)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} {choice!r} cannot be hashed ({error}); use tuples for lists, "
+            "and leaves of Params for arrays and real numbers"
+        ) from error
+
+
+def _check_size(name: str, size: Any) -> None:
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"{name} must hold positive integers, got {size!r}")
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("encoder", "decoder", "posterior", "prior", "likelihood"),
+    meta_fields=("spec",),
+)
+@dataclass(frozen=True)
+class Params:
+    """Parameters of a model: subtrees of arrays, and the spec they belong to.
+
+    A pytree whose `spec` is static: `jit`, `grad`, `vmap` and optax see arrays
+    only, every function knows the architecture, and trees of two specs never mix.
+
+    Attributes:
+      encoder: weights of the encoder network.
+      decoder: weights of the decoder network.
+      posterior: parameters of the posterior family; empty for most.
+      prior: parameters of the prior; empty for N(0, I).
+      likelihood: parameters of the likelihood; a Gaussian's log-variance.
+      spec: the model's choices; static.
+    """
+
+    encoder: PyTree
+    decoder: PyTree
+    posterior: PyTree
+    prior: PyTree
+    likelihood: PyTree
+    spec: ModelSpec
+
+    def replace(self, **changes: PyTree) -> "Params":
+        """A copy with some of the fields replaced."""
+        return dataclasses.replace(self, **changes)

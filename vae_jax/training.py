@@ -1,0 +1,341 @@
+"""Training as pure functions: a state, a step, and a loop of steps in one program.
+
+The minus sign that turns an objective to be maximised into a loss to be minimised
+stands here, in `train_step`, and nowhere else. Noise is counter-based: step t uses
+`fold_in(state.key, t)`, then `fold_in(_, device_index)`, so a state is all there is
+to save, and a run that goes on from one is the run that never stopped.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vae_jax.model import trainable
+from vae_jax.objectives import elbo_terms
+from vae_jax.spec import Params
+from vae_jax.types import Array, Key, Objective, PyTree
+
+Metrics = dict[str, Array]
+Preprocess = Callable[[Array, Key], Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that a run needs to go on.
+
+    Attributes:
+      params: model parameters.
+      opt_state: state of the optax optimizer.
+      step: number of steps taken, a scalar int32.
+      key: root of the training noise; never changes.
+      average: exponential moving average of the parameters, or None.
+    """
+
+    params: Params
+    opt_state: PyTree
+    step: Array
+    key: Key
+    average: Params | None
+
+    @property
+    def evaluation_params(self) -> Params:
+        """The parameters to evaluate: the average where one is kept."""
+        return self.params if self.average is None else self.average
+
+
+def init_state(
+    params: Params,
+    key: Key,
+    *,
+    optimizer: optax.GradientTransformation,
+    average: bool = False,
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      params: initial parameters.
+      key: root of the training noise.
+      optimizer: an optax optimizer; the same goes to `train_step`.
+      average: keep a moving average of the parameters.
+
+    Returns:
+      A `TrainState` at step 0.
+
+    Example:
+      >>> import jax, optax
+      >>> from vae_jax import ModelSpec, init, init_state
+      >>> params = init(ModelSpec(), jax.random.key(0))
+      >>> state = init_state(params, jax.random.key(1), optimizer=optax.adam(1e-3))
+      >>> print(state.step)
+      0
+    """
+    return TrainState(
+        params=params,
+        opt_state=optimizer.init(params),
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        # A copy: a donated state must not hold one buffer twice.
+        average=jax.tree.map(jnp.copy, params) if average else None,
+    )
+
+
+def elbo_objective(
+    *,
+    beta: float | Array | optax.Schedule = 1.0,
+    num_samples: int = 1,
+    **options: Any,
+) -> Objective:
+    """The ELBO as an objective of training, beta possibly on a schedule.
+
+    Args:
+      beta: weight of the KL: a number, a traced scalar, or an optax schedule, a
+        function of the step.
+      num_samples: posterior samples of each observation.
+      **options: further options of `elbo_terms`.
+
+    Returns:
+      An `Objective`. It logs `elbo` (at beta 1, whatever is trained),
+      `log_likelihood` and `kl_divergence`, batch means in nats.
+
+    Example:
+      >>> import optax
+      >>> from vae_jax import elbo_objective
+      >>> objective = elbo_objective(beta=optax.linear_schedule(0.0, 1.0, 1000))
+    """
+
+    def objective(params: Params, x: Array, key: Key, step: Array):
+        weight = beta(step) if callable(beta) else beta
+        terms = elbo_terms(
+            params, x, key, beta=weight, num_samples=num_samples, **options
+        )
+        log_likelihood = jnp.mean(terms.log_likelihood)
+        kl_divergence = jnp.mean(terms.kl_divergence)
+        metrics = {
+            "elbo": log_likelihood - kl_divergence,
+            "log_likelihood": log_likelihood,
+            "kl_divergence": kl_divergence,
+        }
+        return jnp.mean(terms.elbo), metrics
+
+    return objective
+
+
+def train_step(
+    state: TrainState,
+    batch: Array,
+    *,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    preprocess: Preprocess | None = None,
+    average_decay: float | Array = 0.999,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One step of gradient ascent on an objective.
+
+    Args:
+      state: the state before the step.
+      batch: this device's examples, `[B, ...]`.
+      objective: what to maximise (`types.Objective`).
+      optimizer: an optax optimizer, the one that `init_state` was given.
+      preprocess: `f(batch, key) -> x`, for what is drawn afresh at every step
+        (dynamic binarization); None takes the batch as it is.
+      average_decay: decay of the moving average, where the state keeps one.
+      axis_name: name of the mapped axis of devices; gradients and metrics are
+        averaged over it. None where there is one device.
+
+    Returns:
+      The state after the step, and scalars: `objective` (the value that was
+      maximised) and what the objective logs.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, vae_jax
+      >>> adam = optax.adam(1e-3)
+      >>> params = vae_jax.init(vae_jax.ModelSpec(), jax.random.key(0))
+      >>> state = vae_jax.init_state(params, jax.random.key(1), optimizer=adam)
+      >>> state, metrics = vae_jax.train_step(
+      ...     state,
+      ...     jnp.zeros((8, 784)),
+      ...     objective=vae_jax.elbo_objective(),
+      ...     optimizer=adam,
+      ... )
+      >>> sorted(metrics)
+      ['elbo', 'kl_divergence', 'log_likelihood', 'objective']
+    """
+    device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+    step_key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), device)
+    data_key, objective_key = jax.random.split(step_key)
+    x = batch if preprocess is None else preprocess(batch, data_key)
+
+    def loss(params: Params):
+        value, metrics = objective(params, x, objective_key, state.step)
+        return -value, {"objective": value, **metrics}
+
+    gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+    if axis_name is not None:
+        # After the gradient, never inside the loss: only this form is right under
+        # vmap, pmap and shard_map alike (test_parallel.py holds them together).
+        gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    # Also what needs no gradient (weight decay) must leave settings alone.
+    updates = jax.tree.map(
+        lambda update, train: update if train else jnp.zeros_like(update),
+        updates,
+        trainable(state.params),
+    )
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average is not None:
+        average = optax.incremental_update(params, average, 1 - average_decay)
+    return TrainState(params, opt_state, state.step + 1, state.key, average), metrics
+
+
+class Epoch(NamedTuple):
+    """Which examples each step of an epoch takes: every example once.
+
+    Attributes:
+      batches: indices of the full batches, `[T, B]`.
+      rest: indices of a last, smaller batch, `[R]` with R < B; none where R = 0.
+    """
+
+    batches: Array
+    rest: Array
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Examples in each step of the epoch."""
+        rest = self.rest.shape[-1]
+        return (self.batches.shape[-1],) * self.batches.shape[-2] + (rest,) * (rest > 0)
+
+
+def shuffled_epoch(
+    key: Key, epoch: int | Array, *, num_examples: int, batch_size: int
+) -> Epoch:
+    """A random order of the data set for one epoch, cut into batches.
+
+    Args:
+      key: root of the data order; epoch e uses `fold_in(key, e)`.
+      epoch: number of the epoch.
+      num_examples: n.
+      batch_size: B.
+
+    Returns:
+      An `Epoch` in which each of 0, ..., n - 1 stands once.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import shuffled_epoch
+      >>> epoch = shuffled_epoch(jax.random.key(0), 0, num_examples=10, batch_size=4)
+      >>> epoch.batches.shape, epoch.batch_sizes
+      ((2, 4), (4, 4, 2))
+    """
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+    full = num_examples // batch_size * batch_size
+    return Epoch(order[:full].reshape(-1, batch_size), order[full:])
+
+
+def train_epoch(
+    state: TrainState,
+    epoch: Epoch,
+    data: Array,
+    history: Metrics,
+    stop: int | Array,
+    *,
+    step: Callable[..., tuple[TrainState, Metrics]],
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Takes the steps of an epoch, up to `stop`, as one compiled loop.
+
+    Where it begins follows from `state.step`, and `stop` is an argument of the
+    program: an epoch may be run whole or in pieces of any length, without compiling
+    again and with the same result to the bit. With `stop=0` it only compiles.
+
+    Args:
+      state: a state at or within the epoch.
+      epoch: the order of the examples; this device's share of it.
+      data: the whole data set on the device, `[n, ...]`.
+      history: figures of the epoch's steps so far (`empty_history`).
+      stop: step of the epoch to stop before; all steps where it is beyond the end.
+      step: `train_step` with its options given.
+      axis_name: name of the mapped axis of devices, passed on to the step.
+
+    Returns:
+      The state, and the history with the figures of the steps taken.
+
+    Example:
+      >>> import functools, jax, jax.numpy as jnp, optax, vae_jax
+      >>> adam = optax.adam(1e-3)
+      >>> params = vae_jax.init(vae_jax.ModelSpec(), jax.random.key(0))
+      >>> state = vae_jax.init_state(params, jax.random.key(1), optimizer=adam)
+      >>> epoch = vae_jax.shuffled_epoch(
+      ...     jax.random.key(2), 0, num_examples=10, batch_size=4
+      ... )
+      >>> step = functools.partial(
+      ...     vae_jax.train_step,
+      ...     objective=vae_jax.elbo_objective(),
+      ...     optimizer=adam,
+      ... )
+      >>> data = jnp.zeros((10, 784))
+      >>> history = vae_jax.empty_history(step, state, epoch, data)
+      >>> run = jax.jit(functools.partial(vae_jax.train_epoch, step=step))
+      >>> state, history = run(state, epoch, data, history, 3)
+      >>> int(state.step), history["elbo"].shape
+      (3, (3,))
+    """
+    take_step = step if axis_name is None else partial(step, axis_name=axis_name)
+    num_batches = epoch.batches.shape[0]
+    num_steps = len(epoch.batch_sizes)
+
+    def body(indices_of, position, carry):
+        state, history = carry
+        state, metrics = take_step(state, data[indices_of(position)])
+        history = {
+            name: values.at[position].set(metrics[name])
+            for name, values in history.items()
+        }
+        return state, history
+
+    start = state.step % num_steps
+    batches = partial(body, lambda position: epoch.batches[position])
+    carry = (state, history)
+    if num_batches > 0:
+        last = jnp.minimum(stop, num_batches)
+        carry = jax.lax.fori_loop(start, last, batches, carry)
+    if num_steps > num_batches:
+        rest = partial(body, lambda position: epoch.rest)
+        # Once or never: the loop is the condition.
+        first = jnp.maximum(start, num_batches)
+        carry = jax.lax.fori_loop(first, jnp.minimum(stop, num_steps), rest, carry)
+    return carry
+
+
+def empty_history(
+    step: Callable[..., tuple[TrainState, Metrics]],
+    state: TrainState,
+    epoch: Epoch,
+    data: Array,
+) -> Metrics:
+    """Room for the figures of an epoch's steps, nan where no step was taken yet.
+
+    Args:
+      step: `train_step` with its options given.
+      state: any state.
+      epoch: any epoch.
+      data: the data set, `[n, ...]`.
+
+    Returns:
+      `[T]` for each figure that the step gives.
+
+    Example:
+      See `train_epoch`.
+    """
+    _, metrics = jax.eval_shape(step, state, data[:1])
+    shape = (len(epoch.batch_sizes),)
+    return {
+        name: jnp.full(shape, jnp.nan, figure.dtype) for name, figure in metrics.items()
+    }

@@ -1,0 +1,210 @@
+"""Aliases and the protocols that a user's own family, likelihood or network obeys.
+
+Nothing here computes. Each protocol says what an implementer must supply; the
+classes of `posteriors.py`, `priors.py` and `likelihoods.py` are the examples. A
+family goes into a `ModelSpec`, so it is a frozen, hashable dataclass without
+arrays; what it builds (`Posterior`, `Likelihood`) is a pytree of arrays.
+
+Shapes are written with one letter an axis: `S` Monte Carlo samples, `B` batch,
+`D` data, `L` latent, `N` devices, `M` models of a sweep. Samples come first:
+`z` is `[S, B, L]`. A model with several stochastic layers has a tuple of such
+arrays for `z`; nothing outside its posterior, prior and decoder looks inside.
+All log-densities are in nats and summed over data or latent dimensions.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+"""A typed PRNG key, as `jax.random.key(seed)` makes it; consumed once."""
+PyTree = Any
+Latents = Any
+"""`z`: an array `[S, B, L]`, or a tuple of such for several stochastic layers."""
+Encode = Callable[[Array], "Posterior"]
+
+
+class Network(Protocol):
+    """A Linen module between arrays; `networks.py` adds the output layer.
+
+    A user's own `flax.linen.Module` needs nothing but `__call__`. As an encoder it
+    is given `x` as `[B, D]`, as a decoder latents as `[B, L]`, and it returns
+    features `[B, H]` or, per position of an image, `[B, height, width, H]`. The
+    output layer is then one dense map of the last axis (a 1x1 convolution for an
+    image) to as many numbers as the posterior or likelihood asks for. A module
+    that declares a field `data_shape` and leaves it at None is given the spec's.
+    """
+
+    def __call__(self, inputs: Array) -> Array:
+        """Maps `[B, D]` or `[B, L]` to features `[B, ..., H]`."""
+        ...
+
+
+class Posterior(Protocol):
+    """q(z|x) for a batch: a pytree that knows its family.
+
+    `has_density` is False for a point mass, for which importance weights and a
+    Monte Carlo KL do not exist. A family whose density is cheap at any point adds
+    `log_prob(z) -> [S, B]`; a flow that knows the density only of what it sampled
+    leaves it out, and an estimator that needs it says so in a `ValueError`.
+    """
+
+    has_density: ClassVar[bool]
+
+    def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Latents, Array]:
+        """Draws differentiable samples `[S, B, L]` and their log q, `[S, B]`.
+
+        The gradient with respect to the posterior's arrays must flow through the
+        samples (reparameterization) and through the density.
+        """
+        ...
+
+    @property
+    def mean(self) -> Latents:
+        """The mean of q(z|x), or the point to show where it has none, `[B, L]`."""
+        ...
+
+
+class PosteriorFamily(Protocol):
+    """The choice of q(z|x) that a `ModelSpec` names; builds `Posterior`s.
+
+    `hyperparameters` names the entries of the family's own parameters that are
+    real-valued settings and not weights: training leaves them alone.
+    """
+
+    hyperparameters: tuple[str, ...]
+
+    def num_outputs(self, latent_dim: int) -> int:
+        """How many numbers an encoder must give for each example."""
+        ...
+
+    def init(self, key: Key, *, latent_dim: int) -> dict[str, PyTree]:
+        """Parameters of the family's own (a flow's weights); `{}` for none."""
+        ...
+
+    def build(self, posterior_params: PyTree, outputs: Array) -> Posterior:
+        """Makes the posterior of the encoder's outputs `[B, num_outputs]`."""
+        ...
+
+
+class Prior(Protocol):
+    """The choice of p(z); fixed, or with parameters of its own.
+
+    `encode` is handed to it because the density of a VampPrior is a mixture of
+    the encoder's posteriors at learned pseudo-inputs.
+    """
+
+    hyperparameters: tuple[str, ...]
+
+    def init(
+        self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
+    ) -> dict[str, PyTree]:
+        """Parameters of the prior; `{}` for none."""
+        ...
+
+    def log_prob(self, prior_params: PyTree, z: Latents, *, encode: Encode) -> Array:
+        """Log p(z) of `[S, B, L]`, as `[S, B]`."""
+        ...
+
+    def sample(
+        self,
+        prior_params: PyTree,
+        key: Key,
+        *,
+        num_samples: int,
+        latent_dim: int,
+        encode: Encode,
+    ) -> Latents:
+        """Draws from p(z), `[num_samples, L]`."""
+        ...
+
+
+class Likelihood(Protocol):
+    """p(x|z) at given latents: a pytree that knows its family.
+
+    The arrays have the leading axes of the latents: `[S, B, D]` for `[S, B, L]`.
+    """
+
+    def log_prob(self, x: Array) -> Array:
+        """Log p(x|z) of `x` `[B, D]` in nats, summed over D, as `[S, B]`.
+
+        Normalised: a density whose constant is kept, or a probability.
+        """
+        ...
+
+    @property
+    def mean(self) -> Array:
+        """E[x|z], `[S, B, D]`."""
+        ...
+
+    def sample(self, key: Key) -> Array:
+        """Draws x given z, `[S, B, D]`."""
+        ...
+
+
+class LikelihoodFamily(Protocol):
+    """The choice of p(x|z) that a `ModelSpec` names; builds `Likelihood`s."""
+
+    hyperparameters: tuple[str, ...]
+
+    def num_outputs(self, data_dim: int) -> int:
+        """How many numbers a decoder must give for D data dimensions: P * D."""
+        ...
+
+    def init(self, key: Key, *, data_dim: int) -> dict[str, PyTree]:
+        """Parameters of the family's own (a learned variance); `{}` for none."""
+        ...
+
+    def build(self, likelihood_params: PyTree, outputs: Array) -> Likelihood:
+        """Makes the likelihood of the decoder's outputs `[..., P * D]`.
+
+        The P parameters of all dimensions follow one another: `[P, D]` flattened.
+        """
+        ...
+
+    def output_bias(self, data_mean: Array) -> Array:
+        """The decoder's output bias that starts it at the data's mean, `[P * D]`."""
+        ...
+
+
+class Estimator(Protocol):
+    """A Monte Carlo estimate of E_q[f(z)] with a gradient of its own.
+
+    The value is always the plain estimate; the gradient is the estimator's:
+    `stop_gradient(value) + (surrogate - stop_gradient(surrogate))` keeps the first
+    exact however large the second is.
+
+    The integrand is called with latents `[S, B, L]` and their log q `[S, B]` and
+    returns an array `[S, B]` or a pytree of such; each is estimated. `reduction`
+    takes `[S, B]` to `[B]`: the mean for an expectation, log-mean-exp for an
+    importance-weighted bound, so that multi-sample estimators obey the same
+    protocol as single-sample ones.
+    """
+
+    def __call__(
+        self,
+        integrand: Callable[[Latents, Array], PyTree],
+        posterior: Posterior,
+        key: Key,
+        *,
+        num_samples: int,
+        reduction: Callable[[Array], Array],
+    ) -> PyTree:
+        """Returns the estimate for each example, `[B]` for each `[S, B]`."""
+        ...
+
+
+class Objective(Protocol):
+    """What a training step maximises.
+
+    `step` is the number of the training step, for schedules. The scalar is the
+    batch mean in nats; `metrics` are scalars to log, batch means as well.
+    """
+
+    def __call__(
+        self, params: PyTree, x: Array, key: Key, step: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """Returns the value to maximise and the figures to log."""
+        ...

@@ -1,5 +1,6 @@
 """A functional JAX research codebase for variational autoencoders."""
 
+from vae_jax.checkpoint import load_run
 from vae_jax.estimators import reparameterization
 from vae_jax.evaluation import LogEvidence, evaluate, log_evidence
 from vae_jax.likelihoods import Bernoulli, Gaussian
@@ -72,6 +73,7 @@ __all__ = [
     "init_state",
     "interpolate",
     "jit_step",
+    "load_run",
     "log_evidence",
     "log_prior",
     "log_weight",

@@ -1,0 +1,327 @@
+"""Checkpoints: orbax arrays, with the spec and a digest of everything beside them.
+
+A checkpoint is a folder named by its step:
+
+    <step>/arrays/          written by orbax: every leaf under its path in the tree
+    <step>/spec.json        import paths and fields of the `ModelSpec`
+    <step>/manifest.json    shape, dtype and sha256 of each leaf, sha256 of each file
+
+It is written beside the others and moved into place whole, so that a folder with a
+number for a name is complete. orbax does not notice a flipped bit in an array; the
+digests do.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vae_jax.model import init
+from vae_jax.spec import ModelSpec, Params
+from vae_jax.spec_json import spec_from_json, spec_to_json
+from vae_jax.types import PyTree
+
+_STATE, _EXTRA = "state", "extra"
+
+
+class CorruptCheckpoint(ValueError):
+    """A checkpoint whose files or arrays are not what was written."""
+
+
+def save(
+    folder: str | Path, state: PyTree, *, spec: ModelSpec, extra: PyTree = None
+) -> None:
+    """Writes a checkpoint; it appears under its name complete or not at all.
+
+    Args:
+      folder: the checkpoint's own folder, `.../<step>`; must not exist.
+      state: a `TrainState`, or any pytree of arrays and typed keys.
+      spec: the spec of its parameters.
+      extra: a further pytree of arrays that `restore_state` gives back.
+
+    Raises:
+      FileExistsError: the folder exists.
+
+    Example:
+      >>> import jax, optax, tempfile, vae_jax
+      >>> from vae_jax import checkpoint
+      >>> spec = vae_jax.ModelSpec(latent_dim=2)
+      >>> params = vae_jax.init(spec, jax.random.key(0))
+      >>> adam = optax.adam(1e-3)
+      >>> state = vae_jax.init_state(params, jax.random.key(1), optimizer=adam)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     checkpoint.save(f"{folder}/0", state, spec=spec)
+      ...     checkpoint.restore(f"{folder}/0").spec == spec
+      True
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise FileExistsError(f"checkpoint {folder} exists")
+    # Beside the folder of checkpoints: in there only numbers are names.
+    draft = folder.parent.parent / f".{folder.parent.name}-{folder.name}.draft"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    leaves = _flatten({_STATE: state, _EXTRA: extra})
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        # orbax stores no empty arrays; the manifest has all there is to know of them.
+        arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}
+        checkpointer.save(draft / "arrays", arrays)
+    (draft / "spec.json").write_text(json.dumps(spec_to_json(spec), indent=2))
+    manifest = {
+        "step": folder.name,
+        "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
+        "files": {
+            str(path.relative_to(draft)): _digest(path.read_bytes())
+            for path in _files(draft)
+        },
+    }
+    (draft / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    for path in [*_files(draft), draft]:
+        _flush(path)
+    folder.parent.mkdir(exist_ok=True)
+    draft.rename(folder)
+    _flush(folder.parent)
+
+
+def restore(folder: str | Path, *, spec: ModelSpec | None = None) -> Params:
+    """The parameters of a checkpoint: the average where one was kept.
+
+    Args:
+      folder: a checkpoint's folder, `.../<step>`.
+      spec: the spec, where it cannot be rebuilt from its import paths (a class that
+        was defined in a script or has moved).
+
+    Returns:
+      `Params` on the host's default device.
+
+    Raises:
+      CorruptCheckpoint: a file or an array is not what was written.
+      ValueError: the spec cannot be rebuilt, or does not fit the arrays.
+      FileNotFoundError: there is no such checkpoint.
+
+    Example:
+      See `save`.
+    """
+    folder = Path(folder).absolute()
+    leaves = _read(folder)
+    if spec is None:
+        spec = spec_from_json(json.loads((folder / "spec.json").read_text()))
+    averaged = any(name.startswith(f"{_STATE}.average.") for name in leaves)
+    field = "average" if averaged else "params"
+    like = jax.eval_shape(lambda key: init(spec, key), jax.random.key(0))
+    return _unflatten({_STATE: {field: like}}, leaves, dtypes=False)[_STATE][field]
+
+
+def restore_state(folder: str | Path, like: PyTree, *, extra: PyTree = None) -> tuple:
+    """A saved state, onto the structure of another.
+
+    Args:
+      folder: a checkpoint's folder, `.../<step>`.
+      like: a state of the same structure, shapes and dtypes.
+      extra: likewise for what was saved as `extra`.
+
+    Returns:
+      The state and the extra, bit for bit what was saved.
+
+    Raises:
+      CorruptCheckpoint: a file or an array is not what was written.
+      ValueError: the structure is another.
+      FileNotFoundError: there is no such checkpoint.
+
+    Example:
+      >>> import jax.numpy as jnp, tempfile, vae_jax
+      >>> from vae_jax import checkpoint
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     state = {"weight": jnp.ones(2)}
+      ...     checkpoint.save(f"{folder}/7", state, spec=vae_jax.ModelSpec())
+      ...     checkpoint.restore_state(f"{folder}/7", state)
+      ({'weight': Array([1., 1.], dtype=float32)}, None)
+    """
+    leaves = _read(Path(folder).absolute())
+    trees = _unflatten({_STATE: like, _EXTRA: extra}, leaves, dtypes=True)
+    return trees[_STATE], trees[_EXTRA]
+
+
+def verify(folder: str | Path) -> None:
+    """Reads a checkpoint and compares every file and array with its digest.
+
+    Args:
+      folder: a checkpoint's folder, `.../<step>`.
+
+    Raises:
+      CorruptCheckpoint: a file or an array is not what was written.
+      FileNotFoundError: there is no such checkpoint.
+
+    Example:
+      >>> from vae_jax import checkpoint
+      >>> checkpoint.verify("nowhere/7")
+      Traceback (most recent call last):
+      FileNotFoundError: no checkpoint at nowhere/7
+    """
+    _read(Path(folder))
+
+
+def steps(folder: str | Path) -> list[int]:
+    """Steps of the checkpoints in a folder, in ascending order.
+
+    Args:
+      folder: a run's `checkpoints` folder; need not exist.
+
+    Returns:
+      The numbers among its entries.
+
+    Example:
+      >>> from vae_jax import checkpoint
+      >>> checkpoint.steps("nowhere")
+      []
+    """
+    names = os.listdir(folder) if Path(folder).is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def remove(folder: str | Path) -> None:
+    """Removes a checkpoint; it disappears from its name at once.
+
+    Args:
+      folder: a checkpoint's folder, `.../<step>`.
+
+    Example:
+      See `steps` for what remains.
+    """
+    folder = Path(folder).absolute()
+    doomed = folder.parent.parent / f".{folder.parent.name}-{folder.name}.removed"
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def load_run(
+    folder: str | Path, *, step: int | None = None, spec: ModelSpec | None = None
+) -> Params:
+    """Parameters of a trained run, for a script or a notebook.
+
+    Args:
+      folder: the run's folder, which holds `checkpoints/`.
+      step: the checkpoint to take; the newest by default, whose figures stand in
+        `results.json`.
+      spec: as in `restore`.
+
+    Returns:
+      `Params`.
+
+    Raises:
+      ValueError: no run or no checkpoint there; else as `restore`.
+
+    Example:
+      >>> import vae_jax
+      >>> vae_jax.load_run("nowhere")
+      Traceback (most recent call last):
+      ValueError: folder 'nowhere' holds no checkpoints of a run
+    """
+    checkpoints = Path(folder) / "checkpoints"
+    available = steps(checkpoints)
+    if not available:
+        raise ValueError(f"folder {str(folder)!r} holds no checkpoints of a run")
+    step = available[-1] if step is None else step
+    if step not in available:
+        raise ValueError(f"step must be one of {available}, got {step}")
+    return restore(checkpoints / str(step), spec=spec)
+
+
+def _flatten(tree: PyTree) -> dict[str, np.ndarray]:
+    """Leaves by the name of their path; typed keys as their data."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        _name(path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        for path, leaf in paths
+    }
+
+
+def _unflatten(like: PyTree, leaves: dict[str, np.ndarray], *, dtypes: bool) -> PyTree:
+    """The tree of named leaves, each put where `like` has one of its name."""
+
+    def pick(path, wanted):
+        name = _name(path)
+        if name not in leaves:
+            raise ValueError(f"the checkpoint has no {name}")
+        found = leaves[name]
+        if _is_key(wanted):
+            return jax.random.wrap_key_data(found, impl=jax.random.key_impl(wanted))
+        if found.shape != wanted.shape or (dtypes and found.dtype != wanted.dtype):
+            raise ValueError(
+                f"{name} is {found.dtype}{list(found.shape)} in the checkpoint, and "
+                f"{wanted.dtype}{list(wanted.shape)} was expected"
+            )
+        return jax.numpy.asarray(found)
+
+    return jax.tree_util.tree_map_with_path(pick, like)
+
+
+def _read(folder: Path) -> dict[str, np.ndarray]:
+    """All leaves of a checkpoint, compared with their digests."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no checkpoint at {folder}")
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        described, files = manifest["leaves"], manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpoint(f"manifest.json cannot be read ({error})") from error
+    if manifest.get("step") != folder.name:
+        raise CorruptCheckpoint(f"manifest.json is of step {manifest.get('step')}")
+    for name, digest in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CorruptCheckpoint(f"{name} is missing")
+        if _digest(path.read_bytes()) != digest:
+            raise CorruptCheckpoint(f"{name} has another sha256 than was written")
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        leaves = checkpointer.restore((folder / "arrays").absolute())
+    empty = {
+        name: np.zeros(description["shape"], description["dtype"])
+        for name, description in described.items()
+        if 0 in description["shape"]
+    }
+    leaves = {**leaves, **empty}
+    for name, description in described.items():
+        if name not in leaves or _describe(leaves[name]) != description:
+            raise CorruptCheckpoint(f"array {name} has another sha256 than was written")
+    return leaves
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _describe(leaf: np.ndarray) -> dict[str, Any]:
+    return {
+        "shape": list(leaf.shape),
+        "dtype": str(leaf.dtype),
+        "sha256": _digest(np.ascontiguousarray(leaf).tobytes()),
+    }
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _flush(path: Path) -> None:
+    """Makes a file or a folder's entries survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

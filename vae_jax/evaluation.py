@@ -40,6 +40,7 @@ def evaluate(
     key: Key,
     *,
     num_samples: int = 1,
+    first: int | Array = 0,
     chunk_size: int = 1000,
 ) -> ELBOTerms:
     """The ELBO of every example of a data set and its two terms, in nats, beta 1.
@@ -47,8 +48,9 @@ def evaluate(
     Args:
       params: model parameters.
       x: observations, `[B, D]`; B may be a whole data set.
-      key: PRNG key; example i uses `fold_in(key, i)`.
+      key: PRNG key; example i uses `fold_in(key, first + i)`.
       num_samples: posterior samples of each example.
+      first: number of the first example, where `x` is part of a data set.
       chunk_size: latents decoded at once; bounds the memory.
 
     Returns:
@@ -71,7 +73,7 @@ def evaluate(
 
     _check_positive("chunk_size", chunk_size)
     images_at_once = max(1, chunk_size // num_samples)
-    return _map_images(terms, x, key, images_at_once=images_at_once)
+    return _map_images(terms, x, key, first=first, images_at_once=images_at_once)
 
 
 def log_evidence(
@@ -80,6 +82,7 @@ def log_evidence(
     key: Key,
     *,
     num_samples: int = 5000,
+    first: int | Array = 0,
     chunk_size: int = 1000,
 ) -> LogEvidence:
     """Importance-sampling estimate of log p(x) of every example, in nats.
@@ -95,8 +98,10 @@ def log_evidence(
     Args:
       params: model parameters.
       x: observations, `[B, D]`; B may be a whole data set.
-      key: PRNG key; sample s of example i uses `fold_in(fold_in(key, i), s)`.
+      key: PRNG key; sample s of example i uses
+        `fold_in(fold_in(key, first + i), s)`.
       num_samples: importance samples S of each example.
+      first: number of the first example, where `x` is part of a data set.
       chunk_size: latents decoded at once; bounds the memory.
 
     Returns:
@@ -126,6 +131,7 @@ def log_evidence(
         ),
         x,
         key,
+        first=first,
         images_at_once=max(1, chunk_size // samples_at_once),
     )
 
@@ -166,11 +172,17 @@ def _image_log_evidence(
 
 
 def _map_images(
-    function: Callable[[Array, Key], PyTree], x: Array, key: Key, *, images_at_once: int
+    function: Callable[[Array, Key], PyTree],
+    x: Array,
+    key: Key,
+    *,
+    first: int | Array,
+    images_at_once: int,
 ) -> PyTree:
-    """`function(x[i], fold_in(key, i))` for every i, a chunk of images at a time."""
+    """`function(x[i], fold_in(key, first + i))`, a chunk of images at a time."""
     chex.assert_rank(x, 2)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0]))
+    index = first + jnp.arange(x.shape[0])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     return jax.lax.map(
         lambda pair: function(*pair),
         (x, keys),

@@ -1,0 +1,46 @@
+# `make mnist` and `make test` do all of their own set-up in .venv; a second time it
+# costs nothing. PYTHON picks another interpreter: make setup PYTHON=python3.12
+PYTHON ?= python3
+BIN := .venv/bin
+# One file of pinned versions for each resolution: 3.12 and 3.13 share theirs.
+PINNED = constraints/python3.$$($(BIN)/python -c 'import sys; print(min(sys.version_info[1], 12))').txt
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINNED) --editable
+
+.PHONY: help setup mnist test test-slow lint format bench
+
+help:  ## List the commands.
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+# A stamp for each set of packages, older than what decides about it if that changed.
+.venv/.base: pyproject.toml $(wildcard constraints/*.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| (echo "error: Python 3.11 to 3.13 is needed; give one with PYTHON=..." >&2; exit 2)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) .
+	@touch $@
+
+.venv/.%: .venv/.base
+	$(INSTALL) '.[$*]'
+	@touch $@
+
+setup: .venv/.base  ## Make .venv with pinned versions.
+
+mnist: .venv/.base  ## Train the reference VAE (MNIST, or digits where it cannot be had).
+	$(BIN)/python -m experiments.mnist --beta=1.0
+
+test: .venv/.test  ## Run the test suite.
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/.test  ## Run the tests that train for minutes as well.
+	$(BIN)/python -m pytest
+
+lint: .venv/.test  ## Check style, docstrings and formatting.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/.test  ## Format the code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.bench  ## Measure the speed beside other ways to do the same work.
+	$(BIN)/python -m experiments.throughput

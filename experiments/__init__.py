@@ -1,0 +1,1 @@
+"""Experiments: each file is a command, `python -m experiments.NAME --help`."""

@@ -1,0 +1,150 @@
+"""The figures of a trained model on a test set, and the table that shows them."""
+
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import vae_jax
+from vae_jax.types import Array
+
+# Evaluation has a root of its own: the same binarized test set and the same noise
+# for every model and seed, so that differences between runs are paired.
+EVALUATION_SEED = 0
+IMAGES_PER_CALL = 500
+
+
+class EvaluationKeys(NamedTuple):
+    """Children of the evaluation root.
+
+    Attributes:
+      data: draws the binarized test set.
+      elbo: noise of the ELBO.
+      evidence: noise of the importance samples.
+      figures: noise of the pictures.
+    """
+
+    data: Array
+    elbo: Array
+    evidence: Array
+    figures: Array
+
+
+def evaluation_keys() -> EvaluationKeys:
+    """The children of the evaluation root."""
+    return EvaluationKeys(*jax.random.split(jax.random.key(EVALUATION_SEED), 4))
+
+
+_evaluate = jax.jit(vae_jax.evaluate)
+_log_evidence = jax.jit(
+    vae_jax.log_evidence, static_argnames=("num_samples", "chunk_size")
+)
+
+
+def elbo_figures(params: vae_jax.Params, x: Array) -> dict[str, float]:
+    """ELBO of a test set and its two terms, means in nats, one sample an image.
+
+    Args:
+      params: model parameters.
+      x: the binarized test set, `[n, D]`.
+
+    Returns:
+      `elbo`, `log_likelihood`, `kl_divergence`.
+    """
+    terms = _evaluate(params, x, evaluation_keys().elbo)
+    return {
+        name: float(np.mean(np.asarray(values, np.float64)))
+        for name, values in terms._asdict().items()
+    }
+
+
+def importance_weighted_figures(
+    params: vae_jax.Params, x: Array, *, num_samples: int
+) -> dict[str, Any]:
+    """Importance-sampled log p(x) of a test set, mean over images in nats.
+
+    Args:
+      params: model parameters.
+      x: the binarized test set, `[n, D]`.
+      num_samples: importance samples an image; 0 leaves the figures undefined.
+
+    Returns:
+      The entries `importance_weighted_*` of results.json; the standard error is
+      over images. None where a figure is undefined.
+    """
+    names = ("log_likelihood", "standard_error", "effective_sample_size")
+    if not num_samples or params.spec.posterior == vae_jax.PointMass():
+        figures = dict.fromkeys(names)
+    else:
+        evidence = _evidence_of_all(params, x, num_samples)
+        estimates = np.asarray(evidence.estimate, np.float64)
+        spread = estimates.std(ddof=1) if len(estimates) > 1 else np.nan
+        sizes = np.asarray(evidence.effective_sample_size, np.float64)
+        means = (estimates.mean(), spread / np.sqrt(len(estimates)), sizes.mean())
+        figures = dict(zip(names, map(float, means), strict=True))
+    figures["num_samples"] = num_samples
+    return {f"importance_weighted_{name}": value for name, value in figures.items()}
+
+
+def _evidence_of_all(
+    params: vae_jax.Params, x: Array, num_samples: int
+) -> vae_jax.LogEvidence:
+    """`log_evidence` of a data set in calls of some hundred images, with a bar."""
+    parts = []
+    with tqdm(total=len(x), unit="image", disable=None, desc="log p(x)") as bar:
+        for first in range(0, len(x), IMAGES_PER_CALL):
+            part = _log_evidence(
+                params,
+                x[first : first + IMAGES_PER_CALL],
+                evaluation_keys().evidence,
+                num_samples=num_samples,
+                first=jnp.int32(first),
+            )
+            parts.append(jax.device_get(part))
+            bar.update(len(parts[-1].estimate))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def table(results: dict[str, Any], folder: os.PathLike) -> str:
+    """The figures of a run as one table for the screen.
+
+    Args:
+      results: what results.json holds.
+      folder: the run's folder.
+
+    Returns:
+      Lines of text.
+    """
+    samples = results["importance_weighted_num_samples"]
+    rows = [
+        ("data set", f"{results['dataset']}, {results['binarization']} binarization"),
+        ("test ELBO", _nats(results["test_elbo"])),
+        ("  E_q log p(x|z)", _nats(results["test_log_likelihood"])),
+        ("  KL(q(z|x) || p(z))", _nats(results["test_kl_divergence"])),
+        (
+            f"log p(x), {samples} samples",
+            _nats(
+                results["importance_weighted_log_likelihood"],
+                results["importance_weighted_standard_error"],
+            ),
+        ),
+        ("training", f"{results['images_per_second'] or 0:,.0f} images/s"),
+        ("first step after", _seconds(results["seconds_to_first_step"])),
+        ("all in all", _seconds(results["seconds"])),
+        ("files", str(folder)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _nats(value: float | None, error: float | None = None) -> str:
+    if value is None:
+        return "undefined"
+    return f"{value:.2f}" + (f" +- {error:.2f}" if error is not None else "") + " nats"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} s"

@@ -1,0 +1,431 @@
+"""Train a variational autoencoder on MNIST, or on any other data set, end to end.
+
+    python -m experiments.mnist --beta=1.0
+
+trains the reference model (784-400-20, Bernoulli pixels drawn afresh at every step,
+Adam) on real MNIST: EXPECTED_NUMBERS
+
+Without MNIST and without a network it says so and trains on scikit-learn's 8x8
+digits. The same command on the same folder goes on where it stopped.
+"""
+
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import vae_jax
+from experiments import figures, run_folder
+from experiments.command_line import execute, parse
+from experiments.evaluation_report import (
+    elbo_figures,
+    evaluation_keys,
+    importance_weighted_figures,
+    table,
+)
+from experiments.training_loop import Run, Trained, train
+from vae_jax import data
+from vae_jax.training import TrainState
+
+# Where the epochs are not given: small data sets are seen more often.
+STEPS_WANTED = 8000
+MINIMUM_EPOCHS = 20
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a variational autoencoder; figures and pictures go to the run folder."""
+
+    dataset: str = "auto"
+    """auto (MNIST, or digits where it cannot be had), mnist, fashion_mnist, kmnist,
+    digits, synthetic, or a file: .npz with key x (and x_test), or .npy."""
+    data_dir: str = "data"
+    """Where data files are looked for and downloaded to."""
+    epochs: int | None = None
+    """Passes over the training data; by default 20, more for small data sets."""
+    batch_size: int = 128
+    """Examples of a step, over all devices together."""
+    learning_rate: float = 1e-3
+    """Of Adam."""
+    beta: float = 1.0
+    """Weight of the KL term in training; evaluation is always at 1."""
+    beta_warmup_epochs: float = 0.0
+    """Epochs over which beta rises linearly from 0."""
+    latent_dim: int = 20
+    """Dimensions of the latent space; with 2 the manifold is drawn as well."""
+    hidden_dims: tuple[int, ...] = (400,)
+    """Widths of the hidden layers, the decoder's in reverse; of --network=conv the
+    width of its dense layer."""
+    network: Literal["linear", "mlp", "conv"] = "mlp"
+    """Encoder and decoder."""
+    posterior: Literal["point", "diagonal"] = "diagonal"
+    """q(z|x); point makes an autoencoder."""
+    likelihood: Literal["bernoulli", "gaussian", "gaussian_learned"] = "bernoulli"
+    """p(x|z); gaussian has the fixed variance --variance, gaussian_learned learns it."""
+    variance: float = 1.0
+    """Variance of a pixel of --likelihood=gaussian."""
+    binarization: Literal["auto", "dynamic", "fixed", "threshold", "none"] = "auto"
+    """dynamic draws the pixels afresh at every step, fixed once; auto is dynamic for
+    a Bernoulli likelihood and none for a Gaussian one."""
+    num_samples: int = 1
+    """Posterior samples of each example in training."""
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the weights, which is then what is
+    evaluated (0.999, say)."""
+    seed: int = 0
+    """Of weights, noise and order of the data."""
+    num_devices: int = 1
+    """Devices to share each batch."""
+    run_dir: str | None = None
+    """The run's folder; by default runs/mnist/<data set>-<digest of the flags>."""
+    overwrite: bool = False
+    """Start anew in a folder that holds a run."""
+    evaluation_samples: int = 1000
+    """Importance samples an image for log p(x) at the end; 0 leaves it out."""
+    checkpoint_every: int | None = None
+    """Epochs between checkpoints; by default a tenth of the run, at most 5. The last
+    epoch is always saved."""
+
+
+def check(config: Config) -> None:
+    """Refuses values that no run can have, before anything is written.
+
+    Args:
+      config: the configuration.
+
+    Raises:
+      ValueError: names the flag, its value and what was expected.
+    """
+    at_least = {
+        "batch_size": 1,
+        "latent_dim": 1,
+        "num_samples": 1,
+        "num_devices": 1,
+        "epochs": 1,
+        "checkpoint_every": 1,
+        "beta": 0,
+        "beta_warmup_epochs": 0,
+        "evaluation_samples": 0,
+        "seed": 0,
+    }
+    for name, least in at_least.items():
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and value >= least):
+            raise ValueError(f"--{name} must be at least {least}, got {value}")
+    for name in ("learning_rate", "variance"):
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"--{name} must be positive and finite, got {value}")
+    if config.ema_decay is not None and not 0 < config.ema_decay < 1:
+        raise ValueError(f"--ema_decay must be between 0 and 1, got {config.ema_decay}")
+    if any(width < 1 for width in config.hidden_dims):
+        raise ValueError(f"--hidden_dims must be positive, got {config.hidden_dims}")
+    if config.seed >= 2**63:
+        raise ValueError(f"--seed must be below 2**63, got {config.seed}")
+    if config.num_devices > jax.local_device_count():
+        raise ValueError(
+            f"--num_devices is {config.num_devices}, but there are "
+            f"{jax.local_device_count()} ({jax.devices()[0].platform})"
+        )
+    if config.batch_size % config.num_devices:
+        raise ValueError(
+            f"--batch_size {config.batch_size} does not divide among "
+            f"--num_devices {config.num_devices}"
+        )
+
+
+def resolve(config: Config, dataset: data.Dataset) -> Config:
+    """Puts what the defaults come to for a data set into the configuration.
+
+    Args:
+      config: as given.
+      dataset: what `--dataset` led to.
+
+    Returns:
+      A configuration that names data set, epochs and binarization.
+    """
+    is_file = config.dataset.endswith((".npz", ".npy"))
+    steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
+    epochs = config.epochs or max(MINIMUM_EPOCHS, STEPS_WANTED // steps_per_epoch)
+    default = "dynamic" if config.likelihood == "bernoulli" else "none"
+    return dataclasses.replace(
+        config,
+        dataset=config.dataset if is_file else dataset.name,
+        epochs=epochs,
+        binarization=default if config.binarization == "auto" else config.binarization,
+        checkpoint_every=config.checkpoint_every or min(5, math.ceil(epochs / 10)),
+    )
+
+
+def model_spec(config: Config, data_shape: tuple[int, ...]) -> vae_jax.ModelSpec:
+    """The model that the flags name.
+
+    Args:
+      config: the configuration.
+      data_shape: shape of one example.
+
+    Returns:
+      A `ModelSpec`.
+
+    Raises:
+      ValueError: a convolutional network and data that are no images.
+    """
+    if config.network == "conv" and len(data_shape) not in (2, 3):
+        raise ValueError(f"--network=conv needs images, got examples of {data_shape}")
+    networks = {
+        "linear": lambda: (vae_jax.Linear(), vae_jax.Linear()),
+        "mlp": lambda: (
+            vae_jax.MLP(config.hidden_dims),
+            vae_jax.MLP(config.hidden_dims[::-1]),
+        ),
+        "conv": lambda: (
+            vae_jax.ConvolutionalEncoder(hidden_dim=config.hidden_dims[-1]),
+            vae_jax.ConvolutionalDecoder(),
+        ),
+    }
+    encoder, decoder = networks[config.network]()
+    return vae_jax.ModelSpec(
+        encoder=encoder,
+        decoder=decoder,
+        posterior={
+            "point": vae_jax.PointMass(),
+            "diagonal": vae_jax.DiagonalGaussian(),
+        }[config.posterior],
+        likelihood={
+            "bernoulli": vae_jax.Bernoulli(),
+            "gaussian": vae_jax.Gaussian(),
+            "gaussian_learned": vae_jax.Gaussian(learned_variance=True),
+        }[config.likelihood],
+        latent_dim=config.latent_dim,
+        data_shape=data_shape,
+    )
+
+
+def training_run(
+    config: Config, spec: vae_jax.ModelSpec, dataset: data.Dataset, folder: Path
+) -> tuple[Run, TrainState]:
+    """What the loop needs: the compiled functions and the state before step 0.
+
+    Args:
+      config: the configuration, resolved.
+      spec: the model.
+      dataset: binarized as the configuration says.
+      folder: the run's folder.
+
+    Returns:
+      The run and its initial state.
+    """
+    init_key, noise_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
+    num_examples = len(dataset.train)
+    epoch = partial(
+        jax.jit(vae_jax.shuffled_epoch, static_argnames=("num_examples", "batch_size")),
+        order_key,
+        num_examples=num_examples,
+        batch_size=config.batch_size,
+    )
+    batch_sizes = jax.eval_shape(epoch, 0).batch_sizes
+    warmup = int(config.beta_warmup_epochs * len(batch_sizes))
+    optimizer = optax.adam(config.learning_rate)
+    step = partial(
+        vae_jax.train_step,
+        objective=vae_jax.elbo_objective(
+            beta=optax.linear_schedule(0.0, config.beta, warmup)
+            if warmup
+            else config.beta,
+            num_samples=config.num_samples,
+        ),
+        optimizer=optimizer,
+        preprocess=partial(
+            _as_seen, binarization=config.binarization, num_levels=dataset.num_levels
+        ),
+        average_decay=config.ema_decay or 0.0,
+    )
+    train_data = jnp.asarray(dataset.train)
+    test_data = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
+    mean = data.to_unit_interval(dataset.train.mean(axis=0), dataset.num_levels)
+    params = vae_jax.init(spec, init_key, x=mean[None])
+    if config.likelihood == "gaussian":
+        log_var = jnp.log(jnp.float32(config.variance))
+        params = params.replace(likelihood={"log_var": log_var})
+    state = vae_jax.init_state(
+        params, noise_key, optimizer=optimizer, average=config.ema_decay is not None
+    )
+    history = vae_jax.empty_history(step, state, epoch(0), train_data)
+    train_epoch = partial(vae_jax.train_epoch, step=step)
+    num_devices = config.num_devices
+    if num_devices == 1:
+        compiled = vae_jax.jit_step(train_epoch)
+    else:
+        devices = jax.local_devices()[:num_devices]
+        compiled = vae_jax.pmap_step(train_epoch, devices=devices)
+    run = Run(
+        folder=folder,
+        spec=spec,
+        num_epochs=config.epochs,
+        batch_sizes=batch_sizes,
+        checkpoint_every=config.checkpoint_every,
+        epoch=(
+            epoch
+            if num_devices == 1
+            else lambda number: vae_jax.shard_epoch(epoch(number), num_devices)
+        ),
+        train=lambda state, order, history, stop: compiled(
+            state, order, train_data, history, stop
+        ),
+        empty_history=lambda: jax.tree.map(jnp.copy, history),
+        evaluate=lambda state: elbo_figures(_on_one_device(state), test_data),
+    )
+    return run, state
+
+
+def _as_seen(
+    batch: jax.Array, key: jax.Array, *, binarization: str, num_levels: int | None
+) -> jax.Array:
+    """Examples as the model sees them in one step."""
+    x = data.to_unit_interval(batch, num_levels)
+    return data.binarize(x, key) if binarization == "dynamic" else x
+
+
+def _on_one_device(state: TrainState) -> vae_jax.Params:
+    """The parameters to evaluate, off the devices that training spreads over."""
+    return jax.device_put(state.evaluation_params, jax.local_devices()[0])
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Trains, evaluates, draws; goes on where the run's folder stands.
+
+    Args:
+      config: the configuration.
+
+    Returns:
+      The figures of results.json.
+
+    Raises:
+      ValueError: bad input.
+      CommandFailed: a loss that is not finite.
+      Interrupted: a signal came; the state is saved.
+    """
+    started = time.perf_counter()
+    check(config)
+    original = data.load(config.dataset, data_dir=config.data_dir)
+    config = resolve(config, original)
+    spec = model_spec(config, original.data_shape)
+    for note in (*original.notes, *_warnings(config, original)):
+        print(f"note: {note}", flush=True)
+    dataset = data.binarize_dataset(
+        original, evaluation_keys().data, method=config.binarization
+    )
+    folder = Path(config.run_dir or run_folder.default_folder("mnist", config))
+    with run_folder.locked(folder):
+        run_folder.claim(folder, config, _digest(original))
+        print(_headline(config, dataset, folder), flush=True)
+        training, state = training_run(config, spec, dataset, folder)
+        trained = train(training, state, started=started)
+        return _report(config, dataset, folder, trained, started)
+
+
+def _report(
+    config: Config,
+    dataset: data.Dataset,
+    folder: Path,
+    trained: Trained,
+    started: float,
+) -> dict[str, Any]:
+    """Evaluates the trained model, unless this very evaluation is there already."""
+    found = run_folder.read_results(folder)
+    step = int(trained.state.step)
+    if (
+        found is not None
+        and trained.images_per_second is None
+        and found["step"] == step
+        and found["importance_weighted_num_samples"] == config.evaluation_samples
+    ):
+        print(f"complete: checkpoint {step} verified, nothing left to train")
+        print(table(found, folder))
+        return found
+    params = _on_one_device(trained.state)
+    x = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
+    speeds = [
+        row["images_per_second"] for row in trained.rows if row["split"] == "train"
+    ]
+    results = {
+        "dataset": config.dataset,
+        "binarization": config.binarization,
+        **{f"test_{name}": value for name, value in elbo_figures(params, x).items()},
+        **importance_weighted_figures(params, x, num_samples=config.evaluation_samples),
+        "images_per_second": trained.images_per_second or speeds[-1],
+        "seconds_to_first_step": trained.seconds_to_first_step,
+        "epochs": config.epochs,
+        "step": step,
+        "beta": config.beta,
+        "jax_version": jax.__version__,
+        "device": f"{config.num_devices} x {jax.devices()[0].device_kind}",
+    }
+    figures.draw_all(
+        folder / "figures",
+        params,
+        dataset_name=config.dataset,
+        data_shape=dataset.data_shape,
+        x=x,
+        labels=dataset.test_labels,
+        metrics=trained.rows,
+        key=evaluation_keys().figures,
+    )
+    results["seconds"] = time.perf_counter() - started
+    run_folder.write_json(folder / "results.json", results)
+    print(table(results, folder))
+    return results
+
+
+def _warnings(config: Config, dataset: data.Dataset) -> list[str]:
+    """What is allowed and often not meant."""
+    grey = dataset.num_levels != 2
+    if config.likelihood == "bernoulli" and config.binarization == "none" and grey:
+        return [
+            "a Bernoulli likelihood on grey values is not a likelihood of the pixels; "
+            "its figures compare with no others"
+        ]
+    if config.likelihood != "bernoulli" and config.binarization != "none":
+        return ["a Gaussian likelihood on pixels that are 0 or 1"]
+    return []
+
+
+def _headline(config: Config, dataset: data.Dataset, folder: Path) -> str:
+    shape = "x".join(map(str, dataset.data_shape))
+    return (
+        f"{config.dataset}: {len(dataset.train)} examples to train, "
+        f"{len(dataset.test)} to test, {shape}, {config.binarization} binarization; "
+        f"{config.epochs} epochs; {folder}"
+    )
+
+
+def _digest(dataset: data.Dataset) -> str:
+    """Of the data as loaded: a file that changed is another run."""
+    digest = hashlib.sha256()
+    for array in (dataset.train, dataset.test):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command.
+
+    Args:
+      argv: its arguments; those of the process where None.
+    """
+    config = parse(Config, argv)
+    execute(lambda: run(config))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""A run's folder: who may write into it, and the files that it holds.
+
+config.json      what was asked for, with the data set that it came to
+metrics.jsonl    a line for each epoch and split, each once
+results.json     the figures at the end
+tensorboard/     the metrics as TensorBoard events
+checkpoints/     one folder a step, best.json
+figures/         pictures
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+# May differ between two commands that share a run.
+IGNORED = (
+    "run_dir",
+    "data_dir",
+    "overwrite",
+    "evaluation_samples",
+    "checkpoint_every",
+    "num_devices",
+)
+
+
+def default_folder(experiment: str, config: Any) -> Path:
+    """`runs/<experiment>/<data set>-<digest>`: the same for the same run.
+
+    Args:
+      experiment: name of the experiment.
+      config: its configuration, data set and epochs resolved.
+
+    Returns:
+      A relative path. More epochs of the same run lead to the same folder.
+    """
+    identity = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in (*IGNORED, "epochs")
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return Path("runs") / experiment / f"{Path(config.dataset).stem}-{digest[:8]}"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds it: one process at a time.
+
+    The lock goes with the process, however that ends.
+
+    Args:
+      folder: the run's folder.
+
+    Raises:
+      ValueError: it cannot be written to, or a live process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a")  # noqa: SIM115
+    except OSError as error:
+        raise ValueError(f"run_dir {folder} cannot be written to: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"run_dir {folder} is in use: a live process is training in it"
+            ) from error
+        _remove_drafts(folder)
+        yield
+
+
+def claim(folder: Path, config: Any, data_digest: str) -> None:
+    """Writes config.json, or compares it with the run that is there.
+
+    Args:
+      folder: the run's folder, held.
+      config: the configuration, data set and epochs resolved; with `overwrite` a
+        run that is there is removed first.
+      data_digest: sha256 of the data.
+
+    Raises:
+      ValueError: the folder holds a run of another configuration, or something else
+        than a run; the message names the fields that differ.
+    """
+    wanted = dataclasses.asdict(config) | {"data_sha256": data_digest}
+    wanted = json.loads(json.dumps(wanted))
+    path = folder / "config.json"
+    if path.exists() and config.overwrite:
+        _remove_run(folder)
+    if path.exists():
+        found = _read_json(path)
+        differing = [
+            f"{name} {found.get(name)!r} there, {value!r} here"
+            for name, value in wanted.items()
+            if name not in IGNORED and not _compatible(name, found.get(name), value)
+        ]
+        if differing:
+            raise ValueError(
+                f"run_dir {folder} holds a run of another configuration: "
+                f"{'; '.join(differing)} (--overwrite starts anew)"
+            )
+    elif any(entry.name != ".lock" for entry in folder.iterdir()):
+        raise ValueError(f"run_dir {folder} is not empty and holds no config.json")
+    write_json(path, wanted)
+
+
+def _compatible(name: str, found: Any, wanted: Any) -> bool:
+    """A run may be continued to more epochs, not to fewer."""
+    if name == "epochs" and isinstance(found, int):
+        return wanted >= found
+    return found == wanted
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file whole or not at all; what is not finite becomes null.
+
+    Args:
+      path: the file.
+      content: dictionaries, lists, strings and numbers.
+    """
+    _write(path, json.dumps(_finite(content), indent=2) + "\n")
+
+
+class Metrics:
+    """The metrics of a run: metrics.jsonl and TensorBoard, each epoch once.
+
+    Attributes:
+      rows: one dictionary for each epoch and split.
+    """
+
+    def __init__(self, folder: Path, *, epoch: int, step: int):
+        """Opens the files to go on after an epoch; what lies behind is dropped.
+
+        Args:
+          folder: the run's folder, held.
+          epoch: epochs that are complete.
+          step: training steps that they took.
+        """
+        self._path = folder / "metrics.jsonl"
+        self.rows = [row for row in _read_rows(self._path) if row["epoch"] <= epoch]
+        _write(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._events = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=step + 1 if step else None
+        )
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Appends a row; figures that are numbers become TensorBoard scalars."""
+        row = _finite(row)
+        self.rows.append(row)
+        with open(self._path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if isinstance(value, float):
+                self._events.add_scalar(f"{name}/{row['split']}", value, row["step"])
+
+    def flush(self) -> None:
+        """Makes the rows survive a power cut, before a checkpoint counts on them."""
+        with open(self._path, "a") as file:
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Flushes and closes the TensorBoard events."""
+        self._events.close()
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics file; a last line that a crash cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """The results of a run that is complete.
+
+    Args:
+      folder: the run's folder.
+
+    Returns:
+      What results.json holds, or None where there is none.
+    """
+    path = folder / "results.json"
+    return _read_json(path) if path.exists() else None
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    with open(draft, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
+
+
+def _remove_drafts(folder: Path) -> None:
+    """What a process that was killed while writing left behind."""
+    for path in folder.glob(".*.draft"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in folder.glob(".*.removed"):
+        shutil.rmtree(path)
+
+
+def _remove_run(folder: Path) -> None:
+    """Removes what a run wrote and nothing else; config.json, its mark, at the end."""
+    for name in ("checkpoints", "corrupt", "figures", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("results.json", "metrics.jsonl", "config.json"):
+        (folder / name).unlink(missing_ok=True)

@@ -320,14 +320,13 @@ def run(config: Config) -> dict[str, Any]:
     original = data.load(config.dataset, data_dir=config.data_dir)
     config = resolve(config, original)
     spec = model_spec(config, original.data_shape)
-    for note in (*original.notes, *_warnings(config, original)):
-        print(f"note: {note}", flush=True)
+    _say(*original.notes, *_warnings(config, original))
     dataset = data.binarize_dataset(
         original, evaluation_keys().data, method=config.binarization
     )
     folder = Path(config.run_dir or run_folder.default_folder("mnist", config))
     with run_folder.locked(folder):
-        run_folder.claim(folder, config, _digest(original))
+        _say(*run_folder.claim(folder, config, _digest(original)))
         print(_headline(config, dataset, folder), flush=True)
         training, state = training_run(config, spec, dataset, folder)
         trained = train(training, state, started=started)
@@ -385,6 +384,11 @@ def _report(
     run_folder.write_json(folder / "results.json", results)
     print(table(results, folder))
     return results
+
+
+def _say(*notes: str) -> None:
+    for note in notes:
+        print(f"note: {note}", flush=True)
 
 
 def _warnings(config: Config, dataset: data.Dataset) -> list[str]:

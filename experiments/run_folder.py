@@ -80,7 +80,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def claim(folder: Path, config: Any, data_digest: str) -> None:
+def claim(folder: Path, config: Any, data_digest: str) -> list[str]:
     """Writes config.json, or compares it with the run that is there.
 
     Args:
@@ -89,13 +89,16 @@ def claim(folder: Path, config: Any, data_digest: str) -> None:
         run that is there is removed first.
       data_digest: sha256 of the data.
 
+    Returns:
+      Sentences to tell the user.
+
     Raises:
       ValueError: the folder holds a run of another configuration, or something else
         than a run; the message names the fields that differ.
     """
     wanted = dataclasses.asdict(config) | {"data_sha256": data_digest}
     wanted = json.loads(json.dumps(wanted))
-    path = folder / "config.json"
+    path, notes = folder / "config.json", []
     if path.exists() and config.overwrite:
         _remove_run(folder)
     if path.exists():
@@ -110,9 +113,15 @@ def claim(folder: Path, config: Any, data_digest: str) -> None:
                 f"run_dir {folder} holds a run of another configuration: "
                 f"{'; '.join(differing)} (--overwrite starts anew)"
             )
+        if found.get("num_devices") != config.num_devices:
+            notes.append(
+                f"this run had num_devices {found.get('num_devices')}; going on with "
+                f"{config.num_devices} is sound, but not bit-exact"
+            )
     elif any(entry.name != ".lock" for entry in folder.iterdir()):
         raise ValueError(f"run_dir {folder} is not empty and holds no config.json")
     write_json(path, wanted)
+    return notes
 
 
 def _compatible(name: str, found: Any, wanted: Any) -> bool:

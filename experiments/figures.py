@@ -1,0 +1,324 @@
+"""Figures of a trained model as PNG files, drawn with matplotlib.
+
+Most are grids of examples, `cells` `[R, C, D]` with row 0 on top: a function has the
+model make them and hands them to `draw`, which is `draw_grid` for one data set.
+Nothing here knows of run folders or touches matplotlib's global state.
+"""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import NormalDist
+
+import jax
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from matplotlib.ticker import MaxNLocator
+
+from vae_jax import (
+    Params,
+    PointMass,
+    decode,
+    encode,
+    generate,
+    interpolate,
+    reconstruct,
+)
+from vae_jax.types import Array, Key
+
+DPI = 150
+CELL = 84  # pixels of a drawn example, about: MNIST's are drawn 3 x 3 to the pixel
+GAP, BREAK = 4, 18  # pixels between examples; and besides, between groups of them
+MAX_ENCODED = 5000
+ACTIVE_VARIANCE = 0.01  # Burda, Grosse & Salakhutdinov 2016, section 5.2
+CURVES = {
+    "elbo": "ELBO",
+    "log_likelihood": "log-likelihood E[log p(x|z)]",
+    "kl_divergence": "KL(q(z|x) || p(z))",
+}
+Draw = Callable[..., Figure]
+
+_decode_means = jax.jit(lambda params, z: decode(params, z).mean)
+
+
+def draw_all(
+    folder: Path,
+    params: Params,
+    *,
+    dataset_name: str,
+    data_shape: tuple[int, ...],
+    x: Array,
+    labels: Array | None,
+    metrics: list[dict],
+    key: Key,
+) -> list[Path]:
+    """Draws every figure of a run into `folder`, made if absent; returns the files.
+
+    They show the test set `x`, `[n, D]` in [0, 1] with its labels `[n]`, as images
+    where `data_shape` is (height, width) or (height, width, 1 or 3), else as step
+    curves, and `metrics`: dicts with `epoch`, `split` ("train" or "test") and the
+    entries of `CURVES` in nats per example or None. The key is consumed once.
+    """
+    x = np.asarray(x)
+    # What has no labels has one label.
+    labels = np.zeros(len(x)) if labels is None else np.asarray(labels)
+    order = varied_order(labels)
+    encoded = np.linspace(0, len(x) - 1, min(len(x), MAX_ENCODED)).astype(int)
+    means = np.asarray(jax.jit(encode)(params, x[encoded]).mean)
+    keys = jax.random.split(key)
+    autoencoder = isinstance(params.spec.posterior, PointMass)
+    caveat = ", which this autoencoder was not trained for" if autoencoder else ""
+    draw = partial(draw_grid, dataset_name=dataset_name, data_shape=data_shape)
+    figures = {
+        "training_curves": draw_training_curves(metrics, dataset_name),
+        "reconstructions": draw_reconstructions(draw, params, x[order[:30]], keys[0]),
+        "samples": draw_samples(draw, params, keys[1], caveat),
+        "interpolations": draw_interpolations(draw, params, x, labels, order),
+        "traversals": draw_traversals(draw, params, means),
+    }
+    if params.spec.latent_dim == 2:
+        figures["manifold"] = draw_manifold(draw, params, caveat)
+        scatter = draw_latent_scatter(means, labels[encoded], dataset_name)
+        figures["latent_scatter"] = scatter
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        # Without matplotlib's version, equal figures are equal files.
+        figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
+    return [folder / f"{name}.png" for name in figures]
+
+
+def varied_order(labels: np.ndarray) -> np.ndarray:
+    """Indices `[n]` of the examples such that the labels `[n]` take turns."""
+    by_label = np.argsort(labels, kind="stable")
+    _, counts = np.unique(labels, return_counts=True)
+    turn = np.concatenate([np.arange(count) for count in counts])
+    return by_label[np.argsort(turn, kind="stable")]
+
+
+def draw_reconstructions(draw: Draw, params: Params, x: Array, key: Key) -> Figure:
+    """Rows of up to ten examples `[n, D]`, each above the row of reconstructions."""
+    columns = min(10, len(x))
+    x = x[: len(x) // columns * columns]
+    both = np.stack([x, jax.jit(reconstruct)(params, x, key)])
+    pairs = both.reshape(2, -1, columns, x.shape[1]).swapaxes(0, 1)
+    return draw(
+        pairs.reshape(-1, columns, x.shape[1]),
+        "reconstructions",
+        "Test examples; below each, the mean of p(x|z) for a z drawn from q(z|x)",
+        labels=((), ["test example", "reconstruction"] * len(pairs)),
+        breaks=((), range(2, 2 * len(pairs), 2)),
+    )
+
+
+def draw_samples(draw: Draw, params: Params, key: Key, caveat: str) -> Figure:
+    """Means of p(x|z) at 100 draws from the prior."""
+    samples = jax.jit(partial(generate, num_samples=100))(params, key)
+    subtitle = f"Means of p(x|z) for z drawn from the prior{caveat}"
+    return draw(np.asarray(samples).reshape(10, 10, -1), "samples", subtitle)
+
+
+def draw_interpolations(draw: Draw, params: Params, x, labels, order) -> Figure:
+    """Decoded lines between neighbours in `order`, of different labels if possible."""
+    pairs = np.stack([order, np.roll(order, -1)], 1)[:: 2 if len(order) > 3 else 1]
+    differ = labels[pairs[:, 0]] != labels[pairs[:, 1]]
+    pairs = pairs[differ] if differ.any() else pairs
+    x0, x1 = x[pairs[:8].T]
+    line = jax.jit(partial(interpolate, num_steps=11))(params, x0, x1)
+    return draw(
+        np.concatenate([x0[None], line, x1[None]]).swapaxes(0, 1),
+        "interpolations",
+        "Means of p(x|z) for z on the line between two test examples' posterior means",
+        labels=(["from", *(f"{step / 10:.1f}" for step in range(11)), "to"], ()),
+        breaks=((1, 12), ()),
+        axis_labels=("fraction of the way", ""),
+    )
+
+
+def draw_traversals(draw: Draw, params: Params, means: np.ndarray) -> Figure:
+    """What is decoded as one unit leaves the first of `means`, the most varied on top."""
+    finite = np.where(np.isfinite(means), means, 0).astype(np.float64)
+    variances = finite.var(axis=0)
+    active = int(np.sum(variances > ACTIVE_VARIANCE))
+    units = np.argsort(-variances, kind="stable")[: min(active or len(variances), 10)]
+    shares = variances / max(variances.sum(), 1e-30)
+    steps, axis_label = np.linspace(-3, 3, 13), "value of the unit"
+    values = np.tile(steps, (len(units), 1))
+    if isinstance(params.spec.posterior, PointMass):
+        # Nothing ties an autoencoder's codes to the scale of N(0, 1).
+        values = values * finite.std(0)[units, None] + finite.mean(0)[units, None]
+        axis_label += ", in standard deviations from its mean over the test set"
+    z = np.tile(means[0], (*values.shape, 1))
+    z[np.arange(len(units)), :, units] = values
+    names = [f"z{unit + 1}: {shares[unit]:.0%}" for unit in units]
+    return draw(
+        np.asarray(_decode_means(params, z)),
+        "latent traversals",
+        "Means of p(x|z) as one unit of z changes, the others as a test example has "
+        f"them. {active} of {len(variances)} units are active; percentages are shares "
+        "in the variance of posterior means",
+        labels=([f"{step:g}" for step in steps], names),
+        axis_labels=(axis_label, ""),
+    )
+
+
+def draw_manifold(draw: Draw, params: Params, caveat: str) -> Figure:
+    """The plane of two latents, decoded: z1 to the right, z2 up."""
+    # Middles of slices of equal probability: every cell stands for as much of p(z).
+    values = [NormalDist().inv_cdf((n + 0.5) / 20) for n in range(20)]
+    z = np.stack(np.meshgrid(values, values[::-1]), axis=-1)
+    ticks = [f"{value:.2f}" for value in values]
+    return draw(
+        np.asarray(_decode_means(params, z)),
+        "the latent plane, decoded",
+        f"Means of p(x|z); each cell is 1/400 of the prior N(0, I){caveat}",
+        labels=(ticks, ticks[::-1]),
+        axis_labels=("z1", "z2"),
+    )
+
+
+def draw_latent_scatter(means, labels, dataset_name: str) -> Figure:
+    """Posterior means `[n, 2]`, coloured by label `[n]` if there are several."""
+    subtitle = (
+        f"Posterior means of {len(means):,} test examples; circle: 95% of N(0, I)"
+    )
+    figure = new_figure((1010, 830), f"{dataset_name}: the latent plane", subtitle)
+    axes = add_axes(figure, 100, 80, 740, 740)
+    axes.add_patch(Circle((0, 0), 2.448, fill=False, linestyle="--", color="0.4"))
+    axes.set(xlabel="z1", ylabel="z2")
+    axes.set_aspect("equal", adjustable="datalim")
+    classes, index = np.unique(labels, return_inverse=True)
+    colors = colormaps["tab10" if len(classes) <= 10 else "viridis"]
+    means = np.where(np.isfinite(means), means, np.nan)
+    points = axes.scatter(*means.T, 6, index, cmap=colors.resampled(len(classes)), lw=0)
+    if len(classes) > 1:
+        points.set_clim(-0.5, len(classes) - 0.5)
+        bar = figure.colorbar(points, add_axes(figure, 870, 80, 30, 740), label="label")
+        ticks = np.unique(np.linspace(0, len(classes) - 1, 10).astype(int))
+        bar.set_ticks(ticks, labels=classes[ticks], minor=False)
+    return figure
+
+
+def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
+    """The ELBO and its two terms against the epoch, in nats per example."""
+    title, subtitle = f"{dataset_name}: training", "ELBO = log-likelihood - KL"
+    figure = new_figure((1500, 430), title, subtitle)
+    for panel, (name, label) in enumerate(CURVES.items()):
+        axes = add_axes(figure, 115 + 490 * panel, 85, 375, 300)
+        axes.set_title(label, size=10)
+        axes.set(xlabel="epoch", ylabel="nats per example")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(color="0.9")
+        points = []
+        for split, style in (("train", ".--"), ("test", ".-")):
+            rows = [row for row in metrics if row["split"] == split]
+            # None becomes nan, and what is not finite leaves a gap.
+            curve = [(row["epoch"], row.get(name)) for row in rows]
+            points.append(np.array(curve, float).reshape(-1, 2).T)
+            axes.plot(*points[-1], style, label=split)
+        points = np.concatenate(points, axis=1)
+        axes.set_ylim(focus(*points[:, np.isfinite(points[1])]))
+        axes.legend()
+    return figure
+
+
+def focus(epochs: np.ndarray, values: np.ndarray) -> tuple[float, float] | None:
+    """Limits of y without the first tenth of epochs, where it flattens the rest."""
+    if len(values) == 0:
+        return None
+    late = values[epochs >= epochs.min() + 0.1 * np.ptp(epochs)]
+    margin = 0.1 * np.ptp(late)
+    if margin == 0 or np.ptp(values) < 3 * np.ptp(late):
+        return None
+    return late.min() - margin, late.max() + margin
+
+
+def draw_grid(
+    cells: np.ndarray,
+    title: str,
+    subtitle: str,
+    *,
+    dataset_name: str,
+    data_shape: tuple[int, ...],
+    labels: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    breaks: tuple[Sequence[int], Sequence[int]] = ((), ()),
+    axis_labels: tuple[str, str] = ("", ""),
+) -> Figure:
+    """Draws examples `[R, C, D]`; each pair of options: for columns and for rows."""
+    tiles = to_tiles(cells, data_shape)
+    rows, columns, height, width, _ = tiles.shape
+    lefts = _starts(columns, width + GAP, breaks[0])
+    tops = _starts(rows, height + GAP, breaks[1])
+    image = np.full((tops[-1] + height, lefts[-1] + width, 3), 255, np.uint8)
+    for row, column in np.ndindex(rows, columns):
+        top, left = tops[row], lefts[column]
+        image[top : top + height, left : left + width] = tiles[row, column]
+    margin = 16 + 14 * max(map(len, labels[1]), default=0) + 30 * bool(axis_labels[1])
+    below = 16 + 30 * bool(labels[0]) + 32 * bool(axis_labels[0])
+    size = np.array(image.shape[1::-1])
+    figure = new_figure(
+        size + (margin + 16, below), f"{dataset_name}: {title}", subtitle
+    )
+    axes = add_axes(figure, margin, below, *size)
+    axes.imshow(image, extent=(0, size[0], size[1], 0), interpolation="nearest")
+    axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
+    axes.set_xticks(lefts[: len(labels[0])] + width / 2, labels[0])
+    axes.set_yticks(tops[: len(labels[1])] + height / 2, labels[1])
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def to_tiles(cells: np.ndarray, data_shape: tuple[int, ...]) -> np.ndarray:
+    """Pixels `[R, C, height, width, 3]` of examples `[R, C, D]` clipped to [0, 1].
+
+    What is no image becomes the area below a step curve; what is not finite, red.
+    """
+    shape = (*data_shape, 1)[:3]
+    if len(data_shape) in (2, 3) and shape[2] in (1, 3):
+        pixels = cells.reshape(*cells.shape[:2], *shape)
+        pixels = _resize(_resize(pixels, 2, max(shape)), 3, max(shape))
+    else:
+        values = _resize(cells, 2, cells.shape[2])[:, :, None, :, None]
+        levels = (np.arange(CELL // 2)[::-1, None, None] + 0.5) / (CELL // 2)
+        pixels = np.where(np.isfinite(values), values > levels, np.nan)
+    finite = np.isfinite(pixels).all(axis=-1, keepdims=True)
+    pixels = np.where(finite, np.clip(pixels, 0, 1), (0.9, 0.1, 0.1))
+    return np.round(255 * pixels).astype(np.uint8)
+
+
+def _resize(pixels: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """Repeats or skips pixels, so that `size` of them become about `CELL`."""
+    if size > 2 * CELL:
+        return np.take(pixels, range(0, pixels.shape[axis], size // CELL), axis)
+    return np.repeat(pixels, max(1, round(CELL / size)), axis)
+
+
+def _starts(count: int, step: int, breaks: Sequence[int]) -> np.ndarray:
+    """Where each of `count` tiles begins, with more room before those in `breaks`."""
+    tiles = np.arange(count)
+    return step * tiles + BREAK * np.isin(tiles, breaks).cumsum()
+
+
+def new_figure(size: Sequence[int], title: str, subtitle: str) -> Figure:
+    """A figure with `size` pixels of room below its titles."""
+    width = max(size[0], 600)
+    title = textwrap.fill(title, width // 14)
+    subtitle = textwrap.fill(subtitle, int(width / 10.5))
+    title_height = 28 * (title.count("\n") + 1)
+    height = size[1] + 38 + title_height + 24 * (subtitle.count("\n") + 1)
+    figure = Figure((width / DPI, height / DPI))
+    # A data set's name may hold a dollar sign, which is no mathematics.
+    write = partial(figure.text, 16 / width, va="top", parse_math=False)
+    write(1 - 12 / height, title, size=11, weight="bold")
+    write(1 - (18 + title_height) / height, subtitle, size=8.5, color="0.35")
+    return figure
+
+
+def add_axes(figure: Figure, left: int, bottom: int, width: int, height: int) -> Axes:
+    """Axes at a place given in pixels."""
+    pixels = np.tile(DPI * figure.get_size_inches(), 2)
+    return figure.add_axes(np.array((left, bottom, width, height)) / pixels)

@@ -1,0 +1,264 @@
+"""Checkpoints: what comes back is what was written, or an error says what is not."""
+
+import json
+import shutil
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import vae_jax
+from vae_jax import checkpoint
+from vae_jax.checkpoint import CorruptCheckpoint
+from vae_jax.spec_json import spec_from_json, spec_to_json
+
+SPEC = vae_jax.ModelSpec(
+    encoder=vae_jax.MLP((5,), activation=jnp.tanh),
+    decoder=vae_jax.Linear(),
+    likelihood=vae_jax.Gaussian(learned_variance=True),
+    latent_dim=2,
+    data_shape=(3,),
+)
+ADAM = optax.adam(1e-3)
+
+
+class UserNetwork(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(nn.Dense(self.width)(x))
+
+
+def make_state(*, average=False, spec=SPEC):
+    params = vae_jax.init(spec, jax.random.key(0))
+    state = vae_jax.init_state(
+        params, jax.random.key(1), optimizer=ADAM, average=average
+    )
+    x = jnp.linspace(0, 1, 12).reshape(4, 3)
+    step = jax.jit(
+        lambda state: vae_jax.train_step(
+            state,
+            x,
+            objective=vae_jax.elbo_objective(),
+            optimizer=ADAM,
+            average_decay=0.5,
+        )[0]
+    )
+    return step(step(state))
+
+
+def assert_same_bits(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for leaf, twin in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf, twin = jax.random.key_data(leaf), jax.random.key_data(twin)
+        assert leaf.dtype == twin.dtype
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(twin))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "checkpoints" / "2"
+    state = make_state()
+    checkpoint.save(folder, state, spec=SPEC, extra={"history": jnp.arange(3.0)})
+    return folder, state
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    folder = tmp_path / "checkpoints" / "2"
+    shutil.copytree(saved[0], folder)
+    return folder
+
+
+def test_state_comes_back_bit_for_bit(saved):
+    folder, state = saved
+    blank = vae_jax.init_state(
+        vae_jax.init(SPEC, jax.random.key(9)), jax.random.key(9), optimizer=ADAM
+    )
+    found, extra = checkpoint.restore_state(
+        folder, blank, extra={"history": jnp.zeros(3)}
+    )
+    assert_same_bits(found, state)
+    assert_same_bits(extra, {"history": jnp.arange(3.0)})
+
+
+def test_bfloat16_float64_and_empty_leaves(tmp_path):
+    tree = {
+        "half": jnp.arange(3, dtype=jnp.bfloat16),
+        "double": np.arange(3, dtype=np.float64),
+        "empty": np.zeros((0, 4), np.int32),
+        "scalar": np.int32(7),
+    }
+    checkpoint.save(tmp_path / "checkpoints" / "0", tree, spec=SPEC)
+    leaves = checkpoint._read(tmp_path / "checkpoints" / "0")
+    for name, leaf in tree.items():
+        found = leaves[f"state.{name}"]
+        assert found.dtype == leaf.dtype and found.shape == leaf.shape
+        np.testing.assert_array_equal(found, np.asarray(leaf))
+
+
+def test_restore_gives_params_that_know_their_spec(saved):
+    folder, state = saved
+    params = checkpoint.restore(folder)
+    assert params.spec == SPEC
+    assert_same_bits(params, state.params)
+
+
+def test_restore_gives_the_average_where_one_is_kept(tmp_path):
+    state = make_state(average=True)
+    checkpoint.save(tmp_path / "checkpoints" / "2", state, spec=SPEC)
+    params = checkpoint.restore(tmp_path / "checkpoints" / "2")
+    assert_same_bits(params, state.average)
+    difference = (
+        state.average.encoder["output"]["bias"] - state.params.encoder["output"]["bias"]
+    )
+    assert np.abs(difference).max() > 0
+
+
+def test_only_numbers_are_names(saved):
+    folder, _ = saved
+    assert [path.name for path in folder.parent.iterdir()] == ["2"]
+    assert [path.name for path in folder.parent.parent.iterdir()] == ["checkpoints"]
+
+
+def every_file(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_flipped_bit_in_any_file_is_found(saved, tmp_path):
+    names = [path.relative_to(saved[0]) for path in every_file(saved[0])]
+    assert len(names) > 5
+    for number, name in enumerate(names):
+        folder = tmp_path / str(number) / "2"
+        shutil.copytree(saved[0], folder)
+        content = bytearray((folder / name).read_bytes())
+        if not content:
+            continue
+        content[len(content) // 2] ^= 4
+        (folder / name).write_bytes(bytes(content))
+        with pytest.raises(CorruptCheckpoint):
+            checkpoint.verify(folder)
+
+
+def test_a_flipped_bit_that_the_file_digest_does_not_know_is_found(copy):
+    # As if orbax had read something else than lies on the disk.
+    manifest = json.loads((copy / "manifest.json").read_text())
+    name = "state.params.encoder.output.bias"
+    manifest["leaves"][name]["sha256"] = "0" * 64
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CorruptCheckpoint, match=name):
+        checkpoint.verify(copy)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "empty"])
+@pytest.mark.parametrize("name", ["spec.json", "manifest.json", "arrays/_METADATA"])
+def test_damaged_files_are_named(copy, damage, name):
+    path = copy / name
+    if damage == "delete":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:10] if damage == "truncate" else b"")
+    with pytest.raises(CorruptCheckpoint, match=name):
+        checkpoint.verify(copy)
+
+
+def test_a_checkpoint_under_another_step_is_found(copy):
+    copy.rename(copy.with_name("3"))
+    with pytest.raises(CorruptCheckpoint, match="of step 2"):
+        checkpoint.verify(copy.with_name("3"))
+
+
+def test_another_structure_is_refused(saved):
+    folder, _ = saved
+    other = vae_jax.ModelSpec(
+        encoder=vae_jax.MLP((6,), activation=jnp.tanh),
+        decoder=vae_jax.Linear(),
+        likelihood=vae_jax.Gaussian(learned_variance=True),
+        latent_dim=2,
+        data_shape=(3,),
+    )
+    with pytest.raises(ValueError, match=r"encoder.*\[5\] in .*\[6\] was"):
+        checkpoint.restore(folder, spec=other)
+    with pytest.raises(ValueError, match="has no state.average"):
+        checkpoint.restore_state(folder, make_state(average=True))
+
+
+def test_existing_checkpoints_are_never_written_over(saved):
+    folder, state = saved
+    with pytest.raises(FileExistsError):
+        checkpoint.save(folder, state, spec=SPEC)
+    checkpoint.verify(folder)
+
+
+def test_a_failure_while_writing_leaves_no_checkpoint(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint, "_flush", fail)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save(tmp_path / "checkpoints" / "2", make_state(), spec=SPEC)
+    assert checkpoint.steps(tmp_path / "checkpoints") == []
+
+
+def test_remove_and_steps(copy):
+    (copy.parent / "best.json").write_text("{}")
+    shutil.copytree(copy, copy.with_name("10"))
+    assert checkpoint.steps(copy.parent) == [2, 10]
+    checkpoint.remove(copy)
+    assert checkpoint.steps(copy.parent) == [10]
+
+
+def test_load_run_takes_the_newest_or_the_one_asked_for(tmp_path):
+    first = make_state()
+    checkpoint.save(tmp_path / "checkpoints" / "9", first, spec=SPEC)
+    other = vae_jax.init_state(
+        vae_jax.init(SPEC, jax.random.key(5)), jax.random.key(1), optimizer=ADAM
+    )
+    checkpoint.save(tmp_path / "checkpoints" / "10", other, spec=SPEC)
+    assert_same_bits(vae_jax.load_run(tmp_path), other.params)
+    assert_same_bits(vae_jax.load_run(tmp_path, step=9), first.params)
+    with pytest.raises(ValueError, match=r"step must be one of \[9, 10\], got 11"):
+        vae_jax.load_run(tmp_path, step=11)
+
+
+def test_spec_that_cannot_be_rebuilt_is_asked_for(tmp_path):
+    class Local(UserNetwork):
+        pass
+
+    spec = vae_jax.ModelSpec(encoder=Local(4), latent_dim=2, data_shape=(3,))
+    params = vae_jax.init(spec, jax.random.key(0))
+    state = vae_jax.init_state(params, jax.random.key(1), optimizer=ADAM)
+    checkpoint.save(tmp_path / "checkpoints" / "0", state, spec=spec)
+    with pytest.raises(ValueError, match=r"Local cannot be imported .* pass spec="):
+        vae_jax.load_run(tmp_path)
+    assert_same_bits(vae_jax.load_run(tmp_path, spec=spec), params)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        vae_jax.ModelSpec(),
+        SPEC,
+        vae_jax.ModelSpec(
+            encoder=vae_jax.ConvolutionalEncoder((8, 16), activation=nn.gelu),
+            decoder=vae_jax.ConvolutionalDecoder((16, 8)),
+            posterior=vae_jax.PointMass(),
+            data_shape=(8, 8, 3),
+        ),
+        vae_jax.ModelSpec(encoder=UserNetwork(7), data_shape=(3, 5)),
+    ],
+    ids=["default", "linear", "convolutional", "user"],
+)
+def test_spec_survives_json(spec):
+    found = spec_from_json(json.loads(json.dumps(spec_to_json(spec))))
+    assert found == spec and hash(found) == hash(spec)
+
+
+def test_saved_activations_have_public_names():
+    assert spec_to_json(nn.relu) == {"import": "jax.nn:relu"}
+    assert spec_to_json(jnp.sin) == {"import": "jax.numpy:sin"}

@@ -23,7 +23,9 @@ class Interrupted(RuntimeError):
         self.signal_number = signal_number
 
 
-def parse(config_class: type[ConfigT], argv: Sequence[str] | None) -> ConfigT:
+def parse(
+    config_class: type[ConfigT], argv: Sequence[str] | None, *, command: str
+) -> ConfigT:
     """Reads the flags of a command into its `Config`.
 
     Underscores and hyphens are the same, `--beta=1.0` and `--beta 1.0` too. A flag
@@ -33,6 +35,7 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None) -> ConfigT:
     Args:
       config_class: a frozen dataclass whose field docstrings are the help.
       argv: the arguments; those of the process where None.
+      command: what the help calls it.
 
     Returns:
       An instance of `config_class`.
@@ -43,7 +46,7 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None) -> ConfigT:
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(config_class, args=argv, use_underscores=True)
+            return tyro.cli(config_class, prog=command, args=argv, use_underscores=True)
     except SystemExit as stop:
         if stop.code != 2:
             raise

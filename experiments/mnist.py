@@ -47,8 +47,8 @@ class Config:
     """Train a variational autoencoder; figures and pictures go to the run folder."""
 
     dataset: str = "auto"
-    """auto (MNIST, or digits where it cannot be had), mnist, fashion_mnist, kmnist,
-    digits, synthetic, or a file: .npz with key x (and x_test), or .npy."""
+    """auto (MNIST, or digits where it cannot be had), mnist, fashion_mnist, kmnist, \
+digits, synthetic, or a file: .npz with key x (perhaps x_test), or .npy."""
     data_dir: str = "data"
     """Where data files are looked for and downloaded to."""
     epochs: int | None = None
@@ -64,8 +64,8 @@ class Config:
     latent_dim: int = 20
     """Dimensions of the latent space; with 2 the manifold is drawn as well."""
     hidden_dims: tuple[int, ...] = (400,)
-    """Widths of the hidden layers, the decoder's in reverse; of --network=conv the
-    width of its dense layer."""
+    """Widths of the hidden layers, the decoder's in reverse; --network=conv has one \
+dense layer, of the last width."""
     network: Literal["linear", "mlp", "conv"] = "mlp"
     """Encoder and decoder."""
     posterior: Literal["point", "diagonal"] = "diagonal"
@@ -75,13 +75,13 @@ class Config:
     variance: float = 1.0
     """Variance of a pixel of --likelihood=gaussian."""
     binarization: Literal["auto", "dynamic", "fixed", "threshold", "none"] = "auto"
-    """dynamic draws the pixels afresh at every step, fixed once; auto is dynamic for
-    a Bernoulli likelihood and none for a Gaussian one."""
+    """dynamic draws the pixels afresh at every step, fixed once; auto is dynamic for \
+a Bernoulli likelihood and none for a Gaussian one."""
     num_samples: int = 1
     """Posterior samples of each example in training."""
     ema_decay: float | None = None
-    """Decay of an exponential moving average of the weights, which is then what is
-    evaluated (0.999, say)."""
+    """Decay of a moving average of the weights (0.999, say), which is then what is \
+evaluated."""
     seed: int = 0
     """Of weights, noise and order of the data."""
     num_devices: int = 1
@@ -93,8 +93,8 @@ class Config:
     evaluation_samples: int = 1000
     """Importance samples an image for log p(x) at the end; 0 leaves it out."""
     checkpoint_every: int | None = None
-    """Epochs between checkpoints; by default a tenth of the run, at most 5. The last
-    epoch is always saved."""
+    """Epochs between checkpoints, by default a tenth of the run and at most 5; the \
+last epoch is always saved."""
 
 
 def check(config: Config) -> None:
@@ -128,8 +128,11 @@ def check(config: Config) -> None:
             raise ValueError(f"--{name} must be positive and finite, got {value}")
     if config.ema_decay is not None and not 0 < config.ema_decay < 1:
         raise ValueError(f"--ema_decay must be between 0 and 1, got {config.ema_decay}")
-    if any(width < 1 for width in config.hidden_dims):
-        raise ValueError(f"--hidden_dims must be positive, got {config.hidden_dims}")
+    if not config.hidden_dims or min(config.hidden_dims) < 1:
+        raise ValueError(
+            f"--hidden_dims must be one or more positive widths, got "
+            f"{config.hidden_dims} (--network=linear has none)"
+        )
     if config.seed >= 2**63:
         raise ValueError(f"--seed must be below 2**63, got {config.seed}")
     if config.num_devices > jax.local_device_count():
@@ -427,7 +430,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
       argv: its arguments; those of the process where None.
     """
-    config = parse(Config, argv)
+    config = parse(Config, argv, command="python -m experiments.mnist")
     execute(lambda: run(config))
 
 

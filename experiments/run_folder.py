@@ -99,9 +99,12 @@ def claim(folder: Path, config: Any, data_digest: str) -> list[str]:
     wanted = dataclasses.asdict(config) | {"data_sha256": data_digest}
     wanted = json.loads(json.dumps(wanted))
     path, notes = folder / "config.json", []
-    if path.exists() and config.overwrite:
+    if not path.exists():
+        if any(entry.name != ".lock" for entry in folder.iterdir()):
+            raise ValueError(f"run_dir {folder} is not empty and holds no config.json")
+    elif config.overwrite:
         _remove_run(folder)
-    if path.exists():
+    else:
         found = _read_json(path)
         differing = [
             f"{name} {found.get(name)!r} there, {value!r} here"
@@ -118,8 +121,6 @@ def claim(folder: Path, config: Any, data_digest: str) -> list[str]:
                 f"this run had num_devices {found.get('num_devices')}; going on with "
                 f"{config.num_devices} is sound, but not bit-exact"
             )
-    elif any(entry.name != ".lock" for entry in folder.iterdir()):
-        raise ValueError(f"run_dir {folder} is not empty and holds no config.json")
     write_json(path, wanted)
     return notes
 

@@ -1,0 +1,527 @@
+"""`python -m experiments.mnist` as its users meet it: runs, resumes, refusals."""
+
+import dataclasses
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vae_jax
+from experiments import evaluation_report, figures, mnist, run_folder, training_loop
+from experiments.command_line import CommandFailed, Interrupted, parse
+from experiments.mnist import Config
+from vae_jax import checkpoint, data
+
+ROOT = Path(__file__).parents[1]
+TINY = Config(
+    dataset="digits", epochs=2, hidden_dims=(16,), latent_dim=2, evaluation_samples=0
+)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes seconds and has tests of its own."""
+    monkeypatch.setattr(figures, "draw_all", lambda *args, **kwargs: [])
+
+
+def run_tiny(folder, **changes):
+    return mnist.run(dataclasses.replace(TINY, run_dir=str(folder), **changes))
+
+
+def rows_of(folder):
+    """Rows of metrics.jsonl, without what a clock put there."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        row.pop("images_per_second")
+    return rows
+
+
+def figures_of(results):
+    return {
+        name: value
+        for name, value in results.items()
+        if name.startswith(("test_", "importance_", "step"))
+    }
+
+
+def assert_same_run(folder, other):
+    """Same parameters to the bit, same metrics, each epoch and split once."""
+    params, twin = vae_jax.load_run(folder), vae_jax.load_run(other)
+    jax.tree.map(np.testing.assert_array_equal, params, twin)
+    assert rows_of(folder) == rows_of(other)
+    labels = [(row["epoch"], row["split"]) for row in rows_of(folder)]
+    assert len(set(labels)) == len(labels)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run with everything in it: four epochs, pictures, importance samples."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    results = run_tiny(folder, epochs=4, checkpoint_every=1, evaluation_samples=50)
+    return folder, results
+
+
+def test_a_run_leaves_all_its_files(finished):
+    folder, results = finished
+    assert json.loads((folder / "results.json").read_text()) == results
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dataset"] == "digits" and config["epochs"] == 4
+    pictures = {path.stem for path in (folder / "figures").iterdir()}
+    assert pictures >= {
+        "training_curves",
+        "reconstructions",
+        "samples",
+        "interpolations",
+        "traversals",
+        "manifold",
+        "latent_scatter",
+    }
+    events = b"".join(path.read_bytes() for path in (folder / "tensorboard").iterdir())
+    for tag in (b"elbo/train", b"elbo/test", b"kl_divergence/test"):
+        assert tag in events
+    assert len(checkpoint.steps(folder / "checkpoints")) in (2, 3)
+    assert [(row["epoch"], row["split"]) for row in rows_of(folder)] == [
+        (epoch, split) for epoch in (1, 2, 3, 4) for split in ("train", "test")
+    ]
+
+
+def test_results_hold_what_is_promised(finished):
+    _, results = finished
+    assert results["dataset"] == "digits" and results["binarization"] == "dynamic"
+    assert results["test_elbo"] == pytest.approx(
+        results["test_log_likelihood"] - results["test_kl_divergence"], abs=1e-4
+    )
+    assert results["importance_weighted_num_samples"] == 50
+    assert results["importance_weighted_log_likelihood"] > results["test_elbo"]
+    assert 0 < results["importance_weighted_standard_error"] < 1
+    assert results["images_per_second"] > 0 and results["seconds"] > 0
+    assert 0 < results["seconds_to_first_step"] < results["seconds"]
+    assert results["jax_version"] == jax.__version__
+    assert results["step"] == 4 * 12 and "cpu" in results["device"].lower()
+
+
+def test_best_checkpoint_is_named(finished):
+    folder, _ = finished
+    best = json.loads((folder / "checkpoints" / "best.json").read_text())
+    elbos = {
+        row["step"]: row["elbo"] for row in rows_of(folder) if row["split"] == "test"
+    }
+    assert best["step"] == max(elbos, key=elbos.get)
+    assert best["test_elbo"] == elbos[best["step"]]
+    assert best["step"] in checkpoint.steps(folder / "checkpoints")
+
+
+def test_figures_come_from_the_loaded_run(finished):
+    folder, results = finished
+    keys = evaluation_report.evaluation_keys()
+    digits = data.binarize_dataset(data.load("digits"), keys.data, method="dynamic")
+    x = data.to_unit_interval(jnp.asarray(digits.test), digits.num_levels)
+    found = evaluation_report.elbo_figures(vae_jax.load_run(folder), x)
+    assert found["elbo"] == results["test_elbo"]
+
+
+def test_a_complete_run_is_verified_and_reported(finished, capsys, no_pictures):
+    folder, results = finished
+    before = sorted(
+        path for path in folder.rglob("*") if "tensorboard" not in str(path)
+    )
+    again = run_tiny(folder, epochs=4, checkpoint_every=1, evaluation_samples=50)
+    assert again == results
+    assert "complete: checkpoint 48 verified" in capsys.readouterr().out
+    after = sorted(path for path in folder.rglob("*") if "tensorboard" not in str(path))
+    assert after == before
+
+
+def test_the_same_command_gives_the_same_figures(finished, tmp_path, no_pictures):
+    folder, results = finished
+    again = run_tiny(tmp_path, epochs=4, evaluation_samples=50)
+    assert figures_of(again) == figures_of(results)
+    assert_same_run(folder, tmp_path)
+
+
+def test_twice_n_epochs_are_n_and_n_more(finished, tmp_path, no_pictures):
+    folder, _ = finished
+    run_tiny(tmp_path, epochs=2)
+    run_tiny(tmp_path, epochs=4)
+    assert_same_run(folder, tmp_path)
+
+
+def test_a_signal_within_an_epoch_loses_nothing(
+    finished, tmp_path, monkeypatch, no_pictures
+):
+    folder, _ = finished
+    # Pieces of one step, and a signal after the 17th: in the middle of epoch 2.
+    monkeypatch.setattr(training_loop, "SECONDS_PER_PIECE", 0.0)
+    show = training_loop._show
+
+    def interrupt(bar, piece):
+        show(bar, piece)
+        if int(piece.state.step) == 17:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(training_loop, "_show", interrupt)
+    with pytest.raises(Interrupted, match="saved at step 17") as stop:
+        run_tiny(tmp_path, epochs=4)
+    assert stop.value.signal_number == signal.SIGTERM
+    assert checkpoint.steps(tmp_path / "checkpoints")[-1] == 17
+    monkeypatch.setattr(training_loop, "_show", show)
+    run_tiny(tmp_path, epochs=4)
+    assert_same_run(folder, tmp_path)
+
+
+def flip_a_bit(folder):
+    largest = max(folder.rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(bytes(content))
+
+
+def test_a_corrupt_checkpoint_is_skipped(finished, tmp_path, capsys, no_pictures):
+    folder, results = finished
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    newest, before = checkpoint.steps(copy / "checkpoints")[:-3:-1]
+    flip_a_bit(copy / "checkpoints" / str(newest))
+    again = run_tiny(copy, epochs=4, checkpoint_every=1, evaluation_samples=50)
+    message = rf"corrupt checkpoint {newest}: .*sha256.*; going on from {before}\b"
+    assert re.search(message, capsys.readouterr().err)
+    assert figures_of(again) == figures_of(results)
+    assert_same_run(folder, copy)
+
+
+def test_all_checkpoints_corrupt_starts_over(finished, tmp_path, capsys, no_pictures):
+    folder, results = finished
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    for step in checkpoint.steps(copy / "checkpoints"):
+        flip_a_bit(copy / "checkpoints" / str(step))
+    again = run_tiny(copy, epochs=4, checkpoint_every=1, evaluation_samples=50)
+    assert "going on from 0" in capsys.readouterr().err
+    assert figures_of(again) == figures_of(results)
+
+
+def test_another_configuration_is_refused_by_field(finished):
+    folder, _ = finished
+    before = (folder / "config.json").read_text()
+    with pytest.raises(ValueError, match=r"beta 1.0 there, 2.0 here") as refusal:
+        run_tiny(folder, epochs=4, beta=2.0, seed=1)
+    assert "seed 0 there, 1 here" in str(refusal.value)
+    assert "latent_dim" not in str(refusal.value)
+    with pytest.raises(ValueError, match=r"epochs 4 there, 3 here"):
+        run_tiny(folder, epochs=3)
+    assert (folder / "config.json").read_text() == before
+
+
+def test_overwrite_starts_anew_and_spares_other_files(tmp_path, no_pictures):
+    run_tiny(tmp_path, epochs=1)
+    (tmp_path / "notes.txt").write_text("mine")
+    run_tiny(tmp_path, epochs=1, beta=2.0, overwrite=True)
+    assert len(rows_of(tmp_path)) == 2
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "mine.png").write_text("mine")
+    with pytest.raises(ValueError, match="not empty and holds no config.json"):
+        run_tiny(tmp_path, overwrite=True)
+    assert (tmp_path / "figures" / "mine.png").read_text() == "mine"
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    with (
+        run_folder.locked(tmp_path),
+        pytest.raises(ValueError, match="a live process is training in it"),
+    ):
+        run_tiny(tmp_path)
+
+
+def test_devices_share_a_batch_and_may_change(tmp_path, capsys, no_pictures):
+    run_tiny(tmp_path, num_devices=4, epochs=1)
+    results = run_tiny(tmp_path, num_devices=2, epochs=2)
+    assert "num_devices 4; going on with 2 is sound, but not bit-exact" in (
+        capsys.readouterr().out
+    )
+    assert results["device"].startswith("2 x")
+    one = run_tiny(tmp_path / "one", epochs=2)
+    assert results["test_elbo"] == pytest.approx(one["test_elbo"], abs=0.5)
+
+
+def test_a_bad_loss_stops_the_run(tmp_path, monkeypatch, no_pictures):
+    elbo_objective = vae_jax.elbo_objective
+
+    def breaks_at_20(**options):
+        objective = elbo_objective(**options)
+
+        def broken(params, x, key, step):
+            value, metrics = objective(params, x, key, step)
+            return jnp.where(step == 20, jnp.nan, value), metrics
+
+        return broken
+
+    monkeypatch.setattr(vae_jax, "elbo_objective", breaks_at_20)
+    with pytest.raises(CommandFailed, match=r"at step 20 .*checkpoint 12 is the last"):
+        run_tiny(tmp_path, epochs=4, checkpoint_every=1)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [12]
+    checkpoint.verify(tmp_path / "checkpoints" / "12")
+
+
+def test_a_diverging_run_says_so(tmp_path, capsys, no_pictures):
+    arguments = ["--dataset=digits", "--epochs=1", f"--run_dir={tmp_path}"]
+    with pytest.raises(SystemExit) as stop:
+        mnist.main([*arguments, "--learning_rate=1e30", "--hidden_dims", "16"])
+    assert stop.value.code == 1
+    assert re.fullmatch(
+        r"error: the loss is not finite at step \d+ .*\n", capsys.readouterr().err
+    )
+    assert checkpoint.steps(tmp_path / "checkpoints") == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"posterior": "point"},
+        {"likelihood": "gaussian", "variance": 0.1},
+        {"likelihood": "gaussian_learned", "network": "linear"},
+        {"network": "conv", "hidden_dims": (8,)},
+        {"binarization": "fixed", "num_samples": 3},
+        {"binarization": "threshold", "ema_decay": 0.9},
+        {"binarization": "none", "beta_warmup_epochs": 0.5},
+        {"batch_size": 5000},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_every_choice_trains(changes, tmp_path, no_pictures):
+    results = run_tiny(tmp_path, epochs=2, evaluation_samples=5, **changes)
+    rows = [row for row in rows_of(tmp_path) if row["split"] == "train"]
+    assert rows[1]["elbo"] > rows[0]["elbo"]
+    point = changes.get("posterior") == "point"
+    assert (results["importance_weighted_log_likelihood"] is None) == point
+    assert (results["test_kl_divergence"] == 0) == point
+
+
+def test_fixed_variance_is_a_setting(tmp_path, no_pictures):
+    run_tiny(tmp_path, epochs=1, likelihood="gaussian", variance=0.1)
+    log_var = vae_jax.load_run(tmp_path).likelihood["log_var"]
+    assert float(log_var) == pytest.approx(np.log(0.1), rel=1e-6)
+
+
+def test_warmup_raises_beta(tmp_path, no_pictures):
+    warm = run_tiny(tmp_path / "warm", beta_warmup_epochs=100.0, beta=5.0)
+    cold = run_tiny(tmp_path / "cold", beta=5.0)
+    assert warm["test_kl_divergence"] > cold["test_kl_divergence"] + 0.5
+
+
+@pytest.mark.parametrize("width", [1, 37])
+def test_a_file_of_the_users_own(width, tmp_path, capsys):
+    x = np.random.default_rng(0).uniform(size=(60, width)).astype(np.float32)
+    np.savez(tmp_path / "mine.npz", x=x)
+    results = run_tiny(
+        tmp_path / "run",
+        dataset=str(tmp_path / "mine.npz"),
+        likelihood="gaussian_learned",
+        latent_dim=1,
+        evaluation_samples=10,
+    )
+    assert results["dataset"] == str(tmp_path / "mine.npz")
+    assert "mine" in capsys.readouterr().out
+    np.savez(tmp_path / "mine.npz", x=x[::-1])
+    with pytest.raises(ValueError, match="data_sha256"):
+        run_tiny(
+            tmp_path / "run",
+            dataset=str(tmp_path / "mine.npz"),
+            likelihood="gaussian_learned",
+            latent_dim=1,
+        )
+
+
+def test_default_folder_depends_on_what_is_trained():
+    def name(**changes):
+        return run_folder.default_folder("mnist", dataclasses.replace(TINY, **changes))
+
+    assert name() == name(epochs=5, data_dir="x", overwrite=True, num_devices=2)
+    assert len({name(), name(beta=2.0), name(seed=1), name(latent_dim=3)}) == 4
+    assert name().parts[:2] == ("runs", "mnist") and "digits" in name().name
+
+
+def write_gz(folder, content):
+    folder.mkdir()
+    for name in (
+        "train-images-idx3-ubyte.gz",
+        "train-labels-idx1-ubyte.gz",
+        "t10k-images-idx3-ubyte.gz",
+        "t10k-labels-idx1-ubyte.gz",
+    ):
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def bad(tmp_path):
+    """A folder of things that no run should take."""
+    generator = np.random.default_rng(0)
+    x = generator.uniform(size=(20, 6))
+    np.savez(tmp_path / "width.npz", x=x, x_test=x[:, :5])
+    np.savez(tmp_path / "nan.npz", x=np.where(x > 0.9, np.nan, x))
+    np.savez(tmp_path / "range.npz", x=x * 2)
+    np.savez(tmp_path / "negative.npz", x=-x)
+    np.savez(tmp_path / "empty.npz", x=x[:0])
+    np.savez(tmp_path / "nokey.npz", images=x)
+    np.savez(tmp_path / "integers.npz", x=np.arange(40).reshape(20, 2))
+    np.save(tmp_path / "ok.npy", x.astype(np.float32))
+    (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "file").write_text("a file where a folder should be")
+    write_gz(tmp_path / "truncated", gzip.compress(bytes(1000))[:-9])
+    write_gz(tmp_path / "wrong", gzip.compress(bytes(1000)))
+    return tmp_path
+
+
+BAD_INPUT = {
+    "unknown data set": (["--dataset=nmist"], "nmist"),
+    "missing file": (["--dataset={bad}/none.npz"], "none.npz"),
+    "truncated gz": (["--dataset=mnist", "--data_dir={bad}/truncated"], "sha256"),
+    "wrong checksum": (["--dataset=mnist", "--data_dir={bad}/wrong"], "sha256"),
+    "wrong width": (["--dataset={bad}/width.npz"], "x_test"),
+    "nan": (["--dataset={bad}/nan.npz"], "NaN|nan|finite"),
+    "above one": (["--dataset={bad}/range.npz"], r"\[0, 1\]"),
+    "below zero": (["--dataset={bad}/negative.npz"], r"\[0, 1\]"),
+    "empty array": (["--dataset={bad}/empty.npz"], "empty|at least"),
+    "npz without x": (["--dataset={bad}/nokey.npz"], "images"),
+    "integers": (["--dataset={bad}/integers.npz"], "int64"),
+    "no npz": (["--dataset={bad}/text.npz"], "text.npz"),
+    "negative beta": (["--beta=-1"], "beta.*-1"),
+    "beta nan": (["--beta=nan"], "beta.*nan"),
+    "learning rate nan": (["--learning_rate=nan"], "learning_rate.*nan"),
+    "learning rate zero": (["--learning_rate=0"], "learning_rate.*0"),
+    "zero batch": (["--batch_size=0"], "batch_size.*0"),
+    "zero epochs": (["--epochs=0"], "epochs.*0"),
+    "zero latent": (["--latent_dim=0"], "latent_dim.*0"),
+    "zero samples": (["--num_samples=0"], "num_samples.*0"),
+    "zero hidden": (["--hidden_dims", "0"], "hidden_dims.*0"),
+    "no hidden": (["--hidden_dims", "--network=conv"], "hidden_dims"),
+    "zero checkpoint": (["--checkpoint_every=0"], "checkpoint_every.*0"),
+    "negative evaluation": (["--evaluation_samples=-1"], "evaluation_samples.*-1"),
+    "negative warm-up": (["--beta_warmup_epochs=-1"], "beta_warmup_epochs.*-1"),
+    "decay of one": (["--ema_decay=1"], "ema_decay.*1"),
+    "variance": (["--likelihood=gaussian", "--variance=0"], "variance.*0"),
+    "word for a number": (["--beta=strong"], "beta.*strong"),
+    "fraction of a batch": (["--batch_size=1.5"], "batch.size.*1.5"),
+    "unknown flag": (["--bta=1"], "bta"),
+    "abbreviated flag": (["--late=2"], "late"),
+    "unknown choice": (["--network=transformer"], "transformer"),
+    "unknown posterior": (["--posterior=full_moon"], "full_moon"),
+    "too many devices": (["--num_devices=999"], "999"),
+    "no device": (["--num_devices=0"], "num_devices.*0"),
+    "uneven batch": (["--num_devices=3", "--batch_size=128"], "128.*3"),
+    "convolution of no image": (
+        ["--dataset={bad}/ok.npy", "--network=conv"],
+        "conv.*image",
+    ),
+    "folder under a file": (["--run_dir={bad}/file/run"], "file/run"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input(name, bad, tmp_path, capsys):
+    arguments, message = BAD_INPUT[name]
+    arguments = [argument.format(bad=bad) for argument in arguments]
+    folder = tmp_path / "run_that_must_not_be"
+    for flag, value in (("--dataset", "digits"), ("--run_dir", folder)):
+        if not any(argument.startswith(flag) for argument in arguments):
+            arguments.append(f"{flag}={value}")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        mnist.main(arguments)
+    printed = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert printed.count("\n") == 1 and printed.startswith("error: ")
+    assert re.search(message, printed), printed
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_both_spellings_of_flags(tmp_path):
+    hyphens = parse(Config, ["--data-dir", "x", "--latent-dim=3"], command="c")
+    underscores = parse(Config, ["--data_dir=x", "--latent_dim", "3"], command="c")
+    assert hyphens == underscores == Config(data_dir="x", latent_dim=3)
+
+
+def test_help_explains_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        mnist.main(["--help"])
+    assert stop.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for entry in dataclasses.fields(Config):
+        assert f"--{entry.name}" in printed
+    assert len(re.findall(r"\(default: ", printed)) >= len(dataclasses.fields(Config))
+
+
+# In processes of their own.
+
+ENDLESS = [
+    *("--dataset=digits", "--epochs=400", "--hidden_dims", "16", "--latent_dim=2"),
+    *("--checkpoint_every=20", "--evaluation_samples=5"),
+]
+
+
+def start(folder, arguments):
+    command = [sys.executable, "-m", "experiments.mnist", f"--run_dir={folder}"]
+    environment = {name: os.environ[name] for name in os.environ if name != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [*command, *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_epochs(process, folder, epochs):
+    """Until metrics.jsonl has grown to so many epochs."""
+    path, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    while not path.exists() or path.read_text().count("\n") < 2 * epochs:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_killed_and_interrupted_processes_resume_exactly(tmp_path):
+    """SIGKILL, SIGINT and SIGTERM in turn; then to the end, as if nothing had been."""
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    whole = start(straight, ENDLESS)
+    for epochs, number, code in (
+        (30, signal.SIGKILL, -9),
+        (60, signal.SIGINT, 130),
+        (90, signal.SIGTERM, 143),
+    ):
+        process = start(broken, ENDLESS)
+        wait_for_epochs(process, broken, epochs)
+        process.send_signal(number)
+        _, printed = process.communicate(timeout=60)
+        assert process.returncode == code, printed
+        if code > 0:
+            assert re.search(r"^interrupted: saved at step \d+;", printed, re.M)
+        newest = checkpoint.steps(broken / "checkpoints")[-1]
+        assert newest < 400 * 12
+    last = start(broken, ENDLESS)
+    for process in (whole, last):
+        printed = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, printed
+    assert_same_run(straight, broken)
+    results = [
+        figures_of(json.loads((folder / "results.json").read_text()))
+        for folder in (straight, broken)
+    ]
+    assert results[0] == results[1]

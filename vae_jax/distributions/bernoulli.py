@@ -113,4 +113,5 @@ def entropy(logits: Array) -> Array:
       >>> print(f"{bernoulli.entropy(jnp.zeros(1)):.6f}")
       0.693147
     """
-    return -log_prob(jax.nn.sigmoid(logits), logits)
+    rarer = -jnp.abs(logits)  # Even in the logit, and on this side nothing cancels.
+    return jnp.sum(jax.nn.softplus(rarer) - rarer * jax.nn.sigmoid(rarer), axis=-1)

@@ -71,6 +71,7 @@ def evaluate(
         batch = elbo_terms(params, x[None], key, num_samples=num_samples)
         return jax.tree.map(lambda leaf: leaf[0], batch)
 
+    _check_positive("num_samples", num_samples)
     _check_positive("chunk_size", chunk_size)
     images_at_once = max(1, chunk_size // num_samples)
     return _map_images(terms, x, key, first=first, images_at_once=images_at_once)

@@ -149,7 +149,7 @@ def shard_batch(batch: PyTree, num_devices: int) -> PyTree:
                 f"a batch of {leaf.shape[0]} does not divide among {num_devices} "
                 "devices"
             )
-        return leaf.reshape(num_devices, -1, *leaf.shape[1:])
+        return leaf.reshape(num_devices, len(leaf) // num_devices, *leaf.shape[1:])
 
     return jax.tree.map(cut, batch)
 

@@ -1,0 +1,257 @@
+"""Shared fixtures, and the one list of models that every generic property is held to.
+
+A new architecture or family inherits the whole suite with a line in `SPECS`.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+# Read when JAX starts its CPU backend, so it must be there before.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+from vae_jax import (
+    MLP,
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    Gaussian,
+    Linear,
+    ModelSpec,
+    Params,
+    PointMass,
+    init,
+)
+from vae_jax.posteriors import LOG_VAR_BOUND
+
+
+class Gated(nn.Module):
+    """A network as a user writes one; it asks for `data_shape` and uses it."""
+
+    width: int = 3
+    data_shape: tuple[int, ...] | None = None
+
+    @nn.compact
+    def __call__(self, inputs):
+        width = self.width * len(self.data_shape)
+        return nn.Dense(width)(inputs) * nn.sigmoid(nn.Dense(width)(inputs))
+
+
+# (id, spec): every kind of network, posterior and likelihood, and shapes in which a
+# wrong reshape, a lost axis or a silent broadcast shows.
+SPECS = [
+    (
+        "linear-gaussian",
+        ModelSpec(
+            encoder=Linear(),
+            decoder=Linear(),
+            likelihood=Gaussian(),
+            latent_dim=2,
+            data_shape=(5,),
+        ),
+    ),
+    (
+        "mlp-bernoulli",
+        ModelSpec(
+            encoder=MLP((8,)), decoder=MLP((8,)), latent_dim=3, data_shape=(4, 4)
+        ),
+    ),
+    (
+        "deep-mlp-learned-variance-prime",
+        ModelSpec(
+            encoder=MLP((8, 6), activation=nn.tanh),
+            decoder=MLP((6, 8), activation=nn.tanh),
+            likelihood=Gaussian(learned_variance=True),
+            latent_dim=2,
+            data_shape=(13,),
+        ),
+    ),
+    (
+        "one-by-one",
+        ModelSpec(
+            encoder=MLP((4,)),
+            decoder=MLP((4,)),
+            likelihood=Gaussian(),
+            latent_dim=1,
+            data_shape=(1,),
+        ),
+    ),
+    (
+        "autoencoder",
+        ModelSpec(
+            encoder=MLP((8,)),
+            decoder=MLP((8,)),
+            posterior=PointMass(),
+            latent_dim=2,
+            data_shape=(3, 3),
+        ),
+    ),
+    (
+        "conv-bernoulli-odd",
+        ModelSpec(
+            encoder=ConvolutionalEncoder((2, 3), hidden_dim=6),
+            decoder=ConvolutionalDecoder((3, 2)),
+            latent_dim=2,
+            data_shape=(7, 5),
+        ),
+    ),
+    (
+        "conv-gaussian-channels",
+        ModelSpec(
+            encoder=ConvolutionalEncoder((2,), hidden_dim=6),
+            decoder=ConvolutionalDecoder((2,)),
+            likelihood=Gaussian(learned_variance=True),
+            latent_dim=3,
+            data_shape=(8, 8, 3),
+        ),
+    ),
+    (
+        "users-own-network",
+        ModelSpec(encoder=Gated(), decoder=Gated(), latent_dim=2, data_shape=(2, 3)),
+    ),
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and jax.default_backend() == "cpu":
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs an accelerator"))
+
+
+@pytest.fixture(params=[spec for _, spec in SPECS], ids=[name for name, _ in SPECS])
+def spec(request) -> ModelSpec:
+    return request.param
+
+
+@functools.cache
+def random_params(spec: ModelSpec) -> Params:
+    """Parameters with no leaf at a special point: fresh biases and variances are 0.
+
+    Drawn by NumPy: compiling JAX's own initializers would take most of the suite.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        scale = 1 / np.sqrt(np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0.3
+        return np.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype)
+
+    fresh = jax.eval_shape(functools.partial(init, spec), jax.random.key(0))
+    return jax.tree.map(draw, fresh)
+
+
+@pytest.fixture
+def params(spec: ModelSpec) -> Params:
+    return jax.tree.map(jax.numpy.asarray, random_params(spec))
+
+
+def example_data(spec: ModelSpec) -> np.ndarray:
+    """Four examples of zeros and ones, which every likelihood takes, `[4, D]`."""
+    rng = np.random.default_rng(1)
+    return rng.integers(0, 2, (4, spec.data_dim)).astype(np.float32)
+
+
+@pytest.fixture
+def x(spec: ModelSpec) -> jax.Array:
+    return jax.numpy.asarray(example_data(spec))
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(2)
+
+
+@pytest.fixture
+def x64():
+    """JAX's 64-bit mode for the length of a test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def assert_mean() -> Callable:
+    """Asserts that samples have an expectation, within 5 standard errors."""
+
+    def check(samples, expected, axis: int = 0) -> None:
+        samples = np.asarray(samples, np.float64)
+        count = samples.shape[axis]
+        error = samples.std(axis, ddof=1) / np.sqrt(count)
+        difference = samples.mean(axis) - np.asarray(expected, np.float64)
+        assert np.all(error > 0), "the samples do not vary: no statistical test"
+        assert np.all(np.abs(difference) < 5 * error), difference / error
+
+    return check
+
+
+class LinearGaussian(NamedTuple):
+    """x = W z + b + noise, whose evidence and posterior are known in closed form.
+
+    The columns of W are orthogonal, so the posterior is diagonal and the encoder of
+    `params` is that posterior exactly.
+    """
+
+    params: Params
+    x: np.ndarray  # [B, D]
+    log_evidence: np.ndarray  # [B]
+    posterior_mean: np.ndarray  # [B, L]
+    posterior_var: np.ndarray  # [L]
+    bias: np.ndarray  # [D]
+    covariance: np.ndarray  # [D, D], of x
+
+    def with_encoder(self, mean_shift, var_ratio) -> Params:
+        """The same model with q = N(exact mean + shift, exact variance * ratio)."""
+        kernel = np.array(self.params.encoder["output"]["kernel"])
+        bias = np.array(self.params.encoder["output"]["bias"])
+        latent_dim = len(self.posterior_var)
+        bias[:latent_dim] += mean_shift
+        bias[latent_dim:] = _raw_log_var(self.posterior_var * var_ratio)
+        encoder = {"output": {"kernel": kernel, "bias": bias}}
+        return self.params.replace(encoder=jax.tree.map(jax.numpy.asarray, encoder))
+
+
+def _raw_log_var(variance):
+    """What the encoder has to say for a variance, the inverse of `bound_log_var`."""
+    return LOG_VAR_BOUND * np.arctanh(np.log(variance) / LOG_VAR_BOUND)
+
+
+@pytest.fixture
+def linear_gaussian(x64) -> LinearGaussian:
+    """Five data and two latent dimensions, in float64."""
+    rng = np.random.default_rng(3)
+    weights = np.linalg.qr(rng.normal(size=(5, 2)))[0] * [1.5, 0.7]
+    bias, noise_var = rng.normal(size=5), 0.3
+    covariance = weights @ weights.T + noise_var * np.eye(5)
+    evidence = scipy.stats.multivariate_normal(bias, covariance)
+    x = evidence.rvs(6, random_state=rng)
+    precision = np.sum(weights**2, axis=0) + noise_var
+    gain = weights / precision
+    variance = noise_var / precision
+    encoder = {
+        "kernel": np.concatenate([gain, np.zeros_like(gain)], axis=1),
+        "bias": np.concatenate([-bias @ gain, _raw_log_var(variance)]),
+    }
+    params = Params(
+        encoder={"output": encoder},
+        decoder={"output": {"kernel": weights.T, "bias": bias}},
+        posterior={},
+        prior={},
+        likelihood={"log_var": np.log(noise_var)},
+        spec=dict(SPECS)["linear-gaussian"],
+    )
+    return LinearGaussian(
+        params=jax.tree.map(jax.numpy.asarray, params),
+        x=x,
+        log_evidence=evidence.logpdf(x),
+        posterior_mean=(x - bias) @ gain,
+        posterior_var=variance,
+        bias=bias,
+        covariance=covariance,
+    )

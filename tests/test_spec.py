@@ -1,0 +1,197 @@
+"""A spec: what it refuses, when two are equal, and how `Params` carries it."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vae_jax import (
+    MLP,
+    Bernoulli,
+    DiagonalGaussian,
+    Gaussian,
+    Linear,
+    ModelSpec,
+    Params,
+    PointMass,
+    StandardNormal,
+    elbo,
+)
+
+
+class Holder:
+    """Has whatever method it is asked for, and cannot be hashed."""
+
+    __hash__ = None
+
+    def __init__(self):
+        for name in ("init", "apply", "num_outputs", "build", "log_prob", "sample"):
+            setattr(self, name, None)
+        self.output_bias, self.hyperparameters = None, ()
+
+
+FIELDS = ["encoder", "decoder", "posterior", "prior", "likelihood"]
+
+
+def test_the_default_is_the_mnist_reference_model():
+    spec = ModelSpec()
+    assert spec.encoder == spec.decoder == MLP((400,), activation=nn.relu)
+    assert spec.posterior == DiagonalGaussian() and spec.prior == StandardNormal()
+    assert spec.likelihood == Bernoulli()
+    assert (spec.latent_dim, spec.data_shape, spec.data_dim) == (20, (28, 28), 784)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_class_in_place_of_an_instance_is_refused(field):
+    choice = type(getattr(ModelSpec(), field))
+    with pytest.raises(ValueError, match=rf"{field} .*{choice.__name__}\(\.\.\.\)"):
+        ModelSpec(**{field: choice})
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_what_cannot_be_hashed_is_refused_by_the_name_of_its_field(field):
+    with pytest.raises(ValueError, match=f"{field} .*cannot be hashed"):
+        ModelSpec(**{field: Holder()})
+
+
+@pytest.mark.parametrize("field", ["encoder", "decoder"])
+def test_a_list_inside_a_network_is_refused_by_the_name_of_its_field(field):
+    with pytest.raises(ValueError, match=rf"(?s){field} .*\[400\].*tuples for lists"):
+        ModelSpec(**{field: MLP([400])})
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_what_lacks_the_methods_of_its_field_is_refused(field):
+    with pytest.raises(ValueError, match=f"{field} 'mlp' lacks .*init"):
+        ModelSpec(**{field: "mlp"})
+
+
+def test_a_family_in_the_wrong_field_is_refused():
+    with pytest.raises(ValueError, match="likelihood .* lacks output_bias"):
+        ModelSpec(likelihood=DiagonalGaussian())
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, 2.0, True, "2", None])
+def test_a_size_that_is_no_positive_integer_is_refused(size):
+    with pytest.raises(ValueError, match=f"latent_dim .*{size!r}"):
+        ModelSpec(latent_dim=size)
+    with pytest.raises(ValueError, match=f"data_shape .*{size!r}"):
+        ModelSpec(data_shape=(3, size))
+
+
+@pytest.mark.parametrize("shape", [(), [28, 28], 784, "28", None])
+def test_a_data_shape_that_is_no_tuple_of_sizes_is_refused(shape):
+    with pytest.raises(ValueError, match="data_shape"):
+        ModelSpec(data_shape=shape)
+
+
+@pytest.mark.parametrize("shape", [(1,), (784,), (28, 28), (8, 8, 3)], ids=str)
+def test_the_data_dimension_is_the_product_of_the_shape(shape):
+    spec = ModelSpec(data_shape=shape)
+    product = 1
+    for size in shape:
+        product *= size
+    assert spec.data_dim == product
+
+
+def test_equal_specs_are_equal_and_hash_equal(spec):
+    copy = dataclasses.replace(spec)
+    assert copy is not spec and copy == spec and hash(copy) == hash(spec)
+    rebuilt = dataclasses.replace(spec, encoder=spec.encoder.clone())
+    assert rebuilt == spec and hash(rebuilt) == hash(spec)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"encoder": MLP((399,))},
+        {"decoder": MLP((400,), activation=nn.tanh)},
+        {"posterior": PointMass()},
+        {"likelihood": Gaussian()},
+        {"latent_dim": 21},
+        {"data_shape": (784,)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_specs_that_differ_in_a_field_differ(change):
+    assert ModelSpec(**change) != ModelSpec()
+
+
+def test_two_lambdas_of_the_same_text_are_two_specs():
+    """Why an activation must be a named function: each lambda would compile anew."""
+    one, other = (MLP((4,), activation=lambda x: x) for _ in range(2))
+    assert ModelSpec(encoder=one) != ModelSpec(encoder=other)
+    assert ModelSpec(encoder=one) == ModelSpec(encoder=one)
+
+
+def test_a_spec_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelSpec().latent_dim = 3
+
+
+# Params
+
+
+SMALL = ModelSpec(
+    encoder=Linear(),
+    decoder=Linear(),
+    likelihood=Gaussian(),
+    latent_dim=2,
+    data_shape=(3,),
+)
+
+
+def small_params(spec=SMALL):
+    return Params(
+        encoder={"output": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}},
+        decoder={"output": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}},
+        posterior={},
+        prior={},
+        likelihood={"log_var": jnp.zeros(())},
+        spec=spec,
+    )
+
+
+def test_params_are_a_tree_of_arrays_with_a_static_spec():
+    leaves, structure = jax.tree.flatten(small_params())
+    assert [leaf.shape for leaf in leaves] == [(4,), (3, 4), (3,), (2, 3), ()]
+    assert jax.tree.unflatten(structure, leaves).spec == SMALL
+    assert jax.tree.map(lambda leaf: leaf + 1, small_params()).spec == SMALL
+
+
+def test_params_of_two_specs_do_not_mix():
+    other = small_params(dataclasses.replace(SMALL, data_shape=(1, 3)))
+    with pytest.raises(ValueError):
+        jax.tree.map(jnp.add, small_params(), other)
+    equal = small_params(dataclasses.replace(SMALL))
+    total = jax.tree.map(jnp.add, small_params(), equal)
+    assert total.encoder["output"]["bias"][0] == 2
+
+
+def test_replace_changes_the_named_fields_only():
+    params = small_params()
+    changed = params.replace(likelihood={"log_var": jnp.ones(())})
+    assert changed.likelihood == {"log_var": 1} and params.likelihood == {"log_var": 0}
+    assert changed.encoder is params.encoder and changed.spec is params.spec
+
+
+def test_a_compiled_function_is_compiled_again_exactly_when_the_spec_changes():
+    traces = []
+
+    @jax.jit
+    def value(params, x, key):
+        traces.append(params.spec)
+        return elbo(params, x, key)
+
+    x, key = jnp.ones((2, 3)), jax.random.key(0)
+    twice = jax.tree.map(lambda leaf: 2 * leaf, small_params())
+    equal = small_params(dataclasses.replace(SMALL, encoder=Linear()))
+    for params in (small_params(), twice, equal):
+        value(params, x, key)
+    assert traces == [SMALL]
+    learned = dataclasses.replace(SMALL, likelihood=Gaussian(learned_variance=True))
+    value(small_params(learned), x, key)
+    value(small_params(), x, key)
+    assert traces == [SMALL, learned]

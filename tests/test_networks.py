@@ -1,0 +1,203 @@
+"""Networks: their arithmetic by hand, and the order of what the output layer gives."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vae_jax import (
+    MLP,
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    Gaussian,
+    Linear,
+    ModelSpec,
+    decode,
+    encode,
+    init,
+    networks,
+)
+
+
+class Grid(nn.Module):
+    """A decoder whose feature at each position of a 2 x 3 image is its number."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        numbers = jnp.arange(6.0).reshape(1, 2, 3, 1)
+        return jnp.broadcast_to(numbers, (inputs.shape[0], 2, 3, 1))
+
+
+class Normalized(nn.Module):
+    """Keeps running means, which no pure function of the weights can."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        return nn.BatchNorm(use_running_average=False)(inputs)
+
+
+class Recorder(nn.Module):
+    """Says in the size of its kernel which shape it was told."""
+
+    data_shape: tuple[int, ...] | None = None
+
+    @nn.compact
+    def __call__(self, inputs):
+        return nn.Dense(100 if self.data_shape == (2, 3) else 10)(inputs)
+
+
+def shapes_of(module, num_inputs):
+    return jax.eval_shape(
+        lambda key: networks.init(module, key, jnp.zeros((1, num_inputs))),
+        jax.random.key(0),
+    )
+
+
+def test_an_mlp_is_what_numpy_makes_of_its_weights():
+    rng = np.random.default_rng(0)
+    module = networks.with_output_layer(MLP((6, 5), activation=nn.tanh), 3, (4,))
+    weights = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
+        shapes_of(module, 4),
+    )
+    x = rng.normal(size=(7, 4)).astype(np.float32)
+    layers = weights["network"]
+    hidden = np.tanh(x @ layers["Dense_0"]["kernel"] + layers["Dense_0"]["bias"])
+    hidden = np.tanh(hidden @ layers["Dense_1"]["kernel"] + layers["Dense_1"]["bias"])
+    expected = hidden @ weights["output"]["kernel"] + weights["output"]["bias"]
+    actual = networks.apply(module, weights, x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_linear_network_is_one_affine_map():
+    module = networks.with_output_layer(Linear(), 3, (4,))
+    shapes = shapes_of(module, 4)
+    assert jax.tree.map(lambda leaf: leaf.shape, shapes) == {
+        "output": {"kernel": (4, 3), "bias": (3,)}
+    }
+
+
+@pytest.mark.parametrize("leading", [(), (7,), (2, 7), (1, 2, 7)], ids=str)
+def test_apply_takes_any_number_of_leading_axes(leading):
+    module = networks.with_output_layer(Linear(), 3, (4,))
+    rng = np.random.default_rng(1)
+    kernel, inputs = rng.normal(size=(4, 3)), rng.normal(size=(*leading, 4))
+    weights = {"output": {"kernel": jnp.asarray(kernel), "bias": jnp.ones(3)}}
+    actual = networks.apply(module, weights, jnp.asarray(inputs))
+    np.testing.assert_allclose(actual, inputs @ kernel + 1, rtol=1e-4, atol=1e-5)
+
+
+# Images
+
+
+@pytest.mark.parametrize("data_shape", [(7, 5), (1, 1), (8, 8, 3), (28, 28)], ids=str)
+@pytest.mark.parametrize("channels", [(4,), (4, 3), (5, 4, 3)], ids=len)
+def test_convolutions_serve_images_of_any_size(data_shape, channels):
+    spec = ModelSpec(
+        encoder=ConvolutionalEncoder(channels, hidden_dim=6),
+        decoder=ConvolutionalDecoder(channels),
+        likelihood=Gaussian(),
+        latent_dim=2,
+        data_shape=data_shape,
+    )
+
+    def sizes(key):
+        params = init(spec, key)
+        x = jnp.zeros((2, spec.data_dim))
+        return encode(params, x).mean, decode(params, jnp.zeros((3, 2, 2))).mean
+
+    mean, decoded = jax.eval_shape(sizes, jax.random.key(0))
+    assert mean.shape == (2, 2) and decoded.shape == (3, 2, spec.data_dim)
+
+
+def test_each_decoder_channel_layer_doubles_and_each_encoder_layer_halves():
+    decoder = networks.with_output_layer(ConvolutionalDecoder((5, 4)), 28**2, (28, 28))
+    weights = shapes_of(decoder, 2)
+    assert weights["network"]["Dense_0"]["kernel"].shape == (2, 7 * 7 * 5)
+    encoder = networks.with_output_layer(ConvolutionalEncoder((4, 5)), 2, (28, 28))
+    weights = shapes_of(encoder, 28**2)
+    assert weights["network"]["Dense_0"]["kernel"].shape == (7 * 7 * 5, 256)
+
+
+@pytest.mark.parametrize("network", [ConvolutionalEncoder(), ConvolutionalDecoder()])
+@pytest.mark.parametrize("data_shape", [(784,), (2, 2, 2, 2)], ids=str)
+def test_convolutions_refuse_what_is_no_image(network, data_shape):
+    module = networks.with_output_layer(network, 16, data_shape)
+    with pytest.raises(ValueError, match=r"data_shape.*\(height, width\)"):
+        shapes_of(module, 16)
+
+
+def with_weights(module, num_inputs, kernel, bias):
+    """All weights zero but those of the output layer."""
+    weights = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape), shapes_of(module, num_inputs)
+    )
+    return weights | {"output": {"kernel": jnp.asarray(kernel), "bias": bias}}
+
+
+def test_an_image_comes_out_in_the_order_height_width_channel():
+    """As x is flattened: channel c of every pixel gives c when the bias says so."""
+    module = networks.with_output_layer(
+        ConvolutionalDecoder((2,)), 8 * 8 * 3, (8, 8, 3)
+    )
+    bias = jnp.array([10.0, 20.0, 30.0])
+    weights = with_weights(module, 2, jnp.zeros((2, 3)), bias)
+    image = networks.apply(module, weights, jnp.ones((1, 2))).reshape(8, 8, 3)
+    np.testing.assert_array_equal(image, np.broadcast_to(bias, (8, 8, 3)))
+
+
+def test_positions_come_out_row_by_row():
+    module = networks.with_output_layer(Grid(), 6 * 2, (2, 3, 2))
+    weights = with_weights(module, 2, jnp.ones((1, 2)), jnp.array([0.0, 100.0]))
+    image = networks.apply(module, weights, jnp.ones((1, 2))).reshape(2, 3, 2)
+    np.testing.assert_array_equal(image[..., 0], [[0, 1, 2], [3, 4, 5]])
+    np.testing.assert_array_equal(image[..., 1], [[100, 101, 102], [103, 104, 105]])
+
+
+def test_two_parameters_a_pixel_come_out_one_whole_image_after_the_other():
+    """`[P, D]` flattened, which is what a likelihood splits."""
+    module = networks.with_output_layer(Grid(), 2 * 12, (2, 3, 2))
+    bias = jnp.array([0.0, 100.0, 1000.0, 1100.0])  # parameter by parameter
+    weights = with_weights(module, 2, jnp.ones((1, 4)), bias)
+    outputs = networks.apply(module, weights, jnp.ones((1, 2))).reshape(2, 2, 3, 2)
+    np.testing.assert_array_equal(outputs[1], outputs[0] + 1000)
+    np.testing.assert_array_equal(outputs[0, ..., 1], outputs[0, ..., 0] + 100)
+
+
+def test_positions_that_do_not_divide_the_data_are_refused():
+    module = networks.with_output_layer(Grid(), 7, (7,))
+    with pytest.raises(ValueError, match=r"Grid gives features at 6 positions.* 7 "):
+        shapes_of(module, 2)
+
+
+# A user's own network
+
+
+def test_a_users_network_is_given_the_data_shape_it_leaves_open():
+    module = networks.with_output_layer(Recorder(), 6, (2, 3))
+    assert shapes_of(module, 6)["output"]["kernel"].shape == (100, 6)
+    fixed = networks.with_output_layer(Recorder(data_shape=(6,)), 6, (2, 3))
+    assert shapes_of(fixed, 6)["output"]["kernel"].shape == (10, 6)
+
+
+def test_a_users_network_needs_no_data_shape():
+    module = networks.with_output_layer(nn.Dense(11), 6, (2, 3))
+    assert shapes_of(module, 6)["output"]["kernel"].shape == (11, 6)
+
+
+def test_a_network_with_batch_statistics_is_refused():
+    spec = ModelSpec(encoder=Normalized(), data_shape=(4,))
+    with pytest.raises(ValueError, match="Normalized.*batch_stats"):
+        jax.eval_shape(lambda key: init(spec, key), jax.random.key(0))
+
+
+def test_the_output_bias_can_be_set_and_nothing_else_changes():
+    weights = {"network": {"a": jnp.ones(2)}, "output": {"kernel": jnp.ones((2, 3))}}
+    weights["output"]["bias"] = jnp.zeros(3)
+    changed = networks.with_output_bias(weights, np.array([1.0, 2.0, 3.0]))
+    np.testing.assert_array_equal(networks.output_bias(changed), [1, 2, 3])
+    assert networks.output_bias(changed).dtype == jnp.float32
+    np.testing.assert_array_equal(networks.output_bias(weights), 0)
+    assert changed["network"] is weights["network"]
+    assert changed["output"]["kernel"] is weights["output"]["kernel"]

@@ -1,8 +1,7 @@
 """Figures of a trained model as PNG files, drawn with matplotlib.
 
-Most are grids of examples, `cells` `[R, C, D]` with row 0 on top: a function has the
-model make them and hands them to `draw`, which is `draw_grid` for one data set.
-Nothing here knows of run folders or touches matplotlib's global state.
+Most are grids of examples, `cells` `[R, C, D]` with row 0 on top, which the model
+makes and `draw`, `draw_grid` for one data set, draws. No global state is touched.
 """
 
 import textwrap
@@ -19,30 +18,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 
-from vae_jax import (
-    Params,
-    PointMass,
-    decode,
-    encode,
-    generate,
-    interpolate,
-    reconstruct,
-)
+import vae_jax
+from vae_jax import Params
 from vae_jax.types import Array, Key
 
 DPI = 150
-CELL = 84  # pixels of a drawn example, about: MNIST's are drawn 3 x 3 to the pixel
+CELL = 84  # pixels of a drawn example, at least: MNIST's are drawn 3 x 3 each
 GAP, BREAK = 4, 18  # pixels between examples; and besides, between groups of them
-MAX_ENCODED = 5000
 ACTIVE_VARIANCE = 0.01  # Burda, Grosse & Salakhutdinov 2016, section 5.2
-CURVES = {
-    "elbo": "ELBO",
-    "log_likelihood": "log-likelihood E[log p(x|z)]",
-    "kl_divergence": "KL(q(z|x) || p(z))",
-}
-Draw = Callable[..., Figure]
+CURVES = {"elbo": "ELBO", "log_likelihood": "log-likelihood", "kl_divergence": "KL"}
 
-_decode_means = jax.jit(lambda params, z: decode(params, z).mean)
+_decode_means = jax.jit(lambda params, z: vae_jax.decode(params, z).mean)
 
 
 def draw_all(
@@ -58,20 +44,19 @@ def draw_all(
 ) -> list[Path]:
     """Draws every figure of a run into `folder`, made if absent; returns the files.
 
-    They show the test set `x`, `[n, D]` in [0, 1] with its labels `[n]`, as images
-    where `data_shape` is (height, width) or (height, width, 1 or 3), else as step
-    curves, and `metrics`: dicts with `epoch`, `split` ("train" or "test") and the
-    entries of `CURVES` in nats per example or None. The key is consumed once.
+    They show the test set `x`, `[n, D]` in [0, 1] with its labels `[n]`, as images if
+    `data_shape` is (height, width) or (height, width, 1 or 3), else as step curves,
+    and `metrics`: dicts with `epoch`, `split` ("train", "test") and the entries of
+    `CURVES` in nats per example or None.
     """
     x = np.asarray(x)
-    # What has no labels has one label.
     labels = np.zeros(len(x)) if labels is None else np.asarray(labels)
     order = varied_order(labels)
-    encoded = np.linspace(0, len(x) - 1, min(len(x), MAX_ENCODED)).astype(int)
-    means = np.asarray(jax.jit(encode)(params, x[encoded]).mean)
+    encoded = np.linspace(0, len(x) - 1, min(len(x), 5000)).astype(int)
+    means = np.asarray(jax.jit(vae_jax.encode)(params, x[encoded]).mean)
     keys = jax.random.split(key)
-    autoencoder = isinstance(params.spec.posterior, PointMass)
-    caveat = ", which this autoencoder was not trained for" if autoencoder else ""
+    autoencoder = isinstance(params.spec.posterior, vae_jax.PointMass)
+    caveat = ", which the autoencoder was not trained for" if autoencoder else ""
     draw = partial(draw_grid, dataset_name=dataset_name, data_shape=data_shape)
     figures = {
         "training_curves": draw_training_curves(metrics, dataset_name),
@@ -82,8 +67,8 @@ def draw_all(
     }
     if params.spec.latent_dim == 2:
         figures["manifold"] = draw_manifold(draw, params, caveat)
-        scatter = draw_latent_scatter(means, labels[encoded], dataset_name)
-        figures["latent_scatter"] = scatter
+        labels = labels[encoded]
+        figures["latent_scatter"] = draw_latent_scatter(means, labels, dataset_name)
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         # Without matplotlib's version, equal figures are equal files.
@@ -99,11 +84,11 @@ def varied_order(labels: np.ndarray) -> np.ndarray:
     return by_label[np.argsort(turn, kind="stable")]
 
 
-def draw_reconstructions(draw: Draw, params: Params, x: Array, key: Key) -> Figure:
+def draw_reconstructions(draw: Callable, params: Params, x: Array, key: Key) -> Figure:
     """Rows of up to ten examples `[n, D]`, each above the row of reconstructions."""
     columns = min(10, len(x))
     x = x[: len(x) // columns * columns]
-    both = np.stack([x, jax.jit(reconstruct)(params, x, key)])
+    both = np.stack([x, jax.jit(vae_jax.reconstruct)(params, x, key)])
     pairs = both.reshape(2, -1, columns, x.shape[1]).swapaxes(0, 1)
     return draw(
         pairs.reshape(-1, columns, x.shape[1]),
@@ -114,20 +99,21 @@ def draw_reconstructions(draw: Draw, params: Params, x: Array, key: Key) -> Figu
     )
 
 
-def draw_samples(draw: Draw, params: Params, key: Key, caveat: str) -> Figure:
+def draw_samples(draw: Callable, params: Params, key: Key, caveat: str) -> Figure:
     """Means of p(x|z) at 100 draws from the prior."""
-    samples = jax.jit(partial(generate, num_samples=100))(params, key)
-    subtitle = f"Means of p(x|z) for z drawn from the prior{caveat}"
-    return draw(np.asarray(samples).reshape(10, 10, -1), "samples", subtitle)
+    sample = jax.jit(vae_jax.generate, static_argnames="num_samples")
+    cells = np.asarray(sample(params, key, num_samples=100)).reshape(10, 10, -1)
+    return draw(cells, "samples", f"Means of p(x|z) for z drawn from the prior{caveat}")
 
 
-def draw_interpolations(draw: Draw, params: Params, x, labels, order) -> Figure:
+def draw_interpolations(draw: Callable, params: Params, x, labels, order) -> Figure:
     """Decoded lines between neighbours in `order`, of different labels if possible."""
-    pairs = np.stack([order, np.roll(order, -1)], 1)[:: 2 if len(order) > 3 else 1]
+    pairs = np.stack([order, np.roll(order, -1)], axis=1)
     differ = labels[pairs[:, 0]] != labels[pairs[:, 1]]
     pairs = pairs[differ] if differ.any() else pairs
     x0, x1 = x[pairs[:8].T]
-    line = jax.jit(partial(interpolate, num_steps=11))(params, x0, x1)
+    interpolate = jax.jit(vae_jax.interpolate, static_argnames="num_steps")
+    line = interpolate(params, x0, x1, num_steps=11)
     return draw(
         np.concatenate([x0[None], line, x1[None]]).swapaxes(0, 1),
         "interpolations",
@@ -138,8 +124,8 @@ def draw_interpolations(draw: Draw, params: Params, x, labels, order) -> Figure:
     )
 
 
-def draw_traversals(draw: Draw, params: Params, means: np.ndarray) -> Figure:
-    """What is decoded as one unit leaves the first of `means`, the most varied on top."""
+def draw_traversals(draw: Callable, params: Params, means: np.ndarray) -> Figure:
+    """What is decoded as one unit leaves `means[0]`, the most varied one on top."""
     finite = np.where(np.isfinite(means), means, 0).astype(np.float64)
     variances = finite.var(axis=0)
     active = int(np.sum(variances > ACTIVE_VARIANCE))
@@ -147,8 +133,7 @@ def draw_traversals(draw: Draw, params: Params, means: np.ndarray) -> Figure:
     shares = variances / max(variances.sum(), 1e-30)
     steps, axis_label = np.linspace(-3, 3, 13), "value of the unit"
     values = np.tile(steps, (len(units), 1))
-    if isinstance(params.spec.posterior, PointMass):
-        # Nothing ties an autoencoder's codes to the scale of N(0, 1).
+    if isinstance(params.spec.posterior, vae_jax.PointMass):  # Codes of any scale.
         values = values * finite.std(0)[units, None] + finite.mean(0)[units, None]
         axis_label += ", in standard deviations from its mean over the test set"
     z = np.tile(means[0], (*values.shape, 1))
@@ -157,17 +142,16 @@ def draw_traversals(draw: Draw, params: Params, means: np.ndarray) -> Figure:
     return draw(
         np.asarray(_decode_means(params, z)),
         "latent traversals",
-        "Means of p(x|z) as one unit of z changes, the others as a test example has "
-        f"them. {active} of {len(variances)} units are active; percentages are shares "
-        "in the variance of posterior means",
+        "Means of p(x|z) as one unit of z changes and the others stay as one example "
+        f"has them. {active} of {len(variances)} units are active; left, each one's "
+        "share in the variance of the means of q(z|x)",
         labels=([f"{step:g}" for step in steps], names),
         axis_labels=(axis_label, ""),
     )
 
 
-def draw_manifold(draw: Draw, params: Params, caveat: str) -> Figure:
-    """The plane of two latents, decoded: z1 to the right, z2 up."""
-    # Middles of slices of equal probability: every cell stands for as much of p(z).
+def draw_manifold(draw: Callable, params: Params, caveat: str) -> Figure:
+    """The plane of two latents, in steps of equal probability: z1 right, z2 up."""
     values = [NormalDist().inv_cdf((n + 0.5) / 20) for n in range(20)]
     z = np.stack(np.meshgrid(values, values[::-1]), axis=-1)
     ticks = [f"{value:.2f}" for value in values]
@@ -183,13 +167,12 @@ def draw_manifold(draw: Draw, params: Params, caveat: str) -> Figure:
 def draw_latent_scatter(means, labels, dataset_name: str) -> Figure:
     """Posterior means `[n, 2]`, coloured by label `[n]` if there are several."""
     subtitle = (
-        f"Posterior means of {len(means):,} test examples; circle: 95% of N(0, I)"
+        f"Means of q(z|x) of {len(means):,} test examples; circle: 95% of N(0, I)"
     )
     figure = new_figure((1010, 830), f"{dataset_name}: the latent plane", subtitle)
     axes = add_axes(figure, 100, 80, 740, 740)
-    axes.add_patch(Circle((0, 0), 2.448, fill=False, linestyle="--", color="0.4"))
-    axes.set(xlabel="z1", ylabel="z2")
-    axes.set_aspect("equal", adjustable="datalim")
+    axes.add_patch(Circle((0, 0), 2.448, fill=False, ls="--", color="0.4", zorder=2))
+    axes.set(xlabel="z1", ylabel="z2", aspect="equal", adjustable="datalim")
     classes, index = np.unique(labels, return_inverse=True)
     colors = colormaps["tab10" if len(classes) <= 10 else "viridis"]
     means = np.where(np.isfinite(means), means, np.nan)
@@ -204,29 +187,27 @@ def draw_latent_scatter(means, labels, dataset_name: str) -> Figure:
 
 def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
     """The ELBO and its two terms against the epoch, in nats per example."""
-    title, subtitle = f"{dataset_name}: training", "ELBO = log-likelihood - KL"
-    figure = new_figure((1500, 430), title, subtitle)
+    subtitle = "ELBO = log-likelihood E[log p(x|z)] - KL(q(z|x) || p(z))"
+    figure = new_figure((1500, 430), f"{dataset_name}: training", subtitle)
     for panel, (name, label) in enumerate(CURVES.items()):
         axes = add_axes(figure, 115 + 490 * panel, 85, 375, 300)
-        axes.set_title(label, size=10)
-        axes.set(xlabel="epoch", ylabel="nats per example")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set(title=label, xlabel="epoch", ylabel="nats per example")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.grid(color="0.9")
-        points = []
+        curves = []
         for split, style in (("train", ".--"), ("test", ".-")):
             rows = [row for row in metrics if row["split"] == split]
-            # None becomes nan, and what is not finite leaves a gap.
             curve = [(row["epoch"], row.get(name)) for row in rows]
-            points.append(np.array(curve, float).reshape(-1, 2).T)
-            axes.plot(*points[-1], style, label=split)
-        points = np.concatenate(points, axis=1)
-        axes.set_ylim(focus(*points[:, np.isfinite(points[1])]))
+            curves.append(np.array(curve, float).reshape(-1, 2).T)  # None becomes nan.
+            axes.plot(*curves[-1], style, label=split)
+        axes.set_ylim(focus(np.concatenate(curves, axis=1)))
         axes.legend()
     return figure
 
 
-def focus(epochs: np.ndarray, values: np.ndarray) -> tuple[float, float] | None:
+def focus(points: np.ndarray) -> tuple[float, float] | None:
     """Limits of y without the first tenth of epochs, where it flattens the rest."""
+    epochs, values = points[:, np.isfinite(points[1])]
     if len(values) == 0:
         return None
     late = values[epochs >= epochs.min() + 0.1 * np.ptp(epochs)]
@@ -249,20 +230,19 @@ def draw_grid(
 ) -> Figure:
     """Draws examples `[R, C, D]`; each pair of options: for columns and for rows."""
     tiles = to_tiles(cells, data_shape)
+    subtitle += "; the curves run from 0 to 1" if len(data_shape) == 1 else ""
     rows, columns, height, width, _ = tiles.shape
     lefts = _starts(columns, width + GAP, breaks[0])
     tops = _starts(rows, height + GAP, breaks[1])
     image = np.full((tops[-1] + height, lefts[-1] + width, 3), 255, np.uint8)
     for row, column in np.ndindex(rows, columns):
-        top, left = tops[row], lefts[column]
-        image[top : top + height, left : left + width] = tiles[row, column]
-    margin = 16 + 14 * max(map(len, labels[1]), default=0) + 30 * bool(axis_labels[1])
+        y, x = tops[row], lefts[column]
+        image[y : y + height, x : x + width] = tiles[row, column]
+    left = 16 + 14 * max(map(len, labels[1]), default=0) + 30 * bool(axis_labels[1])
     below = 16 + 30 * bool(labels[0]) + 32 * bool(axis_labels[0])
     size = np.array(image.shape[1::-1])
-    figure = new_figure(
-        size + (margin + 16, below), f"{dataset_name}: {title}", subtitle
-    )
-    axes = add_axes(figure, margin, below, *size)
+    figure = new_figure(size + (left + 16, below), f"{dataset_name}: {title}", subtitle)
+    axes = add_axes(figure, left, below, *size)
     axes.imshow(image, extent=(0, size[0], size[1], 0), interpolation="nearest")
     axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
     axes.set_xticks(lefts[: len(labels[0])] + width / 2, labels[0])
@@ -273,34 +253,30 @@ def draw_grid(
 
 
 def to_tiles(cells: np.ndarray, data_shape: tuple[int, ...]) -> np.ndarray:
-    """Pixels `[R, C, height, width, 3]` of examples `[R, C, D]` clipped to [0, 1].
-
-    What is no image becomes the area below a step curve; what is not finite, red.
-    """
+    """Pixels `[R, C, height, width, 3]` of images or step curves; red: not finite."""
     shape = (*data_shape, 1)[:3]
     if len(data_shape) in (2, 3) and shape[2] in (1, 3):
         pixels = cells.reshape(*cells.shape[:2], *shape)
         pixels = _resize(_resize(pixels, 2, max(shape)), 3, max(shape))
     else:
         values = _resize(cells, 2, cells.shape[2])[:, :, None, :, None]
-        levels = (np.arange(CELL // 2)[::-1, None, None] + 0.5) / (CELL // 2)
-        pixels = np.where(np.isfinite(values), values > levels, np.nan)
-    finite = np.isfinite(pixels).all(axis=-1, keepdims=True)
-    pixels = np.where(finite, np.clip(pixels, 0, 1), (0.9, 0.1, 0.1))
+        levels = (np.arange(CELL // 1.5)[::-1, None, None] + 0.5) / (CELL // 1.5)
+        pixels = np.where(values > levels, (0.12, 0.47, 0.71), (0.92, 0.92, 0.92))
+        pixels = np.where(np.isfinite(values), pixels, np.nan)
+    pixels = np.where(np.isfinite(pixels), np.clip(pixels, 0, 1), (0.9, 0.1, 0.1))
     return np.round(255 * pixels).astype(np.uint8)
 
 
 def _resize(pixels: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """Repeats or skips pixels, so that `size` of them become about `CELL`."""
+    """Repeats or skips pixels, so that `size` of them become `CELL` to 2 `CELL`."""
     if size > 2 * CELL:
         return np.take(pixels, range(0, pixels.shape[axis], size // CELL), axis)
-    return np.repeat(pixels, max(1, round(CELL / size)), axis)
+    return np.repeat(pixels, -(-CELL // size), axis)
 
 
 def _starts(count: int, step: int, breaks: Sequence[int]) -> np.ndarray:
     """Where each of `count` tiles begins, with more room before those in `breaks`."""
-    tiles = np.arange(count)
-    return step * tiles + BREAK * np.isin(tiles, breaks).cumsum()
+    return step * np.arange(count) + BREAK * np.isin(range(count), breaks).cumsum()
 
 
 def new_figure(size: Sequence[int], title: str, subtitle: str) -> Figure:

@@ -71,7 +71,7 @@ dense layer, of the last width."""
     posterior: Literal["point", "diagonal"] = "diagonal"
     """q(z|x); point makes an autoencoder."""
     likelihood: Literal["bernoulli", "gaussian", "gaussian_learned"] = "bernoulli"
-    """p(x|z); gaussian has the fixed variance --variance, gaussian_learned learns it."""
+    """p(x|z); gaussian has the variance --variance, gaussian_learned learns one."""
     variance: float = 1.0
     """Variance of a pixel of --likelihood=gaussian."""
     binarization: Literal["auto", "dynamic", "fixed", "threshold", "none"] = "auto"
@@ -391,7 +391,7 @@ def _report(
 
 def _say(*notes: str) -> None:
     for note in notes:
-        print(f"note: {note}", flush=True)
+        print(f"NOTE: {note}", flush=True)
 
 
 def _warnings(config: Config, dataset: data.Dataset) -> list[str]:

@@ -11,6 +11,7 @@ figures/         pictures
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -160,9 +161,12 @@ class Metrics:
         self._path = folder / "metrics.jsonl"
         self.rows = [row for row in _read_rows(self._path) if row["epoch"] <= epoch]
         _write(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self._events = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=step + 1 if step else None
+        self._open_events = functools.partial(
+            SummaryWriter,
+            str(folder / "tensorboard"),
+            purge_step=step + 1 if step else None,
         )
+        self._events: SummaryWriter | None = None
 
     def add(self, row: dict[str, Any]) -> None:
         """Appends a row; figures that are numbers become TensorBoard scalars."""
@@ -170,6 +174,8 @@ class Metrics:
         self.rows.append(row)
         with open(self._path, "a") as file:
             file.write(json.dumps(row) + "\n")
+        # Not before there is something to say: a writer leaves a file behind.
+        self._events = self._events or self._open_events()
         for name, value in row.items():
             if isinstance(value, float):
                 self._events.add_scalar(f"{name}/{row['split']}", value, row["step"])
@@ -181,7 +187,8 @@ class Metrics:
 
     def close(self) -> None:
         """Flushes and closes the TensorBoard events."""
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

@@ -116,6 +116,10 @@ def train(run: Run, state: TrainState, *, started: float) -> Trained:
     pace, totals, to_first_step = _Pace(), np.zeros(2), None
     with _signals() as received, contextlib.closing(metrics), _bar(run) as bar:
         bar.update(int(state.step))
+        if first_epoch < run.num_epochs:
+            # No step: compiles, so that no figure of speed contains it.
+            state, history = run.train(state, run.epoch(first_epoch), history, 0)
+            jax.block_until_ready(state)
         for epoch in range(first_epoch, run.num_epochs):
             epoch_totals = np.zeros(2)
             for piece in _pieces(run, state, history, epoch, pace):
@@ -154,9 +158,6 @@ def _pieces(
     """Takes the steps of an epoch that are left, piece by piece."""
     order = run.epoch(epoch)
     position = int(state.step) % run.num_steps
-    # No step: compiles, so that no figure of speed contains it.
-    state, history = run.train(state, order, history, 0)
-    jax.block_until_ready(state)
     while position < run.num_steps:
         stop = min(position + pace.num_steps, run.num_steps)
         began = time.perf_counter()

@@ -228,7 +228,7 @@ def training_run(
     Returns:
       The run and its initial state.
     """
-    init_key, noise_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
+    init_key, noise_key, order_key, _ = _keys(config)
     num_examples = len(dataset.train)
     epoch = partial(
         jax.jit(vae_jax.shuffled_epoch, static_argnames=("num_examples", "batch_size")),
@@ -291,6 +291,11 @@ def training_run(
     return run, state
 
 
+def _keys(config: Config) -> tuple[jax.Array, ...]:
+    """Of the weights, the noise, the order of the data, and its fixed binarization."""
+    return tuple(jax.random.split(jax.random.key(config.seed), 4))
+
+
 def _as_seen(
     batch: jax.Array, key: jax.Array, *, binarization: str, num_levels: int | None
 ) -> jax.Array:
@@ -324,8 +329,12 @@ def run(config: Config) -> dict[str, Any]:
     config = resolve(config, original)
     spec = model_spec(config, original.data_shape)
     _say(*original.notes, *_warnings(config, original))
+    *_, train_key = _keys(config)
     dataset = data.binarize_dataset(
-        original, evaluation_keys().data, method=config.binarization
+        original,
+        evaluation_keys().data,
+        method=config.binarization,
+        train_key=train_key,
     )
     folder = Path(config.run_dir or run_folder.default_folder("mnist", config))
     with run_folder.locked(folder):

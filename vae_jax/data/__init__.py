@@ -1,0 +1,107 @@
+"""Data sets as arrays in memory, and how grey pixels become bits.
+
+Nothing here knows of models. An example is a row of `D` values: integers from 0 to
+`num_levels - 1`, or floats in [0, 1]. A model sees `to_unit_interval` of them.
+
+`digits.npz` beside this file is scikit-learn's `load_digits`: the test set of
+"Optical Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak (1998), UCI
+Machine Learning Repository, under CC BY 4.0.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from vae_jax.data.binarization import BINARIZATIONS, binarize, binarize_dataset
+from vae_jax.data.dataset import Dataset, to_unit_interval
+from vae_jax.data.files import load_file
+from vae_jax.data.published import (
+    PUBLISHED,
+    DataUnavailable,
+    load_published,
+    parse_idx,
+)
+from vae_jax.data.shapes import synthetic
+
+__all__ = [
+    "BINARIZATIONS",
+    "NAMES",
+    "DataUnavailable",
+    "Dataset",
+    "binarize",
+    "binarize_dataset",
+    "load",
+    "parse_idx",
+    "synthetic",
+    "to_unit_interval",
+]
+
+NAMES = ("auto", *PUBLISHED, "digits", "synthetic")
+
+
+def load(name: str | Path, *, data_dir: str | Path = "data", seed: int = 0) -> Dataset:
+    """Loads a data set by its name, or from a user's file.
+
+    A `.npz` file holds `x` and, where there are such, `x_test`, `y` and `y_test`; a
+    `.npy` file is `x`. Examples are `[n, D]` or `[n, *data_shape]`: bool, uint8, or
+    floats in [0, 1]; labels are integers. Without `x_test` a random tenth is set aside.
+
+    Args:
+      name: one of `NAMES`, or a path ending in `.npz` or `.npy`. `auto` is MNIST, or
+        `digits` where MNIST cannot be had, which the notes say.
+      data_dir: holds the published files, in a folder of the data set's name or
+        directly; what is missing is downloaded into the former.
+      seed: of the synthetic data, and of the split of a file without `x_test`.
+
+    Returns:
+      A `Dataset`.
+
+    Raises:
+      DataUnavailable: a published data set is neither there nor to be downloaded.
+      ValueError: an unknown name, a file that is not what it should be, or a
+        negative seed.
+
+    Example:
+      >>> from vae_jax import data
+      >>> digits = data.load("digits")
+      >>> digits.train.shape, digits.data_shape, digits.num_levels
+      ((1437, 64), (8, 8), 17)
+    """
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    name, data_dir = str(name), Path(data_dir).expanduser()
+    if name.endswith((".npz", ".npy")):
+        return load_file(Path(name).expanduser(), seed)
+    if name in PUBLISHED:
+        return load_published(name, data_dir)
+    if name == "auto":
+        return _load_mnist_or_digits(data_dir)
+    if name == "digits":
+        return _load_digits()
+    if name == "synthetic":
+        return synthetic(seed=seed)
+    raise ValueError(
+        f"dataset must be one of {', '.join(NAMES)}, or a path ending in .npz or "
+        f".npy, got {name!r}"
+    )
+
+
+def _load_digits() -> Dataset:
+    """The handwritten digits that come with the package."""
+    with np.load(Path(__file__).with_name("digits.npz")) as arrays:
+        x, y = arrays["x"], arrays["y"].astype(np.int32)
+    return Dataset(
+        "digits", x[:1437], x[1437:], y[:1437], y[1437:], (8, 8), num_levels=17
+    )
+
+
+def _load_mnist_or_digits(data_dir: Path) -> Dataset:
+    """MNIST, or else the digits and a note."""
+    try:
+        return load_published("mnist", data_dir)
+    except DataUnavailable as error:
+        note = (
+            f"MNIST cannot be had here, {error.reason}: training on scikit-learn's "
+            "8x8 handwritten digits instead"
+        )
+        return _load_digits()._replace(notes=(note,))

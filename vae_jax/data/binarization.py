@@ -1,0 +1,103 @@
+"""How grey pixels become bits: at every step, once, by a threshold, or not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax.data.dataset import Dataset, to_unit_interval
+
+BINARIZATIONS = ("dynamic", "fixed", "threshold", "none")
+
+
+def binarize(x: jax.Array | np.ndarray, key: jax.Array) -> jax.Array:
+    """Draws each value from Bernoulli(value): fresh bits within a training step.
+
+    Args:
+      x: probabilities, `[..., D]`.
+      key: PRNG key, consumed once.
+
+    Returns:
+      Zeros and ones, `[..., D]`, in the dtype of `x`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import data
+      >>> data.binarize(jnp.array([0.0, 1.0]), jax.random.key(0)).tolist()
+      [0.0, 1.0]
+    """
+    x = jnp.asarray(x)
+    return jax.random.bernoulli(key, x).astype(x.dtype)
+
+
+def binarize_dataset(
+    dataset: Dataset,
+    key: jax.Array,
+    *,
+    method: str,
+    train_key: jax.Array | None = None,
+) -> Dataset:
+    """Turns grey values into bits, as far as that is done once and not at every step.
+
+    - `dynamic`: training images stay grey, for `binarize` at every step; test images
+      are drawn once, as 0 or `num_levels - 1`, for both splits share one scale.
+    - `fixed`: both are drawn once.
+    - `threshold`: both are 1 from half of `num_levels - 1` on.
+    - `none`: both stay grey.
+
+    A draw is Bernoulli(value / (num_levels - 1)). Image i is drawn with a key of its
+    own, so that its bits do not depend on how many images there are.
+
+    Args:
+      dataset: grey or binary images.
+      key: PRNG key of the draws; `threshold` and `none` draw nothing.
+      method: one of `BINARIZATIONS`.
+      train_key: PRNG key of the training images where they are drawn, so that models
+        of several seeds may share a test set; by default a child of `key`.
+
+    Returns:
+      A `Dataset`: uint8 of 2 levels for `fixed` and `threshold`.
+
+    Raises:
+      ValueError: an unknown method.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import data
+      >>> digits = data.load("digits")
+      >>> bits = data.binarize_dataset(digits, jax.random.key(0), method="threshold")
+      >>> bits.num_levels, int(bits.train.max())
+      (2, 1)
+    """
+    if method not in BINARIZATIONS:
+        choices = ", ".join(BINARIZATIONS)
+        raise ValueError(f"binarization must be one of {choices}, got {method!r}")
+    if method == "none":
+        return dataset
+    train, test, num_levels = dataset.train, dataset.test, dataset.num_levels
+    largest = 1 if num_levels is None else num_levels - 1
+    child_key, test_key = jax.random.split(key)
+    if method == "dynamic":
+        bits = _draw_images(test, num_levels, test_key)
+        return dataset._replace(test=np.where(bits, largest, 0).astype(test.dtype))
+    if method == "fixed":
+        train_key = child_key if train_key is None else train_key
+        train = _draw_images(train, num_levels, train_key)
+        test = _draw_images(test, num_levels, test_key)
+    else:
+        train, test = train >= largest / 2, test >= largest / 2
+    return dataset._replace(
+        train=train.astype(np.uint8), test=test.astype(np.uint8), num_levels=2
+    )
+
+
+def _draw_images(x: np.ndarray, num_levels: int | None, key: jax.Array) -> np.ndarray:
+    """Bernoulli draws of `[n, D]`, row i with `fold_in(key, i)`."""
+
+    def draw(index: jax.Array, image: jax.Array) -> jax.Array:
+        image_key = jax.random.fold_in(key, index)
+        return binarize(to_unit_interval(image, num_levels), image_key).astype(bool)
+
+    # A thousand at once: the random numbers of all would be far larger than the bits.
+    chunks = [slice(start, start + 1000) for start in range(0, len(x), 1000)]
+    index = np.arange(len(x))
+    return np.concatenate([jax.vmap(draw)(index[chunk], x[chunk]) for chunk in chunks])

@@ -1,0 +1,52 @@
+"""What a data set is: arrays in memory, and the scale on which a model sees them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Dataset(NamedTuple):
+    """Training and test examples.
+
+    Attributes:
+      name: what every figure about it is labelled with.
+      train: `[n, D]`, uint8 or float32.
+      test: `[m, D]`, likewise.
+      train_labels: `[n]`, int32; None where there are none.
+      test_labels: `[m]`, likewise.
+      data_shape: shape of one example; its product is D.
+      num_levels: integers run from 0 to `num_levels - 1`; None for floats in [0, 1].
+      notes: sentences to be told to whoever asked for the data.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+    train_labels: np.ndarray | None
+    test_labels: np.ndarray | None
+    data_shape: tuple[int, ...]
+    num_levels: int | None
+    notes: tuple[str, ...] = ()
+
+
+def to_unit_interval(x: jax.Array | np.ndarray, num_levels: int | None) -> jax.Array:
+    """Values as a model sees them: value / (num_levels - 1), in [0, 1].
+
+    Args:
+      x: `[..., D]`, integers; or floats, which stay as they are.
+      num_levels: of the `Dataset`.
+
+    Returns:
+      `[..., D]`, float32 for integers.
+
+    Example:
+      >>> import numpy as np
+      >>> from vae_jax import data
+      >>> data.to_unit_interval(np.array([0, 4, 16], np.uint8), 17).tolist()
+      [0.0, 0.25, 1.0]
+    """
+    if num_levels is None:
+        return jnp.asarray(x)
+    return jnp.asarray(x, jnp.float32) / (num_levels - 1)

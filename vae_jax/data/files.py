@@ -1,0 +1,123 @@
+"""A user's own data: a `.npz` with the key `x`, or a `.npy`."""
+
+from pathlib import Path
+
+import numpy as np
+
+from vae_jax.data.dataset import Dataset
+
+# What is read of a `.npz`.
+_FILE_KEYS = ("x", "x_test", "y", "y_test")
+
+
+def load_file(path: Path, seed: int) -> Dataset:
+    """A user's data set."""
+    try:
+        return _from_arrays(path.stem, _read_arrays(path), seed)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"dataset {str(path)!r}: {error}") from error
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` that are of use, or that of a `.npy` as `x`."""
+    with path.open("rb") as file:
+        try:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray) != (path.suffix == ".npy"):
+                raise ValueError("it is the other of .npz and .npy")
+            if isinstance(loaded, np.ndarray):
+                return {"x": loaded}
+            arrays = {key: loaded[key] for key in _FILE_KEYS if key in loaded}
+        # A damaged archive fails in a dozen ways.
+        except Exception as error:
+            raise ValueError(f"no readable {path.suffix} file: {error}") from error
+    if "x" not in arrays:
+        raise ValueError(f"it must have a key x, got {', '.join(loaded) or 'none'}")
+    return arrays
+
+
+def _from_arrays(name: str, arrays: dict[str, np.ndarray], seed: int) -> Dataset:
+    """A data set of `x` and what there is of `x_test`, `y` and `y_test`."""
+    _check_arrays(arrays)
+    notes = []
+    if "x_test" not in arrays:
+        arrays = _set_aside(arrays, seed)
+        notes.append(
+            f"no x_test: {len(arrays['x_test'])} random examples of x, drawn by seed "
+            f"{seed}, are the test set"
+        )
+    x, x_test = arrays["x"], arrays["x_test"]
+    dtype, num_levels = np.float32, None
+    if x.dtype.kind != "f":
+        dtype, num_levels = np.uint8, 2 if max(x.max(), x_test.max()) <= 1 else 256
+    if x.dtype == np.uint8 and num_levels == 2:
+        notes.append("uint8 data without a value over 1: taken as binary (2 levels)")
+    y, y_test = (
+        arrays[key].astype(np.int32) if key in arrays else None
+        for key in ("y", "y_test")
+    )
+    return Dataset(
+        name,
+        np.asarray(x, dtype).reshape(len(x), -1),
+        np.asarray(x_test, dtype).reshape(len(x_test), -1),
+        y,
+        y_test,
+        x.shape[1:],
+        num_levels,
+        tuple(notes),
+    )
+
+
+def _set_aside(arrays: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """The arrays, with the last tenth of a random order as test examples."""
+    num_examples = len(arrays["x"])
+    if num_examples < 2:
+        raise ValueError("x without x_test must have at least 2 examples, got 1")
+    order = np.random.default_rng(seed).permutation(num_examples)
+    train, test = np.split(order, [-max(1, num_examples // 10)])
+    return {
+        key + suffix: values[indices]
+        for key, values in arrays.items()
+        for suffix, indices in (("", train), ("_test", test))
+    }
+
+
+def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
+    """Refuses what cannot be the examples and labels of one data set."""
+    for key in ("x", "x_test"):
+        if key in arrays:
+            _check_examples(key, arrays[key], like=arrays["x"])
+    for key, of in (("y", "x"), ("y_test", "x_test")):
+        if key not in arrays:
+            continue
+        if of not in arrays:
+            raise ValueError(f"it has {key} without {of}")
+        num_examples, labels = len(arrays[of]), arrays[key]
+        if labels.dtype.kind not in "iu" or labels.shape != (num_examples,):
+            raise ValueError(
+                f"{key} must be integers, one for each of {num_examples} examples, "
+                f"got {_describe(labels)}"
+            )
+
+
+def _check_examples(key: str, x: np.ndarray, *, like: np.ndarray) -> None:
+    """Refuses what are no examples, or not of the kind of `like`."""
+    if x.ndim < 2 or x.size == 0:
+        expected = "[n, D] or [n, *data_shape], and not empty"
+        raise ValueError(f"{key} must be {expected}, got {_describe(x)}")
+    is_float = x.dtype.kind == "f"
+    if not is_float and x.dtype not in (np.uint8, np.bool_):
+        expected = "bool, uint8, or floats in [0, 1]"
+        raise ValueError(f"{key} must be {expected}, got {_describe(x)}")
+    if is_float and not np.isfinite(x).all():
+        raise ValueError(f"{key} must be finite, got NaN or infinity")
+    if is_float and (x.min() < 0 or x.max() > 1):
+        values = f"{x.min():g} to {x.max():g}"
+        raise ValueError(f"{key} must be floats in [0, 1], got {values}")
+    if x.shape[1:] != like.shape[1:] or x.dtype.kind != like.dtype.kind:
+        raise ValueError(f"{key} must be like x, {_describe(like)}, got {_describe(x)}")
+
+
+def _describe(array: np.ndarray) -> str:
+    """Dtype and shape, as in `uint8[60000, 784]`."""
+    return f"{array.dtype}{list(array.shape)}"

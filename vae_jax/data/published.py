@@ -1,0 +1,183 @@
+"""MNIST, Fashion-MNIST and KMNIST, kept as the four gzip files that are published.
+
+tensorflow-datasets knows where they are and what their sha256 is, fetches them and
+verifies them; every reading verifies them again. TensorFlow takes no part.
+"""
+
+import gzip
+import hashlib
+import math
+import os
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from vae_jax.data.dataset import Dataset
+
+# Our names, and the classes in tensorflow-datasets.
+PUBLISHED = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
+_PUBLISHED_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+_PROBE_SECONDS = 3
+
+
+class DataUnavailable(ValueError):
+    """A published data set that is neither on this machine nor to be downloaded.
+
+    Attributes:
+      reason: why not, in a few words.
+    """
+
+    def __init__(self, name: str, reason: str, missing: list[Path]):
+        files = ", ".join(path.name for path in missing)
+        super().__init__(
+            f"{name} cannot be had, {reason}: put {files} into "
+            f"{str(missing[0].parent)!r}, or choose --dataset=digits"
+        )
+        self.reason = reason
+
+
+def load_published(name: str, data_dir: Path) -> Dataset:
+    """A data set in MNIST's format, downloaded as far as it is not there."""
+    try:
+        paths = [_locate(name, data_dir, file) for file in _PUBLISHED_FILES]
+        missing = [path for path in paths if not path.exists()]
+        if missing:
+            _download(name, missing)
+        contents = [gzip.decompress(_read_verified(name, path)) for path in paths]
+    except OSError as error:
+        raise ValueError(f"data_dir {str(data_dir)!r}: {error}") from error
+    train, train_labels, test, test_labels = map(parse_idx, contents)
+    return Dataset(
+        name,
+        train.reshape(len(train), -1),
+        test.reshape(len(test), -1),
+        train_labels.astype(np.int32),
+        test_labels.astype(np.int32),
+        data_shape=train.shape[1:],
+        num_levels=256,
+    )
+
+
+def _locate(name: str, data_dir: Path, file: str) -> Path:
+    """Where a published file is, or where it is to be."""
+    own, shared = data_dir / name / file, data_dir / file
+    return shared if shared.exists() and not own.exists() else own
+
+
+def _registered(name: str) -> dict[str, tuple[str, Any]]:
+    """URL, and size and sha256, of each published file."""
+    import tensorflow_datasets as tfds
+
+    builder = getattr(tfds.image_classification, PUBLISHED[name])
+    return {info.filename: (url, info) for url, info in builder.url_infos.items()}
+
+
+def _read_verified(name: str, path: Path) -> bytes:
+    """The content of a published file, if its sha256 is that of the publication."""
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    _, info = _registered(name)[path.name]
+    if found == info.checksum:
+        return content
+    owners = {
+        other_info.checksum: f"this is {other}'s {file}"
+        for other in PUBLISHED
+        for file, (_, other_info) in _registered(other).items()
+    }
+    raise ValueError(
+        f"{path} is not {name}'s: sha256 {info.checksum[:12]} expected, {found[:12]} "
+        f"found; {owners.get(found, 'it is cut off or damaged')}"
+    )
+
+
+def _download(name: str, missing: list[Path]) -> None:
+    """Fetches published files; each is in its place verified and whole, or not."""
+    import requests
+    import tensorflow_datasets as tfds
+
+    registered = _registered(name)
+    urls = [registered[path.name][0] for path in missing]
+    host = urlsplit(urls[0]).hostname
+    obstacle = _why_unreachable(urls[0])
+    if obstacle is not None:
+        reason = f"{host} cannot be reached ({obstacle})"
+        raise DataUnavailable(name, reason, missing)
+    tfds.disable_progress_bar()
+    folder = missing[0].parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as draft:
+        manager = tfds.download.DownloadManager(
+            download_dir=draft,
+            url_infos=dict(registered.values()),
+            force_checksums_validation=True,
+        )
+        # One by one: when one fails, none is still being written.
+        for position, (path, url) in enumerate(zip(missing, urls, strict=True)):
+            try:
+                fetched = manager.download(url)
+            except (
+                requests.RequestException,
+                tfds.download.DownloadError,
+                tfds.core.download.download_manager.NonMatchingChecksumError,
+            ) as error:
+                reason = f"{host} did not send {path.name} ({type(error).__name__})"
+                raise DataUnavailable(name, reason, missing[position:]) from error
+            os.replace(fetched, path)
+
+
+def _why_unreachable(url: str) -> str | None:
+    """Why a URL cannot be read, known within seconds; None where it can."""
+    import requests
+
+    outcome: list[str | None] = [f"no answer in {_PROBE_SECONDS} seconds"]
+
+    def probe() -> None:
+        try:
+            answer = requests.head(url, timeout=_PROBE_SECONDS, allow_redirects=True)
+            outcome[0] = None if answer.ok else f"HTTP status {answer.status_code}"
+        except Exception as error:
+            outcome[0] = type(error).__name__
+
+    # A thread, for looking up a host's name has no timeout; a daemon, for Python
+    # would wait for any other when it ends.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(_PROBE_SECONDS)
+    return outcome[0]
+
+
+def parse_idx(content: bytes) -> np.ndarray:
+    """The array in a file of MNIST's format, IDX: a header, then unsigned bytes.
+
+    Args:
+      content: the file, decompressed.
+
+    Returns:
+      uint8, of the shape that the header says.
+
+    Raises:
+      ValueError: another format, or another number of values than the shape has.
+
+    Example:
+      >>> from vae_jax import data
+      >>> data.parse_idx(bytes([0, 0, 8, 1, 0, 0, 0, 2, 5, 7])).tolist()
+      [5, 7]
+    """
+    # Two zeros, the type (8: unsigned bytes), the number of axes, the size of each.
+    num_axes = content[3] if len(content) > 3 else 0
+    sizes, values = content[4 : 4 + 4 * num_axes], content[4 + 4 * num_axes :]
+    if content[:3] != b"\0\0\x08" or len(sizes) < 4 * num_axes:
+        raise ValueError(f"no IDX file of unsigned bytes: it begins {content[:8]!r}")
+    shape = tuple(np.frombuffer(sizes, ">u4").tolist())
+    if len(values) != math.prod(shape):
+        raise ValueError(f"IDX file of shape {shape} holds {len(values)} values")
+    return np.frombuffer(values, np.uint8).reshape(shape)

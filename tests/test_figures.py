@@ -16,7 +16,7 @@ from vae_jax import MLP, Gaussian, Linear, ModelSpec, Params, PointMass
 ALWAYS = {"training_curves", "reconstructions", "samples", "interpolations"}
 ALWAYS |= {"traversals"}
 IN_THE_PLANE = {"manifold", "latent_scatter"}
-NAME = "a set for $5 (and $2 of tax)"
+NAME = "prices in $_$"  # no formula, though it looks like one
 
 ROWS = [
     {

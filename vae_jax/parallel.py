@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vae_jax.training import Epoch
 from vae_jax.types import Array, PyTree
@@ -74,7 +74,8 @@ def pmap_step(step: Step, *, devices: Sequence[jax.Device] | None = None) -> Ste
         donate_argnums=0,
         devices=devices,
     )
-    return lambda state, batch, *replicated: mapped(state, batch, replicated)
+    devices = jax.local_devices() if devices is None else devices
+    return _with_replicated_state(mapped, _mesh(devices))
 
 
 def shard_map_step(step: Step, *, devices: Sequence[jax.Device] | None = None) -> Step:
@@ -99,10 +100,7 @@ def shard_map_step(step: Step, *, devices: Sequence[jax.Device] | None = None) -
       3.0
     """
     devices = jax.devices() if devices is None else devices
-    # Explicit axes, the default, would refuse a batch that is not sharded yet.
-    mesh = jax.make_mesh(
-        (len(devices),), (AXIS,), devices=devices, axis_types=(AxisType.Auto,)
-    )
+    mesh = _mesh(devices)
 
     def local(state: PyTree, batch: PyTree, replicated: tuple):
         batch = jax.tree.map(lambda leaf: leaf[0], batch)
@@ -120,7 +118,25 @@ def shard_map_step(step: Step, *, devices: Sequence[jax.Device] | None = None) -
         ),
         donate_argnums=0,
     )
-    return lambda state, batch, *replicated: mapped(state, batch, replicated)
+    return _with_replicated_state(mapped, mesh)
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    # Explicit axes, the default, would refuse a batch that is not sharded yet.
+    return jax.make_mesh(
+        (len(devices),), (AXIS,), devices=devices, axis_types=(AxisType.Auto,)
+    )
+
+
+def _with_replicated_state(mapped: Step, mesh: Mesh) -> Step:
+    """Puts the state where results are, so that one program serves every call."""
+    replicated_sharding = NamedSharding(mesh, PartitionSpec())
+
+    def run(state: PyTree, batch: PyTree, *replicated: PyTree):
+        state = jax.device_put(state, replicated_sharding)
+        return mapped(state, batch, replicated)
+
+    return run
 
 
 def shard_batch(batch: PyTree, num_devices: int) -> PyTree:

@@ -48,7 +48,13 @@ def log_prob(x: Array, logits: Array) -> Array:
       >>> print(bernoulli.log_prob(jnp.array([1.0, 0.0]), jnp.array([1e3, 1e3])))
       -1000.0
     """
-    return jnp.sum(_log_prob(jnp.asarray(x, logits.dtype), logits), axis=-1)
+    x = jnp.asarray(x, logits.dtype)
+    shape = jnp.broadcast_shapes(x.shape, logits.shape)
+    # XLA sums a matrix faster than an array with a leading axis of one sample.
+    x, logits = (
+        jnp.broadcast_to(array, shape).reshape(-1, shape[-1]) for array in (x, logits)
+    )
+    return jnp.sum(_log_prob(x, logits), axis=-1).reshape(shape[:-1])
 
 
 def sample(logits: Array, key: Key) -> Array:

@@ -1,0 +1,261 @@
+"""Executors: one device or eight virtual ones, the same training.
+
+`vmap` with a named axis is the oracle on one device: with `out_axes=None` it even
+refuses to trace a state that differs between devices.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import SPECS, random_params
+
+from vae_jax import (
+    elbo_objective,
+    empty_history,
+    init_state,
+    jit_step,
+    pmap_step,
+    shard_batch,
+    shard_epoch,
+    shard_map_step,
+    shuffled_epoch,
+    train_epoch,
+    train_step,
+)
+from vae_jax.parallel import AXIS
+
+SPEC = dict(SPECS)["linear-gaussian"]
+NOISELESS = dict(SPECS)["autoencoder"]  # No noise: gradients compare exactly.
+EXECUTORS = {"pmap": pmap_step, "shard_map": shard_map_step}
+executors = pytest.mark.parametrize("executor", EXECUTORS.values(), ids=EXECUTORS)
+
+
+def devices(count):
+    return jax.devices("cpu")[:count]
+
+
+def data(spec, count):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 2, (count, spec.data_dim)).astype(np.float32)
+
+
+def make(spec, optimizer, **options):
+    """A fresh state, as a donated one is gone, and the step."""
+    params = jax.tree.map(jnp.array, random_params(spec))
+    state = init_state(params, jax.random.key(7), optimizer=optimizer, **options)
+    step = functools.partial(
+        train_step, objective=elbo_objective(), optimizer=optimizer
+    )
+    return state, step
+
+
+def assert_close(one, other, rtol=1e-5):
+    check = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=1e-6)
+    jax.tree.map(check, one, other)
+
+
+def vmap_step(step):
+    mapped = jax.vmap(
+        functools.partial(step, axis_name=AXIS),
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+    )
+    return jax.jit(mapped)
+
+
+def three_steps(take, spec=SPEC, count=4):
+    state, _ = make(spec, optax.adam(1e-2), average=True)
+    batch = shard_batch(data(spec, 8), count)
+    for _ in range(3):
+        state, metrics = take(state, batch)
+    return state, metrics
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    _, step = make(SPEC, optax.adam(1e-2))
+    return three_steps(vmap_step(step))
+
+
+@executors
+def test_three_adam_steps_are_those_of_vmap(executor, oracle):
+    _, step = make(SPEC, optax.adam(1e-2))
+    state, metrics = three_steps(executor(step, devices=devices(4)))
+    expected, expected_metrics = oracle
+    assert_close((state.params, state.average), (expected.params, expected.average))
+    assert_close(metrics, expected_metrics)
+    # Replicated and unstacked: it looks the same for any number of devices.
+    for leaf, twin in zip(
+        jax.tree.leaves((state, metrics)), jax.tree.leaves(oracle), strict=True
+    ):
+        assert leaf.shape == twin.shape and leaf.dtype == twin.dtype
+        assert leaf.sharding.is_fully_replicated and len(leaf.devices()) == 4
+
+
+def test_each_device_draws_noise_of_its_own(key):
+    """Four devices with the same examples are not one device with them."""
+    x = np.repeat(data(SPEC, 1), 4, axis=0)[:, None]
+
+    def noise(params, x, key, step):
+        value = jnp.sum(params.encoder["output"]["bias"])
+        return value, {"square": jax.random.normal(key) ** 2}
+
+    def step(state, batch, axis_name):
+        return train_step(
+            state, batch, objective=noise, optimizer=optax.sgd(1.0), axis_name=axis_name
+        )
+
+    state, _ = make(SPEC, optax.sgd(1.0))
+    _, metrics = vmap_step(step)(state, x)
+    root = jax.random.fold_in(jax.random.key(7), 0)
+    squares = []
+    for device in range(4):
+        _, objective_key = jax.random.split(jax.random.fold_in(root, device))
+        squares.append(jax.random.normal(objective_key) ** 2)
+    assert len(set(map(float, squares))) == 4
+    assert float(metrics["square"]) == pytest.approx(float(np.mean(squares)), rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def full_batch():
+    """Parameters and metrics after one step of size 1 on all examples at once."""
+    state, step = make(NOISELESS, optax.sgd(1.0))
+    after, metrics = jit_step(step)(state, data(NOISELESS, 8))
+    return after.params, metrics
+
+
+@executors
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_the_gradient_is_that_of_the_full_batch(executor, count, full_batch):
+    """Not N times too large, and not one device's own."""
+    state, step = make(NOISELESS, optax.sgd(1.0))
+    take = executor(step, devices=devices(count))
+    after, metrics = take(state, shard_batch(data(NOISELESS, 8), count))
+    assert_close((after.params, metrics), full_batch)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    state, step = make(SPEC, optax.sgd(1e-2))
+    return jit_step(step)(state, data(SPEC, 8))
+
+
+@executors
+def test_one_device_is_jit_with_the_same_noise(executor, one_device):
+    """To the last digit or so: the compiler may fuse the two programs differently."""
+    state, step = make(SPEC, optax.sgd(1e-2))
+    take = executor(step, devices=devices(1))
+    after, metrics = take(state, shard_batch(data(SPEC, 8), 1))
+    expected, expected_metrics = one_device
+    check = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+    jax.tree.map(check, after.params, expected.params)
+    jax.tree.map(check, metrics, expected_metrics)
+
+
+@executors
+def test_a_program_is_compiled_once(executor):
+    """Though a state comes in on one device and goes out on all of them."""
+    compiled = []
+
+    def listen(event, duration, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    def step(state, batch, axis_name):
+        return state + jax.lax.pmean(jnp.sum(batch), axis_name)
+
+    take = executor(step, devices=devices(2))
+    state, batch = take(jnp.zeros(()), jnp.ones((2, 3))), jnp.ones((2, 3))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for _ in range(3):
+            state = take(state, batch)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert state == 12 and not compiled
+
+
+@pytest.fixture(scope="module")
+def epochs():
+    """A whole epoch on one device, and in two pieces on two under both executors."""
+    x = data(NOISELESS, 11)
+    epoch = shuffled_epoch(jax.random.key(1), 0, num_examples=11, batch_size=4)
+
+    def run(compiled, order):
+        state, step = make(NOISELESS, optax.adam(1e-2), average=True)
+        history = empty_history(step, state, epoch, x)
+        for stop in (1, 3):
+            state, history = compiled(state, order, x, history, stop)
+        return state, history
+
+    _, step = make(NOISELESS, optax.adam(1e-2))
+    whole = functools.partial(train_epoch, step=step)
+    sharded = shard_epoch(epoch, 2)
+    found = {
+        name: run(executor(whole, devices=devices(2)), sharded)
+        for name, executor in EXECUTORS.items()
+    }
+    return found | {"jit": run(jit_step(whole), epoch)}
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_a_whole_epoch_is_that_of_one_device(name, epochs):
+    """Without noise. The rest of 3 examples goes whole to each device."""
+    (state, history), (expected, expected_history) = epochs[name], epochs["jit"]
+    assert state.step == 3
+    assert_close((state.params, state.average), (expected.params, expected.average))
+    assert_close(history, expected_history)
+    for leaf in jax.tree.leaves((state, history)):
+        assert leaf.sharding.is_fully_replicated and len(leaf.devices()) == 2
+
+
+def test_all_local_devices_are_the_default():
+    def count(state, batch, axis_name):
+        return state + jax.lax.psum(batch.sum(), axis_name)
+
+    total = jax.local_device_count()
+    for executor in EXECUTORS.values():
+        assert executor(count)(jnp.zeros(()), jnp.ones((total, 1))) == total
+
+
+# Cutting
+
+
+def test_a_batch_is_cut_in_order():
+    batch = {"x": jnp.arange(24).reshape(8, 3), "labels": jnp.arange(8)}
+    cut = shard_batch(batch, 4)
+    assert cut["x"].shape == (4, 2, 3) and cut["labels"].shape == (4, 2)
+    np.testing.assert_array_equal(cut["labels"].ravel(), np.arange(8))
+    np.testing.assert_array_equal(cut["x"].reshape(8, 3), batch["x"])
+
+
+@pytest.mark.parametrize("count", [3, 5, 16])
+def test_a_batch_that_does_not_divide_is_refused(count):
+    with pytest.raises(ValueError, match=f"batch of 8 does not .* {count} devices"):
+        shard_batch(jnp.zeros((8, 3)), count)
+
+
+@pytest.mark.parametrize("num_examples", [11, 8, 3], ids=["rest", "full", "only_rest"])
+def test_an_epoch_is_cut_batch_by_batch(num_examples):
+    epoch = shuffled_epoch(
+        jax.random.key(0), 0, num_examples=num_examples, batch_size=4
+    )
+    cut = shard_epoch(epoch, 2)
+    num_batches = num_examples // 4
+    assert cut.batches.shape == (2, num_batches, 2)
+    assert cut.batch_sizes == (2,) * num_batches + ((3,) if num_examples % 4 else ())
+    for t in range(num_batches):
+        np.testing.assert_array_equal(cut.batches[:, t].ravel(), epoch.batches[t])
+    for device in range(2):
+        np.testing.assert_array_equal(cut.rest[device], epoch.rest)
+
+
+def test_an_epoch_whose_batches_do_not_divide_is_refused():
+    epoch = shuffled_epoch(jax.random.key(0), 0, num_examples=8, batch_size=4)
+    with pytest.raises(ValueError, match="batch of 4 does not divide among 3 devices"):
+        shard_epoch(epoch, 3)

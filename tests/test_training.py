@@ -1,0 +1,404 @@
+"""Training: one step by hand, and an epoch as one program that can be cut anywhere."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import SPECS, example_data, random_params
+
+from vae_jax import (
+    elbo,
+    elbo_objective,
+    elbo_terms,
+    empty_history,
+    init_state,
+    jit_step,
+    shuffled_epoch,
+    train_epoch,
+    train_step,
+    trainable,
+)
+
+SPEC = dict(SPECS)["linear-gaussian"]
+PARAMS = random_params(SPEC)
+BATCH = example_data(SPEC)
+ROOT = jax.random.key(7)
+
+
+def assert_same_bits(one, other):
+    """Of two trees of arrays; nan equals nan."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
+
+
+def on_device(tree):
+    """A copy, as a donated argument is gone after the call."""
+    return jax.tree.map(jnp.array, tree)
+
+
+# Every spec
+
+
+def test_a_step_moves_what_is_trained_and_leaves_settings_alone(spec, key):
+    """Under AdamW too, whose decay needs no gradient."""
+    params = random_params(spec)
+    adamw = optax.adamw(1e-2, weight_decay=0.1)
+    step = functools.partial(train_step, objective=elbo_objective(), optimizer=adamw)
+    state = init_state(on_device(params), key, optimizer=adamw)
+    after, metrics = jax.jit(step)(state, example_data(spec))
+    assert after.step == 1 and all(np.isfinite(value) for value in metrics.values())
+
+    def check(moves, old, new):
+        assert np.all(np.isfinite(new)) and new.dtype == old.dtype
+        assert np.any(new != old) == moves
+
+    jax.tree.map(check, trainable(params), params, after.params)
+
+
+# One step after another, by hand
+
+
+SCHEDULE = optax.linear_schedule(0.0, 2.0, 4)
+ADAM = optax.adam(1e-2)
+DECAY = 0.9
+NUM_STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def run():
+    """States, metrics and the number of traces of four steps."""
+    traces = []
+
+    @jax.jit
+    def step(state, batch):
+        traces.append(None)
+        return train_step(
+            state,
+            batch,
+            objective=elbo_objective(beta=SCHEDULE),
+            optimizer=ADAM,
+            average_decay=DECAY,
+        )
+
+    states, metrics = [init_state(PARAMS, ROOT, optimizer=ADAM, average=True)], []
+    for _ in range(NUM_STEPS):
+        state, figures = step(states[-1], BATCH)
+        states.append(state)
+        metrics.append(figures)
+    return states, metrics, len(traces)
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """The same by optax from the gradient of minus the ELBO, with step t's noise."""
+
+    @jax.jit
+    def gradient(params, key, beta):
+        terms = elbo_terms(params, BATCH, key, beta=beta)
+        return jax.grad(lambda p: -elbo(p, BATCH, key, beta=beta))(params), terms
+
+    params, opt_state, found = PARAMS, ADAM.init(PARAMS), []
+    for t in range(NUM_STEPS):
+        key = jax.random.fold_in(jax.random.fold_in(ROOT, t), 0)
+        _, key = jax.random.split(key)
+        gradients, terms = gradient(params, key, t * 2 / 4)
+        updates, opt_state = ADAM.update(gradients, opt_state, params)
+        fixed = params.likelihood
+        params = optax.apply_updates(params, updates).replace(likelihood=fixed)
+        found.append((params, terms))
+    return found
+
+
+def test_steps_are_adams_on_minus_the_elbo_with_noise_from_the_counter(run, by_hand):
+    states, _, _ = run
+    for state, (params, _) in zip(states[1:], by_hand, strict=True):
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+            state.params,
+            params,
+        )
+    assert [int(state.step) for state in states] == [0, 1, 2, 3, 4]
+
+
+def test_the_objective_follows_the_schedule_of_beta(run, by_hand):
+    _, metrics, _ = run
+    for t, (figures, (_, terms)) in enumerate(zip(metrics, by_hand, strict=True)):
+        beta = t * 2 / 4
+        expected = np.mean(terms.log_likelihood - beta * terms.kl_divergence)
+        np.testing.assert_allclose(figures["objective"], expected, rtol=1e-5)
+
+
+def test_the_metrics_are_batch_means_and_the_elbo_is_at_beta_one(run, by_hand):
+    _, metrics, _ = run
+    for figures, (_, terms) in zip(metrics, by_hand, strict=True):
+        assert set(figures) == {"objective", "elbo", "log_likelihood", "kl_divergence"}
+        for name in ("log_likelihood", "kl_divergence"):
+            expected = np.mean(getattr(terms, name))
+            np.testing.assert_allclose(figures[name], expected, rtol=1e-5)
+        expected = figures["log_likelihood"] - figures["kl_divergence"]
+        np.testing.assert_allclose(figures["elbo"], expected, rtol=1e-6)
+
+
+def test_the_average_is_the_recursion_over_the_parameters(run):
+    states, _, _ = run
+    average = PARAMS
+    for state in states[1:]:
+        average = jax.tree.map(
+            lambda old, new: DECAY * old + (1 - DECAY) * np.asarray(new),
+            average,
+            state.params,
+        )
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5),
+            state.average,
+            average,
+        )
+        assert state.evaluation_params is state.average
+
+
+def test_many_steps_are_traced_once(run):
+    assert run[2] == 1
+
+
+def test_without_an_average_the_parameters_are_evaluated():
+    state = init_state(PARAMS, ROOT, optimizer=ADAM)
+    assert state.average is None and state.evaluation_params is state.params
+    assert state.step == 0 and state.step.dtype == jnp.int32
+
+
+# Objectives
+
+
+def test_the_objective_hands_its_options_on():
+    def value(**options):
+        return lambda key: elbo_objective(**options)(PARAMS, BATCH, key, 0)[0]
+
+    options = {"beta": 3.0, "num_samples": 2, "kl": "monte_carlo"}
+    actual = jax.jit(value(**options))(ROOT)
+    expected = jax.jit(lambda key: elbo(PARAMS, BATCH, key, **options))(ROOT)
+    assert float(actual) == pytest.approx(float(expected), rel=1e-6)
+    with pytest.raises(ValueError, match="num_samples"):
+        value(num_samples=0)(ROOT)
+    with pytest.raises(TypeError, match="bata"):
+        value(bata=1.0)(ROOT)
+
+
+def test_beta_can_be_traced():
+    """So that a sweep over beta is a `vmap`, in training as in evaluation."""
+
+    def value(beta):
+        objective = elbo_objective(beta=beta)
+        return objective(PARAMS, BATCH, ROOT, 0)[0]
+
+    assert jax.eval_shape(jax.vmap(value), jnp.ones(3)).shape == (3,)
+
+
+# An objective without networks, for all that is not about them
+
+
+def probe(params, x, key, step):
+    """Reports what it is given, and has a gradient of one for every bias."""
+    value = jnp.sum(params.encoder["output"]["bias"])
+    noise = jax.random.uniform(key)
+    return value, {"examples": jnp.sum(x), "noise": noise, "step": jnp.float32(step)}
+
+
+def probing_step(**options):
+    return functools.partial(
+        train_step, objective=probe, optimizer=optax.sgd(1.0), **options
+    )
+
+
+def probing_state():
+    return init_state(on_device(PARAMS), ROOT, optimizer=optax.sgd(1.0))
+
+
+def run_epoch(step, state, epoch, data, stops=(10**6,)):
+    history = empty_history(step, state, epoch, data)
+    take = jax.jit(functools.partial(train_epoch, step=step))
+    for stop in stops:
+        state, history = take(state, epoch, data, history, stop)
+    return state, history
+
+
+def test_step_t_has_the_noise_of_its_number_and_preprocessing_its_own():
+    def preprocess(batch, key):
+        return batch * 0 + jax.random.uniform(key)
+
+    state, step = probing_state(), jax.jit(probing_step(preprocess=preprocess))
+    for t in range(3):
+        state, metrics = step(state, jnp.ones(1))
+        counter = jax.random.fold_in(jax.random.fold_in(ROOT, t), 0)
+        data_key, objective_key = jax.random.split(counter)
+        assert metrics["examples"] == jax.random.uniform(data_key)
+        assert metrics["noise"] == jax.random.uniform(objective_key)
+        assert metrics["step"] == t
+    assert_same_bits(state.key, ROOT)
+
+
+def test_the_step_ascends():
+    after, _ = probing_step()(probing_state(), jnp.ones(1))
+    before = PARAMS.encoder["output"]["bias"]
+    np.testing.assert_allclose(after.params.encoder["output"]["bias"], before + 1)
+
+
+def test_a_donated_state_keeps_its_average():
+    """The average starts as a copy: one buffer cannot be given away twice."""
+    root = jax.random.key(7)
+    state = init_state(on_device(PARAMS), root, optimizer=optax.sgd(1.0), average=True)
+    step = jit_step(probing_step(average_decay=0.5))
+    for _ in range(2):
+        state, _ = step(state, jnp.ones(1))
+    start = PARAMS.encoder["output"]["bias"]
+    np.testing.assert_allclose(state.params.encoder["output"]["bias"], start + 2)
+    average = state.average.encoder["output"]["bias"]
+    np.testing.assert_allclose(average, start + 1.25, rtol=1e-6)
+
+
+SIZES = {
+    "rest": (10, 4, (4, 4, 2)),
+    "no_rest": (8, 4, (4, 4)),
+    "batch_over_n": (3, 5, (3,)),
+}
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "batch_size", "batch_sizes"), SIZES.values(), ids=SIZES
+)
+def test_every_example_is_used_once_an_epoch(num_examples, batch_size, batch_sizes):
+    """Example i is 2^i, so a sum says which examples it is of."""
+    data = 2.0 ** np.arange(num_examples, dtype=np.float32)
+    epoch = shuffled_epoch(
+        jax.random.key(1), 0, num_examples=num_examples, batch_size=batch_size
+    )
+    assert epoch.batch_sizes == batch_sizes
+    state, history = run_epoch(probing_step(), probing_state(), epoch, data)
+    used = [int(total) for total in history["examples"]]
+    assert tuple(total.bit_count() for total in used) == batch_sizes
+    assert sum(used) == 2**num_examples - 1
+    assert state.step == len(batch_sizes)
+    np.testing.assert_array_equal(history["step"], np.arange(len(batch_sizes)))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "batch_sizes"), [(8, (8,)), (1, (1,) * 8), (5, (5, 3)), (9, (8,))]
+)
+def test_batch_sizes_add_up(batch_size, batch_sizes):
+    epoch = shuffled_epoch(jax.random.key(1), 0, num_examples=8, batch_size=batch_size)
+    assert epoch.batch_sizes == batch_sizes
+
+
+def test_an_epochs_order_follows_from_key_and_number():
+    def order(seed, number):
+        epoch = shuffled_epoch(
+            jax.random.key(seed), number, num_examples=50, batch_size=8
+        )
+        assert epoch.batches.shape == (6, 8) and epoch.rest.shape == (2,)
+        return np.concatenate([epoch.batches.ravel(), epoch.rest])
+
+    first = order(0, 0)
+    np.testing.assert_array_equal(np.sort(first), np.arange(50))
+    np.testing.assert_array_equal(first, order(0, 0))
+    for other in (order(0, 1), order(1, 0), np.arange(50)):
+        assert np.mean(first == other) < 0.5
+
+
+# A whole epoch of a real model
+
+
+DATA = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def epoch_run():
+    """Runs epochs of a model through one compiled program, and counts its traces."""
+    step = functools.partial(train_step, objective=elbo_objective(), optimizer=ADAM)
+    traces = []
+
+    @jax.jit
+    def take(*arguments):
+        traces.append(None)
+        return train_epoch(*arguments, step=step)
+
+    def run(stops, seed=7, num_epochs=1):
+        root = jax.random.key(seed)
+        state = init_state(on_device(PARAMS), root, optimizer=ADAM, average=True)
+        for number in range(num_epochs):
+            epoch = shuffled_epoch(
+                jax.random.key(1), number, num_examples=10, batch_size=4
+            )
+            history = empty_history(step, state, epoch, DATA)
+            for stop in stops:
+                state, history = take(state, epoch, DATA, history, stop)
+        return state, history
+
+    return run, traces
+
+
+@pytest.mark.parametrize("stops", [(1, 2, 3), (2, 9), (0, 1, 1, 3), (3, 0)], ids=str)
+def test_an_epoch_in_pieces_is_the_epoch_whole_to_the_bit(epoch_run, stops):
+    run, _ = epoch_run
+    assert_same_bits(run(stops), run((10**6,)))
+
+
+def test_epochs_follow_one_another(epoch_run):
+    run, _ = epoch_run
+    state, history = run((2, 3), num_epochs=2)
+    assert state.step == 6
+    assert_same_bits((state, history), run((3,), num_epochs=2))
+    assert np.any(history["elbo"] != run((3,))[1]["elbo"])
+
+
+def test_the_same_key_gives_the_same_bits_and_another_key_others(epoch_run):
+    run, _ = epoch_run
+    assert_same_bits(run((3,)), run((3,)))
+    (one, figures), (other, others) = run((3,)), run((3,), seed=8)
+    assert not np.any(figures["elbo"] == others["elbo"])
+    for subtree in ("encoder", "decoder"):
+        kernels = [getattr(s.params, subtree)["output"]["kernel"] for s in (one, other)]
+        assert np.any(kernels[0] != kernels[1])
+
+
+def test_a_stopped_epoch_leaves_room_in_the_history(epoch_run):
+    run, _ = epoch_run
+    state, history = run((0,))
+    assert state.step == 0
+    assert_same_bits(state.params, on_device(PARAMS))
+    assert all(np.isnan(values).tolist() == [True] * 3 for values in history.values())
+    state, history = run((2,))
+    assert state.step == 2
+    for values in history.values():
+        assert np.isnan(values).tolist() == [False, False, True]
+
+
+def test_an_epoch_is_the_steps_one_by_one(epoch_run):
+    run, _ = epoch_run
+    step = jax.jit(
+        functools.partial(train_step, objective=elbo_objective(), optimizer=ADAM)
+    )
+    state = init_state(on_device(PARAMS), ROOT, optimizer=ADAM, average=True)
+    epoch = shuffled_epoch(jax.random.key(1), 0, num_examples=10, batch_size=4)
+    elbos = []
+    for indices in np.asarray(epoch.batches):
+        state, metrics = step(state, DATA[indices])
+        elbos.append(metrics["elbo"])
+    part, history = run((2,))
+    np.testing.assert_allclose(history["elbo"][:2], np.stack(elbos), rtol=1e-5)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+        (part.params, part.average),
+        (state.params, state.average),
+    )
+
+
+def test_pieces_of_any_length_and_all_epochs_are_one_trace(epoch_run):
+    run, traces = epoch_run
+    run((1, 2, 3), num_epochs=2)
+    run((0, 10**6))
+    assert len(traces) == 1

@@ -159,25 +159,28 @@ def test_one_device_is_jit_with_the_same_noise(executor, one_device):
 
 @executors
 def test_a_program_is_compiled_once(executor):
-    """Though a state comes in on one device and goes out on all of them."""
+    """Though state and history come in on one device and go out on all of them."""
     compiled = []
 
     def listen(event, duration, **details):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
-    def step(state, batch, axis_name):
-        return state + jax.lax.pmean(jnp.sum(batch), axis_name)
+    def step(state, batch, history, axis_name):
+        state = state + jax.lax.pmean(jnp.sum(batch), axis_name)
+        return state, history.at[0].add(state)
 
     take = executor(step, devices=devices(2))
-    state, batch = take(jnp.zeros(()), jnp.ones((2, 3))), jnp.ones((2, 3))
+    batch, history = jnp.ones((2, 3)), jnp.zeros(2)
+    state, history = take(jnp.zeros(()), batch, history)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         for _ in range(3):
-            state = take(state, batch)
+            state, history = take(state, batch, history)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    assert state == 12 and not compiled
+    assert state == 12 and history[0] == 3 + 6 + 9 + 12
+    assert not compiled
 
 
 @pytest.fixture(scope="module")

@@ -129,11 +129,11 @@ def _mesh(devices: Sequence[jax.Device]) -> Mesh:
 
 
 def _with_replicated_state(mapped: Step, mesh: Mesh) -> Step:
-    """Puts the state where results are, so that one program serves every call."""
+    """Puts what is not cut where results are, so one program serves every call."""
     replicated_sharding = NamedSharding(mesh, PartitionSpec())
 
     def run(state: PyTree, batch: PyTree, *replicated: PyTree):
-        state = jax.device_put(state, replicated_sharding)
+        state, replicated = jax.device_put((state, replicated), replicated_sharding)
         return mapped(state, batch, replicated)
 
     return run

@@ -35,16 +35,21 @@ EMPTY = {"elbo": None, "log_likelihood": np.nan, "kl_divergence": np.inf}
 
 
 def small(shape, latent_dim, **choices):
-    choices = {"encoder": MLP((4,)), "decoder": MLP((4,)), **choices}
+    choices = {"encoder": Linear(), "decoder": Linear(), **choices}
     return ModelSpec(latent_dim=latent_dim, data_shape=shape, **choices)
 
 
 # spec, number of examples, labels, rows of metrics
 CASES = {
     "plane-with-labels": (small((28, 28), 2), 43, np.arange(43) % 10, ROWS),
-    "twenty-units": (small((8, 8), 20), 30, np.arange(30) % 3, ROWS[:2]),
+    "twenty-units": (
+        small((8, 8), 20, decoder=MLP((4,))),
+        30,
+        np.arange(30) % 3,
+        ROWS[:2],
+    ),
     "curves": (small((37,), 3, likelihood=Gaussian()), 13, None, ROWS),
-    "one-example": (small((5, 3), 2), 1, np.array([7]), [ROWS[0] | EMPTY, *ROWS]),
+    "one-example": (small((5, 3), 3), 1, np.array([7]), [ROWS[0] | EMPTY, *ROWS]),
     "autoencoder": (small((8, 8), 2, posterior=PointMass()), 2, [0, 1], ROWS[:1]),
 }
 
@@ -112,8 +117,7 @@ def test_draws_every_file(case, tmp_path, drawn):
 
 
 def test_equal_inputs_give_equal_files(tmp_path):
-    linear = {"encoder": Linear(), "decoder": Linear()}
-    case = small((1,), 1, likelihood=Gaussian(), **linear), 3, None, []
+    case = small((1,), 1, likelihood=Gaussian()), 3, None, []
     first, second = draw(tmp_path / "1", *case), draw(tmp_path / "2", *case)
     assert {file.stem for file in first} == ALWAYS
     for one, other in zip(first, second, strict=True):
@@ -147,14 +151,7 @@ def identity(dim, posterior=None) -> Params:
         encoder = np.concatenate([kernel, 0 * kernel], axis=1)
     else:
         encoder = kernel
-    spec = small(
-        (dim,),
-        dim,
-        encoder=Linear(),
-        decoder=Linear(),
-        posterior=posterior,
-        likelihood=Gaussian(),
-    )
+    spec = small((dim,), dim, posterior=posterior, likelihood=Gaussian())
     networks = [
         {"output": {"kernel": jnp.asarray(k), "bias": jnp.zeros(k.shape[1])}}
         for k in (encoder, kernel)
@@ -326,6 +323,7 @@ def test_scatter_colours_by_label():
 
 def test_scatter_of_one_label_and_of_many():
     means = np.random.default_rng(0).normal(size=(26, 2))
+    assert len(figures.draw_latent_scatter(means[:1], np.ones(1), "data").axes) == 1
     assert len(figures.draw_latent_scatter(means, np.zeros(26), "data").axes) == 1
     figure = figures.draw_latent_scatter(means, np.arange(26), "data")
     points = figure.axes[0].collections[0]

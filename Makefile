@@ -29,10 +29,10 @@ mnist: .venv/.base  ## Train the reference VAE (MNIST, or digits where it cannot
 	$(BIN)/python -m experiments.mnist --beta=1.0
 
 test: .venv/.test  ## Run the test suite.
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: .venv/.test  ## Run the tests that train for minutes as well.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/.test  ## Check style, docstrings and formatting.
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ import pytest
 
 import vae_jax
 from experiments import evaluation_report, figures, mnist, run_folder, training_loop
-from experiments.command_line import CommandFailed, Interrupted, parse
+from experiments.command_line import parse
 from experiments.mnist import Config
 from vae_jax import checkpoint, data
 
@@ -156,7 +156,7 @@ def test_twice_n_epochs_are_n_and_n_more(finished, tmp_path, no_pictures):
 
 
 def test_a_signal_within_an_epoch_loses_nothing(
-    finished, tmp_path, monkeypatch, no_pictures
+    finished, tmp_path, monkeypatch, capsys, no_pictures
 ):
     folder, _ = finished
     # Pieces of one step, and a signal after the 17th: in the middle of epoch 2.
@@ -169,9 +169,12 @@ def test_a_signal_within_an_epoch_loses_nothing(
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(training_loop, "_show", interrupt)
-    with pytest.raises(Interrupted, match="saved at step 17") as stop:
-        run_tiny(tmp_path, epochs=4)
-    assert stop.value.signal_number == signal.SIGTERM
+    arguments = ["--dataset=digits", "--epochs=4", "--hidden_dims", "16"]
+    arguments += ["--latent_dim=2", "--evaluation_samples=0", f"--run_dir={tmp_path}"]
+    with pytest.raises(SystemExit) as stop:
+        mnist.main(arguments)
+    assert stop.value.code == 128 + signal.SIGTERM == 143
+    assert "interrupted: saved at step 17;" in capsys.readouterr().err
     assert checkpoint.steps(tmp_path / "checkpoints")[-1] == 17
     monkeypatch.setattr(training_loop, "_show", show)
     run_tiny(tmp_path, epochs=4)
@@ -224,8 +227,9 @@ def test_another_configuration_is_refused_by_field(finished):
 def test_overwrite_starts_anew_and_spares_other_files(tmp_path, no_pictures):
     run_tiny(tmp_path, epochs=1)
     (tmp_path / "notes.txt").write_text("mine")
-    run_tiny(tmp_path, epochs=1, beta=2.0, overwrite=True)
-    assert len(rows_of(tmp_path)) == 2
+    before = rows_of(tmp_path)
+    run_tiny(tmp_path, epochs=1, seed=1, overwrite=True)
+    assert len(rows_of(tmp_path)) == 2 and rows_of(tmp_path) != before
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -245,18 +249,19 @@ def test_a_folder_in_use_is_refused(tmp_path):
         run_tiny(tmp_path)
 
 
-def test_devices_share_a_batch_and_may_change(tmp_path, capsys, no_pictures):
-    run_tiny(tmp_path, num_devices=4, epochs=1)
-    results = run_tiny(tmp_path, num_devices=2, epochs=2)
-    assert "num_devices 4; going on with 2 is sound, but not bit-exact" in (
+def test_devices_share_a_batch_and_may_change(finished, tmp_path, capsys, no_pictures):
+    folder, _ = finished
+    results = run_tiny(tmp_path, num_devices=2, epochs=1)
+    assert results["device"].startswith("2 x")
+    run_tiny(tmp_path, num_devices=1, epochs=2)
+    assert "num_devices 2; going on with 1 is sound, but not bit-exact" in (
         capsys.readouterr().out
     )
-    assert results["device"].startswith("2 x")
-    one = run_tiny(tmp_path / "one", epochs=2)
-    assert results["test_elbo"] == pytest.approx(one["test_elbo"], abs=0.5)
+    for row, single in zip(rows_of(tmp_path), rows_of(folder), strict=False):
+        assert row["elbo"] == pytest.approx(single["elbo"], abs=0.5)
 
 
-def test_a_bad_loss_stops_the_run(tmp_path, monkeypatch, no_pictures):
+def test_a_bad_loss_stops_the_run(tmp_path, monkeypatch, capsys, no_pictures):
     elbo_objective = vae_jax.elbo_objective
 
     def breaks_at_20(**options):
@@ -269,34 +274,27 @@ def test_a_bad_loss_stops_the_run(tmp_path, monkeypatch, no_pictures):
         return broken
 
     monkeypatch.setattr(vae_jax, "elbo_objective", breaks_at_20)
-    with pytest.raises(CommandFailed, match=r"at step 20 .*checkpoint 12 is the last"):
-        run_tiny(tmp_path, epochs=4, checkpoint_every=1)
+    arguments = [f"--run_dir={tmp_path}", "--dataset=digits", "--epochs=4"]
+    with pytest.raises(SystemExit) as stop:
+        mnist.main([*arguments, "--hidden_dims", "16", "--checkpoint_every=1"])
+    assert stop.value.code == 1
+    message = (
+        r"error: the loss is not finite at step 20 .*checkpoint 12 is the last.*\n"
+    )
+    assert re.fullmatch(message, capsys.readouterr().err)
     assert checkpoint.steps(tmp_path / "checkpoints") == [12]
     checkpoint.verify(tmp_path / "checkpoints" / "12")
-
-
-def test_a_diverging_run_says_so(tmp_path, capsys, no_pictures):
-    arguments = ["--dataset=digits", "--epochs=1", f"--run_dir={tmp_path}"]
-    with pytest.raises(SystemExit) as stop:
-        mnist.main([*arguments, "--learning_rate=1e30", "--hidden_dims", "16"])
-    assert stop.value.code == 1
-    assert re.fullmatch(
-        r"error: the loss is not finite at step \d+ .*\n", capsys.readouterr().err
-    )
-    assert checkpoint.steps(tmp_path / "checkpoints") == []
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"posterior": "point"},
-        {"likelihood": "gaussian", "variance": 0.1},
+        {"posterior": "point", "binarization": "none"},
+        {"likelihood": "gaussian", "variance": 0.1, "beta_warmup_epochs": 0.5},
         {"likelihood": "gaussian_learned", "network": "linear"},
-        {"network": "conv", "hidden_dims": (8,)},
-        {"binarization": "fixed", "num_samples": 3},
+        {"binarization": "fixed", "num_samples": 3, "batch_size": 5000},
         {"binarization": "threshold", "ema_decay": 0.9},
-        {"binarization": "none", "beta_warmup_epochs": 0.5},
-        {"batch_size": 5000},
+        pytest.param({"network": "conv"}, marks=pytest.mark.slow),
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
@@ -307,23 +305,26 @@ def test_every_choice_trains(changes, tmp_path, no_pictures):
     point = changes.get("posterior") == "point"
     assert (results["importance_weighted_log_likelihood"] is None) == point
     assert (results["test_kl_divergence"] == 0) == point
+    if "variance" in changes:
+        log_var = vae_jax.load_run(tmp_path).likelihood["log_var"]
+        assert float(log_var) == pytest.approx(np.log(0.1), rel=1e-6)
 
 
-def test_fixed_variance_is_a_setting(tmp_path, no_pictures):
-    run_tiny(tmp_path, epochs=1, likelihood="gaussian", variance=0.1)
-    log_var = vae_jax.load_run(tmp_path).likelihood["log_var"]
-    assert float(log_var) == pytest.approx(np.log(0.1), rel=1e-6)
+def test_warmup_raises_beta(tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def look(*, beta, num_samples):
+        assert [float(beta(step)) for step in (0, 12, 24, 99)] == [0, 2.5, 5, 5]
+        raise Stop
+
+    monkeypatch.setattr(vae_jax, "elbo_objective", look)
+    with pytest.raises(Stop):
+        run_tiny(tmp_path, beta=5.0, beta_warmup_epochs=2.0)
 
 
-def test_warmup_raises_beta(tmp_path, no_pictures):
-    warm = run_tiny(tmp_path / "warm", beta_warmup_epochs=100.0, beta=5.0)
-    cold = run_tiny(tmp_path / "cold", beta=5.0)
-    assert warm["test_kl_divergence"] > cold["test_kl_divergence"] + 0.5
-
-
-@pytest.mark.parametrize("width", [1, 37])
-def test_a_file_of_the_users_own(width, tmp_path, capsys):
-    x = np.random.default_rng(0).uniform(size=(60, width)).astype(np.float32)
+def test_a_file_of_the_users_own(tmp_path, capsys):
+    x = np.random.default_rng(0).uniform(size=(60, 37)).astype(np.float32)
     np.savez(tmp_path / "mine.npz", x=x)
     results = run_tiny(
         tmp_path / "run",
@@ -467,7 +468,7 @@ def test_help_explains_every_flag(capsys):
 # In processes of their own.
 
 ENDLESS = [
-    *("--dataset=digits", "--epochs=400", "--hidden_dims", "16", "--latent_dim=2"),
+    *("--dataset=digits", "--epochs=300", "--hidden_dims", "16", "--latent_dim=2"),
     *("--checkpoint_every=20", "--evaluation_samples=5"),
 ]
 
@@ -495,13 +496,12 @@ def wait_for_epochs(process, folder, epochs):
 
 
 def test_killed_and_interrupted_processes_resume_exactly(tmp_path):
-    """SIGKILL, SIGINT and SIGTERM in turn; then to the end, as if nothing had been."""
+    """SIGKILL, then SIGINT; then to the end, as if nothing had been."""
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     whole = start(straight, ENDLESS)
     for epochs, number, code in (
         (30, signal.SIGKILL, -9),
         (60, signal.SIGINT, 130),
-        (90, signal.SIGTERM, 143),
     ):
         process = start(broken, ENDLESS)
         wait_for_epochs(process, broken, epochs)
@@ -511,7 +511,7 @@ def test_killed_and_interrupted_processes_resume_exactly(tmp_path):
         if code > 0:
             assert re.search(r"^interrupted: saved at step \d+;", printed, re.M)
         newest = checkpoint.steps(broken / "checkpoints")[-1]
-        assert newest < 400 * 12
+        assert newest < 300 * 12
     last = start(broken, ENDLESS)
     for process in (whole, last):
         printed = process.communicate(timeout=120)[1]

@@ -27,7 +27,6 @@ FUNCTIONS = {"evaluate": evaluate, "log_evidence": log_evidence}
 functions = pytest.mark.parametrize("name", FUNCTIONS)
 # What is computed at once: a chunk size, and the first image of a part of the data.
 CUTS = {
-    ("evaluate", "one image"): {"chunk_size": 4},
     ("evaluate", "two of the last three"): {"chunk_size": 14, "first": 2},
     ("log_evidence", "part of an image"): {"chunk_size": 4},
     ("log_evidence", "the last three"): {"chunk_size": 1000, "first": 2},
@@ -107,8 +106,8 @@ def estimates(params, x, num_keys):
 
 def test_at_the_exact_posterior_the_evidence_is_exact(linear_gaussian):
     case = linear_gaussian
-    found = estimates(case.params, case.x, 300)
-    everywhere = np.broadcast_to(case.log_evidence, (300, 6))
+    found = estimates(case.params, case.x, 200)
+    everywhere = np.broadcast_to(case.log_evidence, (200, 6))
     np.testing.assert_allclose(found.estimate, everywhere, rtol=1e-10)
     np.testing.assert_allclose(found.standard_error, 0, atol=1e-6)
     np.testing.assert_allclose(found.effective_sample_size, 1000, rtol=1e-10)
@@ -118,7 +117,7 @@ def test_elsewhere_the_standard_error_is_calibrated(linear_gaussian):
     """z-scores over many keys have mean 0 and variance 1."""
     case = linear_gaussian
     params = case.with_encoder(np.array([0.3, -0.2]), np.array([1.4, 0.9]))
-    found = jax.tree.map(np.asarray, estimates(params, case.x, 300))
+    found = jax.tree.map(np.asarray, estimates(params, case.x, 200))
     assert np.all(found.standard_error > 0.005)
     assert np.all(
         (found.effective_sample_size > 1) & (found.effective_sample_size < 1000)
@@ -154,7 +153,7 @@ def test_sizes_below_one_are_refused(name, option, value):
 
 
 def test_a_point_mass_has_an_elbo_but_no_evidence(key):
-    spec = dict(SPECS)["autoencoder"]
+    spec = dict(SPECS)["users-own-autoencoder"]
     assert spec.posterior == PointMass()
     arguments = random_params(spec), example_data(spec), key
     terms = jax.jit(evaluate)(*arguments)
@@ -171,13 +170,6 @@ def test_integers_and_images_that_are_not_flat_are_refused(key):
             jax.eval_shape(function, PARAMS, X.astype(int), key)
         with pytest.raises(AssertionError):
             jax.eval_shape(function, PARAMS, X[None], key)
-
-
-def test_one_sample_has_no_standard_error(key):
-    one = functools.partial(log_evidence, num_samples=1)
-    found = jax.jit(one)(PARAMS, X, key)
-    assert np.all(np.isnan(found.standard_error))
-    np.testing.assert_allclose(found.effective_sample_size, 1, rtol=1e-5)
 
 
 def test_float64_stays_float64_throughout(spec, key, x64):

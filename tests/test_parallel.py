@@ -29,7 +29,7 @@ from vae_jax import (
 from vae_jax.parallel import AXIS
 
 SPEC = dict(SPECS)["linear-gaussian"]
-NOISELESS = dict(SPECS)["autoencoder"]  # No noise: gradients compare exactly.
+NOISELESS = dict(SPECS)["users-own-autoencoder"]  # No noise: gradients compare exactly.
 EXECUTORS = {"pmap": pmap_step, "shard_map": shard_map_step}
 executors = pytest.mark.parametrize("executor", EXECUTORS.values(), ids=EXECUTORS)
 
@@ -43,14 +43,21 @@ def data(spec, count):
     return rng.integers(0, 2, (count, spec.data_dim)).astype(np.float32)
 
 
-def make(spec, optimizer, **options):
-    """A fresh state, as a donated one is gone, and the step."""
-    params = jax.tree.map(jnp.array, random_params(spec))
-    state = init_state(params, jax.random.key(7), optimizer=optimizer, **options)
-    step = functools.partial(
+ADAM, SGD = optax.adam(1e-2), optax.sgd(0.1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def start(spec, optimizer):
+    """A fresh state, as a donated one is gone."""
+    return init_state(
+        random_params(spec), jax.random.key(7), optimizer=optimizer, average=True
+    )
+
+
+def step_with(optimizer):
+    return functools.partial(
         train_step, objective=elbo_objective(), optimizer=optimizer
     )
-    return state, step
 
 
 def assert_close(one, other, rtol=1e-5):
@@ -68,9 +75,8 @@ def vmap_step(step):
     return jax.jit(mapped)
 
 
-def three_steps(take, spec=SPEC, count=4):
-    state, _ = make(spec, optax.adam(1e-2), average=True)
-    batch = shard_batch(data(spec, 8), count)
+def three_steps(take):
+    state, batch = start(SPEC, ADAM), shard_batch(data(SPEC, 8), 4)
     for _ in range(3):
         state, metrics = take(state, batch)
     return state, metrics
@@ -78,14 +84,12 @@ def three_steps(take, spec=SPEC, count=4):
 
 @pytest.fixture(scope="module")
 def oracle():
-    _, step = make(SPEC, optax.adam(1e-2))
-    return three_steps(vmap_step(step))
+    return three_steps(vmap_step(step_with(ADAM)))
 
 
 @executors
 def test_three_adam_steps_are_those_of_vmap(executor, oracle):
-    _, step = make(SPEC, optax.adam(1e-2))
-    state, metrics = three_steps(executor(step, devices=devices(4)))
+    state, metrics = three_steps(executor(step_with(ADAM), devices=devices(4)))
     expected, expected_metrics = oracle
     assert_close((state.params, state.average), (expected.params, expected.average))
     assert_close(metrics, expected_metrics)
@@ -97,7 +101,7 @@ def test_three_adam_steps_are_those_of_vmap(executor, oracle):
         assert leaf.sharding.is_fully_replicated and len(leaf.devices()) == 4
 
 
-def test_each_device_draws_noise_of_its_own(key):
+def test_each_device_draws_noise_of_its_own():
     """Four devices with the same examples are not one device with them."""
     x = np.repeat(data(SPEC, 1), 4, axis=0)[:, None]
 
@@ -107,11 +111,10 @@ def test_each_device_draws_noise_of_its_own(key):
 
     def step(state, batch, axis_name):
         return train_step(
-            state, batch, objective=noise, optimizer=optax.sgd(1.0), axis_name=axis_name
+            state, batch, objective=noise, optimizer=SGD, axis_name=axis_name
         )
 
-    state, _ = make(SPEC, optax.sgd(1.0))
-    _, metrics = vmap_step(step)(state, x)
+    _, metrics = vmap_step(step)(start(SPEC, SGD), x)
     root = jax.random.fold_in(jax.random.key(7), 0)
     squares = []
     for device in range(4):
@@ -123,34 +126,32 @@ def test_each_device_draws_noise_of_its_own(key):
 
 @pytest.fixture(scope="module")
 def full_batch():
-    """Parameters and metrics after one step of size 1 on all examples at once."""
-    state, step = make(NOISELESS, optax.sgd(1.0))
-    after, metrics = jit_step(step)(state, data(NOISELESS, 8))
+    """Parameters and metrics after one step along the gradient of all examples."""
+    take = jit_step(step_with(SGD))
+    after, metrics = take(start(NOISELESS, SGD), data(NOISELESS, 8))
     return after.params, metrics
 
 
 @executors
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize("count", [2, 8])
 def test_the_gradient_is_that_of_the_full_batch(executor, count, full_batch):
     """Not N times too large, and not one device's own."""
-    state, step = make(NOISELESS, optax.sgd(1.0))
-    take = executor(step, devices=devices(count))
-    after, metrics = take(state, shard_batch(data(NOISELESS, 8), count))
+    take = executor(step_with(SGD), devices=devices(count))
+    batch = shard_batch(data(NOISELESS, 8), count)
+    after, metrics = take(start(NOISELESS, SGD), batch)
     assert_close((after.params, metrics), full_batch)
 
 
 @pytest.fixture(scope="module")
 def one_device():
-    state, step = make(SPEC, optax.sgd(1e-2))
-    return jit_step(step)(state, data(SPEC, 8))
+    return jit_step(step_with(SGD))(start(SPEC, SGD), data(SPEC, 8))
 
 
 @executors
 def test_one_device_is_jit_with_the_same_noise(executor, one_device):
     """To the last digit or so: the compiler may fuse the two programs differently."""
-    state, step = make(SPEC, optax.sgd(1e-2))
-    take = executor(step, devices=devices(1))
-    after, metrics = take(state, shard_batch(data(SPEC, 8), 1))
+    take = executor(step_with(SGD), devices=devices(1))
+    after, metrics = take(start(SPEC, SGD), shard_batch(data(SPEC, 8), 1))
     expected, expected_metrics = one_device
     check = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
     jax.tree.map(check, after.params, expected.params)
@@ -189,14 +190,15 @@ def epochs():
     x = data(NOISELESS, 11)
     epoch = shuffled_epoch(jax.random.key(1), 0, num_examples=11, batch_size=4)
 
+    step = step_with(ADAM)
+
     def run(compiled, order):
-        state, step = make(NOISELESS, optax.adam(1e-2), average=True)
+        state = start(NOISELESS, ADAM)
         history = empty_history(step, state, epoch, x)
         for stop in (1, 3):
             state, history = compiled(state, order, x, history, stop)
         return state, history
 
-    _, step = make(NOISELESS, optax.adam(1e-2))
     whole = functools.partial(train_epoch, step=step)
     sharded = shard_epoch(epoch, 2)
     found = {

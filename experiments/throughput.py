@@ -1,248 +1,311 @@
-"""Training throughput: this library against hand-written JAX and NumPyro, on one work.
+"""Training throughput: this library against hand-written JAX and NumPyro.
 
     python -m experiments.throughput
 
 Workload a: a multilayer perceptron 784-400-(20+20)-400-784, ReLU, Bernoulli on grey
 pixels, the ELBO with one sample and the analytic KL, Adam at 1e-3, batches of 128 out
-of 60,000 images that lie on the device as uint8. Contestants take turns, each round in
-another order, because a machine's speed drifts by more than they differ: read the
-ratios. A round is a freshly shuffled epoch cut short after `steps` batches, the same
-batches for everyone. Pixels are random by default, which costs the same as digits.
+of 60,000 images that lie on the device as uint8. A round is an epoch shuffled afresh
+and cut short after `steps` batches, the same for everyone; shuffling is not timed.
+A machine's speed drifts by more than the contestants differ, so they take turns, in
+another order each round: read the ratios. Random pixels cost the same as digits.
 
-NumPyro comes with `pip install -e ".[bench]"`; without it its row is left out.
+On two virtual cores (AVX-512, 2.5 GHz), a minute: some 25,000 images/s when nothing
+else runs, 1.00 of the hand-written scan and 1.01 of NumPyro, both to 0.02; first step
+after 3, 2 and 5 s. On a busy machine many short rounds find the ratios better than
+few long ones: --steps=25 --repeats=120.
 """
 
 import datetime
-import importlib.util
 import json
 import os
-import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import vae_jax
-from vae_jax.types import Array, Key, PyTree
-
-LEARNING_RATE = 1e-3
-OURS = "vae_jax"
-INSTALL_NUMPYRO = (
-    'NumPyro is not installed, its row is left out: pip install -e ".[bench]"'
+from experiments.command_line import execute, parse
+from experiments.throughput_contestants import (
+    NUMPYRO,
+    OURS,
+    Contestant,
+    Workload,
+    contestants,
 )
+from vae_jax import data
+from vae_jax.types import Array
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to measure; see the fields."""
+    """Measure training throughput; the table also goes to the run folder."""
 
     workload: Literal["a"] = "a"
-    """Which work: a is the MLP of 400 units with one-sample ELBO."""
+    """a: MLP of 400 hidden units, ELBO with one sample."""
     repeats: int = 7
     """Rounds; in each, every contestant runs once."""
     steps: int = 200
-    """Training steps of one contestant in one round; an epoch at most."""
+    """Training steps of a contestant in a round; an epoch at most."""
     batch_size: int = 128
-    """Images in a batch."""
+    """Images of a step."""
     num_examples: int = 60_000
     """Images in the data set."""
     dataset: Literal["synthetic", "mnist"] = "synthetic"
     """Random pixels of MNIST's shape, or MNIST itself."""
     data_dir: str = "data"
-    """Where MNIST lies or is put."""
+    """Where MNIST is looked for and downloaded to."""
     seed: int = 0
-    """Of the pixels, the initial weights, the noise and the order of the images."""
+    """Of pixels, initial weights, noise and the order of the images."""
     run_dir: str = "runs/throughput"
     """Where results.json and figures/throughput.png go."""
 
 
-class Workload(NamedTuple):
-    """What all contestants are given: the same data, the same initial weights.
+class Spread(NamedTuple):
+    """A figure over the rounds."""
 
-    Attributes:
-      params: initial parameters; their spec is the model.
-      data: the images on the device, uint8 `[n, D]`.
-      num_levels: grey levels; a model sees value / (num_levels - 1).
-      key: root of the training noise.
-    """
+    median: float
+    min: float
+    max: float
 
-    params: vae_jax.Params
-    data: Array
-    num_levels: int
-    key: Key
-
-
-Run = Callable[[Array], Array]
-"""Trains on batches of indices `[T, B]`, one step each, going on where the last call
-stopped; returns the loss before each step, `[T]`, nats per image."""
-
-
-class Contestant(NamedTuple):
-    """A way to do the work.
-
-    Attributes:
-      name: for the table.
-      prepare: builds what it needs (not the caller's arrays: it may donate them).
-    """
-
-    name: str
-    prepare: Callable[[Workload], Run]
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Spread":
+        """Of one figure a round."""
+        return cls(float(np.median(values)), float(values.min()), float(values.max()))
 
 
 class Row(NamedTuple):
-    """Figures of one contestant; (median, least, greatest) over the rounds.
+    """Figures of one contestant.
 
     Attributes:
       name: the contestant.
       images_per_second: images trained on in a second.
-      ratio: this library's images per second over the contestant's, round by round.
-      seconds_to_first_step: building and compiling.
+      ratio: this library's images per second over the contestant's in each round.
+      seconds_to_first_step: setting up and compiling.
     """
 
     name: str
-    images_per_second: tuple[float, float, float]
-    ratio: tuple[float, float, float]
+    images_per_second: Spread
+    ratio: Spread
     seconds_to_first_step: float
 
 
 class Results(NamedTuple):
-    """The table, what it was measured on, and what to know when reading it."""
+    """The table, where it was measured, and what to know when reading it."""
 
     rows: tuple[Row, ...]
     environment: dict[str, Any]
     remarks: tuple[str, ...]
 
 
-def prepare_vae_jax(workload: Workload) -> Run:
-    """This library, put together as in `experiments.mnist`."""
-    adam = optax.adam(LEARNING_RATE)
-    step = partial(
-        vae_jax.train_step,
-        objective=vae_jax.elbo_objective(),
-        optimizer=adam,
-        preprocess=lambda batch, key: batch / (workload.num_levels - 1),
-    )
-    params = jax.tree.map(jnp.copy, workload.params)
-    state = vae_jax.init_state(params, jnp.copy(workload.key), optimizer=adam)
-    train = vae_jax.jit_step(partial(vae_jax.train_epoch, step=step))
+def check(config: Config) -> None:
+    """Refuses sizes that leave nothing to measure.
 
-    def run(batches: Array) -> Array:
-        nonlocal state
-        epoch = vae_jax.Epoch(batches, rest=batches[0, :0])
-        history = vae_jax.empty_history(step, state, epoch, workload.data)
-        state, history = train(state, epoch, workload.data, history, len(batches))
-        return -history["objective"]
-
-    return run
-
-
-def plain_weights(params: vae_jax.Params) -> dict[str, list[dict[str, Array]]]:
-    """Copies of a pair of MLPs as lists of layers, each a kernel and a bias."""
-    networks = {"encoder": params.encoder, "decoder": params.decoder}
-    layers = {
-        name: [*tree["network"].values(), tree["output"]]
-        for name, tree in networks.items()
-    }
-    return jax.tree.map(jnp.copy, layers)
-
-
-def perceptron(layers: list[dict[str, Array]], inputs: Array) -> Array:
-    """A multilayer perceptron with ReLU between its layers."""
-    for layer in layers[:-1]:
-        inputs = jax.nn.relu(inputs @ layer["kernel"] + layer["bias"])
-    return inputs @ layers[-1]["kernel"] + layers[-1]["bias"]
-
-
-def prepare_scan(workload: Workload) -> Run:
-    """The same step in plain JAX and optax, the steps of a round one scan."""
-    adam = optax.adam(LEARNING_RATE)
-    weights = plain_weights(workload.params)
-    state = (weights, adam.init(weights), jnp.copy(workload.key))
-
-    def loss(weights: PyTree, x: Array, key: Key) -> Array:
-        outputs = perceptron(weights["encoder"], x)
-        mean, log_var = jnp.split(outputs, 2, axis=-1)
-        noise = jax.random.normal(key, mean.shape)
-        z = mean + jnp.exp(0.5 * log_var) * noise
-        logits = perceptron(weights["decoder"], z)
-        log_likelihood = jnp.sum(x * logits - jax.nn.softplus(logits), axis=-1)
-        kl = 0.5 * jnp.sum(mean**2 + jnp.exp(log_var) - log_var - 1, axis=-1)
-        return jnp.mean(kl - log_likelihood)
-
-    @partial(jax.jit, donate_argnums=0)
-    def train(state: PyTree, batches: Array, data: Array) -> tuple[PyTree, Array]:
-        def step(state: PyTree, indices: Array) -> tuple[PyTree, Array]:
-            weights, opt_state, key = state
-            key, step_key = jax.random.split(key)
-            x = data[indices] / (workload.num_levels - 1)
-            value, gradients = jax.value_and_grad(loss)(weights, x, step_key)
-            updates, opt_state = adam.update(gradients, opt_state)
-            return (optax.apply_updates(weights, updates), opt_state, key), value
-
-        return jax.lax.scan(step, state, batches)
-
-    def run(batches: Array) -> Array:
-        nonlocal state
-        state, losses = train(state, batches, workload.data)
-        return losses
-
-    return run
-
-
-def prepare_numpyro(workload: Workload) -> Run:
-    """NumPyro's SVI with `TraceMeanField_ELBO`, the steps of a round one scan.
-
-    Its `Trace_ELBO` estimates the KL from samples; of the two this one takes it in
-    closed form, as the others do. Its loss is the sum over a batch.
+    Raises:
+      ValueError: naming the field.
     """
-    import numpyro
-    from numpyro import distributions, infer
+    for name in ("repeats", "steps", "batch_size", "num_examples"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+    longest = config.num_examples // config.batch_size
+    if config.steps > longest:
+        raise ValueError(
+            f"steps must be at most {longest}, the full batches of {config.batch_size} "
+            f"in {config.num_examples} examples, got {config.steps}"
+        )
 
-    def model(x: Array, weights: PyTree) -> None:
-        layers = numpyro.param("decoder", weights["decoder"])
-        with numpyro.plate("images", x.shape[0]):
-            prior = distributions.Normal(jnp.zeros(latent_dim), 1).to_event(1)
-            logits = perceptron(layers, numpyro.sample("z", prior))
-            pixels = distributions.Bernoulli(logits=logits, validate_args=False)
-            numpyro.sample("x", pixels.to_event(1), obs=x)
 
-    def guide(x: Array, weights: PyTree) -> None:
-        layers = numpyro.param("encoder", weights["encoder"])
-        mean, log_var = jnp.split(perceptron(layers, x), 2, axis=-1)
-        with numpyro.plate("images", x.shape[0]):
-            posterior = distributions.Normal(mean, jnp.exp(0.5 * log_var))
-            numpyro.sample("z", posterior.to_event(1))
+def load_images(config: Config) -> tuple[np.ndarray, int]:
+    """The images, uint8 `[n, 784]`, and their number of grey levels."""
+    if config.dataset == "synthetic":
+        generator = np.random.default_rng(config.seed)
+        shape = (config.num_examples, 784)
+        return generator.integers(0, 256, shape, dtype=np.uint8), 256
+    dataset = data.load(config.dataset, data_dir=config.data_dir)
+    if config.num_examples > len(dataset.train):
+        raise ValueError(
+            f"num_examples must be at most {len(dataset.train)} for "
+            f"{config.dataset}, got {config.num_examples}"
+        )
+    return dataset.train[: config.num_examples], dataset.num_levels
 
-    latent_dim = workload.params.spec.latent_dim
-    weights = plain_weights(workload.params)
-    adam = numpyro.optim.Adam(LEARNING_RATE)
-    svi = infer.SVI(model, guide, adam, infer.TraceMeanField_ELBO())
-    images = jnp.zeros((1, workload.data.shape[1]))
-    state = svi.init(jnp.copy(workload.key), images, weights)
 
-    @partial(jax.jit, donate_argnums=0)
-    def train(state: PyTree, batches: Array, data: Array) -> tuple[PyTree, Array]:
-        def step(state: PyTree, indices: Array) -> tuple[PyTree, Array]:
-            x = data[indices] / (workload.num_levels - 1)
-            state, value = svi.update(state, x, weights)
-            return state, value / len(indices)
+def make_workload(config: Config) -> tuple[Workload, list[Array]]:
+    """The work, and the batches of every round, `[T, B]`; the first is the warm-up."""
+    params_key, noise_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
+    images, num_levels = load_images(config)
+    rounds = [
+        vae_jax.shuffled_epoch(
+            order_key,
+            number,
+            num_examples=config.num_examples,
+            batch_size=config.batch_size,
+        ).batches[: config.steps]
+        for number in range(config.repeats + 1)
+    ]
+    params = vae_jax.init(vae_jax.ModelSpec(), params_key)
+    images = jnp.asarray(images)
+    shape = (config.steps, config.batch_size)
+    workload = Workload(params, images, num_levels, shape, noise_key)
+    return jax.block_until_ready((workload, rounds))
 
-        return jax.lax.scan(step, state, batches)
 
-    def run(batches: Array) -> Array:
-        nonlocal state
-        state, losses = train(state, batches, workload.data)
-        return losses
+def measure(
+    entrants: Sequence[Contestant], workload: Workload, rounds: Sequence[Array]
+) -> tuple[Row, ...]:
+    """Lets the contestants take turns, after each has compiled and warmed up."""
+    runs, first_seconds = [], []
+    seconds = np.zeros((len(rounds) - 1, len(entrants)))
+    with tqdm(total=seconds.size + len(entrants), unit="run", disable=None) as bar:
+        for entrant in entrants:
+            bar.set_description(f"compiling {entrant.name}")
+            start = time.perf_counter()
+            runs.append(entrant.prepare(workload))
+            jax.block_until_ready(runs[-1](rounds[0]))
+            first_seconds.append(time.perf_counter() - start)
+            bar.update()
+        bar.set_description("measuring")
+        for number, batches in enumerate(rounds[1:]):
+            for turn in range(len(entrants)):
+                # The next one begins in each round: nobody always follows another.
+                index = (number + turn) % len(entrants)
+                start = time.perf_counter()
+                jax.block_until_ready(runs[index](batches))
+                seconds[number, index] = time.perf_counter() - start
+                bar.update()
+    names = [entrant.name for entrant in entrants]
+    return make_rows(names, seconds, np.array(first_seconds), rounds[0].size)
 
-    return run
+
+def make_rows(
+    names: Sequence[str], seconds: np.ndarray, first_seconds: np.ndarray, images: int
+) -> tuple[Row, ...]:
+    """The table of seconds `[R, C]` in which each trained on so many images."""
+    # The warm-up was a whole round too: what it took beyond one is the first step's.
+    to_first_step = np.maximum(first_seconds - np.median(seconds, axis=0), 0)
+    ratios = seconds / seconds[:, [names.index(OURS)]]
+    return tuple(
+        Row(
+            name,
+            Spread.of(images / seconds[:, i]),
+            Spread.of(ratios[:, i]),
+            float(first),
+        )
+        for i, (name, first) in enumerate(zip(names, to_first_step, strict=True))
+    )
+
+
+def make_remarks(rows: Sequence[Row], load: float, cores: int) -> tuple[str, ...]:
+    """What to know when reading the table: a missing row, a disturbed machine."""
+    remarks = []
+    if NUMPYRO not in [row.name for row in rows]:
+        remarks.append('no NumPyro here: pip install -e ".[bench]" adds its row')
+    speeds = [row.images_per_second for row in rows]
+    widest = max((speed.max - speed.min) / speed.median for speed in speeds)
+    if load > cores / 2 or widest > 0.2:
+        remarks.append(
+            f"WARNING: other load may have disturbed this: {load:.1f} busy processes "
+            f"on {cores} cores before the start, rounds up to {widest:.0%} apart"
+        )
+    return tuple(remarks)
+
+
+def table(results: Results) -> str:
+    """The results for a screen."""
+    heading = f"{'':18}{'images/s':>10}{'(min-max)':>18}"
+    lines = [f"{heading}{'ours/theirs':>13}{'(min-max)':>14}{'first step, s':>15}"]
+    for row in results.rows:
+        speed, ratio = row.images_per_second, row.ratio
+        lines.append(
+            f"{row.name:18}{speed.median:10,.0f}"
+            f"{f'({speed.min:,.0f}-{speed.max:,.0f})':>18}{ratio.median:13.2f}"
+            f"{f'({ratio.min:.2f}-{ratio.max:.2f})':>14}{row.seconds_to_first_step:15.1f}"
+        )
+    return "\n".join([*lines, *results.remarks])
+
+
+def draw(results: Results) -> Figure:
+    """Bars of the median speeds, whiskers from the least to the greatest."""
+    names = [row.name for row in results.rows]
+    speeds = np.array([row.images_per_second for row in results.rows])
+    medians, least, greatest = speeds.T
+    figure = Figure((7, 1.2 + 0.5 * len(names)), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    colors = ["tab:blue" if name == OURS else "0.7" for name in names]
+    whiskers = (medians - least, greatest - medians)
+    axes.barh(names, medians, xerr=whiskers, color=colors, capsize=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("images per second (median, least and greatest of the rounds)")
+    axes.set_title(
+        "Training throughput, workload {workload}, {device}, {cores} cores".format(
+            **results.environment
+        )
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def save(results: Results, folder: Path) -> None:
+    """Writes results.json and figures/throughput.png."""
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    rows = [
+        row._asdict()
+        | {
+            "images_per_second": row.images_per_second._asdict(),
+            "ratio": row.ratio._asdict(),
+        }
+        for row in results.rows
+    ]
+    content = {**results.environment, "remarks": results.remarks, "rows": rows}
+    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
+    draw(results).savefig(folder / "figures" / "throughput.png")
+
+
+def run(config: Config) -> Results:
+    """Measures and writes the run folder.
+
+    Args:
+      config: what to measure.
+
+    Returns:
+      The table and what belongs to it.
+
+    Raises:
+      ValueError: sizes that do not fit, or no data.
+    """
+    check(config)
+    load = os.getloadavg()[0]
+    cores = os.cpu_count() or 1
+    workload, rounds = make_workload(config)
+    rows = measure(contestants(), workload, rounds)
+    environment = {
+        "workload": config.workload,
+        "dataset": config.dataset,
+        "jax_version": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "cores": cores,
+        "date": datetime.date.today().isoformat(),
+    }
+    results = Results(rows, environment, make_remarks(rows, load, cores))
+    save(results, Path(config.run_dir))
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command.
+
+    Args:
+      argv: its arguments; those of the process where None.
+    """
+    config = parse(Config, argv, command="python -m experiments.throughput")
+    execute(lambda: print(table(run(config))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The throughput benchmark: it runs, and its contestants do the same work.
+
+No speed is asserted: a test machine's is anybody's guess.
+"""
+
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import throughput
+from experiments.throughput import Config, Contestant, Row, Spread
+from experiments.throughput_contestants import NUMPYRO, OURS, SCAN, contestants
+
+INSTALLED = [OURS, SCAN] + [NUMPYRO] * bool(importlib.util.find_spec("numpyro"))
+STEPS, REPEATS = 25, 2
+
+
+def without_noise_at_first(params):
+    """The decoder ignores z until its first step, so the first loss has no noise.
+
+    Random output biases keep the pixels' part of the loss from being a constant.
+    """
+    bias = jax.random.normal(jax.random.key(7), (784,))
+    output = params.decoder["output"] | {"bias": bias}
+    hidden = jax.tree.map(jnp.zeros_like, params.decoder["network"])
+    hidden["Dense_0"]["bias"] = jnp.ones(400)
+    return params.replace(decoder={"network": hidden, "output": output})
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A tiny run of the whole experiment: results, folder, the losses of each."""
+    losses = {}
+
+    def recorded(contestant: Contestant) -> Contestant:
+        def prepare(workload):
+            params = without_noise_at_first(workload.params)
+            run = contestant.prepare(workload._replace(params=params))
+            losses[contestant.name] = []
+
+            def run_and_record(batches):
+                found = run(batches)
+                losses[contestant.name].append(np.asarray(found))
+                return found
+
+            return run_and_record
+
+        return contestant._replace(prepare=prepare)
+
+    folder = tmp_path_factory.mktemp("throughput")
+    config = Config(
+        repeats=REPEATS,
+        steps=STEPS,
+        batch_size=32,
+        num_examples=STEPS * 32 + 5,
+        run_dir=str(folder),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            throughput, "contestants", lambda: [recorded(c) for c in contestants()]
+        )
+        results = throughput.run(config)
+    return results, folder, {name: np.array(found) for name, found in losses.items()}
+
+
+def test_a_row_for_everyone_installed(measured):
+    results, _, losses = measured
+    assert [row.name for row in results.rows] == INSTALLED
+    for row in results.rows:
+        assert 0 < row.images_per_second.min <= row.images_per_second.median
+        assert row.images_per_second.median <= row.images_per_second.max
+        assert losses[row.name].shape == (1 + REPEATS, STEPS)
+    assert results.rows[0].ratio == (1, 1, 1)
+
+
+def test_the_folder_holds_table_and_picture(measured):
+    results, folder, _ = measured
+    found = json.loads((folder / "results.json").read_text())
+    assert [row["name"] for row in found["rows"]] == INSTALLED
+    assert found["rows"][0]["images_per_second"].keys() == {"median", "min", "max"}
+    assert found["jax_version"] == jax.__version__
+    assert found["workload"] == "a"
+    assert (folder / "figures" / "throughput.png").read_bytes()[1:4] == b"PNG"
+    for name in INSTALLED:
+        assert name in throughput.table(results)
+
+
+@pytest.mark.parametrize("name", INSTALLED[1:])
+def test_same_loss_before_the_first_step(measured, name):
+    # Nats per image, summed over pixels and latents, the KL in closed form: nothing
+    # here depends on the noise, and KL estimates would be tenths of a nat off.
+    losses = measured[2]
+    ours = losses[OURS][0, 0]
+    assert ours > 300
+    # The library bounds the log-variance, which shows in the sixth digit.
+    np.testing.assert_allclose(losses[name][0, 0], ours, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", INSTALLED[1:])
+def test_same_losses_along_the_way(measured, name):
+    losses = measured[2]
+    # The same batches in the same order: only the noise of z differs.
+    difference = (losses[name] - losses[OURS])[:, 1:].ravel()
+    standard_error = difference.std(ddof=1) / np.sqrt(difference.size)
+    assert abs(difference.mean()) < 5 * standard_error
+    assert np.abs(difference).max() < 2
+    assert losses[name][-1].mean() < losses[name][0, 0] - 20
+
+
+def test_rows_from_known_times():
+    # Two rounds; the second contestant takes twice, then four times as long.
+    seconds = np.array([[1.0, 2.0], [2.0, 8.0]])
+    ours, other = throughput.make_rows([OURS, "x"], seconds, np.array([9.5, 1.0]), 80)
+    assert ours == Row(OURS, Spread(60, 40, 80), Spread(1, 1, 1), 8.0)
+    assert other == Row("x", Spread(25, 10, 40), Spread(3, 2, 4), 0.0)
+
+
+def test_remarks():
+    steady = Spread(100.0, 95.0, 105.0)
+    everyone = [Row(name, steady, steady, 1.0) for name in (OURS, SCAN, NUMPYRO)]
+    assert throughput.make_remarks(everyone, load=0.1, cores=2) == ()
+    (missing,) = throughput.make_remarks(everyone[:2], load=0.1, cores=2)
+    assert 'pip install -e ".[bench]"' in missing
+    (busy,) = throughput.make_remarks(everyone, load=1.5, cores=2)
+    shaken = [*everyone[:2], Row(NUMPYRO, Spread(100.0, 50.0, 105.0), steady, 1.0)]
+    (drifting,) = throughput.make_remarks(shaken, load=0.1, cores=2)
+    assert busy.startswith("WARNING") and "55%" in drifting
+
+
+def test_without_numpyro_its_row_is_left_out(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert [contestant.name for contestant in contestants()] == [OURS, SCAN]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--repeats=0"], "repeats must be positive, got 0"),
+        (["--steps=469"], "steps must be at most 468"),
+        (["--workload=z"], "workload"),
+    ],
+    ids=["none", "beyond-the-epoch", "unknown"],
+)
+def test_bad_input_is_one_line_and_code_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        throughput.main(arguments)
+    captured = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in captured and captured.count("\n") == 1

@@ -140,19 +140,14 @@ def make_workload(config: Config) -> tuple[Workload, list[Array]]:
     """The work, and the batches of every round, `[T, B]`; the first is the warm-up."""
     params_key, noise_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
     images, num_levels = load_images(config)
+    sizes = {"num_examples": config.num_examples, "batch_size": config.batch_size}
     rounds = [
-        vae_jax.shuffled_epoch(
-            order_key,
-            number,
-            num_examples=config.num_examples,
-            batch_size=config.batch_size,
-        ).batches[: config.steps]
+        vae_jax.shuffled_epoch(order_key, number, **sizes).batches[: config.steps]
         for number in range(config.repeats + 1)
     ]
     params = vae_jax.init(vae_jax.ModelSpec(), params_key)
-    images = jnp.asarray(images)
     shape = (config.steps, config.batch_size)
-    workload = Workload(params, images, num_levels, shape, noise_key)
+    workload = Workload(params, jnp.asarray(images), num_levels, shape, noise_key)
     return jax.block_until_ready((workload, rounds))
 
 
@@ -173,7 +168,7 @@ def measure(
         bar.set_description("measuring")
         for number, batches in enumerate(rounds[1:]):
             for turn in range(len(entrants)):
-                # The next one begins in each round: nobody always follows another.
+                # Each round another begins: what slows down over time hits all.
                 index = (number + turn) % len(entrants)
                 start = time.perf_counter()
                 jax.block_until_ready(runs[index](batches))
@@ -242,11 +237,8 @@ def draw(results: Results) -> Figure:
     axes.barh(names, medians, xerr=whiskers, color=colors, capsize=3)
     axes.invert_yaxis()
     axes.set_xlabel("images per second (median, least and greatest of the rounds)")
-    axes.set_title(
-        "Training throughput, workload {workload}, {device}, {cores} cores".format(
-            **results.environment
-        )
-    )
+    title = "Training throughput, workload {workload}, {device}, {cores} cores"
+    axes.set_title(title.format(**results.environment))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -254,14 +246,9 @@ def draw(results: Results) -> Figure:
 def save(results: Results, folder: Path) -> None:
     """Writes results.json and figures/throughput.png."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    rows = [
-        row._asdict()
-        | {
-            "images_per_second": row.images_per_second._asdict(),
-            "ratio": row.ratio._asdict(),
-        }
-        for row in results.rows
-    ]
+    rows = [row._asdict() for row in results.rows]
+    for row in rows:
+        row |= {name: row[name]._asdict() for name in ("images_per_second", "ratio")}
     content = {**results.environment, "remarks": results.remarks, "rows": rows}
     (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
     draw(results).savefig(folder / "figures" / "throughput.png")

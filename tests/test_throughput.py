@@ -16,7 +16,7 @@ from experiments.throughput import Config, Contestant, Row, Spread
 from experiments.throughput_contestants import NUMPYRO, OURS, SCAN, contestants
 
 INSTALLED = [OURS, SCAN] + [NUMPYRO] * bool(importlib.util.find_spec("numpyro"))
-STEPS, REPEATS = 25, 2
+STEPS, REPEATS = 20, 1
 
 
 def without_noise_at_first(params):

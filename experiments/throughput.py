@@ -9,10 +9,9 @@ and cut short after `steps` batches, the same for everyone; shuffling is not tim
 A machine's speed drifts by more than the contestants differ, so they take turns, in
 another order each round: read the ratios. Random pixels cost the same as digits.
 
-On two virtual cores (AVX-512, 2.5 GHz), a minute: some 25,000 images/s when nothing
-else runs, 1.00 of the hand-written scan and 1.01 of NumPyro, both to 0.02; first step
-after 3, 2 and 5 s. On a busy machine many short rounds find the ratios better than
-few long ones: --steps=25 --repeats=120.
+On two virtual cores, a minute: 22,400 images/s, 0.98 of the hand-written scan and 1.03
+of NumPyro; first step after 3, 1 and 4 s. On a busy machine many short rounds find the
+ratios better than few long ones: --steps=25 --repeats=120.
 """
 
 import datetime

@@ -30,8 +30,13 @@ from vae_jax.parallel import (
     shard_epoch,
     shard_map_step,
 )
-from vae_jax.posteriors import DiagonalGaussian, PointMass
-from vae_jax.priors import StandardNormal, register_kl
+from vae_jax.posteriors import DiagonalGaussian, FactorizedBernoulli, PointMass
+from vae_jax.priors import (
+    DiagonalGaussianPrior,
+    FactorizedBernoulliPrior,
+    StandardNormal,
+    register_kl,
+)
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.training import (
     Epoch,
@@ -50,8 +55,11 @@ __all__ = [
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
     "DiagonalGaussian",
+    "DiagonalGaussianPrior",
     "ELBOTerms",
     "Epoch",
+    "FactorizedBernoulli",
+    "FactorizedBernoulliPrior",
     "Gaussian",
     "Linear",
     "LogEvidence",

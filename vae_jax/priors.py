@@ -1,4 +1,4 @@
-"""Families of p(z), and the closed-form KL of each (posterior, prior) pair.
+"""Families of p(z), fixed or learned, and closed-form KLs of (posterior, prior) pairs.
 
 `register_kl` is how a pair gets its closed form, here or in a user's own file;
 where none is registered the objectives estimate the KL from samples.
@@ -11,8 +11,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from vae_jax.distributions import gaussian
-from vae_jax.posteriors import DiagonalGaussianPosterior, PointMassPosterior
+from vae_jax.distributions import bernoulli, gaussian
+from vae_jax.posteriors import (
+    BernoulliPosterior,
+    DiagonalGaussianPosterior,
+    PointMassPosterior,
+)
 from vae_jax.types import Array, Encode, Key, Posterior, Prior, PyTree
 
 
@@ -54,6 +58,86 @@ class StandardNormal:
     ) -> Array:
         """Draws from N(0, I), `[num_samples, L]`."""
         return jax.random.normal(key, (num_samples, latent_dim))
+
+
+class LearnedPrior:
+    """What priors have in common whose density is that of a `types.Posterior`.
+
+    A subclass supplies `init` and `build(prior_params)`, a batch of one.
+    """
+
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+
+    def log_prob(
+        self, prior_params: PyTree, z: Array, *, encode: Encode | None
+    ) -> Array:
+        """Log p(z) in nats, summed over L: `[S, B]` for `[S, B, L]`."""
+        return self.build(prior_params).log_prob(z)
+
+    def sample(
+        self,
+        prior_params: PyTree,
+        key: Key,
+        *,
+        num_samples: int,
+        latent_dim: int,
+        encode: Encode | None,
+    ) -> Array:
+        """Draws `[num_samples, L]`."""
+        z, _ = self.build(prior_params).sample_and_log_prob(key, num_samples)
+        return z[:, 0]
+
+
+@dataclass(frozen=True)
+class DiagonalGaussianPrior(LearnedPrior):
+    """p(z) = N(mean, diag(exp(log_var))), both learned; N(0, I) to begin with.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import DiagonalGaussianPrior
+      >>> params = DiagonalGaussianPrior().init(
+      ...     jax.random.key(0), latent_dim=2, data_shape=(5,)
+      ... )
+      >>> print(params["mean"])
+      [0. 0.]
+    """
+
+    def init(
+        self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
+    ) -> dict[str, PyTree]:
+        """`mean` and `log_var`, `[L]` each."""
+        return {"mean": jnp.zeros(latent_dim), "log_var": jnp.zeros(latent_dim)}
+
+    def build(self, prior_params: PyTree) -> DiagonalGaussianPosterior:
+        """The distribution itself, as a batch of one."""
+        return DiagonalGaussianPosterior(
+            prior_params["mean"][None], prior_params["log_var"][None]
+        )
+
+
+@dataclass(frozen=True)
+class FactorizedBernoulliPrior(LearnedPrior):
+    """p(z) = prod_l Bernoulli(z_l; sigmoid(logits_l)), learned; fair coins at first.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import FactorizedBernoulliPrior
+      >>> params = FactorizedBernoulliPrior().init(
+      ...     jax.random.key(0), latent_dim=2, data_shape=(5,)
+      ... )
+      >>> print(params["logits"])
+      [0. 0.]
+    """
+
+    def init(
+        self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
+    ) -> dict[str, PyTree]:
+        """`logits`, `[L]`."""
+        return {"logits": jnp.zeros(latent_dim)}
+
+    def build(self, prior_params: PyTree) -> BernoulliPosterior:
+        """The distribution itself, as a batch of one."""
+        return BernoulliPosterior(prior_params["logits"][None])
 
 
 KLDivergence = Callable[[Posterior, Prior, PyTree], Array]
@@ -116,6 +200,22 @@ def _diagonal_to_standard(
     posterior: DiagonalGaussianPosterior, prior: Prior, prior_params: PyTree
 ) -> Array:
     return gaussian.diagonal_kl_to_standard_normal(posterior.mean, posterior.log_var)
+
+
+@register_kl(DiagonalGaussianPosterior, DiagonalGaussianPrior)
+def _diagonal_to_diagonal(
+    posterior: DiagonalGaussianPosterior, prior: Prior, prior_params: PyTree
+) -> Array:
+    return gaussian.diagonal_kl_divergence(
+        posterior.mean, posterior.log_var, prior_params["mean"], prior_params["log_var"]
+    )
+
+
+@register_kl(BernoulliPosterior, FactorizedBernoulliPrior)
+def _bernoulli_to_bernoulli(
+    posterior: BernoulliPosterior, prior: Prior, prior_params: PyTree
+) -> Array:
+    return bernoulli.kl_divergence(posterior.logits, prior_params["logits"])
 
 
 @register_kl(PointMassPosterior, object)

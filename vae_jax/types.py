@@ -49,15 +49,22 @@ class Posterior(Protocol):
     Monte Carlo KL do not exist. A family whose density is cheap at any point adds
     `log_prob(z) -> [S, B]`; a flow that knows the density only of what it sampled
     leaves it out, and an estimator that needs it says so in a `ValueError`.
+
+    A discrete family sets `is_reparameterizable = False`: no gradient flows through
+    its samples, and the pathwise estimators refuse it. Where the attribute is absent
+    the samples are taken to be differentiable.
+
+    The leading axis of every array is the batch, so that an estimator may form a
+    gradient of its own for each of them.
     """
 
     has_density: ClassVar[bool]
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Latents, Array]:
-        """Draws differentiable samples `[S, B, L]` and their log q, `[S, B]`.
+        """Draws samples `[S, B, L]` and their log q, `[S, B]`.
 
         The gradient with respect to the posterior's arrays must flow through the
-        samples (reparameterization) and through the density.
+        density and, unless the family is discrete, through the samples.
         """
         ...
 

@@ -1,0 +1,58 @@
+"""Gradients of expectations: estimates of E_q[f(z)] whose gradient is a choice.
+
+`types.Estimator` is the contract: the value is the plain Monte Carlo estimate, the
+gradient the estimator's. Options of an estimator are given with `functools.partial`.
+They serve a model's ELBO (`elbo(..., estimator=leave_one_out)`) and any other
+expectation alike. Mohamed, Rosca, Figurnov & Mnih 2020 survey them.
+"""
+
+from vae_jax.estimators.contract import log_mean_exp, sample_mean
+from vae_jax.estimators.control_variate import delta_control_variate
+from vae_jax.estimators.discrete import (
+    arm,
+    disarm,
+    exact_enumeration,
+    gumbel_softmax,
+    rebar,
+    straight_through,
+)
+from vae_jax.estimators.measure_valued import measure_valued
+from vae_jax.estimators.moments import GradientMoments, Moments, gradient_moments
+from vae_jax.estimators.pathwise import (
+    doubly_reparameterized,
+    path_derivative,
+    reparameterization,
+)
+from vae_jax.estimators.score_function import (
+    baseline_loss,
+    leave_one_out,
+    mean_baseline,
+    optimal_baseline,
+    score_function,
+    vimco,
+)
+
+__all__ = [
+    "GradientMoments",
+    "Moments",
+    "arm",
+    "baseline_loss",
+    "delta_control_variate",
+    "disarm",
+    "doubly_reparameterized",
+    "exact_enumeration",
+    "gradient_moments",
+    "gumbel_softmax",
+    "leave_one_out",
+    "log_mean_exp",
+    "mean_baseline",
+    "measure_valued",
+    "optimal_baseline",
+    "path_derivative",
+    "rebar",
+    "reparameterization",
+    "sample_mean",
+    "score_function",
+    "straight_through",
+    "vimco",
+]

@@ -1,0 +1,239 @@
+"""What the estimators have in common: reductions over samples, and law 5.
+
+An estimate's value is the plain Monte Carlo estimate and its gradient a choice. The
+integrand is called with latents whose gradient is cut, so the value brings the
+gradient of what the integrand holds besides them (a decoder's weights, and log q
+where it is used); a surrogate, 0 in value, brings that of the distribution.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Var
+
+from vae_jax.types import Array, Key, Latents, Posterior, PyTree
+
+Integrand = Callable[[Latents, Array], PyTree]
+"""f(z, log_q): latents `[S, B, L]`, their log q `[S, B]`, to `[S, B]` or a tree."""
+Reduction = Callable[[Array], Array]
+
+
+def sample_mean(values: Array) -> Array:
+    """Mean over samples, `[S, B]` to `[B]`: the estimate of an expectation."""
+    return jnp.mean(values, axis=0)
+
+
+def log_mean_exp(values: Array) -> Array:
+    """Log of the mean of exponentials over samples, `[S, B]` to `[B]`.
+
+    log 1/S sum_s exp(v_s), with the largest taken out so that nothing overflows.
+
+    Args:
+      values: log-weights, `[S, B]`.
+
+    Returns:
+      `[B]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.estimators import log_mean_exp
+      >>> print(log_mean_exp(jnp.full((3, 1), -1000.0)))
+      [-1000.]
+    """
+    log_num_samples = jnp.log(jnp.asarray(values.shape[0], values.dtype))
+    return jax.nn.logsumexp(values, axis=0) - log_num_samples
+
+
+def with_surrogate(value: Array, surrogate: Array) -> Array:
+    """The value, exactly, with the surrogate's gradient added to its own."""
+    chex.assert_equal_shape([value, surrogate])
+    return value + (surrogate - jax.lax.stop_gradient(surrogate))
+
+
+def constant_draws(
+    posterior: Posterior, key: Key, num_samples: int, estimator: str
+) -> tuple[Latents, Array]:
+    """Latents `[S, B, L]` without a gradient, their log q `[S, B]` with one.
+
+    Raises:
+      ValueError: `num_samples` below 1, or q has no density at a given point.
+    """
+    check_num_samples(num_samples)
+    require_log_prob(posterior, estimator)
+    z, _ = jax.lax.stop_gradient(posterior).sample_and_log_prob(key, num_samples)
+    return jax.lax.stop_gradient(z), posterior.log_prob(jax.lax.stop_gradient(z))
+
+
+def at_frozen(integrand: Integrand, posterior: Posterior) -> Callable:
+    """The integrand as a function of z alone, the distribution held constant."""
+    frozen = jax.lax.stop_gradient(posterior)
+    return lambda z: integrand(z, frozen.log_prob(z))
+
+
+def latent_gradients(
+    function: Callable[[Latents], PyTree],
+    z: Latents,
+    coefficients: Callable[[Array], Array],
+) -> tuple[PyTree, PyTree]:
+    """f(z), and for each leaf of it the gradient of sum_s c_s f(z_s) by z, constant.
+
+    Args:
+      function: from `[S, B, L]` to `[S, B]` or a tree of such.
+      z: latents, `[S, B, L]`.
+      coefficients: c as a function of a leaf's values, `[S, B]` to `[S, B]`.
+
+    Returns:
+      The values, which are differentiable in what the function holds; and a list
+      with one tree like `z` for each leaf of the values.
+    """
+    values, pull_back = jax.vjp(function, jax.lax.stop_gradient(z))
+    leaves, structure = jax.tree.flatten(values)
+    gradients = []
+    for index, leaf in enumerate(leaves):
+        cotangents = [jnp.zeros_like(other) for other in leaves]
+        cotangents[index] = coefficients(leaf)
+        gradients.append(pull_back(jax.tree.unflatten(structure, cotangents))[0])
+    return values, jax.lax.stop_gradient(gradients)
+
+
+def along_path(gradients: PyTree, path: Latents) -> Array:
+    """Sum over samples and latents of constant gradient times path, `[B]`."""
+    products = jax.tree.map(
+        lambda gradient, z: jnp.sum(gradient * z, axis=(0, -1)), gradients, path
+    )
+    return sum(jax.tree.leaves(products))
+
+
+def along_parameters(gradients: PyTree, posterior: Posterior) -> Array:
+    """Sum of constant gradient times parameter of the distribution, `[B]`."""
+    products = jax.tree.map(
+        lambda gradient, leaf: jnp.sum(
+            jax.lax.stop_gradient(gradient) * leaf, axis=tuple(range(1, leaf.ndim))
+        ),
+        gradients,
+        posterior,
+    )
+    return sum(jax.tree.leaves(products))
+
+
+def scores(posterior: Posterior, z: Latents) -> PyTree:
+    """D log q(z_s) / d parameter of every sample: the posterior's leaves, `[S, B, ..]`.
+
+    They are constants.
+    """
+    frozen = jax.lax.stop_gradient(posterior)
+
+    def score(z: Latents) -> Posterior:
+        alone = jax.tree.map(lambda leaf: leaf[None], z)
+        return jax.grad(lambda q: jnp.sum(q.log_prob(alone)))(frozen)
+
+    return jax.lax.stop_gradient(jax.vmap(score)(z))
+
+
+def beside(values: Array, score: Array) -> Array:
+    """Values `[S, B]`, as constants, in a shape to multiply a score `[S, B, ...]`."""
+    values = jax.lax.stop_gradient(values)
+    return values.reshape(values.shape + (1,) * (score.ndim - 2))
+
+
+def nonzero(denominator: Array) -> Array:
+    """A denominator, 1 where it is 0: what it divides is 0 there as well."""
+    return jnp.where(denominator == 0, 1, denominator)
+
+
+def reduction_gradient(reduction: Reduction) -> Callable[[Array], Array]:
+    """D R / d v_s as a function of the values: 1/S for a mean, weights for a bound."""
+    return lambda values: jax.lax.stop_gradient(
+        jax.grad(lambda values: jnp.sum(reduction(values)))(values)
+    )
+
+
+def check_num_samples(
+    num_samples: int, *, minimum: int = 1, name: str = "num_samples", why: str = ""
+) -> None:
+    """Refuses fewer samples than an estimator can work with."""
+    if num_samples < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {num_samples}{why}")
+
+
+def require_mean(reduction: Reduction, estimator: str, instead: str) -> None:
+    """Refuses a bound of several samples where only an expectation will do."""
+    if reduction is not sample_mean:
+        raise ValueError(
+            f"{estimator} estimates a plain expectation, not a bound that several "
+            f"samples share (reduction {_name(reduction)}): use {instead}"
+        )
+
+
+def require_log_prob(posterior: Posterior, estimator: str) -> None:
+    """Refuses a distribution whose density is not known at a given point."""
+    if not posterior.has_density or not hasattr(posterior, "log_prob"):
+        raise ValueError(
+            f"{estimator} needs log q(z) at a given z, and {_name(type(posterior))} "
+            "has no log_prob"
+        )
+
+
+def require_differentiable_samples(posterior: Posterior, estimator: str) -> None:
+    """Refuses a discrete distribution."""
+    if not getattr(posterior, "is_reparameterizable", True):
+        raise ValueError(
+            f"{estimator} differentiates through the samples, and those of "
+            f"{_name(type(posterior))} are discrete: use leave_one_out, disarm or "
+            "another estimator for discrete latents"
+        )
+
+
+def require_type(posterior: Posterior, wanted: type, estimator: str) -> None:
+    """Refuses a distribution of another family than the one that is known."""
+    if not isinstance(posterior, wanted):
+        raise ValueError(
+            f"{estimator} is known for {_name(wanted)} only, got "
+            f"{_name(type(posterior))}"
+        )
+
+
+def require_derivative(
+    function: Callable[[Latents], PyTree], z: Latents, estimator: str
+) -> None:
+    """Refuses an integrand that uses its samples and has no derivative by them.
+
+    Known while tracing, and free in a compiled program: rounding, comparisons and
+    integers have derivatives that JAX knows to be zero. One that does not use its
+    samples passes, as its derivative is rightly zero.
+
+    Args:
+      function: the integrand, of latents alone.
+      z: an example; its shape counts, not its values.
+      estimator: who asks, for the message.
+
+    Raises:
+      ValueError: no output has a derivative.
+    """
+
+    def derivative(direction: Latents) -> PyTree:
+        return jax.jvp(function, (z,), (direction,))[1]
+
+    if not uses_its_argument(derivative, z) and uses_its_argument(function, z):
+        raise ValueError(
+            f"{estimator} differentiates the integrand by z, which it uses in steps "
+            "only (a comparison, rounding, an integer): its derivative is 0 and the "
+            "gradient would be wrong; use score_function"
+        )
+
+
+def uses_its_argument(function: Callable[[Latents], PyTree], z: Latents) -> bool:
+    """Whether any output depends on the argument, as far as the jaxpr tells."""
+    jaxpr = jax.make_jaxpr(function)(z).jaxpr
+    reached = set(jaxpr.invars)
+    for equation in jaxpr.eqns:
+        if reached.intersection(v for v in equation.invars if isinstance(v, Var)):
+            reached.update(equation.outvars)
+    return any(v in reached for v in jaxpr.outvars if isinstance(v, Var))
+
+
+def _name(thing: Any) -> str:
+    return getattr(thing, "__name__", repr(thing))

@@ -1,0 +1,119 @@
+"""Measure-valued gradients: a derivative of a density as a difference of two."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.estimators.contract import (
+    Integrand,
+    Reduction,
+    along_parameters,
+    at_frozen,
+    constant_draws,
+    require_mean,
+    require_type,
+    sample_mean,
+    with_surrogate,
+)
+from vae_jax.posteriors import DiagonalGaussianPosterior
+from vae_jax.types import Array, Key, Posterior, PyTree
+
+
+def measure_valued(
+    integrand: Integrand,
+    posterior: Posterior,
+    key: Key,
+    *,
+    num_samples: int = 1,
+    reduction: Reduction = sample_mean,
+    coupled: bool = True,
+) -> PyTree:
+    """The measure-valued (weak) derivative of E_q[f(z)] for diagonal Gaussians.
+
+    For each dimension, the others at a sample of q,
+      d/d mean  E f = [E f(mean + s W) - E f(mean - s W)] / (s sqrt(2 pi)),
+      d/d s     E f = [E f(mean + s M) - E f(mean + s N)] / s,
+    W ~ Weibull(2, sqrt 2), M double-sided Maxwell, N normal (Pflug 1989; Mohamed,
+    Rosca, Figurnov & Mnih 2020, section 6). Coupled, both sides share W, and N = M U
+    with U uniform. Unbiased, and f need not be differentiable; cost: f, 1 + 4 L times a
+    sample, which is what speaks against it. Coupling helps a smooth f; for d/d mean it
+    raises the variance where f is steep beside its curvature.
+
+    Args:
+      integrand: f, called with latents `[S, B, L]` and their log q `[S, B]`; returns
+        `[S, B]` or a pytree of such.
+      posterior: q, a batch of B diagonal Gaussians.
+      key: PRNG key, consumed once.
+      num_samples: samples S.
+      reduction: must be the mean.
+      coupled: whether both sides of a difference share their noise.
+
+    Returns:
+      The estimates, `[B]` for each `[S, B]`.
+
+    Raises:
+      ValueError: `num_samples` below 1; q is no diagonal Gaussian; another reduction.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.estimators import measure_valued
+      >>> from vae_jax.posteriors import DiagonalGaussianPosterior
+      >>> def probability(mean):  # of z > 0, a step
+      ...     q = DiagonalGaussianPosterior(mean, jnp.zeros((1, 1)))
+      ...     f = lambda z, log_q: 1.0 * (z[..., 0] > 0)
+      ...     return measure_valued(f, q, jax.random.key(0), num_samples=3)[0]
+      >>> print(jax.grad(probability)(jnp.zeros((1, 1))).round(4))
+      [[0.3989]]
+    """
+    name = "measure_valued"
+    require_mean(reduction, name, "doubly_reparameterized or leave_one_out")
+    require_type(posterior, DiagonalGaussianPosterior, name)
+    key, noise_key = jax.random.split(key)
+    z, log_q = constant_draws(posterior, key, num_samples, name)
+    values = integrand(z, log_q)
+    mean, log_var = jax.lax.stop_gradient((posterior.mean, posterior.log_var))
+    scale = jnp.exp(0.5 * log_var)
+    noises = _noises(noise_key, z.shape, z.dtype, coupled)
+    moved = jnp.concatenate([_one_moved(z, mean + scale * noise) for noise in noises])
+    # [4, L, S, B], of a single call of f.
+    around = jax.tree.map(
+        partial(jnp.reshape, shape=(4, z.shape[-1], *z.shape[:-1])),
+        at_frozen(integrand, posterior)(moved),
+    )
+
+    def estimate(values: Array, around: Array) -> Array:
+        right, left, maxwell, normal = jnp.moveaxis(jnp.mean(around, axis=2), 1, -1)
+        by_scale = (maxwell - normal) / scale
+        gradients = DiagonalGaussianPosterior(
+            mean=(right - left) / (scale * jnp.sqrt(2 * jnp.pi)),
+            log_var=by_scale * 0.5 * scale,
+        )
+        surrogate = along_parameters(gradients, posterior)
+        return with_surrogate(sample_mean(values), surrogate)
+
+    return jax.tree.map(estimate, values, around)
+
+
+def _noises(
+    key: Key, shape: tuple[int, ...], dtype, coupled: bool
+) -> tuple[Array, ...]:
+    """Right and left of the mean, double-sided Maxwell, normal: `[S, B, L]` each."""
+    right_key, left_key, maxwell_key, normal_key = jax.random.split(key, 4)
+    weibull = partial(jax.random.rayleigh, scale=1.0, shape=shape, dtype=dtype)
+    right = weibull(right_key)
+    maxwell = jax.random.double_sided_maxwell(maxwell_key, 0.0, 1.0, shape, dtype)
+    if coupled:
+        left = right
+        normal = maxwell * jax.random.uniform(normal_key, shape, dtype)
+    else:
+        left = weibull(left_key)
+        normal = jax.random.normal(normal_key, shape, dtype)
+    return right, -left, maxwell, normal
+
+
+def _one_moved(z: Array, moved: Array) -> Array:
+    """Z with one dimension moved, for each: `[L * S, B, L]`, dimension by dimension."""
+    latent_dim = z.shape[-1]
+    here = jnp.eye(latent_dim, dtype=bool)[:, None, None]
+    return jnp.where(here, moved, z).reshape(-1, *z.shape[1:])

@@ -1,0 +1,247 @@
+"""Estimators that differentiate through the samples.
+
+They need samples that are differentiable in the parameters and an integrand that is
+differentiable in the samples. Of the gradient of E_q[f(z, log q(z))] by q's
+parameters they keep less and less: everything, all but the score, and for bounds of
+several samples the score as well, reparameterized a second time.
+"""
+
+import jax
+
+from vae_jax.estimators.contract import (
+    Integrand,
+    Reduction,
+    along_path,
+    at_frozen,
+    check_num_samples,
+    latent_gradients,
+    log_mean_exp,
+    reduction_gradient,
+    require_derivative,
+    require_differentiable_samples,
+    require_log_prob,
+    sample_mean,
+    uses_its_argument,
+    with_surrogate,
+)
+from vae_jax.types import Array, Key, Latents, Posterior, PyTree
+
+
+def reparameterization(
+    integrand: Integrand,
+    posterior: Posterior,
+    key: Key,
+    *,
+    num_samples: int = 1,
+    reduction: Reduction = sample_mean,
+) -> PyTree:
+    """The pathwise estimate of E_q[f(z)]: the gradient flows through the samples.
+
+    d/d phi E_q[f(z)] = E_eps[d/d phi f(g_phi(eps))]
+    (Kingma & Welling 2014, section 2.4). Unbiased where f is differentiable; cost: f
+    and its derivative, once a sample. The first choice wherever it applies, though
+    not always the one of least variance: cos(k z) with a large k is a counter-example.
+
+    Args:
+      integrand: f, called with latents `[S, B, L]` and their log q `[S, B]`; returns
+        `[S, B]` or a pytree of such.
+      posterior: q, a batch of B distributions.
+      key: PRNG key, consumed once.
+      num_samples: samples S.
+      reduction: from `[S, B]` to `[B]`; the mean, or `log_mean_exp` for a bound.
+
+    Returns:
+      The estimates, `[B]` for each `[S, B]`.
+
+    Raises:
+      ValueError: `num_samples` below 1; discrete samples; an integrand that uses its
+        samples in steps only, so that no derivative tells of it.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.estimators import reparameterization
+      >>> from vae_jax.posteriors import DiagonalGaussianPosterior
+      >>> def mean_square(mean):
+      ...     q = DiagonalGaussianPosterior(mean, jnp.full((1, 1), -20.0))
+      ...     square = lambda z, log_q: jnp.sum(z**2, axis=-1)
+      ...     return reparameterization(square, q, jax.random.key(0))[0]
+      >>> print(jax.grad(mean_square)(jnp.ones((1, 1))).round(3))
+      [[2.]]
+    """
+    check_num_samples(num_samples)
+    require_differentiable_samples(posterior, "reparameterization")
+    z, log_q = posterior.sample_and_log_prob(key, num_samples)
+    require_derivative(lambda z: integrand(z, log_q), z, "reparameterization")
+    return jax.tree.map(reduction, integrand(z, log_q))
+
+
+def path_derivative(
+    integrand: Integrand,
+    posterior: Posterior,
+    key: Key,
+    *,
+    num_samples: int = 1,
+    reduction: Reduction = sample_mean,
+) -> PyTree:
+    """The pathwise estimate without the score: "sticking the landing".
+
+    For f(z) = log p(x, z) - log q(z) the total derivative holds the term
+    - d/d phi log q_phi(z) at fixed z, which is 0 in expectation and noise otherwise;
+    it is left out, and the variance is 0 where q is the true posterior (Roeder, Wu &
+    Duvenaud 2017). Unbiased for a mean; biased for a bound of more than one sample,
+    where `doubly_reparameterized` is the one to use. Cost: that of
+    `reparameterization`.
+
+    Args:
+      integrand: f, which must use its log q; for the ELBO that is `kl="monte_carlo"`.
+      posterior: q, a batch of B distributions.
+      key: PRNG key, consumed once.
+      num_samples: samples S.
+      reduction: from `[S, B]` to `[B]`.
+
+    Returns:
+      The estimates, `[B]` for each `[S, B]`.
+
+    Raises:
+      ValueError: as `reparameterization`; q without density; an integrand that does
+        not use log q, for which the two estimators are one.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.estimators import path_derivative
+      >>> from vae_jax.posteriors import DiagonalGaussianPosterior
+      >>> def elbo(mean):  # of the target N(0, 1): q is right, so the noise is gone
+      ...     q = DiagonalGaussianPosterior(mean, jnp.zeros((1, 1)))
+      ...     f = lambda z, log_q: -0.5 * jnp.sum(z**2, axis=-1) - log_q
+      ...     return path_derivative(f, q, jax.random.key(0))[0]
+      >>> print(jax.grad(elbo)(jnp.zeros((1, 1))))
+      [[0.]]
+    """
+    name = "path_derivative"
+    z = _differentiable_draws(integrand, posterior, key, num_samples, name)
+    return jax.tree.map(reduction, at_frozen(integrand, posterior)(z))
+
+
+# From the derivatives of a reduction to the weights of its paths: with v = log w and
+# R_s = d R / d v_s the score term, reparameterized again, leaves R_s - R_ss.
+_PATH_WEIGHTS = {
+    sample_mean: lambda first: first,
+    log_mean_exp: lambda first: first**2,
+}
+
+
+def doubly_reparameterized(
+    integrand: Integrand,
+    posterior: Posterior,
+    key: Key,
+    *,
+    num_samples: int = 1,
+    reduction: Reduction = sample_mean,
+    prior: Posterior | None = None,
+) -> PyTree:
+    """The doubly reparameterized gradient (DReG) of an importance-weighted bound.
+
+    For q's parameters  sum_s wn_s^2 d log w_s/d z_s d z_s/d phi,  wn the normalised
+    weights (Tucker, Lawson, Gu & Maddison 2019): unbiased, and its signal-to-noise
+    ratio grows with S where that of the plain gradient falls (Rainforth et al. 2018).
+    For a mean it is `path_derivative`. The parameters that the integrand holds get
+    their usual gradient. Cost: one backward pass more than `reparameterization`.
+
+    With `prior`, its parameters theta get the generalised form (Bauer & Mnih 2021)
+    sum_s [wn_s d log p(x|z_s)/d z_s - wn_s^2 d log w_s/d z_s] d T_theta/d theta, where
+    T_theta maps noise to the prior's samples and is taken at the noise of z_s.
+
+    Args:
+      integrand: log w, which must use its log q.
+      posterior: q, a batch of B distributions.
+      key: PRNG key, consumed once.
+      num_samples: samples S.
+      reduction: `log_mean_exp`, or the mean.
+      prior: a learned p(z) with `from_noise`, `to_noise` and `log_prob`. The integrand
+        must hold its parameters constant, or they get two gradients:
+        `importance_weighted_bound(params.replace(prior=stop_gradient(params.prior)),
+        ..., estimator=partial(doubly_reparameterized,
+        prior=params.spec.prior.build(params.prior)))`.
+
+    Returns:
+      The estimates, `[B]` for each `[S, B]`.
+
+    Raises:
+      ValueError: as `path_derivative`; another reduction; a prior that cannot map
+        samples to noise.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import ModelSpec, importance_weighted_bound, init
+      >>> from vae_jax.estimators import doubly_reparameterized
+      >>> params = init(ModelSpec(data_shape=(5,)), jax.random.key(0))
+      >>> x = jax.numpy.zeros((3, 5))
+      >>> gradient = jax.grad(importance_weighted_bound)(
+      ...     params,
+      ...     x,
+      ...     jax.random.key(1),
+      ...     num_samples=8,
+      ...     estimator=doubly_reparameterized,
+      ... )
+    """
+    name = "doubly_reparameterized"
+    if reduction not in _PATH_WEIGHTS:
+        raise ValueError(f"{name} is known for sample_mean and log_mean_exp only")
+    if prior is not None and not hasattr(prior, "to_noise"):
+        raise ValueError(
+            f"{name} with a prior needs its from_noise and to_noise, and "
+            f"{type(prior).__name__} has none"
+        )
+    z = _differentiable_draws(integrand, posterior, key, num_samples, name)
+    first = reduction_gradient(reduction)
+    path_weights = _PATH_WEIGHTS[reduction]
+    function = at_frozen(integrand, posterior)
+    values, gradients = latent_gradients(function, z, lambda v: path_weights(first(v)))
+    paths = [(gradients, z)]
+    if prior is not None:
+        frozen = jax.lax.stop_gradient((z, posterior, prior))
+        _, score = latent_gradients(
+            function, z, lambda v: first(v) - path_weights(first(v))
+        )
+        ratio = [
+            _ratio_gradient(*frozen, first(leaf)) for leaf in jax.tree.leaves(values)
+        ]
+        noise = frozen[2].to_noise(frozen[0])
+        paths += [(score, prior.from_noise(noise)), (ratio, prior.from_noise(noise))]
+    leaves, structure = jax.tree.flatten(values)
+    estimates = [
+        with_surrogate(
+            reduction(leaf),
+            sum(along_path(gradients[index], path) for gradients, path in paths),
+        )
+        for index, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, estimates)
+
+
+def _ratio_gradient(
+    z: Array, posterior: Posterior, prior: Posterior, weights: Array
+) -> Array:
+    """Weights * d log(q(z) / p(z)) / d z, `[S, B, L]`."""
+
+    def log_ratio(z: Array) -> Array:
+        return posterior.log_prob(z) - prior.log_prob(z)
+
+    return latent_gradients(log_ratio, z, lambda _: weights)[1][0]
+
+
+def _differentiable_draws(
+    integrand: Integrand, posterior: Posterior, key: Key, num_samples: int, name: str
+) -> Latents:
+    """Samples of a distribution and an integrand that the estimator applies to."""
+    check_num_samples(num_samples)
+    require_differentiable_samples(posterior, name)
+    require_log_prob(posterior, name)
+    z, log_q = posterior.sample_and_log_prob(key, num_samples)
+    require_derivative(lambda z: integrand(z, log_q), z, name)
+    if not uses_its_argument(lambda log_q: integrand(z, log_q), log_q):
+        raise ValueError(
+            f"{name} leaves the score of log q out, and the integrand does not use "
+            "log q (in an ELBO: pass kl='monte_carlo'); use reparameterization"
+        )
+    return z

@@ -1,0 +1,303 @@
+"""Score-function estimators: values of f and the gradient of log q, nothing else.
+
+    d/d phi E_q[f(z)] = E_q[f(z) d/d phi log q_phi(z)]
+
+(Williams 1992: REINFORCE). They serve any distribution with a density, discrete ones
+and integrands without derivative included, and their variance grows with f^2 and the
+number of latents. What they subtract from f decides how much of it is left: anything
+that does not depend on the sample leaves the expectation as it is.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.estimators.contract import (
+    Integrand,
+    Reduction,
+    along_parameters,
+    beside,
+    check_num_samples,
+    constant_draws,
+    nonzero,
+    require_mean,
+    sample_mean,
+    scores,
+    with_surrogate,
+)
+from vae_jax.types import Array, Key, Posterior, PyTree
+
+
+def score_function(
+    integrand: Integrand,
+    posterior: Posterior,
+    key: Key,
+    *,
+    num_samples: int = 1,
+    reduction: Reduction = sample_mean,
+    baseline: PyTree = None,
+) -> PyTree:
+    """The score-function estimate, with no baseline or a given one.
+
+    1/S sum_s (f(z_s) - b) d/d phi log q_phi(z_s)   (Mohamed, Rosca, Figurnov & Mnih
+    2020, section 4). Unbiased whatever b is, as long as it does not depend on z. For a
+    reduction R of several samples the weight of sample s is R(f_1 .. f_S) less R with
+    f_s replaced by b, which for the mean is (f_s - b) / S. Cost: f, without its
+    derivative.
+
+    Args:
+      integrand: f, called with latents `[S, B, L]` and their log q `[S, B]`; returns
+        `[S, B]` or a pytree of such.
+      posterior: q, a batch of B distributions.
+      key: PRNG key, consumed once.
+      num_samples: samples S.
+      reduction: from `[S, B]` to `[B]`, and R(f + c) = R(f) + c for a constant c.
+      baseline: b, a number or `[B]`, perhaps a learned function of x (with
+        `baseline_loss`); constant for the gradient. A tree of them where f returns a
+        tree. None stands for 0.
+
+    Returns:
+      The estimates, `[B]` for each `[S, B]`.
+
+    Raises:
+      ValueError: `num_samples` below 1; q has no density; one baseline for an
+        integrand of several parts.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.estimators import score_function
+      >>> from vae_jax.posteriors import BernoulliPosterior
+      >>> def expectation(logits):
+      ...     f = lambda z, log_q: z[..., 0]
+      ...     q = BernoulliPosterior(logits)
+      ...     return score_function(f, q, jax.random.key(0), num_samples=100_000)[0]
+      >>> print(jax.grad(expectation)(jnp.zeros((1, 1))).round(2))
+      [[0.25]]
+    """
+    z, log_q = constant_draws(posterior, key, num_samples, "score_function")
+    values = integrand(z, log_q)
+    return _with_scores(values, log_q, _like(baseline, values), reduction)
+
+
+def mean_baseline(
+    integrand: Integrand,
+    posterior: Posterior,
+    key: Key,
+    *,
+    num_samples: int = 1,
+    reduction: Reduction = sample_mean,
+    num_baseline_samples: int = 1,
+) -> PyTree:
+    """The score-function estimate with the mean of f as its baseline.
+
+    The mean comes from samples of its own: from those of the estimate it would bias
+    the gradient by (S - 1) / S. Unbiased; with N of them the variance is that of the
+    exact mean plus Var(f) / N E[score^2] / S. Cost: f, S + N times.
+
+    Args:
+      integrand: f, as in `score_function`.
+      posterior: q, a batch of B distributions.
+      key: PRNG key, consumed once.
+      num_samples: samples S.
+      reduction: from `[S, B]` to `[B]`.
+      num_baseline_samples: samples N of the mean.
+
+    Returns:
+      The estimates, `[B]` for each `[S, B]`.
+
+    Raises:
+      ValueError: a number of samples below 1; q has no density.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.estimators import mean_baseline
+      >>> from vae_jax.posteriors import BernoulliPosterior
+      >>> q = BernoulliPosterior(jnp.zeros((2, 3)))
+      >>> mean_baseline(lambda z, _: z.sum(-1), q, jax.random.key(0)).shape
+      (2,)
+    """
+    key, baseline_key = jax.random.split(key)
+    name = "mean_baseline"
+    others = integrand(
+        *constant_draws(posterior, baseline_key, num_baseline_samples, name)
+    )
+    z, log_q = constant_draws(posterior, key, num_samples, name)
+    return _with_scores(
+        integrand(z, log_q), log_q, jax.tree.map(sample_mean, others), reduction
+    )
+
+
+def leave_one_out(
+    integrand: Integrand,
+    posterior: Posterior,
+    key: Key,
+    *,
+    num_samples: int = 2,
+    reduction: Reduction = sample_mean,
+) -> PyTree:
+    """The score-function estimate, each sample against the mean of the others.
+
+    1/(S - 1) sum_s (f(z_s) - mean f) d/d phi log q_phi(z_s): RLOO (Kool, van Hoof &
+    Welling 2019; Salimans & Knowles 2014). Under a reduction the weight of sample s is
+    R(f_1 .. f_S) less R with f_s replaced by the mean of the others; with
+    `log_mean_exp` and f = log w, whose mean is the geometric mean of the weights, that
+    is VIMCO (Mnih & Rezende 2016). Unbiased. Cost: f, S times; under a
+    reduction S^2 sums besides.
+
+    Args:
+      integrand: f, as in `score_function`.
+      posterior: q, a batch of B distributions.
+      key: PRNG key, consumed once.
+      num_samples: samples S, at least 2.
+      reduction: from `[S, B]` to `[B]`.
+
+    Returns:
+      The estimates, `[B]` for each `[S, B]`.
+
+    Raises:
+      ValueError: `num_samples` below 2; q has no density.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.estimators import leave_one_out
+      >>> from vae_jax.posteriors import BernoulliPosterior
+      >>> q = BernoulliPosterior(jnp.zeros((2, 3)))
+      >>> leave_one_out(lambda z, _: z.sum(-1), q, jax.random.key(0)).shape
+      (2,)
+    """
+    check_num_samples(
+        num_samples, minimum=2, why=": leave_one_out compares a sample with the others"
+    )
+    z, log_q = constant_draws(posterior, key, num_samples, "leave_one_out")
+    values = integrand(z, log_q)
+    others = jax.tree.map(
+        lambda v: (jnp.sum(v, axis=0) - v) / (num_samples - 1), values
+    )
+    return _with_scores(values, log_q, others, reduction)
+
+
+# By its name in the literature on bounds of several samples.
+vimco = leave_one_out
+
+
+def optimal_baseline(
+    integrand: Integrand,
+    posterior: Posterior,
+    key: Key,
+    *,
+    num_samples: int = 1,
+    reduction: Reduction = sample_mean,
+    num_baseline_samples: int = 32,
+) -> PyTree:
+    """The score-function estimate with the constant of least variance.
+
+    b* = E[f score^2] / E[score^2], another one for each parameter of q (Mohamed,
+    Rosca, Figurnov & Mnih 2020, section 7), estimated from samples of its own.
+    Unbiased. Cost: f, S + N times, and a score for each sample and parameter.
+
+    Args:
+      integrand: f, as in `score_function`.
+      posterior: q, a batch of B distributions.
+      key: PRNG key, consumed once.
+      num_samples: samples S.
+      reduction: must be the mean.
+      num_baseline_samples: samples N of the constants.
+
+    Returns:
+      The estimates, `[B]` for each `[S, B]`.
+
+    Raises:
+      ValueError: a number of samples below 1; q has no density; another reduction.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.estimators import optimal_baseline
+      >>> from vae_jax.posteriors import BernoulliPosterior
+      >>> q = BernoulliPosterior(jnp.zeros((2, 3)))
+      >>> optimal_baseline(lambda z, _: z.sum(-1), q, jax.random.key(0)).shape
+      (2,)
+    """
+    name = "optimal_baseline"
+    require_mean(reduction, name, "leave_one_out")
+    key, baseline_key = jax.random.split(key)
+    other_z, other_log_q = constant_draws(
+        posterior, baseline_key, num_baseline_samples, name
+    )
+    others = jax.lax.stop_gradient(integrand(other_z, other_log_q))
+    other_scores = scores(posterior, other_z)
+    z, log_q = constant_draws(posterior, key, num_samples, name)
+    sample_scores = scores(posterior, z)
+
+    def estimate(values: Array, others: Array) -> Array:
+        def gradient(score: Array, other_score: Array) -> Array:
+            square = jnp.square(other_score)
+            weighted = jnp.sum(beside(others, square) * square, axis=0)
+            baseline = weighted / nonzero(jnp.sum(square, axis=0))
+            return sample_mean((beside(values, score) - baseline) * score)
+
+        gradients = jax.tree.map(gradient, sample_scores, other_scores)
+        return with_surrogate(
+            sample_mean(values), along_parameters(gradients, posterior)
+        )
+
+    return jax.tree.map(estimate, integrand(z, log_q), others)
+
+
+def baseline_loss(baseline: Array, estimate: Array) -> Array:
+    """Mean squared error of a learned baseline, averaged over the batch.
+
+    Minimised by E_q[f] as a function of x; its gradient reaches the baseline alone, so
+    it may be added to any loss (Mnih & Gregor 2014: NVIL).
+
+    Args:
+      baseline: b(x), `[B]`.
+      estimate: the estimator's value for the same x, `[B]`.
+
+    Returns:
+      A scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.estimators import baseline_loss
+      >>> print(baseline_loss(jnp.zeros(2), jnp.array([1.0, 3.0])))
+      5.0
+    """
+    return jnp.mean(jnp.square(jax.lax.stop_gradient(estimate) - baseline))
+
+
+def _with_scores(
+    values: PyTree, log_q: Array, baselines: PyTree, reduction: Reduction
+) -> PyTree:
+    """R(f), its gradient by q through log q; a baseline `[S, B]` or `[B]` a sample."""
+
+    def estimate(values: Array, baseline: Array) -> Array:
+        weights = _improvements(*jax.lax.stop_gradient((values, baseline)), reduction)
+        return with_surrogate(reduction(values), jnp.sum(weights * log_q, axis=0))
+
+    return jax.tree.map(estimate, values, baselines)
+
+
+def _improvements(values: Array, baseline: Array, reduction: Reduction) -> Array:
+    """R(v) - R(v with v_s replaced by b_s) for every s, `[S, B]`."""
+    if reduction is sample_mean:  # The same without S^2 sums.
+        return (values - baseline) / values.shape[0]
+    # What all have in common changes no difference and costs its digits.
+    center = jnp.mean(values, axis=0)
+    values = values - center
+    baseline = jnp.broadcast_to(baseline, values.shape) - center
+    replaced = jnp.where(
+        jnp.eye(values.shape[0], dtype=bool)[:, :, None], baseline[:, None], values
+    )
+    return reduction(values) - jax.vmap(reduction)(replaced)
+
+
+def _like(baseline: PyTree, values: PyTree) -> PyTree:
+    """A baseline for each part of the values."""
+    if baseline is None:
+        return jax.tree.map(lambda _: 0.0, values)
+    structure = jax.tree.structure(values)
+    if jax.tree.structure(baseline) != structure:
+        raise ValueError(
+            "baseline must be a tree like what the integrand returns, one for each of "
+            f"its parts ({structure}), got {jax.tree.structure(baseline)}"
+        )
+    return baseline

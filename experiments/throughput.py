@@ -1,6 +1,7 @@
-"""Training throughput: this library against hand-written JAX and NumPyro.
+"""Throughput: training against hand-written JAX and NumPyro; drawing gradients.
 
     python -m experiments.throughput
+    python -m experiments.throughput --workload=gradients
 
 Workload a: a multilayer perceptron 784-400-(20+20)-400-784, ReLU, Bernoulli on grey
 pixels, the ELBO with one sample and the analytic KL, Adam at 1e-3, batches of 128 out
@@ -8,6 +9,9 @@ of 60,000 images that lie on the device as uint8. A round is an epoch shuffled a
 and cut short after `steps` batches, the same for everyone; shuffling is not timed.
 A machine's speed drifts by more than the contestants differ, so they take turns, in
 another order each round: read the ratios. Random pixels cost the same as digits.
+
+Workload gradients: as many gradients of a known integrand, one draw each, drawn by
+`vmap` as `gradient_moments` does it, and by a Python loop over a compiled draw.
 
 On two virtual cores, a minute: 22,400 images/s, 0.98 of the hand-written scan and 1.03
 of NumPyro; first step after 3, 1 and 4 s. On a busy machine many short rounds find the
@@ -30,6 +34,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import vae_jax
+from experiments import throughput_gradients
 from experiments.command_line import execute, parse
 from experiments.throughput_contestants import (
     NUMPYRO,
@@ -39,15 +44,18 @@ from experiments.throughput_contestants import (
     contestants,
 )
 from vae_jax import data
-from vae_jax.types import Array
+from vae_jax.types import Array, Key
+
+UNITS = {"a": "images", "gradients": "gradients"}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Measure training throughput; the table also goes to the run folder."""
+    """Measure throughput; the table also goes to the run folder."""
 
-    workload: Literal["a"] = "a"
-    """a: MLP of 400 hidden units, ELBO with one sample."""
+    workload: Literal["a", "gradients"] = "a"
+    """a: training an MLP of 400 hidden units, ELBO with one sample; gradients: draws \
+of a score-function gradient."""
     repeats: int = 7
     """Rounds; in each, every contestant runs once."""
     steps: int = 200
@@ -84,13 +92,13 @@ class Row(NamedTuple):
 
     Attributes:
       name: the contestant.
-      images_per_second: images trained on in a second.
-      ratio: this library's images per second over the contestant's in each round.
+      per_second: images trained on, or gradients drawn, in a second.
+      ratio: this library's over the contestant's in each round.
       seconds_to_first_step: setting up and compiling.
     """
 
     name: str
-    images_per_second: Spread
+    per_second: Spread
     ratio: Spread
     seconds_to_first_step: float
 
@@ -135,15 +143,17 @@ def load_images(config: Config) -> tuple[np.ndarray, int]:
     return dataset.train[: config.num_examples], dataset.num_levels
 
 
-def make_workload(config: Config) -> tuple[Workload, list[Array]]:
+def make_workload(config: Config) -> tuple[Workload | Key, list[Array]]:
     """The work, and the batches of every round, `[T, B]`; the first is the warm-up."""
     params_key, noise_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
-    images, num_levels = load_images(config)
     sizes = {"num_examples": config.num_examples, "batch_size": config.batch_size}
     rounds = [
         vae_jax.shuffled_epoch(order_key, number, **sizes).batches[: config.steps]
         for number in range(config.repeats + 1)
     ]
+    if config.workload == "gradients":
+        return jax.block_until_ready((noise_key, rounds))
+    images, num_levels = load_images(config)
     params = vae_jax.init(vae_jax.ModelSpec(), params_key)
     shape = (config.steps, config.batch_size)
     workload = Workload(params, jnp.asarray(images), num_levels, shape, noise_key)
@@ -151,7 +161,7 @@ def make_workload(config: Config) -> tuple[Workload, list[Array]]:
 
 
 def measure(
-    entrants: Sequence[Contestant], workload: Workload, rounds: Sequence[Array]
+    entrants: Sequence[Contestant], workload: Workload | Key, rounds: Sequence[Array]
 ) -> tuple[Row, ...]:
     """Lets the contestants take turns, after each has compiled and warmed up."""
     runs, first_seconds = [], []
@@ -198,9 +208,10 @@ def make_rows(
 def make_remarks(rows: Sequence[Row], load: float, cores: int) -> tuple[str, ...]:
     """What to know when reading the table: a missing row, a disturbed machine."""
     remarks = []
-    if NUMPYRO not in [row.name for row in rows]:
+    names = [row.name for row in rows]
+    if NUMPYRO not in names and throughput_gradients.LOOP not in names:
         remarks.append('no NumPyro here: pip install -e ".[bench]" adds its row')
-    speeds = [row.images_per_second for row in rows]
+    speeds = [row.per_second for row in rows]
     widest = max((speed.max - speed.min) / speed.median for speed in speeds)
     if load > cores / 2 or widest > 0.2:
         remarks.append(
@@ -212,13 +223,15 @@ def make_remarks(rows: Sequence[Row], load: float, cores: int) -> tuple[str, ...
 
 def table(results: Results) -> str:
     """The results for a screen."""
-    heading = f"{'':18}{'images/s':>10}{'(min-max)':>18}"
+    heading = (
+        f"{'':18}{UNITS[results.environment['workload']] + '/s':>12}{'(min-max)':>24}"
+    )
     lines = [f"{heading}{'ours/theirs':>13}{'(min-max)':>14}{'first step, s':>15}"]
     for row in results.rows:
-        speed, ratio = row.images_per_second, row.ratio
+        speed, ratio = row.per_second, row.ratio
         lines.append(
-            f"{row.name:18}{speed.median:10,.0f}"
-            f"{f'({speed.min:,.0f}-{speed.max:,.0f})':>18}{ratio.median:13.2f}"
+            f"{row.name:18}{speed.median:12,.0f}"
+            f"{f'({speed.min:,.0f}-{speed.max:,.0f})':>24}{ratio.median:13.2f}"
             f"{f'({ratio.min:.2f}-{ratio.max:.2f})':>14}{row.seconds_to_first_step:15.1f}"
         )
     return "\n".join([*lines, *results.remarks])
@@ -227,7 +240,7 @@ def table(results: Results) -> str:
 def draw(results: Results) -> Figure:
     """Bars of the median speeds, whiskers from the least to the greatest."""
     names = [row.name for row in results.rows]
-    speeds = np.array([row.images_per_second for row in results.rows])
+    speeds = np.array([row.per_second for row in results.rows])
     medians, least, greatest = speeds.T
     figure = Figure((7, 1.2 + 0.5 * len(names)), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -235,8 +248,9 @@ def draw(results: Results) -> Figure:
     whiskers = (medians - least, greatest - medians)
     axes.barh(names, medians, xerr=whiskers, color=colors, capsize=3)
     axes.invert_yaxis()
-    axes.set_xlabel("images per second (median, least and greatest of the rounds)")
-    title = "Training throughput, workload {workload}, {device}, {cores} cores"
+    unit = UNITS[results.environment["workload"]]
+    axes.set_xlabel(f"{unit} per second (median, least and greatest of the rounds)")
+    title = "Throughput, workload {workload}, {device}, {cores} cores"
     axes.set_title(title.format(**results.environment))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -246,8 +260,10 @@ def save(results: Results, folder: Path) -> None:
     """Writes results.json and figures/throughput.png."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     rows = [row._asdict() for row in results.rows]
+    unit = UNITS[results.environment["workload"]]
     for row in rows:
-        row |= {name: row[name]._asdict() for name in ("images_per_second", "ratio")}
+        row[f"{unit}_per_second"] = row.pop("per_second")._asdict()
+        row["ratio"] = row["ratio"]._asdict()
     content = {**results.environment, "remarks": results.remarks, "rows": rows}
     (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
     draw(results).savefig(folder / "figures" / "throughput.png")
@@ -269,7 +285,10 @@ def run(config: Config) -> Results:
     load = os.getloadavg()[0]
     cores = os.cpu_count() or 1
     workload, rounds = make_workload(config)
-    rows = measure(contestants(), workload, rounds)
+    entrants = (
+        contestants() if config.workload == "a" else throughput_gradients.contestants()
+    )
+    rows = measure(entrants, workload, rounds)
     environment = {
         "workload": config.workload,
         "dataset": config.dataset,

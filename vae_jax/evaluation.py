@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from vae_jax.estimators import value_only
 from vae_jax.model import encode
 from vae_jax.objectives import ELBOTerms, elbo_terms, log_weight, require_density
 from vae_jax.spec import Params
@@ -68,7 +69,9 @@ def evaluate(
     """
 
     def terms(x: Array, key: Key) -> ELBOTerms:
-        batch = elbo_terms(params, x[None], key, num_samples=num_samples)
+        batch = elbo_terms(
+            params, x[None], key, num_samples=num_samples, estimator=value_only
+        )
         return jax.tree.map(lambda leaf: leaf[0], batch)
 
     _check_positive("num_samples", num_samples)

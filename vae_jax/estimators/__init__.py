@@ -6,7 +6,7 @@ They serve a model's ELBO (`elbo(..., estimator=leave_one_out)`) and any other
 expectation alike. Mohamed, Rosca, Figurnov & Mnih 2020 survey them.
 """
 
-from vae_jax.estimators.contract import log_mean_exp, sample_mean
+from vae_jax.estimators.contract import log_mean_exp, sample_mean, value_only
 from vae_jax.estimators.control_variate import delta_control_variate
 from vae_jax.estimators.discrete import (
     arm,
@@ -54,5 +54,6 @@ __all__ = [
     "sample_mean",
     "score_function",
     "straight_through",
+    "value_only",
     "vimco",
 ]

@@ -47,6 +47,43 @@ def log_mean_exp(values: Array) -> Array:
     return jax.nn.logsumexp(values, axis=0) - log_num_samples
 
 
+def value_only(
+    integrand: Integrand,
+    posterior: Posterior,
+    key: Key,
+    *,
+    num_samples: int = 1,
+    reduction: Reduction = sample_mean,
+) -> PyTree:
+    """The plain Monte Carlo estimate of E_q[f(z)], a constant: for evaluation.
+
+    Args:
+      integrand: f, called with latents `[S, B, L]` and their log q `[S, B]`; returns
+        `[S, B]` or a pytree of such.
+      posterior: q, a batch of B distributions of any kind.
+      key: PRNG key, consumed once.
+      num_samples: samples S.
+      reduction: from `[S, B]` to `[B]`.
+
+    Returns:
+      The estimates, `[B]` for each `[S, B]`.
+
+    Raises:
+      ValueError: `num_samples` below 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.estimators import value_only
+      >>> from vae_jax.posteriors import BernoulliPosterior
+      >>> q = BernoulliPosterior(jnp.zeros((2, 3)))
+      >>> value_only(lambda z, _: z.sum(-1), q, jax.random.key(0)).shape
+      (2,)
+    """
+    check_num_samples(num_samples)
+    values = integrand(*posterior.sample_and_log_prob(key, num_samples))
+    return jax.lax.stop_gradient(jax.tree.map(reduction, values))
+
+
 def with_surrogate(value: Array, surrogate: Array) -> Array:
     """The value, exactly, with the surrogate's gradient added to its own."""
     chex.assert_equal_shape([value, surrogate])

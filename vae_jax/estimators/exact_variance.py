@@ -169,7 +169,8 @@ def score_function_variance(moments: ScoreMoments, *, baseline: float = 0.0) -> 
       371.53
     """
     second = moments.f2s2 - 2 * baseline * moments.fs2 + baseline**2 * moments.s2
-    return second - moments.fs**2
+    # Rounding must not make a variance of 0 negative.
+    return max(second - moments.fs**2, 0.0)
 
 
 def optimal_constant(moments: ScoreMoments) -> float:
@@ -302,7 +303,7 @@ def disarm_variance(*, logit: float, f0: float, f1: float) -> float:
       0.0
     """
     rarer, difference, gradient = _bit(logit, f0, f1)
-    return rarer * (1 - rarer) ** 2 * difference**2 / 2 - gradient**2
+    return max(rarer * (1 - rarer) ** 2 * difference**2 / 2 - gradient**2, 0.0)
 
 
 def _bit(logit: float, f0: float, f1: float) -> tuple[float, float, float]:

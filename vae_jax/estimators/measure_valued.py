@@ -100,7 +100,11 @@ def _noises(
 ) -> tuple[Array, ...]:
     """Right and left of the mean, double-sided Maxwell, normal: `[S, B, L]` each."""
     right_key, left_key, maxwell_key, normal_key = jax.random.split(key, 4)
-    weibull = partial(jax.random.rayleigh, scale=1.0, shape=shape, dtype=dtype)
+
+    def weibull(key: Key) -> Array:
+        # jax.random.rayleigh is the same distribution and infinite once in 2^23 draws.
+        return jnp.sqrt(2 * jax.random.exponential(key, shape, dtype))
+
     right = weibull(right_key)
     maxwell = jax.random.double_sided_maxwell(maxwell_key, 0.0, 1.0, shape, dtype)
     if coupled:

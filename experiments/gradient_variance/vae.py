@@ -1,0 +1,323 @@
+"""Part 2: the variance of a VAE's encoder gradient, by every estimator that applies.
+
+Two models on the same data: Gaussian latents, and bits few enough to enumerate. Each is
+trained; at its start, after an epoch and at its end the gradient of a fixed batch is
+drawn many times. A difference of variances says nothing about two estimators of
+different things, so the means are compared first, along the direction of the mean of
+a reference; biased estimators show there.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+import vae_jax
+from vae_jax import data, estimators
+from vae_jax.types import Array, Estimator, Key
+
+CHUNK = 20
+TRAINING_SAMPLES = 4
+STEPS_WANTED = 2000
+STAGES = ("initialisation", "one epoch", "end")
+# Estimators whose evaluations grow with the latents, too, are drawn up to here.
+MOST_SAMPLES = {"measure_valued": 4}
+BIASED = ("gumbel_softmax", "straight_through")
+
+Objective = Callable[[vae_jax.Params, Array, Key, int], Array]
+
+
+class Entry(NamedTuple):
+    """An objective of `(params, x, key, num_samples)` with its estimator."""
+
+    objective: str
+    estimator: str
+    value: Objective
+    fewest_samples: int = 1
+
+
+class Model(NamedTuple):
+    """A model, what is measured on it, and which estimators train it for the curves.
+
+    The first of the estimators of each objective is its reference.
+    """
+
+    name: str
+    spec: vae_jax.ModelSpec
+    entries: tuple[Entry, ...]
+    trained_with: dict[str, Estimator]
+
+
+def gaussian_model(data_shape: tuple[int, ...], latent_dim: int, width: int) -> Model:
+    """Gaussian latents: the ELBO, analytic KL or not, and importance weights."""
+    spec = vae_jax.ModelSpec(
+        encoder=vae_jax.MLP((width,)),
+        decoder=vae_jax.MLP((width,)),
+        latent_dim=latent_dim,
+        data_shape=data_shape,
+    )
+    elbo = partial(
+        _elbos,
+        "reparameterization score_function mean_baseline optimal_baseline "
+        "leave_one_out delta_control_variate measure_valued",
+    )
+    bounds = "doubly_reparameterized reparameterization score_function leave_one_out"
+    entries = (
+        *elbo("ELBO"),
+        *_elbos("reparameterization path_derivative", "ELBO, Monte Carlo KL"),
+        *(
+            Entry(
+                "importance-weighted bound",
+                name,
+                partial(_bound, getattr(estimators, name)),
+                fewest_samples=2,
+            )
+            for name in bounds.split()
+        ),
+    )
+    names = "reparameterization leave_one_out score_function"
+    return Model("Gaussian latents", spec, entries, _by_name(names))
+
+
+def bits_model(data_shape: tuple[int, ...], num_bits: int, width: int) -> Model:
+    """Bernoulli latents under a learned factorised prior."""
+    spec = vae_jax.ModelSpec(
+        encoder=vae_jax.MLP((width,)),
+        decoder=vae_jax.MLP((width,)),
+        posterior=vae_jax.FactorizedBernoulli(),
+        prior=vae_jax.FactorizedBernoulliPrior(),
+        latent_dim=num_bits,
+        data_shape=data_shape,
+    )
+    names = (
+        "exact_enumeration score_function mean_baseline optimal_baseline leave_one_out "
+        "arm disarm rebar gumbel_softmax straight_through"
+    )
+    trained_with = _by_name("disarm leave_one_out score_function straight_through")
+    return Model("bits", spec, _elbos(names, "ELBO"), trained_with)
+
+
+def _by_name(names: str) -> dict[str, Estimator]:
+    return {name: getattr(estimators, name) for name in names.split()}
+
+
+def _elbos(names: str, objective: str) -> tuple[Entry, ...]:
+    kl = "monte_carlo" if "Monte Carlo" in objective else "auto"
+    return tuple(
+        Entry(
+            objective,
+            name,
+            partial(_elbo, estimator, kl),
+            fewest_samples=2 if name == "leave_one_out" else 1,
+        )
+        for name, estimator in _by_name(names).items()
+    )
+
+
+def _elbo(estimator: Estimator, kl: str, params, x, key, num_samples) -> Array:
+    return vae_jax.elbo(
+        params, x, key, num_samples=num_samples, kl=kl, estimator=estimator
+    )
+
+
+def _bound(estimator: Estimator, params, x, key, num_samples) -> Array:
+    return vae_jax.importance_weighted_bound(
+        params, x, key, num_samples=num_samples, estimator=estimator
+    )
+
+
+class Trained(NamedTuple):
+    """Parameters at the three stages, and the test ELBO after each epoch."""
+
+    stages: dict[str, vae_jax.Params]
+    test_elbo: list[float]
+
+
+def train(
+    model: Model,
+    estimator: Estimator,
+    dataset: data.Dataset,
+    *,
+    epochs: int,
+    seed: int,
+) -> Trained:
+    """Trains a model with one estimator; the same start and data for each of them."""
+    init_key, noise_key, order_key, test_key = jax.random.split(jax.random.key(seed), 4)
+    pixels = data.to_unit_interval(dataset.train.mean(axis=0), dataset.num_levels)
+    params = vae_jax.init(model.spec, init_key, x=pixels[None])
+    optimizer = optax.adam(1e-3)
+    state = vae_jax.init_state(params, noise_key, optimizer=optimizer)
+    step = partial(
+        vae_jax.train_step,
+        objective=vae_jax.elbo_objective(
+            num_samples=TRAINING_SAMPLES, estimator=estimator
+        ),
+        optimizer=optimizer,
+        preprocess=lambda batch, key: data.binarize(
+            data.to_unit_interval(batch, dataset.num_levels), key
+        ),
+    )
+    order = partial(
+        vae_jax.shuffled_epoch,
+        order_key,
+        num_examples=len(dataset.train),
+        batch_size=128,
+    )
+    images, x_test = jnp.asarray(dataset.train), binarized_test(dataset)
+    run_epoch = vae_jax.jit_step(partial(vae_jax.train_epoch, step=step))
+    history = vae_jax.empty_history(step, state, order(0), images)
+    stages = {STAGES[0]: jax.tree.map(jnp.copy, params)}
+    curve = [_mean_elbo(params, x_test, test_key)]
+    for number in range(epochs):
+        epoch = order(number)
+        state, _ = run_epoch(state, epoch, images, history, len(epoch.batch_sizes))
+        # A copy: the next epoch takes the state's buffers.
+        kept = jax.tree.map(jnp.copy, state.params)
+        stages[STAGES[2]] = kept
+        stages.setdefault(STAGES[1], kept)
+        curve.append(_mean_elbo(kept, x_test, test_key))
+        history = vae_jax.empty_history(step, state, epoch, images)
+    return Trained(stages, curve)
+
+
+def num_epochs(wanted: int | None, dataset: data.Dataset) -> int:
+    """As asked, or about two thousand steps, and at least five epochs."""
+    return wanted or max(5, STEPS_WANTED * 128 // len(dataset.train))
+
+
+def binarized_test(dataset: data.Dataset) -> Array:
+    """The first thousand test images, binarized once."""
+    images = data.to_unit_interval(jnp.asarray(dataset.test[:1000]), dataset.num_levels)
+    return data.binarize(images, jax.random.key(0))
+
+
+@jax.jit
+def _evaluate(params: vae_jax.Params, x: Array, key: Key) -> Array:
+    return jnp.mean(vae_jax.evaluate(params, x, key).elbo)
+
+
+def _mean_elbo(params: vae_jax.Params, x: Array, key: Key) -> float:
+    return float(_evaluate(params, x, key))
+
+
+def measure(
+    model: Model,
+    stages: dict[str, vae_jax.Params],
+    x: Array,
+    *,
+    sample_counts: tuple[int, ...],
+    num_draws: int,
+    key: Key,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Rows of one model: every entry at every stage and number of samples.
+
+    Args:
+      model: what to measure.
+      stages: parameters by stage.
+      x: the batch whose gradient is drawn, `[B, D]`.
+      sample_counts: numbers of samples of an estimate.
+      num_draws: gradients drawn for a row.
+      key: PRNG key; every row has the same noise.
+      progress: called with a word on what is being done.
+    """
+    rows = []
+    for count in sample_counts:
+        references: dict[tuple[str, str], tuple[Array, float, float]] = {}
+        for entry in model.entries:
+            most = MOST_SAMPLES.get(entry.estimator, count)
+            if not entry.fewest_samples <= count <= most:
+                continue
+            progress(f"{model.name}: {entry.estimator}, {count} samples")
+            draws = 2 if entry.estimator == "exact_enumeration" else num_draws
+            compiled = _compile(entry, count, draws, stages, x, key)
+            for stage, params in stages.items():
+                reference = references.get((entry.objective, stage))
+                if reference is None:
+                    nowhere = jnp.zeros(ravel_pytree(params.encoder)[0].shape)
+                    mean = compiled(params, x, nowhere, key).parameters.mean
+                    direction = mean["encoder"] / jnp.linalg.norm(mean["encoder"])
+                else:
+                    direction = reference[0]
+                start = time.perf_counter()
+                moments = jax.block_until_ready(compiled(params, x, direction, key))
+                seconds = (time.perf_counter() - start) / draws
+                row = _row(model, entry, stage, count, moments, seconds)
+                known = (direction, row["along"], row["along_standard_error"])
+                _, along, error = references.setdefault((entry.objective, stage), known)
+                error = np.hypot(error, row["along_standard_error"])
+                difference = row["along"] - along
+                row["mean_difference"] = difference / along
+                row["mean_z"] = float(difference / error) if difference else 0.0
+                rows.append(row)
+    return rows
+
+
+def _compile(entry: Entry, count: int, num_draws: int, stages, x: Array, key: Key):
+    """The moments of an entry's encoder gradient, compiled once for all stages."""
+
+    def moments(params: vae_jax.Params, x: Array, direction: Array, key: Key):
+        def draw(key: Key) -> dict[str, Array]:
+            def value(encoder):
+                return entry.value(params.replace(encoder=encoder), x, key, count)
+
+            gradient, _ = ravel_pytree(jax.grad(value)(params.encoder))
+            return {"encoder": gradient, "along": gradient @ direction}
+
+        return estimators.gradient_moments(
+            draw, key, num_draws=num_draws, chunk_size=CHUNK
+        )
+
+    params = stages[STAGES[0]]
+    direction = ravel_pytree(params.encoder)[0]
+    return jax.jit(moments).lower(params, x, direction, key).compile()
+
+
+def _row(
+    model: Model,
+    entry: Entry,
+    stage: str,
+    count: int,
+    moments: estimators.GradientMoments,
+    seconds: float,
+) -> dict[str, Any]:
+    encoder = {
+        name: float(getattr(moments.leaves, name)["encoder"])
+        for name in ("variance", "variance_standard_error", "signal_to_noise")
+    }
+    along = moments.parameters
+    return {
+        "part": "vae",
+        "model": model.name,
+        "objective": entry.objective,
+        "estimator": entry.estimator,
+        "stage": stage,
+        "num_samples": count,
+        "num_draws": int(moments.num_draws),
+        **encoder,
+        "seconds_per_draw": seconds,
+        "cost_adjusted_variance": float(
+            moments.cost_adjusted_variance(seconds)["encoder"]
+        ),
+        "unbiased": entry.estimator not in BIASED,
+        "along": float(along.mean["along"]),
+        "along_standard_error": float(along.mean_standard_error["along"]),
+    }
+
+
+def variance_ratio(rows: list[dict[str, Any]]) -> float:
+    """Score function over reparameterization: ELBO, fewest samples, end of training."""
+    fewest = min(row["num_samples"] for row in rows)
+    variance = {
+        row["estimator"]: row["variance"]
+        for row in rows
+        if (row["model"], row["objective"], row["stage"], row["num_samples"])
+        == ("Gaussian latents", "ELBO", "end", fewest)
+    }
+    return variance["score_function"] / variance["reparameterization"]

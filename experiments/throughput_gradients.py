@@ -1,0 +1,60 @@
+"""The contestants of `experiments.throughput --workload=gradients`: ways to draw.
+
+Each draws the same gradients: the score function of (x - k)^2 under N(mu, sigma^2) by
+mu and sigma, draw i with `fold_in(key, i)`, and returns their sum over a round.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from experiments.throughput_contestants import OURS, Contestant
+from vae_jax.estimators import score_function
+from vae_jax.posteriors import DiagonalGaussianPosterior
+from vae_jax.types import Array, Key
+
+LOOP = "Python loop"
+
+
+def draw(key: Key, index: Array) -> Array:
+    """One gradient by mean and log-variance, `[2]`."""
+
+    def value(parameters: Array) -> Array:
+        posterior = DiagonalGaussianPosterior(*parameters.reshape(2, 1, 1))
+        square = lambda z, log_q: jnp.square(z[..., 0] + 3)  # noqa: E731
+        return score_function(square, posterior, jax.random.fold_in(key, index))[0]
+
+    return jax.grad(value)(jnp.array([1.0, 0.8]))
+
+
+def prepare_vmap(key: Key) -> Callable[[Array], Array]:
+    """As `gradient_moments` does it: a chunk by `vmap`, the chunks in one scan."""
+
+    @jax.jit
+    def run(indices: Array) -> Array:
+        def add_chunk(total: Array, chunk: Array) -> tuple[Array, None]:
+            draws = jax.vmap(draw, (None, 0))(key, chunk)
+            return total + jnp.sum(draws, axis=0), None
+
+        return jax.lax.scan(add_chunk, jnp.zeros(2), indices)[0]
+
+    return run
+
+
+def prepare_loop(key: Key) -> Callable[[Array], Array]:
+    """A compiled draw, called from Python; waiting is left to the end."""
+    compiled = jax.jit(lambda index, total: total + draw(key, index))
+
+    def run(indices: Array) -> Array:
+        total = jnp.zeros(2)
+        for index in jax.device_get(indices).ravel():
+            total = compiled(index, total)
+        return total
+
+    return run
+
+
+def contestants() -> list[Contestant]:
+    """This library's way first."""
+    return [Contestant(OURS, prepare_vmap), Contestant(LOOP, prepare_loop)]

@@ -108,20 +108,28 @@ def gradient_moments(
         draws = jax.vmap(lambda i: gradient(jax.random.fold_in(key, i)))(index)
         return jax.tree.leaves(draws)
 
-    def add_chunk(sums: list[_Sums], start: Array) -> tuple[list[_Sums], None]:
+    def add_chunk(carry: tuple[list[Array], list[_Sums]], start: Array):
+        pivots, sums = carry
+        draws = chunk(start)
+        # Near the mean, so that no power of a difference loses its digits.
+        pivots = [
+            jnp.where(start == 0, jnp.mean(leaf, axis=0), pivot)
+            for leaf, pivot in zip(draws, pivots, strict=True)
+        ]
         # The last chunk may reach beyond the draws asked for.
         counted = start + jnp.arange(chunk_size) < num_draws
         more = [
             _sums(leaf, pivot, counted)
-            for leaf, pivot in zip(chunk(start), pivots, strict=True)
+            for leaf, pivot in zip(draws, pivots, strict=True)
         ]
-        return jax.tree.map(jnp.add, sums, more), None
+        return (pivots, jax.tree.map(jnp.add, sums, more)), None
 
-    # Near the mean, so that no power of a difference loses its digits.
-    pivots = [jnp.mean(leaf, axis=0) for leaf in chunk(jnp.zeros((), int))]
+    shapes = jax.eval_shape(gradient, key)
+    pivots = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(shapes)]
     nothing = [_sums(pivot[None], pivot, jnp.zeros(1, dtype=bool)) for pivot in pivots]
-    sums, _ = jax.lax.scan(add_chunk, nothing, jnp.arange(0, num_draws, chunk_size))
-    structure = jax.tree.structure(jax.eval_shape(gradient, key))
+    starts = jnp.arange(0, num_draws, chunk_size)
+    (pivots, sums), _ = jax.lax.scan(add_chunk, (pivots, nothing), starts)
+    structure = jax.tree.structure(shapes)
 
     def collect(moments: Callable[[_Sums, Array, int], Moments]) -> Moments:
         each = [moments(*pair, num_draws) for pair in zip(sums, pivots, strict=True)]

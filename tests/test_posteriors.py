@@ -1,14 +1,25 @@
 """Families of q(z|x) against SciPy, and their bounds where an encoder runs away."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 
-from vae_jax import DiagonalGaussian, PointMass, StandardNormal, reparameterize
+from vae_jax import (
+    DiagonalGaussian,
+    FactorizedBernoulli,
+    PointMass,
+    StandardNormal,
+    reparameterize,
+)
 from vae_jax.posteriors import (
     LOG_VAR_BOUND,
+    MAX_ENUMERABLE_BITS,
+    BernoulliPosterior,
     DiagonalGaussianPosterior,
     bound_log_var,
 )
@@ -106,7 +117,87 @@ def test_point_mass_has_one_point_and_no_density(key):
     assert PointMass().num_outputs(latent_dim=6) == 6
 
 
-@pytest.mark.parametrize("family", [DiagonalGaussian(), PointMass()], ids=repr)
+def test_a_gaussian_is_its_noise_transformed(key):
+    posterior = DiagonalGaussian().build({}, outputs())
+    z, _ = posterior.sample_and_log_prob(key, 5)
+    noise = jax.random.normal(key, (5, 4, 3))
+    np.testing.assert_allclose(posterior.from_noise(noise), z, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(posterior.to_noise(z), noise, rtol=1e-4, atol=1e-5)
+
+
+def test_factorized_bernoulli_takes_the_outputs_as_logits():
+    posterior = FactorizedBernoulli().build({}, outputs())
+    np.testing.assert_array_equal(posterior.logits, outputs())
+    expected = scipy.special.expit(outputs())
+    np.testing.assert_allclose(posterior.mean, expected, rtol=1e-6)
+    assert FactorizedBernoulli().num_outputs(latent_dim=6) == 6
+    assert FactorizedBernoulli().init(jax.random.key(0), latent_dim=6) == {}
+    assert posterior.has_density and not posterior.is_reparameterizable
+
+
+def test_bernoulli_samples_come_with_their_probability(key, assert_mean):
+    posterior = FactorizedBernoulli().build({}, outputs())
+    z, log_q = jax.jit(lambda: posterior.sample_and_log_prob(key, 5000))()
+    assert z.shape == (5000, 4, 6) and log_q.shape == (5000, 4)
+    assert set(np.unique(z)) == {0.0, 1.0} and z.dtype == jnp.float32
+    p = scipy.special.expit(np.float64(outputs()))
+    expected = scipy.stats.bernoulli.logpmf(z, p).sum(axis=-1)
+    np.testing.assert_allclose(log_q, expected, rtol=1e-5)
+    np.testing.assert_allclose(posterior.log_prob(z), log_q, rtol=1e-6)
+    assert_mean(z, p)
+    assert_mean(-log_q, scipy.stats.bernoulli.entropy(p).sum(axis=-1))
+    products = (z - p) * np.roll(z - p, 1, axis=-1)
+    assert_mean(products, 0.0)
+
+
+def test_no_gradient_flows_through_bits_but_the_score_does(key):
+    @jax.jit
+    def gradients(logits):
+        def draw(logits):
+            z, log_q = BernoulliPosterior(logits).sample_and_log_prob(key, 2)
+            return (z.sum(), log_q.sum()), z
+
+        _, pull_back, z = jax.vjp(draw, logits, has_aux=True)
+        return pull_back((1.0, 0.0))[0], pull_back((0.0, 1.0))[0], z
+
+    by_z, score, z = gradients(outputs())
+    assert not by_z.any()
+    expected = (z - scipy.special.expit(outputs())).sum(axis=0)
+    np.testing.assert_allclose(score, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_support_of_bits_is_every_state_once():
+    posterior = BernoulliPosterior(outputs())
+    states = np.asarray(posterior.support())
+    assert states.shape == (64, 1, 6) and states.dtype == np.float32
+    assert set(map(tuple, states[:, 0])) == set(itertools.product([0, 1], repeat=6))
+    log_q = posterior.log_prob(posterior.support())
+    assert log_q.shape == (64, 4)
+    np.testing.assert_allclose(np.exp(log_q).sum(axis=0), 1, rtol=1e-5)
+
+
+def test_the_support_of_many_bits_is_refused():
+    most = BernoulliPosterior(jnp.zeros((1, MAX_ENUMERABLE_BITS)))
+    assert jax.eval_shape(lambda: most.support()).shape == (4096, 1, 12)
+    with pytest.raises(ValueError, match=r"latent_dim 13 has 2\^13 states; at most 12"):
+        BernoulliPosterior(jnp.zeros((1, 13))).support()
+
+
+def test_certain_bits_are_finite(key):
+    logits = jnp.float32([[-1e4, 1e4, 0.0]])
+
+    def log_q(logits):
+        z, log_q = BernoulliPosterior(logits).sample_and_log_prob(key, 3)
+        return log_q.sum(), z
+
+    gradient, z = jax.jit(jax.grad(log_q, has_aux=True))(logits)
+    np.testing.assert_array_equal(z[..., :2], np.broadcast_to([0.0, 1.0], (3, 1, 2)))
+    np.testing.assert_array_equal(gradient[0, :2], 0)
+
+
+@pytest.mark.parametrize(
+    "family", [DiagonalGaussian(), PointMass(), FactorizedBernoulli()], ids=repr
+)
 def test_posteriors_pass_through_transformations(family, key):
     """They are pytrees: a compiled function returns one, and `vmap` maps over it."""
     posterior = jax.jit(lambda raw: family.build({}, raw))(outputs())

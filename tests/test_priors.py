@@ -7,11 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 
-from vae_jax import StandardNormal, register_kl
+from vae_jax import (
+    DiagonalGaussianPrior,
+    FactorizedBernoulliPrior,
+    StandardNormal,
+    register_kl,
+)
 from vae_jax import priors as priors_module
-from vae_jax.posteriors import DiagonalGaussianPosterior, PointMassPosterior
+from vae_jax.posteriors import (
+    BernoulliPosterior,
+    DiagonalGaussianPosterior,
+    PointMassPosterior,
+)
 from vae_jax.priors import closed_form_kl
 
 
@@ -53,6 +63,91 @@ def test_the_closed_form_is_the_mean_of_the_log_ratio(key, assert_mean):
         return log_q - StandardNormal().log_prob({}, z, encode=None)
 
     assert_mean(log_ratio(key), expected)
+
+
+# Learned priors
+
+MEAN, LOG_VAR = np.random.default_rng(2).normal(size=(2, 3)).astype(np.float32)
+LOGITS = np.float32([-1.4, 0.3, 2.1])
+LEARNED = {
+    "gaussian": (
+        DiagonalGaussianPrior(),
+        {"mean": MEAN, "log_var": LOG_VAR},
+        scipy.stats.norm(MEAN, np.exp(LOG_VAR / 2)),
+    ),
+    "bernoulli": (
+        FactorizedBernoulliPrior(),
+        {"logits": LOGITS},
+        scipy.stats.bernoulli(scipy.special.expit(LOGITS)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_learned_prior_is_scipys(name, key, assert_mean):
+    prior, params, reference = LEARNED[name]
+    z = jax.jit(
+        lambda: prior.sample(params, key, num_samples=20_000, latent_dim=3, encode=None)
+    )()
+    z = np.asarray(z)
+    assert z.shape == (20_000, 3)
+    assert_mean(z, reference.mean())
+    assert_mean((z - reference.mean()) ** 2, reference.var())
+    assert_mean(np.prod(z - reference.mean(), axis=-1), 0.0)
+    z = z[:20].reshape(5, 4, 3)
+    log_density = getattr(reference, "logpdf", getattr(reference, "logpmf", None))
+    actual = prior.log_prob(params, z, encode=None)
+    assert actual.shape == (5, 4)
+    np.testing.assert_allclose(actual, log_density(z).sum(axis=-1), rtol=1e-5)
+
+
+def test_learned_priors_begin_where_nothing_is_known(key):
+    options = {"latent_dim": 3, "data_shape": (5,)}
+    params = DiagonalGaussianPrior().init(key, **options)
+    z = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
+    expected = StandardNormal().log_prob({}, z, encode=None)
+    actual = DiagonalGaussianPrior().log_prob(params, z, encode=None)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    params = FactorizedBernoulliPrior().init(key, **options)
+    bits = (z > 0).astype(np.float32)
+    actual = FactorizedBernoulliPrior().log_prob(params, bits, encode=None)
+    np.testing.assert_allclose(actual, np.full((5, 4), -3 * np.log(2)), rtol=1e-6)
+    for prior in (DiagonalGaussianPrior(), FactorizedBernoulliPrior()):
+        shapes = [leaf.shape for leaf in jax.tree.leaves(prior.init(key, **options))]
+        assert set(shapes) == {(3,)} and prior.hyperparameters == ()
+
+
+def test_the_divergence_from_a_learned_gaussian_is_scipys_expectation():
+    """KL(q || p) = -H(q) - E_q[log p], by SciPy's quadrature in each dimension."""
+    mean, log_var = np.random.default_rng(3).normal(size=(2, 4, 3)).astype(np.float32)
+    prior, params, reference = LEARNED["gaussian"]
+    closed_form = closed_form_kl(DiagonalGaussianPosterior, DiagonalGaussianPrior)
+    actual = closed_form(DiagonalGaussianPosterior(mean, log_var), prior, params)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+    weights = weights / weights.sum()
+    deviation = np.exp(log_var / 2)
+    z = mean + deviation * nodes[:, None, None]
+    log_ratio = scipy.stats.norm.logpdf(z, mean, deviation) - reference.logpdf(z)
+    expected = np.tensordot(weights, log_ratio, axes=1).sum(axis=-1)
+    assert actual.shape == (4,)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
+def test_the_divergence_from_learned_coins_is_the_sum_over_states():
+    logits = np.random.default_rng(4).normal(size=(4, 3)).astype(np.float32)
+    prior, params, reference = LEARNED["bernoulli"]
+    closed_form = closed_form_kl(BernoulliPosterior, FactorizedBernoulliPrior)
+    actual = closed_form(BernoulliPosterior(jnp.asarray(logits)), prior, params)
+    q = scipy.stats.bernoulli(scipy.special.expit(np.float64(logits)))
+    terms = [np.exp(q.logpmf(b)) * (q.logpmf(b) - reference.logpmf(b)) for b in (0, 1)]
+    assert actual.shape == (4,)
+    np.testing.assert_allclose(actual, np.sum(terms, axis=(0, -1)), rtol=1e-5)
+
+
+def test_no_closed_form_crosses_between_bits_and_gaussians():
+    assert closed_form_kl(BernoulliPosterior, DiagonalGaussianPrior) is None
+    assert closed_form_kl(BernoulliPosterior, StandardNormal) is None
+    assert closed_form_kl(DiagonalGaussianPosterior, FactorizedBernoulliPrior) is None
 
 
 def test_the_divergence_of_a_point_mass_is_zero_by_definition():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import throughput
+from experiments import throughput, throughput_gradients
 from experiments.throughput import Config, Contestant, Row, Spread
 from experiments.throughput_contestants import NUMPYRO, OURS, SCAN, contestants
 
@@ -71,8 +71,8 @@ def test_a_row_for_everyone_installed(measured):
     results, _, losses = measured
     assert [row.name for row in results.rows] == INSTALLED
     for row in results.rows:
-        assert 0 < row.images_per_second.min <= row.images_per_second.median
-        assert row.images_per_second.median <= row.images_per_second.max
+        assert 0 < row.per_second.min <= row.per_second.median
+        assert row.per_second.median <= row.per_second.max
         assert losses[row.name].shape == (1 + REPEATS, STEPS)
     assert results.rows[0].ratio == (1, 1, 1)
 
@@ -151,3 +151,20 @@ def test_bad_input_is_one_line_and_code_2(arguments, message, capsys):
     captured = capsys.readouterr().err
     assert stop.value.code == 2
     assert message in captured and captured.count("\n") == 1
+
+
+def test_gradients_are_the_same_by_vmap_and_by_a_loop(tmp_path):
+    key, indices = jax.random.key(4), jnp.arange(60).reshape(6, 10)
+    sums = [
+        np.asarray(entrant.prepare(key)(indices))
+        for entrant in throughput_gradients.contestants()
+    ]
+    np.testing.assert_allclose(sums[0], sums[1], rtol=1e-4)
+    config = Config(
+        workload="gradients", repeats=2, steps=3, batch_size=10, run_dir=str(tmp_path)
+    )
+    results = throughput.run(config)
+    assert [row.name for row in results.rows] == [OURS, throughput_gradients.LOOP]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["rows"][1]["gradients_per_second"]["median"] > 0
+    assert "gradients/s" in throughput.table(results)

@@ -9,7 +9,9 @@ runs four parts (`--part` takes one):
 4. vae: the encoder gradient of a VAE, at three stages of its training.
 
 `vae_jax.estimators` is what is measured, and `vae_jax.estimators.exact_variance` what
-part 1 measures it against.
+part 1 measures it against. On two cores and the 8x8 digits the parts take about 1, 2, 1
+and 5 minutes. The last line has the ratio of the encoder gradient's variances, score
+function over reparameterization.
 """
 
 import math

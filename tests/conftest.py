@@ -31,6 +31,7 @@ from vae_jax import (
     MLP,
     ConvolutionalDecoder,
     ConvolutionalEncoder,
+    DiagonalGaussianPrior,
     Gaussian,
     Linear,
     ModelSpec,
@@ -102,10 +103,11 @@ SPECS = [
         ),
     ),
     (
-        "conv-gaussian-channels",
+        "conv-gaussian-channels-learned-prior",
         ModelSpec(
             encoder=ConvolutionalEncoder((2,), hidden_dim=6),
             decoder=ConvolutionalDecoder((2,)),
+            prior=DiagonalGaussianPrior(),
             likelihood=Gaussian(learned_variance=True),
             latent_dim=3,
             data_shape=(8, 8, 3),

@@ -567,3 +567,11 @@ def test_numpyros_surrogate_is_the_score_function_with_log_q_constant(assert_mea
         assert_mean(draw, expected)
         variance = q @ (weight[:, None] * score) ** 2 - expected**2
         assert_mean((draw - expected) ** 2, variance)
+
+
+@pytest.mark.parametrize("estimator", [gumbel_softmax, rebar])
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_temperature_that_is_not_positive_is_refused(estimator, temperature, key):
+    posterior = BernoulliPosterior(jnp.zeros((1, 2)))
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        estimator(lambda z, _: z.sum(-1), posterior, key, temperature=temperature)

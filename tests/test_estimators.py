@@ -1048,3 +1048,28 @@ def test_a_baseline_is_fitted_by_least_squares():
     assert baseline_loss(baseline, estimate) == (1 + 9) / 2
     np.testing.assert_allclose(slopes[0], [-1.0, -3.0])
     assert not slopes[1].any()
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (2, 4), (3,)])
+def test_a_baseline_of_another_shape_is_refused(shape, key):
+    posterior = DiagonalGaussianPosterior(jnp.zeros((4, 2)), jnp.zeros((4, 2)))
+    baselined = functools.partial(score_function, baseline=jnp.ones(shape))
+    with pytest.raises(ValueError, match=r"baseline must be .* shape \(4,\)"):
+        baselined(lambda z, _: z.sum(-1), posterior, key)
+
+
+def test_a_step_hidden_among_smooth_parts_is_refused(key):
+    posterior = DiagonalGaussianPosterior(jnp.zeros((4, 2)), jnp.zeros((4, 2)))
+
+    def parts(z, log_q):
+        return {"smooth": z.sum(-1), "step": 1.0 * (z > 0).sum(-1)}
+
+    with pytest.raises(ValueError, match="in steps only"):
+        reparameterization(parts, posterior, key)
+
+
+def test_values_with_a_stray_axis_are_refused(key):
+    posterior = DiagonalGaussianPosterior(jnp.zeros((4, 1)), jnp.zeros((4, 1)))
+    for estimator in (reparameterization, score_function):
+        with pytest.raises(AssertionError, match="shape"):
+            estimator(lambda z, _: z, posterior, key)

@@ -36,20 +36,40 @@ def assert_pictures(folder, *names):
         assert (folder / "figures" / f"{name}.png").read_bytes()[1:4] == b"PNG"
 
 
+# Each costs seconds to compile; test_a_million_draws_of_every_row has the rest.
+QUICK = """
+    reparameterization score_function leave_one_out path_derivative disarm
+    straight_through
+"""
+
+
 @pytest.fixture(scope="module")
 def exact_part(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exact")
     config = Config(
         part="exact", **SETTING, num_samples=3, num_draws=200_000, run_dir=str(folder)
     )
-    gradient_variance.run(config)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("gaussian_cases", "bernoulli_cases"):
+            patch.setattr(exact, name, quick(getattr(exact, name)))
+        curves = ("reparameterization", "score_function")
+        patch.setattr(gradient_variance, "CURVE_ESTIMATORS", curves)
+        gradient_variance.run(config)
     return folder, results_of(folder)["rows"]
 
 
-def test_every_exact_row_is_within_five_standard_errors(exact_part):
+def quick(cases):
+    def chosen(*arguments, **options):
+        found = cases(*arguments, **options)
+        return [case for case in found if case.estimator in QUICK.split()]
+
+    return chosen
+
+
+def test_exact_rows_are_within_five_standard_errors(exact_part):
     folder, rows = exact_part
     assert exact.largest_z(rows) < 5
-    assert sum(row["exact_variance"] is not None for row in rows) >= 70
+    assert sum(row["exact_variance"] is not None for row in rows) == 31
     assert_pictures(folder, "variance_against_k")
 
 
@@ -102,7 +122,9 @@ def test_a_million_draws_of_every_row(tmp_path):
             "logit": float(rng.normal()),
         }
         config = Config(part="exact", **setting, seed=seed, run_dir=str(tmp_path))
-        assert exact.largest_z(gradient_variance.run(config)["rows"]) < 5
+        rows = gradient_variance.run(config)["rows"]
+        assert exact.largest_z(rows) < 5
+        assert sum(row["exact_variance"] is not None for row in rows) >= 70
 
 
 def test_signal_to_noise_has_the_published_slopes(tmp_path, monkeypatch, capsys):
@@ -131,6 +153,8 @@ def test_logistic_regression_is_fitted_and_measured(tmp_path, monkeypatch, capsy
         name: logistic_regression.ESTIMATORS[name]
         for name in ("reparameterization", "leave_one_out")
     }
+    monkeypatch.setattr(logistic_regression, "MEASURED", chosen)
+    chosen = {"reparameterization": chosen["reparameterization"]}
     monkeypatch.setattr(logistic_regression, "ESTIMATORS", chosen)
     monkeypatch.setattr(logistic_regression, "VARIANCE_DRAWS", 50)
     config = Config(part="logistic", logistic_steps=300, run_dir=str(tmp_path))
@@ -222,12 +246,12 @@ def test_the_last_line_has_the_ratio_of_the_variances(vae_part):
     assert float(last.split()[-1]) == pytest.approx(ratio, rel=1e-4)
 
 
-def test_every_estimator_trains_from_the_same_start_on_the_same_data():
+def test_estimators_train_from_the_same_start_on_the_same_data():
     dataset = data.load("synthetic")
     model = vae.gaussian_model(dataset.data_shape, 2, 4)
     stages = [
         vae.train(model, estimator, dataset, epochs=1, seed=0).stages
-        for estimator in model.trained_with.values()
+        for estimator in list(model.trained_with.values())[:2]
     ]
     for other in stages[1:]:
         jax.tree.map(

@@ -97,12 +97,15 @@ def test_elbo_is_the_composition_of_the_models_steps(spec):
     assert found["log_likelihood"].shape == (2, 4)
     expected = np.mean(found["log_likelihood"], axis=0)
     np.testing.assert_allclose(found["terms"].log_likelihood, expected, rtol=1e-5)
-    log_p = scipy.stats.norm.logpdf(found["z"]).sum(axis=-1)
+    prior = random_params(spec).prior or {"mean": 0.0, "log_var": 0.0}
+    scale = np.exp(prior["log_var"] / 2)
+    log_p = scipy.stats.norm(prior["mean"], scale).logpdf(found["z"]).sum(axis=-1)
     np.testing.assert_allclose(found["log_prior"], log_p, rtol=1e-5)
     posterior = found["posterior"]
     if posterior.has_density:
-        variance = np.exp(posterior.log_var)
-        terms = variance + np.square(posterior.mean) - 1 - posterior.log_var
+        log_ratio = posterior.log_var - prior["log_var"]
+        squares = np.square((posterior.mean - prior["mean"]) / scale)
+        terms = np.exp(log_ratio) + squares - 1 - log_ratio
         expected = 0.5 * np.sum(terms, axis=-1)
         np.testing.assert_allclose(found["terms"].kl_divergence, expected, rtol=1e-4)
     else:

@@ -80,7 +80,7 @@ def value_only(
       (2,)
     """
     check_num_samples(num_samples)
-    values = integrand(*posterior.sample_and_log_prob(key, num_samples))
+    values = values_of(integrand, *posterior.sample_and_log_prob(key, num_samples))
     return jax.lax.stop_gradient(jax.tree.map(reduction, values))
 
 
@@ -104,10 +104,18 @@ def constant_draws(
     return jax.lax.stop_gradient(z), posterior.log_prob(jax.lax.stop_gradient(z))
 
 
+def values_of(integrand: Integrand, z: Latents, log_q: Array) -> PyTree:
+    """The integrand's values, each `[S, B]`: a stray axis would broadcast silently."""
+    values = integrand(z, log_q)
+    for leaf in jax.tree.leaves(values):
+        chex.assert_equal_shape([leaf, log_q])
+    return values
+
+
 def at_frozen(integrand: Integrand, posterior: Posterior) -> Callable:
     """The integrand as a function of z alone, the distribution held constant."""
     frozen = jax.lax.stop_gradient(posterior)
-    return lambda z: integrand(z, frozen.log_prob(z))
+    return lambda z: values_of(integrand, z, frozen.log_prob(z))
 
 
 def latent_gradients(
@@ -196,6 +204,12 @@ def check_num_samples(
         raise ValueError(f"{name} must be at least {minimum}, got {num_samples}{why}")
 
 
+def check_temperature(temperature: float | Array) -> None:
+    """Refuses a temperature that is not positive, unless it is traced."""
+    if isinstance(temperature, int | float) and not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+
 def require_mean(reduction: Reduction, estimator: str, instead: str) -> None:
     """Refuses a bound of several samples where only an expectation will do."""
     if reduction is not sample_mean:
@@ -248,13 +262,17 @@ def require_derivative(
       estimator: who asks, for the message.
 
     Raises:
-      ValueError: no output has a derivative.
+      ValueError: some part of it has no derivative.
     """
 
     def derivative(direction: Latents) -> PyTree:
         return jax.jvp(function, (z,), (direction,))[1]
 
-    if not uses_its_argument(derivative, z) and uses_its_argument(function, z):
+    smooth = outputs_that_use_it(derivative, z)
+    if all(smooth):
+        return
+    pairs = zip(outputs_that_use_it(function, z), smooth, strict=True)
+    if any(used and not differentiable for used, differentiable in pairs):
         raise ValueError(
             f"{estimator} differentiates the integrand by z, which it uses in steps "
             "only (a comparison, rounding, an integer): its derivative is 0 and the "
@@ -262,14 +280,16 @@ def require_derivative(
         )
 
 
-def uses_its_argument(function: Callable[[Latents], PyTree], z: Latents) -> bool:
-    """Whether any output depends on the argument, as far as the jaxpr tells."""
-    jaxpr = jax.make_jaxpr(function)(z).jaxpr
+def outputs_that_use_it(
+    function: Callable[[Latents], PyTree], argument: PyTree
+) -> list[bool]:
+    """Whether each output depends on the argument, as far as the jaxpr tells."""
+    jaxpr = jax.make_jaxpr(function)(argument).jaxpr
     reached = set(jaxpr.invars)
     for equation in jaxpr.eqns:
         if reached.intersection(v for v in equation.invars if isinstance(v, Var)):
             reached.update(equation.outvars)
-    return any(v in reached for v in jaxpr.outvars if isinstance(v, Var))
+    return [isinstance(v, Var) and v in reached for v in jaxpr.outvars]
 
 
 def _name(thing: Any) -> str:

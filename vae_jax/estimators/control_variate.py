@@ -19,6 +19,7 @@ from vae_jax.estimators.contract import (
     require_type,
     sample_mean,
     scores,
+    values_of,
     with_surrogate,
 )
 from vae_jax.posteriors import DiagonalGaussianPosterior
@@ -74,7 +75,7 @@ def delta_control_variate(
     require_type(posterior, DiagonalGaussianPosterior, name)
     key, coefficient_key = jax.random.split(key)
     z, log_q = constant_draws(posterior, key, num_samples, name)
-    values = integrand(z, log_q)
+    values = values_of(integrand, z, log_q)
     expansions = _expansions(at_frozen(integrand, posterior), posterior)
     terms = _terms_and_controls(values, expansions, z, scores(posterior, z))
     if num_coefficient_samples:
@@ -86,7 +87,10 @@ def delta_control_variate(
         )
         coefficients = _coefficients(
             *_terms_and_controls(
-                integrand(*others), expansions, others[0], scores(posterior, others[0])
+                values_of(integrand, *others),
+                expansions,
+                others[0],
+                scores(posterior, others[0]),
             )
         )
     else:

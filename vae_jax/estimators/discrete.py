@@ -15,12 +15,14 @@ from vae_jax.estimators.contract import (
     along_path,
     at_frozen,
     check_num_samples,
+    check_temperature,
     constant_draws,
     latent_gradients,
     reduction_gradient,
     require_mean,
     require_type,
     sample_mean,
+    values_of,
     with_surrogate,
 )
 from vae_jax.posteriors import BernoulliPosterior
@@ -73,7 +75,8 @@ def exact_enumeration(
     z = jnp.broadcast_to(z, (z.shape[0], batch_size, *z.shape[2:]))
     log_q = posterior.log_prob(z)
     return jax.tree.map(
-        lambda values: jnp.sum(jnp.exp(log_q) * values, axis=0), integrand(z, log_q)
+        lambda values: jnp.sum(jnp.exp(log_q) * values, axis=0),
+        values_of(integrand, z, log_q),
     )
 
 
@@ -109,7 +112,7 @@ def gumbel_softmax(
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
-      ValueError: `num_samples` below 1; q is not Bernoulli.
+      ValueError: `num_samples` below 1; a temperature of 0 or less; q is not Bernoulli.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -120,6 +123,7 @@ def gumbel_softmax(
       (2,)
     """
     check_num_samples(num_samples)
+    check_temperature(temperature)
     require_type(posterior, BernoulliPosterior, "gumbel_softmax")
     shape = (num_samples, *posterior.logits.shape)
     shifted = posterior.logits + jax.random.logistic(key, shape, posterior.logits.dtype)
@@ -218,6 +222,7 @@ def rebar(
     """
     check_num_samples(num_samples)
     require_mean(reduction, "rebar", "leave_one_out")
+    check_temperature(temperature)
     require_type(posterior, BernoulliPosterior, "rebar")
     logits = posterior.logits
     shape = (num_samples, *logits.shape)
@@ -229,7 +234,7 @@ def rebar(
         at_frozen(integrand, posterior), free_path, reduction_gradient(sample_mean)
     )
     log_q = posterior.log_prob(bits)
-    values, structure = jax.tree.flatten(integrand(bits, log_q))
+    values, structure = jax.tree.flatten(values_of(integrand, bits, log_q))
 
     def estimate(value: Array, control: Array, gradient: Array) -> Array:
         weight = jax.lax.stop_gradient(value - scale * control)
@@ -372,7 +377,7 @@ def _antithetic(
     )
     weight = weights(u, bits, antithetic, logits)
     both = jnp.concatenate([bits, antithetic])
-    values = integrand(both, posterior.log_prob(both))
+    values = values_of(integrand, both, posterior.log_prob(both))
 
     def estimate(values: Array) -> Array:
         difference = values[:num_samples] - values[num_samples:]
@@ -395,7 +400,9 @@ def _through(
     _, gradients = latent_gradients(
         at_frozen(integrand, posterior), point, reduction_gradient(reduction)
     )
-    values, structure = jax.tree.flatten(integrand(bits, posterior.log_prob(bits)))
+    values, structure = jax.tree.flatten(
+        values_of(integrand, bits, posterior.log_prob(bits))
+    )
     estimates = [
         with_surrogate(reduction(value), along_path(gradient, path))
         for value, gradient in zip(values, gradients, strict=True)

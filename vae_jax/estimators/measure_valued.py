@@ -14,6 +14,7 @@ from vae_jax.estimators.contract import (
     require_mean,
     require_type,
     sample_mean,
+    values_of,
     with_surrogate,
 )
 from vae_jax.posteriors import DiagonalGaussianPosterior
@@ -71,7 +72,7 @@ def measure_valued(
     require_type(posterior, DiagonalGaussianPosterior, name)
     key, noise_key = jax.random.split(key)
     z, log_q = constant_draws(posterior, key, num_samples, name)
-    values = integrand(z, log_q)
+    values = values_of(integrand, z, log_q)
     mean, log_var = jax.lax.stop_gradient((posterior.mean, posterior.log_var))
     scale = jnp.exp(0.5 * log_var)
     noises = _noises(noise_key, z.shape, z.dtype, coupled)

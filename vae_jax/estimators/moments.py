@@ -71,8 +71,10 @@ def gradient_moments(
     """Mean, variance and signal-to-noise ratio of a random gradient, with errors.
 
     Draw i is `gradient(fold_in(key, i))`, so two estimators are given the same keys,
-    and the figures do not depend on the chunks. Memory is that of a chunk of draws and
-    six trees like the gradient. To be called under `jit`.
+    and the figures do not depend on the chunks, but for the errors of a leaf: those are
+    taken around the mean of the first chunk, which should hold a hundred draws or more.
+    Memory is that of a chunk of draws and six trees like the gradient. To be called
+    under `jit`.
 
     Args:
       gradient: one draw, a tree of arrays: ``

@@ -16,12 +16,13 @@ from vae_jax.estimators.contract import (
     check_num_samples,
     latent_gradients,
     log_mean_exp,
+    outputs_that_use_it,
     reduction_gradient,
     require_derivative,
     require_differentiable_samples,
     require_log_prob,
     sample_mean,
-    uses_its_argument,
+    values_of,
     with_surrogate,
 )
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
@@ -72,7 +73,7 @@ def reparameterization(
     require_differentiable_samples(posterior, "reparameterization")
     z, log_q = posterior.sample_and_log_prob(key, num_samples)
     require_derivative(lambda z: integrand(z, log_q), z, "reparameterization")
-    return jax.tree.map(reduction, integrand(z, log_q))
+    return jax.tree.map(reduction, values_of(integrand, z, log_q))
 
 
 def path_derivative(
@@ -171,18 +172,19 @@ def doubly_reparameterized(
         samples to noise.
 
     Example:
-      >>> import jax
-      >>> from vae_jax import ModelSpec, importance_weighted_bound, init
-      >>> from vae_jax.estimators import doubly_reparameterized
-      >>> params = init(ModelSpec(data_shape=(5,)), jax.random.key(0))
-      >>> x = jax.numpy.zeros((3, 5))
-      >>> gradient = jax.grad(importance_weighted_bound)(
-      ...     params,
-      ...     x,
-      ...     jax.random.key(1),
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.estimators import doubly_reparameterized, log_mean_exp
+      >>> from vae_jax.posteriors import DiagonalGaussianPosterior
+      >>> q = DiagonalGaussianPosterior(jnp.zeros((2, 1)), jnp.zeros((2, 1)))
+      >>> log_weight = lambda z, log_q: -0.5 * (z[..., 0] - 1) ** 2 - log_q
+      >>> doubly_reparameterized(
+      ...     log_weight,
+      ...     q,
+      ...     jax.random.key(0),
       ...     num_samples=8,
-      ...     estimator=doubly_reparameterized,
-      ... )
+      ...     reduction=log_mean_exp,
+      ... ).shape
+      (2,)
     """
     name = "doubly_reparameterized"
     if reduction not in _PATH_WEIGHTS:
@@ -239,7 +241,7 @@ def _differentiable_draws(
     require_log_prob(posterior, name)
     z, log_q = posterior.sample_and_log_prob(key, num_samples)
     require_derivative(lambda z: integrand(z, log_q), z, name)
-    if not uses_its_argument(lambda log_q: integrand(z, log_q), log_q):
+    if not any(outputs_that_use_it(lambda log_q: integrand(z, log_q), log_q)):
         raise ValueError(
             f"{name} leaves the score of log q out, and the integrand does not use "
             "log q (in an ELBO: pass kl='monte_carlo'); use reparameterization"

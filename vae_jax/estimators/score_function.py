@@ -22,6 +22,7 @@ from vae_jax.estimators.contract import (
     require_mean,
     sample_mean,
     scores,
+    values_of,
     with_surrogate,
 )
 from vae_jax.types import Array, Key, Posterior, PyTree
@@ -59,8 +60,8 @@ def score_function(
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
-      ValueError: `num_samples` below 1; q has no density; one baseline for an
-        integrand of several parts.
+      ValueError: `num_samples` below 1; q has no density; a baseline of another shape,
+        or one for an integrand of several parts.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -74,7 +75,7 @@ def score_function(
       [[0.25]]
     """
     z, log_q = constant_draws(posterior, key, num_samples, "score_function")
-    values = integrand(z, log_q)
+    values = values_of(integrand, z, log_q)
     return _with_scores(values, log_q, _like(baseline, values), reduction)
 
 
@@ -117,12 +118,15 @@ def mean_baseline(
     """
     key, baseline_key = jax.random.split(key)
     name = "mean_baseline"
-    others = integrand(
-        *constant_draws(posterior, baseline_key, num_baseline_samples, name)
+    others = values_of(
+        integrand, *constant_draws(posterior, baseline_key, num_baseline_samples, name)
     )
     z, log_q = constant_draws(posterior, key, num_samples, name)
     return _with_scores(
-        integrand(z, log_q), log_q, jax.tree.map(sample_mean, others), reduction
+        values_of(integrand, z, log_q),
+        log_q,
+        jax.tree.map(sample_mean, others),
+        reduction,
     )
 
 
@@ -168,7 +172,7 @@ def leave_one_out(
         num_samples, minimum=2, why=": leave_one_out compares a sample with the others"
     )
     z, log_q = constant_draws(posterior, key, num_samples, "leave_one_out")
-    values = integrand(z, log_q)
+    values = values_of(integrand, z, log_q)
     others = jax.tree.map(
         lambda v: (jnp.sum(v, axis=0) - v) / (num_samples - 1), values
     )
@@ -222,7 +226,7 @@ def optimal_baseline(
     other_z, other_log_q = constant_draws(
         posterior, baseline_key, num_baseline_samples, name
     )
-    others = jax.lax.stop_gradient(integrand(other_z, other_log_q))
+    others = jax.lax.stop_gradient(values_of(integrand, other_z, other_log_q))
     other_scores = scores(posterior, other_z)
     z, log_q = constant_draws(posterior, key, num_samples, name)
     sample_scores = scores(posterior, z)
@@ -239,7 +243,7 @@ def optimal_baseline(
             sample_mean(values), along_parameters(gradients, posterior)
         )
 
-    return jax.tree.map(estimate, integrand(z, log_q), others)
+    return jax.tree.map(estimate, values_of(integrand, z, log_q), others)
 
 
 def baseline_loss(baseline: Array, estimate: Array) -> Array:
@@ -295,9 +299,18 @@ def _like(baseline: PyTree, values: PyTree) -> PyTree:
     if baseline is None:
         return jax.tree.map(lambda _: 0.0, values)
     structure = jax.tree.structure(values)
+    if structure.num_leaves == 1:
+        baseline = structure.unflatten(jax.tree.leaves(baseline))
     if jax.tree.structure(baseline) != structure:
         raise ValueError(
             "baseline must be a tree like what the integrand returns, one for each of "
             f"its parts ({structure}), got {jax.tree.structure(baseline)}"
         )
+    for part in jax.tree.leaves(baseline):
+        batch = jax.tree.leaves(values)[0].shape[1:]
+        if jnp.shape(part) not in ((), batch):
+            raise ValueError(
+                f"baseline must be a number or of shape {batch}, one for each "
+                f"distribution of the batch, got shape {jnp.shape(part)}"
+            )
     return baseline

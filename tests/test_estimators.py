@@ -1073,3 +1073,14 @@ def test_values_with_a_stray_axis_are_refused(key):
     for estimator in (reparameterization, score_function):
         with pytest.raises(AssertionError, match="shape"):
             estimator(lambda z, _: z, posterior, key)
+
+
+@pytest.mark.parametrize("log_var", [-np.inf, np.nan])
+def test_a_singular_covariance_is_refused_where_it_is_known(log_var, key):
+    def estimate(mean, estimator):
+        posterior = DiagonalGaussianPosterior(mean, jnp.full((1, 2), log_var))
+        return estimator(lambda z, log_q: z.sum(-1) - log_q, posterior, key)[0]
+
+    for estimator in (score_function, path_derivative):
+        with pytest.raises(ValueError, match="covariance with a variance of 0"):
+            jax.grad(estimate)(jnp.zeros((1, 2)), estimator)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Var
 
+from vae_jax.posteriors import DiagonalGaussianPosterior
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
 
 Integrand = Callable[[Latents, Array], PyTree]
@@ -220,12 +221,27 @@ def require_mean(reduction: Reduction, estimator: str, instead: str) -> None:
 
 
 def require_log_prob(posterior: Posterior, estimator: str) -> None:
-    """Refuses a distribution whose density is not known at a given point."""
+    """Refuses a distribution whose density is not known, or known to be singular."""
     if not posterior.has_density or not hasattr(posterior, "log_prob"):
         raise ValueError(
             f"{estimator} needs log q(z) at a given z, and {_name(type(posterior))} "
             "has no log_prob"
         )
+    if _is_singular(posterior):
+        raise ValueError(
+            f"{estimator} needs the density of q, and a covariance with a variance of "
+            "0 or one that is not finite has none: check log_var"
+        )
+
+
+def _is_singular(posterior: Posterior) -> bool:
+    """Where it can be known: not while it is compiled."""
+    if not isinstance(posterior, DiagonalGaussianPosterior):
+        return False
+    try:
+        return bool(jnp.any(~jnp.isfinite(posterior.log_var)))
+    except jax.errors.ConcretizationTypeError:
+        return False
 
 
 def require_differentiable_samples(posterior: Posterior, estimator: str) -> None:

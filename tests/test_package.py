@@ -28,7 +28,7 @@ ORDER = [
     ["model"],
     ["estimators"],
     ["objectives"],
-    ["exact", "evaluation", "annealing", "mcmc", "training"],
+    ["exact", "evaluation", "diagnostics", "annealing", "mcmc", "training"],
     ["check", "parallel", "sweep", "checkpoint"],
 ]
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}

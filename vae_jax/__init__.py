@@ -1,6 +1,16 @@
 """A functional JAX research codebase for variational autoencoders."""
 
 from vae_jax.checkpoint import load_run
+from vae_jax.diagnostics import (
+    ActiveUnits,
+    AggregatePosterior,
+    InferenceGap,
+    active_units,
+    aggregate_posterior,
+    fit_posterior,
+    inference_gap,
+    kl_per_unit,
+)
 from vae_jax.estimators import reparameterization
 from vae_jax.evaluation import LogEvidence, evaluate, log_evidence
 from vae_jax.likelihoods import Bernoulli, Gaussian
@@ -51,6 +61,8 @@ from vae_jax.training import (
 
 __all__ = [
     "MLP",
+    "ActiveUnits",
+    "AggregatePosterior",
     "Bernoulli",
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
@@ -61,6 +73,7 @@ __all__ = [
     "FactorizedBernoulli",
     "FactorizedBernoulliPrior",
     "Gaussian",
+    "InferenceGap",
     "Linear",
     "LogEvidence",
     "ModelSpec",
@@ -68,6 +81,8 @@ __all__ = [
     "PointMass",
     "StandardNormal",
     "TrainState",
+    "active_units",
+    "aggregate_posterior",
     "decode",
     "elbo",
     "elbo_objective",
@@ -75,12 +90,15 @@ __all__ = [
     "empty_history",
     "encode",
     "evaluate",
+    "fit_posterior",
     "generate",
     "importance_weighted_bound",
+    "inference_gap",
     "init",
     "init_state",
     "interpolate",
     "jit_step",
+    "kl_per_unit",
     "load_run",
     "log_evidence",
     "log_prior",

@@ -46,6 +46,7 @@ def elbo_terms(
     num_samples: int = 1,
     kl: str = "auto",
     estimator: Estimator = reparameterization,
+    posterior: Posterior | None = None,
 ) -> ELBOTerms:
     """The ELBO of each example and its two terms, in nats.
 
@@ -62,6 +63,8 @@ def elbo_terms(
       num_samples: posterior samples of each observation, S.
       kl: `auto` (closed form where there is one), `analytic`, or `monte_carlo`.
       estimator: gives value and gradient of the expectation (`types.Estimator`).
+      posterior: q(z|x) in place of `encode(params, x)`: parameters of each example's
+        own, without amortization.
 
     Returns:
       `ELBOTerms`, each `[B]`.
@@ -80,7 +83,7 @@ def elbo_terms(
     """
     _check_num_samples(num_samples)
     x = as_float(x, _dtype_of(params))
-    posterior = encode(params, x)
+    posterior = encode(params, x) if posterior is None else posterior
     closed_form = _select_kl(posterior, params.spec.prior, kl)
 
     def integrand(z: Latents, log_q: Array) -> dict[str, Array]:

@@ -39,6 +39,26 @@ def bound_log_var(raw: Array) -> Array:
     return LOG_VAR_BOUND * jnp.tanh(raw / LOG_VAR_BOUND)
 
 
+def unbound_log_var(log_var: Array) -> Array:
+    """What a network has to say for a log-variance: the inverse of `bound_log_var`.
+
+    raw = 20 artanh(log_var / 20).
+
+    Args:
+      log_var: log-variances in (-20, 20), any shape.
+
+    Returns:
+      A network's output, the same shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.posteriors import bound_log_var, unbound_log_var
+      >>> print(bound_log_var(unbound_log_var(jnp.array(-0.5))).round(6))
+      -0.5
+    """
+    return LOG_VAR_BOUND * jnp.arctanh(log_var / LOG_VAR_BOUND)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DiagonalGaussianPosterior:

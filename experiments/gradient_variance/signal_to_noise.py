@@ -16,7 +16,7 @@ import numpy as np
 
 import vae_jax
 from vae_jax import estimators
-from vae_jax.posteriors import LOG_VAR_BOUND
+from vae_jax.posteriors import unbound_log_var
 from vae_jax.types import Array, Key
 
 LATENT_DIM = 20
@@ -51,9 +51,7 @@ class Toy(NamedTuple):
 
 def as_params(toy: Toy) -> vae_jax.Params:
     """The toy as a linear VAE with a learned prior mean."""
-    # What the encoder says for the log-variance goes through 20 tanh(. / 20).
-    log_var = np.log(POSTERIOR_VAR) / LOG_VAR_BOUND
-    raw = jnp.full(LATENT_DIM, LOG_VAR_BOUND * np.arctanh(log_var))
+    raw = unbound_log_var(jnp.full(LATENT_DIM, np.log(POSTERIOR_VAR)))
     zeros = jnp.zeros(LATENT_DIM)
     return vae_jax.Params(
         encoder={

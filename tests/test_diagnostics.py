@@ -1,0 +1,172 @@
+"""Diagnostics of a model, against closed forms and brute force."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import random_params
+
+from vae_jax import (
+    MLP,
+    FactorizedBernoulli,
+    FactorizedBernoulliPrior,
+    ModelSpec,
+    PointMass,
+    active_units,
+    aggregate_posterior,
+    elbo_terms,
+    encode,
+    evaluate,
+    exact,
+    fit_posterior,
+    inference_gap,
+    kl_per_unit,
+)
+
+
+def params_of(**choices):
+    spec = ModelSpec(
+        encoder=MLP((4,)), decoder=MLP((4,)), latent_dim=2, data_shape=(3,), **choices
+    )
+    return jax.tree.map(jnp.asarray, random_params(spec))
+
+
+X = np.random.default_rng(0).integers(0, 2, (6, 3)).astype(np.float32)
+
+
+def test_active_units_of_a_linear_model_are_those_of_its_posterior(linear_gaussian):
+    """Var_x of the exact mean is gain C gain', 1 - var on average: 1 - s^2/lambda."""
+    rng = np.random.default_rng(1)
+    model = linear_gaussian
+    x = rng.multivariate_normal(model.bias, model.covariance, size=200_000)
+    found = active_units(model.params, jnp.asarray(x), threshold=0.7)
+    np.testing.assert_allclose(found.variance, 1 - model.posterior_var, rtol=0.02)
+    np.testing.assert_array_equal(found.active, 1 - model.posterior_var > 0.7)
+    assert found.count == np.sum(1 - model.posterior_var > 0.7) == 1
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_the_kls_of_the_units_are_those_of_scipy_and_sum_to_the_term(discrete):
+    choices = (
+        {"posterior": FactorizedBernoulli(), "prior": FactorizedBernoulliPrior()}
+        if discrete
+        else {}
+    )
+    params = params_of(**choices)
+    found = kl_per_unit(params, X)
+    posterior = encode(params, X)
+    if discrete:
+        q = np.asarray(posterior.mean, float)
+        p = 1 / (1 + np.exp(-np.asarray(params.prior["logits"], float)))
+        each = scipy.stats.entropy(
+            np.stack([q, 1 - q]),
+            np.broadcast_to(np.stack([p, 1 - p])[:, None], (2, 6, 2)),
+        )
+    else:
+        var, mean = np.exp(posterior.log_var), posterior.mean
+        each = 0.5 * (var + mean**2 - 1 - np.log(var))
+    np.testing.assert_allclose(found, each.mean(axis=0), rtol=1e-5)
+    whole = evaluate(params, X, jax.random.key(0)).kl_divergence
+    np.testing.assert_allclose(np.sum(found), np.mean(whole), rtol=1e-5)
+
+
+def test_the_aggregate_posterior_is_that_of_quadrature(assert_mean):
+    """Two latents that the mixture of six Gaussians is integrated over on a grid."""
+    params = params_of()
+    posterior = encode(params, X)
+    mean, scale = (
+        np.asarray(posterior.mean),
+        np.exp(0.5 * np.asarray(posterior.log_var)),
+    )
+    axis = np.linspace(-7, 7, 701)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1)
+    densities = np.prod(
+        scipy.stats.norm(mean[:, None, None], scale[:, None, None]).pdf(grid), axis=-1
+    )
+    mixture, cell = densities.mean(axis=0), (axis[1] - axis[0]) ** 2
+    prior = np.prod(scipy.stats.norm.pdf(grid), axis=-1)
+    log = lambda values: np.log(np.maximum(values, 1e-300))  # noqa: E731
+    information = np.mean(
+        np.sum(densities * (log(densities) - log(mixture)), axis=(1, 2)) * cell
+    )
+    to_prior = np.sum(mixture * (log(mixture) - log(prior))) * cell
+    keys = jax.random.split(jax.random.key(1), 3000)
+    run = jax.jit(jax.vmap(lambda key: aggregate_posterior(params, X, key)))
+    found = run(keys)
+    assert_mean(found.mutual_information, information)
+    assert_mean(found.kl_to_prior, to_prior)
+    np.testing.assert_allclose(found.upper_bound, np.log(6), rtol=1e-6)
+    np.testing.assert_allclose(
+        found.rate, found.mutual_information + found.kl_to_prior, rtol=1e-4, atol=1e-5
+    )
+    whole = evaluate(params, X, jax.random.key(0)).kl_divergence
+    assert_mean(found.rate, np.mean(whole))
+
+
+def test_distinct_codes_show_all_the_information_there_is(linear_gaussian):
+    """Far apart and narrow: each z tells its x, and log B is reached."""
+    x = jnp.asarray(linear_gaussian.x)
+    params = linear_gaussian.with_encoder(0.0, 1e-6)
+    found = aggregate_posterior(params, x, jax.random.key(0))
+    np.testing.assert_allclose(found.mutual_information, np.log(len(x)), rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def correlated():
+    """A linear model whose posterior is correlated, so that a diagonal q has a gap."""
+    rng = np.random.default_rng(4)
+    weights = rng.normal(size=(5, 2)) + 0.45 * rng.normal(size=(5, 1))
+    model = exact.LinearGaussian(
+        jnp.asarray(weights, jnp.float32),
+        jnp.asarray(rng.normal(size=5), jnp.float32),
+        jnp.float32(0.5),
+    )
+    covariance = model.weights @ model.weights.T + 0.5 * np.eye(5)
+    x = rng.multivariate_normal(model.bias, covariance, size=4).astype(np.float32)
+    return model, jnp.asarray(x)
+
+
+def displaced(model):
+    """Its VAE with an encoder that is off."""
+    params = exact.linear_vae(model)
+    output = params.encoder["output"]
+    bias = output["bias"] + jnp.array([0.4, -0.3, 0.5, 0.5])
+    return params.replace(encoder={"output": output | {"bias": bias}})
+
+
+def test_the_fitted_posterior_is_the_best_of_its_family(correlated):
+    model, x = correlated
+    fitted = jax.jit(fit_posterior)(displaced(model), x, jax.random.key(2))
+    best = encode(exact.linear_vae(model), x)
+    np.testing.assert_allclose(fitted.mean, best.mean, atol=0.03)
+    np.testing.assert_allclose(fitted.log_var, best.log_var, atol=0.1)
+
+
+def test_the_gap_splits_into_family_and_encoder(correlated):
+    model, x = correlated
+    params = displaced(model)
+    gap = jax.jit(inference_gap)(params, x, jax.random.key(3))
+    evidence = np.asarray(exact.log_evidence(model, x))
+    np.testing.assert_allclose(gap.log_evidence, evidence, atol=0.1)
+    family = float(exact.diagonal_gap(model))
+    assert family > 0.1
+    # Both gaps come from a thousand samples of terms that spread by about a nat.
+    np.testing.assert_allclose(gap.approximation_gap, family, atol=0.25)
+    many = functools.partial(elbo_terms, num_samples=20_000)
+    key = jax.random.key(4)
+    own, best = (
+        jax.jit(many)(p, x, key).elbo for p in (params, exact.linear_vae(model))
+    )
+    np.testing.assert_allclose(gap.amortization_gap, best - own, atol=0.25)
+    assert np.all(np.asarray(best - own) > 0.3)
+
+
+@pytest.mark.parametrize("function", [kl_per_unit, aggregate_posterior, inference_gap])
+def test_an_autoencoder_has_none_of_it(function):
+    params = params_of(posterior=PointMass())
+    key = () if function is kl_per_unit else (jax.random.key(0),)
+    with pytest.raises(ValueError, match="density|factorized"):
+        function(params, X, *key)

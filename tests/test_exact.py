@@ -1,0 +1,244 @@
+"""Exact models, against SciPy, scikit-learn and the ELBO that they bound."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.special
+import scipy.stats
+from conftest import random_params
+from sklearn.decomposition import PCA
+
+from vae_jax import (
+    MLP,
+    FactorizedBernoulli,
+    FactorizedBernoulliPrior,
+    Gaussian,
+    Linear,
+    ModelSpec,
+    decode,
+    elbo_terms,
+    exact,
+)
+from vae_jax.training import elbo_objective
+
+RNG = np.random.default_rng(8)
+WEIGHTS = RNG.normal(size=(6, 3))
+BIAS = RNG.normal(size=6)
+NOISE_VAR = 0.4
+COVARIANCE = WEIGHTS @ WEIGHTS.T + NOISE_VAR * np.eye(6)
+X = scipy.stats.multivariate_normal(BIAS, COVARIANCE).rvs(5, random_state=RNG)
+
+
+@pytest.fixture
+def model(x64):
+    return exact.LinearGaussian(*map(jnp.asarray, (WEIGHTS, BIAS, NOISE_VAR)))
+
+
+def test_linear_evidence_is_scipys(model):
+    expected = scipy.stats.multivariate_normal(BIAS, COVARIANCE).logpdf(X)
+    np.testing.assert_allclose(exact.log_evidence(model, X), expected, rtol=1e-10)
+
+
+def test_linear_posterior_is_that_of_conditioning_a_joint_gaussian(model):
+    mean, covariance = exact.posterior(model, X)
+    gain = np.linalg.solve(COVARIANCE, WEIGHTS).T
+    np.testing.assert_allclose(mean, (X - BIAS) @ gain.T, rtol=1e-9)
+    np.testing.assert_allclose(covariance, np.eye(3) - gain @ WEIGHTS, rtol=1e-9)
+
+
+def analytic_elbo(params, x):
+    """Of a linear VAE: the expectation of the quadratic likelihood in closed form."""
+    kernel, bias = (np.asarray(params.encoder["output"][n]) for n in ("kernel", "bias"))
+    outputs = x @ kernel + bias
+    mean, raw = np.split(outputs, 2, axis=-1)
+    var = np.exp(20 * np.tanh(raw / 20))
+    decoder = params.decoder["output"]
+    weights, noise = (
+        np.asarray(decoder["kernel"]).T,
+        np.exp(params.likelihood["log_var"]),
+    )
+    residual = x - mean @ weights.T - np.asarray(decoder["bias"])
+    spread = var @ np.square(weights).sum(axis=0)
+    squares = np.square(residual).sum(-1) + spread
+    log_likelihood = -0.5 * (squares / noise + 6 * np.log(2 * np.pi * noise))
+    return log_likelihood - 0.5 * np.sum(var + mean**2 - 1 - np.log(var), axis=-1)
+
+
+def test_the_gap_of_the_best_diagonal_q_is_the_closed_form_for_every_x(model):
+    params = exact.linear_vae(model)
+    gap = np.asarray(exact.log_evidence(model, X)) - analytic_elbo(params, X)
+    assert exact.diagonal_gap(model) > 0.1
+    np.testing.assert_allclose(gap, exact.diagonal_gap(model), rtol=1e-9)
+
+
+def test_no_other_diagonal_q_is_better(model):
+    params = exact.linear_vae(model)
+    best = analytic_elbo(params, X)
+    for shift in np.eye(6):  # Of the mean and the log-variance of each unit.
+        encoder = params.encoder["output"]
+        changed = encoder | {"bias": encoder["bias"] + 0.1 * shift}
+        other = analytic_elbo(params.replace(encoder={"output": changed}), X)
+        assert np.all(other < best)
+
+
+def test_the_linear_vae_is_read_back(model):
+    again = exact.linear_gaussian(exact.linear_vae(model))
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-12), again, model
+    )
+
+
+def test_maximum_likelihood_is_scikit_learns_probabilistic_pca(x64):
+    data = RNG.normal(size=(200, 6)) @ np.diag([3, 2, 1.5, 1, 0.7, 0.5])
+    model = exact.maximum_likelihood(jnp.asarray(data), latent_dim=2)
+    pca = PCA(n_components=2).fit(data)
+    # scikit-learn divides by n - 1, the likelihood's maximum by n.
+    share = (len(data) - 1) / len(data)
+    covariance = model.weights @ model.weights.T + model.noise_var * np.eye(6)
+    np.testing.assert_allclose(covariance, pca.get_covariance() * share, rtol=1e-8)
+    np.testing.assert_allclose(model.noise_var, pca.noise_variance_ * share, rtol=1e-8)
+    np.testing.assert_allclose(exact.diagonal_gap(model), 0, atol=1e-12)
+    values = np.linalg.eigvalsh(np.cov(data.T, bias=True))[::-1]
+    per_datum = -0.5 * (
+        6 * np.log(2 * np.pi)
+        + np.log(values[:2]).sum()
+        + 4 * np.log(values[2:].mean())
+        + 6
+    )
+    found = np.mean(exact.log_evidence(model, jnp.asarray(data)))
+    np.testing.assert_allclose(found, per_datum, rtol=1e-10)
+
+
+@jax.jit
+def ascend(params, data, beta):
+    """Plain gradient ascent on the beta-ELBO, the noise variance fixed."""
+    objective = elbo_objective(beta=beta, num_samples=1)
+
+    def step(number, params):
+        key = jax.random.fold_in(jax.random.key(0), number)
+        batch = data[jax.random.randint(key, (100,), 0, len(data))]
+        gradient = jax.grad(lambda p: objective(p, batch, key, number)[0])(params)
+        rate = 0.03 * (1 - number / 6000)
+        stepped = jax.tree.map(lambda p, g: p + rate * g, params, gradient)
+        return stepped.replace(likelihood=params.likelihood)
+
+    return jax.lax.fori_loop(0, 6000, step, params)
+
+
+@pytest.mark.parametrize(("beta", "expected"), [(0.5, 2), (1.0, 2), (3.0, 1), (9.0, 0)])
+def test_training_kills_the_units_that_the_eigenvalues_say(beta, expected, x64):
+    """Eigenvalues 4, 1, 0.1 against beta times the noise variance 0.5."""
+    data = np.random.default_rng(1).normal(size=(2000, 3))
+    data -= data.mean(axis=0)
+    data = data @ np.linalg.inv(np.linalg.cholesky(np.cov(data.T, bias=True))).T
+    data = jnp.asarray(data * np.sqrt([4, 1, 0.1]))
+    assert exact.live_units(data, noise_var=0.5, beta=beta) == expected
+    spec = ModelSpec(
+        encoder=Linear(),
+        decoder=Linear(),
+        likelihood=Gaussian(),
+        latent_dim=3,
+        data_shape=(3,),
+    )
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), random_params(spec))
+    params = params.replace(likelihood={"log_var": jnp.log(0.5)})
+    encoder = ascend(params, data, beta).encoder["output"]
+    variance = np.var(np.asarray(data) @ np.asarray(encoder["kernel"])[:, :3], axis=0)
+    assert np.sum(variance > 0.05) == expected, variance
+
+
+def small_spec(latent_dim, **choices):
+    return ModelSpec(
+        encoder=MLP((4,)),
+        decoder=MLP((4,)),
+        latent_dim=latent_dim,
+        data_shape=(3,),
+        **choices,
+    )
+
+
+def test_quadrature_in_one_dimension_is_scipys():
+    params = random_params(small_spec(1))
+    x = np.array([[1.0, 0, 1], [0, 0, 1]], np.float32)
+    found = jax.jit(exact.quadrature_log_evidence)(params, x)
+    means = jax.jit(lambda z: decode(params, z).mean)
+
+    def joint(z, row):
+        p = np.asarray(means(jnp.full((1, 1), z, jnp.float32)), float)[0]
+        return np.prod(np.where(row == 1, p, 1 - p)) * scipy.stats.norm.pdf(z)
+
+    for number, row in enumerate(x):
+        value, _ = scipy.integrate.quad(joint, -8, 8, args=(row,), epsabs=1e-6)
+        np.testing.assert_allclose(found.estimate[number], np.log(value), atol=1e-4)
+    assert np.all(found.error < 1e-4)
+
+
+def test_quadrature_in_two_dimensions_is_the_linear_evidence(linear_gaussian):
+    found = exact.quadrature_log_evidence(
+        linear_gaussian.params, linear_gaussian.x, num_points=200
+    )
+    np.testing.assert_allclose(
+        found.estimate, linear_gaussian.log_evidence, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_a_grid_that_is_too_coarse_says_so(linear_gaussian):
+    found = exact.quadrature_log_evidence(
+        linear_gaussian.params, linear_gaussian.x, num_points=8
+    )
+    assert np.all(found.error > 1e-3)
+
+
+def test_enumeration_is_a_mixture_summed_by_hand():
+    spec = small_spec(
+        3, posterior=FactorizedBernoulli(), prior=FactorizedBernoulliPrior()
+    )
+    params = random_params(spec)
+    x = np.array([[1.0, 0, 1], [0, 0, 1]], np.float32)
+    states = np.array(np.meshgrid(*[[0, 1]] * 3)).reshape(3, -1).T.astype(np.float32)
+    p_z = scipy.special.expit(params.prior["logits"])
+    prior = np.prod(np.where(states == 1, p_z, 1 - p_z), axis=-1)
+    p_x = np.asarray(decode(params, jnp.asarray(states)).mean, float)
+    likelihood = np.prod(np.where(x[:, None] == 1, p_x, 1 - p_x), axis=-1)
+    found = exact.enumeration_log_evidence(params, x, chunk_size=3)
+    np.testing.assert_allclose(found, np.log(likelihood @ prior), rtol=1e-5)
+
+
+def test_the_elbo_is_below_the_evidence_by_the_kl_to_the_true_posterior(
+    linear_gaussian, assert_mean
+):
+    """log p(x) = ELBO + KL(q || p(z|x)), with a q that is shifted and too wide."""
+    shift, ratio = np.array([0.3, -0.2]), 1.7
+    params = linear_gaussian.with_encoder(shift, ratio)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    run = jax.jit(jax.vmap(lambda key: elbo_terms(params, linear_gaussian.x, key).elbo))
+    var = linear_gaussian.posterior_var
+    divergence = 0.5 * np.sum(shift**2 / var + ratio - 1 - np.log(ratio))
+    assert_mean(run(keys), linear_gaussian.log_evidence - divergence)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: exact.linear_gaussian(p), "has the decoder Linear, got MLP"),
+        (
+            lambda p: exact.quadrature_log_evidence(p, np.zeros((1, 3))),
+            "serves 1 or 2 latents, got 3",
+        ),
+        (
+            lambda p: exact.enumeration_log_evidence(p, np.zeros((1, 3))),
+            "needs a discrete prior, got StandardNormal",
+        ),
+        (
+            lambda p: exact.maximum_likelihood(np.zeros((4, 3)), latent_dim=3),
+            "latent_dim must be between 1 and 2, got 3",
+        ),
+    ],
+)
+def test_what_has_no_exact_answer_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(random_params(small_spec(3)))

@@ -1,0 +1,330 @@
+"""What a trained model does with its latents: is it collapsed, and what does q cost?
+
+The rate E_x KL(q(z|x) || p(z)) splits into the mutual information of x and z and the
+KL of the aggregate posterior to the prior (Hoffman & Johnson 2016); the gap between log
+p(x) and the ELBO splits into what the family of q cannot do and what the encoder does
+not do (Cremer, Li & Duvenaud 2018).
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from vae_jax.estimators import log_mean_exp, value_only
+from vae_jax.model import encode, log_prior
+from vae_jax.objectives import elbo_terms, log_weight, require_density
+from vae_jax.posteriors import BernoulliPosterior, DiagonalGaussianPosterior
+from vae_jax.priors import closed_form_kl
+from vae_jax.spec import Params
+from vae_jax.types import Array, Key, Posterior
+
+ACTIVE_VARIANCE = 0.01
+EVIDENCE_FACTOR = 5
+
+
+class ActiveUnits(NamedTuple):
+    """Which latents say something about x.
+
+    Attributes:
+      variance: Var_x(E_q[z_j | x]) of each unit, `[L]`.
+      active: whether it exceeds the threshold, `[L]`.
+      count: how many do, a scalar.
+    """
+
+    variance: Array
+    active: Array
+    count: Array
+
+
+class AggregatePosterior(NamedTuple):
+    """The two parts of the rate, in nats.
+
+    Attributes:
+      mutual_information: I_q(x; z), a scalar; at most log of the number of examples.
+      kl_to_prior: KL(q(z) || p(z)), q(z) the mean of q(z|x) over the examples.
+      rate: their sum, E_x KL(q(z|x) || p(z)), by the same samples.
+      upper_bound: log B: no data set of B examples shows more mutual information.
+      mutual_information_standard_error: over examples.
+      kl_to_prior_standard_error: over examples.
+    """
+
+    mutual_information: Array
+    kl_to_prior: Array
+    rate: Array
+    upper_bound: Array
+    mutual_information_standard_error: Array
+    kl_to_prior_standard_error: Array
+
+
+class InferenceGap(NamedTuple):
+    """Where log p(x) - ELBO comes from, in nats, `[B]` each.
+
+    Attributes:
+      log_evidence: importance-sampling estimate of log p(x).
+      best_elbo: with the best q of the family for each x.
+      elbo: with the encoder's q.
+      approximation_gap: log_evidence - best_elbo: what the family cannot do.
+      amortization_gap: best_elbo - elbo: what the encoder does not do.
+    """
+
+    log_evidence: Array
+    best_elbo: Array
+    elbo: Array
+    approximation_gap: Array
+    amortization_gap: Array
+
+
+def active_units(
+    params: Params, x: Array, *, threshold: float | Array = ACTIVE_VARIANCE
+) -> ActiveUnits:
+    """The variance over x of each unit's posterior mean, and which exceed a threshold.
+
+    Var_x(E_q[z_j | x]) > 0.01 (Burda, Grosse & Salakhutdinov 2016, section 5.2). It is
+    the variance of these examples (divided by B).
+
+    Args:
+      params: model parameters.
+      x: observations, `[B, D]`.
+      threshold: above which a unit counts as active.
+
+    Returns:
+      `ActiveUnits`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import ModelSpec, active_units, init
+      >>> params = init(ModelSpec(), jax.random.key(0))
+      >>> print(active_units(params, jnp.zeros((8, 784))).count)
+      0
+    """
+    variance = jnp.var(encode(params, x).mean, axis=0)
+    active = variance > threshold
+    return ActiveUnits(variance, active, jnp.sum(active))
+
+
+def kl_per_unit(params: Params, x: Array) -> Array:
+    """KL(q(z_j|x) || p(z_j)) of each unit in nats, averaged over the batch.
+
+    Args:
+      params: of a model whose posterior and prior are products over units: diagonal
+        Gaussian or Bernoulli, with a closed-form KL.
+      x: observations, `[B, D]`.
+
+    Returns:
+      `[L]`, whose sum is the KL term of the ELBO.
+
+    Raises:
+      ValueError: another posterior or prior.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import ModelSpec, init, kl_per_unit
+      >>> params = init(ModelSpec(), jax.random.key(0))
+      >>> kl_per_unit(params, jnp.zeros((8, 784))).shape
+      (20,)
+    """
+    posterior, prior = encode(params, x), params.spec.prior
+    closed_form = closed_form_kl(type(posterior), type(prior))
+    factorized = isinstance(posterior, DiagonalGaussianPosterior | BernoulliPosterior)
+    if closed_form is None or not factorized:
+        raise ValueError(
+            "the KL of a unit is known for factorized posteriors with a closed-form "
+            f"KL, got {type(posterior).__name__} and {prior}"
+        )
+    # Each unit as a distribution of its own, in one dimension.
+    units, prior_params = jax.tree.map(
+        lambda leaf: leaf[..., None], (posterior, params.prior)
+    )
+    return jnp.mean(closed_form(units, prior, prior_params), axis=0)
+
+
+def aggregate_posterior(
+    params: Params, x: Array, key: Key, *, chunk_size: int = 100
+) -> AggregatePosterior:
+    """Mutual information of x and z, and KL(q(z) || p(z)), in nats.
+
+    E[log q(z|x) - log q(z)] and E[log q(z) - log p(z)] with q(z) = 1/B sum_b q(z|x_b)
+    (Hoffman & Johnson 2016), one z for each x. For these B examples both are unbiased;
+    of a population the first shows log B at most, and the second is too large by what
+    the first lacks. Cost: B^2 densities of q.
+
+    Args:
+      params: model parameters.
+      x: observations, `[B, D]`; their number matters.
+      key: PRNG key, consumed once.
+      chunk_size: samples compared with all examples at once.
+
+    Returns:
+      `AggregatePosterior`.
+
+    Raises:
+      ValueError: a posterior without a density at any point.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import ModelSpec, aggregate_posterior, init
+      >>> params = init(ModelSpec(), jax.random.key(0))
+      >>> x = jnp.zeros((8, 784))  # all the same: they say nothing
+      >>> found = aggregate_posterior(params, x, jax.random.key(1))
+      >>> bool(abs(found.mutual_information) < 1e-5)
+      True
+    """
+    posterior = encode(params, x)
+    require_density(posterior, "an aggregate posterior")
+    if not hasattr(posterior, "log_prob"):
+        raise ValueError(
+            f"an aggregate posterior needs log q(z|x) at every z, and "
+            f"{type(posterior).__name__} has no log_prob"
+        )
+    z, log_q = posterior.sample_and_log_prob(key, 1)
+    count = log_q.shape[1]
+
+    def log_aggregate(z: Array) -> Array:
+        everywhere = jnp.broadcast_to(z, (1, count, *z.shape))
+        return jax.nn.logsumexp(posterior.log_prob(everywhere)) - jnp.log(count)
+
+    log_q_z = jax.lax.map(log_aggregate, z[0], batch_size=min(chunk_size, count))
+    information, to_prior = log_q[0] - log_q_z, log_q_z - log_prior(params, z)[0]
+
+    def error(values: Array) -> Array:
+        return jnp.std(values, ddof=1) / jnp.sqrt(count)
+
+    return AggregatePosterior(
+        mutual_information=jnp.mean(information),
+        kl_to_prior=jnp.mean(to_prior),
+        rate=jnp.mean(information + to_prior),
+        upper_bound=jnp.log(jnp.asarray(count, log_q.dtype)),
+        mutual_information_standard_error=error(information),
+        kl_to_prior_standard_error=error(to_prior),
+    )
+
+
+def fit_posterior(
+    params: Params,
+    x: Array,
+    key: Key,
+    *,
+    num_steps: int = 500,
+    num_samples: int = 16,
+    learning_rate: float | Array = 0.03,
+) -> Posterior:
+    """The best q(z|x) of the model's family for each example, by gradient ascent.
+
+    Adam on the ELBO by the parameters of every example's own q, from what the encoder
+    says, its rate falling to zero by a cosine; the model stays as it is. This is
+    variational inference without amortization.
+
+    Args:
+      params: model parameters.
+      x: observations, `[B, D]`.
+      key: PRNG key, consumed once.
+      num_steps: of Adam.
+      num_samples: posterior samples of each example and step.
+      learning_rate: at the start.
+
+    Returns:
+      A posterior of the same family, batch B, for `elbo_terms(..., posterior=)`.
+
+    Raises:
+      ValueError: as `elbo_terms`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import ModelSpec, fit_posterior, init
+      >>> params = init(ModelSpec(data_shape=(5,)), jax.random.key(0))
+      >>> x = jnp.zeros((3, 5))
+      >>> fit_posterior(params, x, jax.random.key(1), num_steps=10).mean.shape
+      (3, 20)
+    """
+    schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
+    optimizer = optax.adam(schedule)
+
+    def step(number: Array, carry):
+        posterior, opt_state = carry
+
+        def loss(posterior: Posterior) -> Array:
+            step_key = jax.random.fold_in(key, number)
+            terms = elbo_terms(
+                params, x, step_key, num_samples=num_samples, posterior=posterior
+            )
+            return -jnp.sum(terms.elbo)
+
+        updates, opt_state = optimizer.update(jax.grad(loss)(posterior), opt_state)
+        return optax.apply_updates(posterior, updates), opt_state
+
+    start = encode(params, x)
+    carry = (start, optimizer.init(start))
+    posterior, _ = jax.lax.fori_loop(0, num_steps, step, carry)
+    return posterior
+
+
+def inference_gap(
+    params: Params,
+    x: Array,
+    key: Key,
+    *,
+    num_steps: int = 500,
+    num_samples: int = 1000,
+) -> InferenceGap:
+    """Splits log p(x) - ELBO into approximation gap and amortization gap, in nats.
+
+    With q* the best q of the family for each x: log p(x) - ELBO(q*), and ELBO(q*) -
+    ELBO(q) (Cremer, Li & Duvenaud 2018). Both ELBOs are taken with the same noise. The
+    evidence is an importance-sampling estimate with q* as its proposal: below log p(x)
+    in expectation, and then so is the first gap.
+
+    Args:
+      params: model parameters.
+      x: observations, `[B, D]`.
+      key: PRNG key, consumed once.
+      num_steps: steps of `fit_posterior`.
+      num_samples: samples of each ELBO; log p(x) takes five times as many, in turn.
+
+    Returns:
+      `InferenceGap`, each `[B]`.
+
+    Raises:
+      ValueError: a posterior without density; else as `fit_posterior`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import ModelSpec, inference_gap, init
+      >>> params = init(ModelSpec(latent_dim=2, data_shape=(5,)), jax.random.key(0))
+      >>> gap = inference_gap(params, jnp.zeros((3, 5)), jax.random.key(1), num_steps=5)
+      >>> gap.approximation_gap.shape
+      (3,)
+    """
+    require_density(encode(params, x), "an inference gap")
+    fit_key, elbo_key, evidence_key = jax.random.split(key, 3)
+    best = fit_posterior(params, x, fit_key, num_steps=num_steps)
+
+    def elbo_of(posterior: Posterior) -> Array:
+        return elbo_terms(
+            params,
+            x,
+            elbo_key,
+            num_samples=num_samples,
+            posterior=posterior,
+            estimator=value_only,
+        ).elbo
+
+    own, fitted = elbo_of(encode(params, x)), elbo_of(best)
+
+    def log_weights(key: Key) -> Array:
+        return log_weight(params, x, *best.sample_and_log_prob(key, num_samples))
+
+    # A few calls in turn: their samples need not all be in memory.
+    keys = jax.random.split(evidence_key, EVIDENCE_FACTOR)
+    log_w = jax.lax.map(log_weights, keys).reshape(-1, x.shape[0])
+    evidence = log_mean_exp(log_w)
+    chex.assert_equal_shape([own, fitted, evidence])
+    return InferenceGap(
+        log_evidence=evidence,
+        best_elbo=fitted,
+        elbo=own,
+        approximation_gap=evidence - fitted,
+        amortization_gap=fitted - own,
+    )

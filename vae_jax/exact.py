@@ -1,0 +1,384 @@
+"""Models whose evidence is known: linear-Gaussian, few latents, few states.
+
+A linear decoder with Gaussian noise is probabilistic PCA (Tipping & Bishop 1999), and
+everything about it has a closed form: a VAE with linear networks has the same optimum
+(Lucas, Tucker, Grosse & Norouzi 2019). With one or two latents the evidence of any
+decoder is an integral on a grid; with bits for latents it is a sum.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from vae_jax.distributions.gaussian import LOG_2PI
+from vae_jax.likelihoods import Gaussian
+from vae_jax.model import as_float, decode, log_prior
+from vae_jax.networks import Linear
+from vae_jax.posteriors import DiagonalGaussian, unbound_log_var
+from vae_jax.priors import StandardNormal
+from vae_jax.spec import ModelSpec, Params
+from vae_jax.types import Array
+
+
+class LinearGaussian(NamedTuple):
+    """p(z) = N(0, I), p(x|z) = N(W z + b, s^2 I).
+
+    Attributes:
+      weights: W, `[D, L]`.
+      bias: b, `[D]`.
+      noise_var: s^2, a scalar.
+    """
+
+    weights: Array
+    bias: Array
+    noise_var: Array
+
+
+class Quadrature(NamedTuple):
+    """Log p(x) by a sum over a grid, in nats.
+
+    Attributes:
+      estimate: `[B]`.
+      error: how far the sum over every other point is from it, `[B]`; where it is not
+        tiny the grid is too coarse for the posterior.
+    """
+
+    estimate: Array
+    error: Array
+
+
+def linear_gaussian(params: Params) -> LinearGaussian:
+    """The linear-Gaussian model that a VAE's decoder is.
+
+    Args:
+      params: of a model with a `Linear` decoder, a `Gaussian` likelihood and a
+        `StandardNormal` prior.
+
+    Returns:
+      The model; the encoder does not enter.
+
+    Raises:
+      ValueError: another decoder, likelihood or prior.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import Gaussian, Linear, ModelSpec, exact, init
+      >>> spec = ModelSpec(Linear(), Linear(), likelihood=Gaussian(), data_shape=(5,))
+      >>> exact.linear_gaussian(init(spec, jax.random.key(0))).weights.shape
+      (5, 20)
+    """
+    for name, wanted in (
+        ("decoder", Linear),
+        ("likelihood", Gaussian),
+        ("prior", StandardNormal),
+    ):
+        found = getattr(params.spec, name)
+        if not isinstance(found, wanted):
+            raise ValueError(
+                f"a linear-Gaussian model has the {name} {wanted.__name__}, got {found}"
+            )
+    output = params.decoder["output"]
+    noise_var = jnp.exp(params.likelihood["log_var"])
+    return LinearGaussian(output["kernel"].T, output["bias"], noise_var)
+
+
+def linear_vae(model: LinearGaussian) -> Params:
+    """The VAE whose decoder is the model and whose encoder is its best diagonal q.
+
+    That is the exact posterior's mean and, for each unit, the inverse of the diagonal
+    entry of its precision: the diagonal Gaussian of least KL(q || p(z|x)).
+
+    Args:
+      model: a linear-Gaussian model.
+
+    Returns:
+      `Params` with linear networks.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import elbo, exact
+      >>> model = exact.LinearGaussian(jnp.eye(3)[:, :1], jnp.zeros(3), jnp.array(0.5))
+      >>> x = jnp.ones((1, 3))
+      >>> vae, evidence = exact.linear_vae(model), exact.log_evidence(model, x)[0]
+      >>> value = elbo(vae, x, jax.random.key(0), kl="monte_carlo")
+      >>> bool(abs(value - evidence) < 1e-5)  # q is exact: no gap and no noise
+      True
+    """
+    data_dim, latent_dim = model.weights.shape
+    gain = jnp.linalg.solve(_precision(model), model.weights.T).T
+    log_var = jnp.log(model.noise_var / jnp.diag(_precision(model)))
+    spec = ModelSpec(
+        encoder=Linear(),
+        decoder=Linear(),
+        posterior=DiagonalGaussian(),
+        likelihood=Gaussian(),
+        latent_dim=latent_dim,
+        data_shape=(data_dim,),
+    )
+    encoder = {
+        "kernel": jnp.concatenate([gain, jnp.zeros_like(gain)], axis=1),
+        "bias": jnp.concatenate([-model.bias @ gain, unbound_log_var(log_var)]),
+    }
+    return Params(
+        encoder={"output": encoder},
+        decoder={"output": {"kernel": model.weights.T, "bias": model.bias}},
+        posterior={},
+        prior={},
+        likelihood={"log_var": jnp.log(model.noise_var)},
+        spec=spec,
+    )
+
+
+def log_evidence(model: LinearGaussian, x: Array) -> Array:
+    """Log p(x) of a linear-Gaussian model in nats, exactly.
+
+    log N(x; b, C) with C = W W' + s^2 I, by way of M = W' W + s^2 I, which is L x L:
+    log |C| = (D - L) log s^2 + log |M| (Tipping & Bishop 1999, section 3).
+
+    Args:
+      model: the model.
+      x: observations, `[B, D]`.
+
+    Returns:
+      `[B]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax import exact
+      >>> model = exact.LinearGaussian(jnp.zeros((2, 1)), jnp.zeros(2), jnp.array(1.0))
+      >>> print(exact.log_evidence(model, jnp.zeros((1, 2))))
+      [-1.837877]
+    """
+    data_dim, latent_dim = model.weights.shape
+    chex.assert_shape(x, (None, data_dim))
+    centered = x - model.bias
+    projected = centered @ model.weights
+    precision = _precision(model)
+    explained = jnp.sum(projected * jnp.linalg.solve(precision, projected.T).T, axis=-1)
+    squares = (jnp.sum(jnp.square(centered), axis=-1) - explained) / model.noise_var
+    log_det = (data_dim - latent_dim) * jnp.log(model.noise_var)
+    log_det = log_det + jnp.linalg.slogdet(precision)[1]
+    return -0.5 * (data_dim * LOG_2PI + log_det + squares)
+
+
+def posterior(model: LinearGaussian, x: Array) -> tuple[Array, Array]:
+    """The true posterior p(z|x) of a linear-Gaussian model.
+
+    N(M^-1 W' (x - b), s^2 M^-1) with M = W' W + s^2 I (Tipping & Bishop 1999, eq. 9).
+
+    Args:
+      model: the model.
+      x: observations, `[B, D]`.
+
+    Returns:
+      Means `[B, L]`, and the covariance `[L, L]` that all x share.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax import exact
+      >>> model = exact.LinearGaussian(jnp.ones((1, 1)), jnp.zeros(1), jnp.array(1.0))
+      >>> mean, covariance = exact.posterior(model, jnp.ones((1, 1)))
+      >>> print(mean, covariance)
+      [[0.5]] [[0.5]]
+    """
+    precision = _precision(model)
+    projected = (x - model.bias) @ model.weights
+    mean = jnp.linalg.solve(precision, projected.T).T
+    return mean, model.noise_var * jnp.linalg.inv(precision)
+
+
+def diagonal_gap(model: LinearGaussian) -> Array:
+    """Log p(x) less the ELBO of the best diagonal q, in nats; the same for every x.
+
+    1/2 (sum_i log M_ii - log |M|), 0 where the columns of W are orthogonal.
+
+    Args:
+      model: the model.
+
+    Returns:
+      A scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax import exact
+      >>> model = exact.LinearGaussian(jnp.eye(3)[:, :2], jnp.zeros(3), jnp.array(0.5))
+      >>> print(exact.diagonal_gap(model))
+      0.0
+    """
+    precision = _precision(model)
+    log_det = jnp.linalg.slogdet(precision)[1]
+    return 0.5 * (jnp.sum(jnp.log(jnp.diag(precision))) - log_det)
+
+
+def maximum_likelihood(x: Array, *, latent_dim: int) -> LinearGaussian:
+    """The linear-Gaussian model of greatest likelihood: probabilistic PCA.
+
+    W = U (Lambda - s^2 I)^(1/2), U and Lambda the leading eigenvectors and eigenvalues
+    of the data's covariance, s^2 the mean of the others (Tipping & Bishop 1999,
+    eq. 7-8). Any rotation of the columns of W does as well; these are orthogonal.
+
+    Args:
+      x: data, `[n, D]`.
+      latent_dim: L, below D.
+
+    Returns:
+      The model.
+
+    Raises:
+      ValueError: `latent_dim` is not between 1 and D - 1.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import exact
+      >>> x = jax.random.normal(jax.random.key(0), (100, 5))
+      >>> exact.maximum_likelihood(x, latent_dim=2).weights.shape
+      (5, 2)
+    """
+    chex.assert_rank(x, 2)
+    data_dim = x.shape[1]
+    if not 1 <= latent_dim < data_dim:
+        raise ValueError(
+            f"latent_dim must be between 1 and {data_dim - 1}, got {latent_dim}"
+        )
+    covariance = jnp.cov(x, rowvar=False, bias=True)
+    values, vectors = jnp.linalg.eigh(covariance)
+    noise_var = jnp.mean(values[: data_dim - latent_dim])
+    leading = jnp.maximum(values[::-1][:latent_dim] - noise_var, 0)
+    weights = vectors[:, ::-1][:, :latent_dim] * jnp.sqrt(leading)
+    return LinearGaussian(weights, jnp.mean(x, axis=0), noise_var)
+
+
+def live_units(x: Array, *, noise_var: float | Array, beta: float | Array = 1.0):
+    """How many units a linear VAE of this noise keeps alive at its optimum.
+
+    Direction j of the data is modelled where its eigenvalue exceeds beta s^2: dividing
+    the beta-ELBO by beta gives the ELBO with noise beta s^2 (Lucas, Tucker, Grosse &
+    Norouzi 2019 for beta 1). The others collapse to the prior.
+
+    Args:
+      x: data, `[n, D]`.
+      noise_var: s^2, fixed.
+      beta: weight of the KL.
+
+    Returns:
+      A scalar integer.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import exact
+      >>> x = jax.random.normal(jax.random.key(0), (10_000, 3)) * jnp.array([2, 1, 0.1])
+      >>> print(exact.live_units(x, noise_var=0.5), exact.live_units(x, noise_var=2.0))
+      2 1
+    """
+    values = jnp.linalg.eigvalsh(jnp.cov(x, rowvar=False, bias=True))
+    return jnp.sum(values > beta * noise_var)
+
+
+def quadrature_log_evidence(
+    params: Params,
+    x: Array,
+    *,
+    num_points: int = 300,
+    limit: float = 6.0,
+    chunk_size: int = 1000,
+) -> Quadrature:
+    """Log p(x) of any model with one or two latents, in nats, on a grid.
+
+    log sum_g p(x|z_g) p(z_g) h^L over a uniform grid on [-limit, limit]^L of step h:
+    the trapezoidal rule, which for smooth integrands that vanish at the ends converges
+    faster than any power of h. It is of no use with more latents.
+
+    Args:
+      params: model parameters.
+      x: observations, `[B, D]`.
+      num_points: points of the grid in each dimension, odd ones rounded up.
+      limit: where the grid ends; beyond it the prior must be negligible.
+      chunk_size: points decoded at once.
+
+    Returns:
+      `Quadrature`, each `[B]`.
+
+    Raises:
+      ValueError: more than two latents.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import ModelSpec, exact, init
+      >>> params = init(ModelSpec(latent_dim=1, data_shape=(5,)), jax.random.key(0))
+      >>> exact.quadrature_log_evidence(params, jnp.zeros((3, 5))).estimate.shape
+      (3,)
+    """
+    latent_dim = params.spec.latent_dim
+    if latent_dim > 2:
+        raise ValueError(f"quadrature serves 1 or 2 latents, got {latent_dim}")
+    num_points += num_points % 2
+    axis = jnp.linspace(-limit, limit, num_points)
+    z = jnp.stack(jnp.meshgrid(*[axis] * latent_dim), axis=-1).reshape(-1, latent_dim)
+    log_volume = latent_dim * jnp.log(axis[1] - axis[0])
+    every_other = jnp.arange(num_points) % 2 == 0
+    coarse = jnp.stack(jnp.meshgrid(*[every_other] * latent_dim), axis=-1)
+    log_joint = _log_joint(params, x, z, chunk_size)
+    fine = jax.nn.logsumexp(log_joint, axis=0) + log_volume
+    of_coarse = jnp.where(coarse.all(axis=-1).reshape(-1, 1), log_joint, -jnp.inf)
+    rough = jax.nn.logsumexp(of_coarse, axis=0) + log_volume + latent_dim * jnp.log(2.0)
+    return Quadrature(fine, jnp.abs(fine - rough))
+
+
+def enumeration_log_evidence(
+    params: Params, x: Array, *, chunk_size: int = 1000
+) -> Array:
+    """Log p(x) of a model with bits for latents in nats: a finite mixture, exactly.
+
+    log sum_z p(x|z) p(z) over all 2^L values of z.
+
+    Args:
+      params: of a model whose prior has a `support()` of few states.
+      x: observations, `[B, D]`.
+      chunk_size: states decoded at once.
+
+    Returns:
+      `[B]`.
+
+    Raises:
+      ValueError: a prior that is not discrete, or more than 2^12 states.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import FactorizedBernoulli, FactorizedBernoulliPrior, ModelSpec
+      >>> from vae_jax import exact, init
+      >>> spec = ModelSpec(
+      ...     posterior=FactorizedBernoulli(),
+      ...     prior=FactorizedBernoulliPrior(),
+      ...     latent_dim=3,
+      ...     data_shape=(5,),
+      ... )
+      >>> params = init(spec, jax.random.key(0))
+      >>> exact.enumeration_log_evidence(params, jnp.zeros((2, 5))).shape
+      (2,)
+    """
+    distribution = getattr(params.spec.prior, "build", lambda _: None)(params.prior)
+    if not hasattr(distribution, "support"):
+        raise ValueError(f"enumeration needs a discrete prior, got {params.spec.prior}")
+    z = distribution.support()[:, 0]
+    return jax.nn.logsumexp(_log_joint(params, x, z, chunk_size), axis=0)
+
+
+def _log_joint(params: Params, x: Array, z: Array, chunk_size: int) -> Array:
+    """Log p(x, z) for all pairs, `[G, B]`."""
+    x = as_float(x, z.dtype)
+
+    def one(z: Array) -> Array:
+        likelihood = decode(params, z[None, None])
+        log_likelihood = jax.vmap(lambda x: likelihood.log_prob(x[None])[0, 0])(x)
+        return log_likelihood + log_prior(params, z[None, None])[0, 0]
+
+    return jax.lax.map(one, z, batch_size=min(chunk_size, len(z)))
+
+
+def _precision(model: LinearGaussian) -> Array:
+    """M = W' W + s^2 I, `[L, L]`: s^2 times the precision of p(z|x)."""
+    latent_dim = model.weights.shape[1]
+    identity = jnp.eye(latent_dim, dtype=model.weights.dtype)
+    return model.weights.T @ model.weights + model.noise_var * identity

@@ -298,6 +298,25 @@ def _keys(config: Config) -> tuple[jax.Array, ...]:
     return tuple(jax.random.split(jax.random.key(config.seed), 4))
 
 
+def binarized(config: Config, original: data.Dataset) -> data.Dataset:
+    """The data set that a run trains on and is tested on.
+
+    Args:
+      config: the configuration, resolved.
+      original: the data as loaded.
+
+    Returns:
+      The data, binarized as the configuration says; the test set always alike.
+    """
+    *_, train_key = _keys(config)
+    return data.binarize_dataset(
+        original,
+        evaluation_keys().data,
+        method=config.binarization,
+        train_key=train_key,
+    )
+
+
 def _as_seen(
     batch: jax.Array, key: jax.Array, *, binarization: str, num_levels: int | None
 ) -> jax.Array:
@@ -331,16 +350,10 @@ def run(config: Config) -> dict[str, Any]:
     config = resolve(config, original)
     spec = model_spec(config, original.data_shape)
     _say(*original.notes, *_warnings(config, original))
-    *_, train_key = _keys(config)
-    dataset = data.binarize_dataset(
-        original,
-        evaluation_keys().data,
-        method=config.binarization,
-        train_key=train_key,
-    )
+    dataset = binarized(config, original)
     folder = Path(config.run_dir or run_folder.default_folder("mnist", config))
     with run_folder.locked(folder):
-        _say(*run_folder.claim(folder, config, _digest(original)))
+        _say(*run_folder.claim(folder, config, data_digest(original)))
         print(_headline(config, dataset, folder), flush=True)
         training, state = training_run(config, spec, dataset, folder)
         trained = train(training, state, started=started)
@@ -427,7 +440,7 @@ def _headline(config: Config, dataset: data.Dataset, folder: Path) -> str:
     )
 
 
-def _digest(dataset: data.Dataset) -> str:
+def data_digest(dataset: data.Dataset) -> str:
     """Of the data as loaded: a file that changed is another run."""
     digest = hashlib.sha256()
     for array in (dataset.train, dataset.test):

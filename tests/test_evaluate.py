@@ -1,0 +1,125 @@
+"""`python -m experiments.evaluate` on runs that were trained for a moment."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import vae_jax
+from experiments import evaluate, figures, mnist
+from experiments.evaluate import Config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with two latents, so that quadrature has its say."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw_all", lambda *args, **kwargs: [])
+        results = mnist.run(
+            mnist.Config(
+                dataset="digits",
+                epochs=2,
+                hidden_dims=(16,),
+                latent_dim=2,
+                evaluation_samples=50,
+                run_dir=str(folder),
+            )
+        )
+    return folder, results
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained):
+    folder, _ = trained
+    with pytest.MonkeyPatch.context() as patch:
+        lines = []
+        patch.setattr("builtins.print", lambda *text, **_: lines.extend(text))
+        found = evaluate.run(
+            Config(
+                str(folder),
+                evaluation_samples=50,
+                num_aggregate=100,
+                num_gap=5,
+                gap_steps=20,
+            )
+        )
+    return found, "\n".join(lines)
+
+
+def test_the_figures_are_those_of_the_runs_own_evaluation(trained, evaluated):
+    folder, results = trained
+    found, _ = evaluated
+    assert found["elbo"] == pytest.approx(results["test_elbo"], rel=1e-6)
+    assert found["rate"] == pytest.approx(results["test_kl_divergence"], rel=1e-6)
+    assert found["distortion"] == pytest.approx(-results["test_log_likelihood"])
+    name = "importance_weighted_log_likelihood"
+    assert found[name] == pytest.approx(results[name], rel=1e-6)
+    assert json.loads((folder / "evaluation.json").read_text()) == found
+    assert (folder / "figures" / "diagnostics.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_the_figures_fit_one_another(evaluated):
+    found, _ = evaluated
+    np.testing.assert_allclose(np.sum(found["unit_kl"]), found["rate"], rtol=1e-4)
+    gap = {name: value["mean"] for name, value in found["inference_gap"].items()}
+    total = gap["approximation_gap"] + gap["amortization_gap"]
+    assert total == pytest.approx(gap["log_evidence"] - gap["elbo"], abs=1e-4)
+    assert gap["elbo"] <= gap["best_elbo"]
+    integral = found["quadrature_log_evidence"]["mean"]
+    # Importance samples by a q that fits two latents are good to a tenth of a nat.
+    assert integral == pytest.approx(gap["log_evidence"], abs=0.1)
+    assert found["quadrature_error"] < 1e-3
+
+
+def test_the_table_names_what_it_shows(evaluated):
+    found, printed = evaluated
+    assert "digits: beta 1, 360 test images" in printed
+    for words in ("ELBO", "mutual information", "amortization gap", "by quadrature"):
+        assert words in printed
+    assert f"{found['active_units']} of 2" in printed
+
+
+def test_an_autoencoder_has_what_it_can_have(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "draw_all", lambda *args, **kwargs: [])
+    tiny = mnist.Config(
+        dataset="digits",
+        epochs=1,
+        hidden_dims=(8,),
+        latent_dim=3,
+        posterior="point",
+        evaluation_samples=0,
+        run_dir=str(tmp_path),
+    )
+    mnist.run(tiny)
+    found = evaluate.run(Config(str(tmp_path)))
+    for name in ("unit_kl", "aggregate_posterior", "inference_gap"):
+        assert found[name] is None
+    assert found["active_units"] == 3
+    assert "undefined" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_line_and_exit_code_2(trained, tmp_path, capsys):
+    folder, _ = trained
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"data_sha256": "0"}))
+    for arguments, message in (
+        ([str(tmp_path)], "holds no config.json of a run"),
+        ([str(folder), "--num_gap=0"], "--num_gap must be at least 1, got 0"),
+        ([str(folder), "--step=7"], "step must be one of"),
+        ([str(other)], "data found are not those of the run"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            evaluate.main(arguments)
+        assert stop.value.code == 2
+        error = capsys.readouterr().err.strip()
+        assert message in error and "\n" not in error
+
+
+def test_the_run_is_left_as_it_was(trained, evaluated):
+    folder, results = trained
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert vae_jax.load_run(folder).spec.latent_dim == 2

@@ -37,6 +37,7 @@ from experiments.evaluation_report import (
 )
 from experiments.training_loop import Run, Trained, train
 from vae_jax import data
+from vae_jax.penalties import Penalty, mean_kl
 from vae_jax.training import TrainState
 
 # Where the epochs are not given: small data sets are seen more often.
@@ -63,6 +64,15 @@ digits, synthetic, or a file: .npz with key x (perhaps x_test), or .npy."""
     """Weight of the KL term in training; evaluation is always at 1."""
     beta_warmup_epochs: float = 0.0
     """Epochs over which beta rises linearly from 0."""
+    beta_cycles: int = 0
+    """Cycles of beta over the run, each rising from 0 in its first half; 0 for none."""
+    free_bits: float = 0.0
+    """KL in nats that is not charged for in training, of each latent unit."""
+    free_bits_per: Literal["unit", "example"] = "unit"
+    """What --free_bits is granted to: a unit (mean over the batch), or an example."""
+    capacity: float | None = None
+    """Target of the KL in nats: beta weighs the distance from it; the target rises \
+linearly over the first half of the run."""
     latent_dim: int = 20
     """Dimensions of the latent space; with 2 the manifold is drawn as well."""
     hidden_dims: tuple[int, ...] = (400,)
@@ -117,6 +127,9 @@ def check(config: Config) -> None:
         "checkpoint_every": 1,
         "beta": 0,
         "beta_warmup_epochs": 0,
+        "beta_cycles": 0,
+        "free_bits": 0,
+        "capacity": 0,
         "evaluation_samples": 0,
         "seed": 0,
     }
@@ -130,6 +143,21 @@ def check(config: Config) -> None:
             raise ValueError(f"--{name} must be positive and finite, got {value}")
     if config.ema_decay is not None and not 0 < config.ema_decay < 1:
         raise ValueError(f"--ema_decay must be between 0 and 1, got {config.ema_decay}")
+    for one, other in (
+        ("beta_warmup_epochs", "beta_cycles"),
+        ("free_bits", "capacity"),
+    ):
+        if getattr(config, one) and getattr(config, other) not in (None, 0):
+            raise ValueError(
+                f"--{one} {getattr(config, one)} and --{other} "
+                f"{getattr(config, other)} exclude one another"
+            )
+    if config.posterior == "point" and (
+        config.free_bits or config.capacity is not None
+    ):
+        raise ValueError(
+            "--free_bits and --capacity are about a KL, and --posterior=point has no KL"
+        )
     if not config.hidden_dims or min(config.hidden_dims) < 1:
         raise ValueError(
             f"--hidden_dims must be one or more positive widths, got "
@@ -239,15 +267,13 @@ def training_run(
         batch_size=config.batch_size,
     )
     batch_sizes = jax.eval_shape(epoch, 0).batch_sizes
-    warmup = int(config.beta_warmup_epochs * len(batch_sizes))
     optimizer = optax.adam(config.learning_rate)
     step = partial(
         vae_jax.train_step,
         objective=vae_jax.elbo_objective(
-            beta=optax.linear_schedule(0.0, config.beta, warmup)
-            if warmup
-            else config.beta,
+            beta=beta_schedule(config, len(batch_sizes)),
             num_samples=config.num_samples,
+            penalty=penalty(config, len(batch_sizes)),
         ),
         optimizer=optimizer,
         preprocess=partial(
@@ -291,6 +317,27 @@ def training_run(
         evaluate=lambda state: elbo_figures(_on_one_device(state), test_data),
     )
     return run, state
+
+
+def beta_schedule(config: Config, steps_per_epoch: int) -> float | optax.Schedule:
+    """Beta, or how it rises: once, or again in every cycle."""
+    warmup = int(config.beta_warmup_epochs * steps_per_epoch)
+    if warmup:
+        return optax.linear_schedule(0.0, config.beta, warmup)
+    if config.beta_cycles:
+        period = math.ceil(config.epochs * steps_per_epoch / config.beta_cycles)
+        return vae_jax.cyclic_schedule(config.beta, period=period)
+    return config.beta
+
+
+def penalty(config: Config, steps_per_epoch: int) -> Penalty:
+    """What training charges for the KL."""
+    if config.free_bits:
+        return vae_jax.free_bits(config.free_bits, per=config.free_bits_per)
+    if config.capacity is not None:
+        rise = math.ceil(config.epochs * steps_per_epoch / 2)
+        return vae_jax.capacity(optax.linear_schedule(0.0, config.capacity, rise))
+    return mean_kl
 
 
 def _keys(config: Config) -> tuple[jax.Array, ...]:

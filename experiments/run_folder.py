@@ -106,7 +106,9 @@ def claim(folder: Path, config: Any, data_digest: str) -> list[str]:
     elif config.overwrite:
         _remove_run(folder)
     else:
-        found = _read_json(path)
+        # A field that is newer than the run stood at its default.
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        found = json.loads(json.dumps(defaults, default=str)) | _read_json(path)
         differing = [
             f"{name} {found.get(name)!r} there, {value!r} here"
             for name, value in wanted.items()

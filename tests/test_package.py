@@ -28,6 +28,7 @@ ORDER = [
     ["model"],
     ["estimators"],
     ["objectives"],
+    ["penalties"],
     ["exact", "evaluation", "diagnostics", "annealing", "mcmc", "training"],
     ["check", "parallel", "sweep", "checkpoint"],
 ]

@@ -40,6 +40,7 @@ from vae_jax.parallel import (
     shard_epoch,
     shard_map_step,
 )
+from vae_jax.penalties import capacity, cyclic_schedule, free_bits
 from vae_jax.posteriors import DiagonalGaussian, FactorizedBernoulli, PointMass
 from vae_jax.priors import (
     DiagonalGaussianPrior,
@@ -83,6 +84,8 @@ __all__ = [
     "TrainState",
     "active_units",
     "aggregate_posterior",
+    "capacity",
+    "cyclic_schedule",
     "decode",
     "elbo",
     "elbo_objective",
@@ -91,6 +94,7 @@ __all__ = [
     "encode",
     "evaluate",
     "fit_posterior",
+    "free_bits",
     "generate",
     "importance_weighted_bound",
     "inference_gap",

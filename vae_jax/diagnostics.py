@@ -16,8 +16,7 @@ import optax
 from vae_jax.estimators import log_mean_exp, value_only
 from vae_jax.model import encode, log_prior
 from vae_jax.objectives import elbo_terms, log_weight, require_density
-from vae_jax.posteriors import BernoulliPosterior, DiagonalGaussianPosterior
-from vae_jax.priors import closed_form_kl
+from vae_jax.priors import unit_kl
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Posterior
 
@@ -126,19 +125,8 @@ def kl_per_unit(params: Params, x: Array) -> Array:
       >>> kl_per_unit(params, jnp.zeros((8, 784))).shape
       (20,)
     """
-    posterior, prior = encode(params, x), params.spec.prior
-    closed_form = closed_form_kl(type(posterior), type(prior))
-    factorized = isinstance(posterior, DiagonalGaussianPosterior | BernoulliPosterior)
-    if closed_form is None or not factorized:
-        raise ValueError(
-            "the KL of a unit is known for factorized posteriors with a closed-form "
-            f"KL, got {type(posterior).__name__} and {prior}"
-        )
-    # Each unit as a distribution of its own, in one dimension.
-    units, prior_params = jax.tree.map(
-        lambda leaf: leaf[..., None], (posterior, params.prior)
-    )
-    return jnp.mean(closed_form(units, prior, prior_params), axis=0)
+    kls = unit_kl(encode(params, x), params.spec.prior, params.prior)
+    return jnp.mean(kls, axis=0)
 
 
 def aggregate_posterior(

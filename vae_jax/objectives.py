@@ -15,6 +15,7 @@ import chex
 import jax.numpy as jnp
 
 from vae_jax.estimators import log_mean_exp, reparameterization
+from vae_jax.estimators.reductions import Reduction
 from vae_jax.model import as_float, decode, encode, log_prior
 from vae_jax.priors import closed_form_kl
 from vae_jax.spec import Params
@@ -183,12 +184,14 @@ def importance_weighted_bound(
     *,
     num_samples: int,
     estimator: Estimator = reparameterization,
+    reduction: Reduction = log_mean_exp,
 ) -> Array:
     """Importance-weighted bound on log p(x), averaged over the batch, in nats.
 
     E[log 1/S sum_s p(x, z_s) / q(z_s|x)] with z_s ~ q(z|x) (Burda, Grosse &
     Salakhutdinov 2016, eq. 8). The ELBO at S = 1, not below it for more, and it tends
-    to log p(x).
+    to log p(x). Another reduction makes another bound of the same log-weights:
+    `estimators.grouped`, `combined` and `renyi`.
 
     Args:
       params: model parameters.
@@ -196,6 +199,7 @@ def importance_weighted_bound(
       key: PRNG key, consumed once.
       num_samples: importance samples S of each observation.
       estimator: gives value and gradient (`types.Estimator`).
+      reduction: of the log-weights `[S, B]` to `[B]`.
 
     Returns:
       A scalar. Larger is better; negate it to minimise.
@@ -219,7 +223,7 @@ def importance_weighted_bound(
         posterior,
         key,
         num_samples=num_samples,
-        reduction=log_mean_exp,
+        reduction=reduction,
     )
     return jnp.mean(bounds)
 

@@ -195,6 +195,43 @@ def closed_form_kl(posterior_type: type, prior_type: type) -> KLDivergence | Non
     return None
 
 
+def unit_kl(posterior: Posterior, prior: Prior, prior_params: PyTree) -> Array:
+    """KL(q(z_j|x) || p(z_j)) of each example and unit in nats, not summed.
+
+    Args:
+      posterior: a product over units: diagonal Gaussian or Bernoulli, batch B.
+      prior: likewise, with a closed-form KL to it.
+      prior_params: its parameters.
+
+    Returns:
+      `[B, L]`.
+
+    Raises:
+      ValueError: another pair.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax import StandardNormal
+      >>> from vae_jax.posteriors import DiagonalGaussianPosterior
+      >>> from vae_jax.priors import unit_kl
+      >>> q = DiagonalGaussianPosterior(jnp.array([[0.0, 2.0]]), jnp.zeros((1, 2)))
+      >>> print(unit_kl(q, StandardNormal(), {}))
+      [[0. 2.]]
+    """
+    closed_form = closed_form_kl(type(posterior), type(prior))
+    factorized = isinstance(posterior, DiagonalGaussianPosterior | BernoulliPosterior)
+    if closed_form is None or not factorized:
+        raise ValueError(
+            "the KL of a unit is known for factorized posteriors with a closed-form "
+            f"KL, got {type(posterior).__name__} and {prior}"
+        )
+    # Each unit as a distribution of its own, in one dimension.
+    posterior, prior_params = jax.tree.map(
+        lambda leaf: leaf[..., None], (posterior, prior_params)
+    )
+    return closed_form(posterior, prior, prior_params)
+
+
 @register_kl(DiagonalGaussianPosterior, StandardNormal)
 def _diagonal_to_standard(
     posterior: DiagonalGaussianPosterior, prior: Prior, prior_params: PyTree

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vae_jax.model import trainable
+from vae_jax.model import encode, trainable
 from vae_jax.objectives import elbo_terms
+from vae_jax.penalties import Penalty, mean_kl
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Objective, PyTree
 
@@ -89,6 +90,7 @@ def elbo_objective(
     *,
     beta: float | Array | optax.Schedule = 1.0,
     num_samples: int = 1,
+    penalty: Penalty = mean_kl,
     **options: Any,
 ) -> Objective:
     """The ELBO as an objective of training, beta possibly on a schedule.
@@ -97,6 +99,8 @@ def elbo_objective(
       beta: weight of the KL: a number, a traced scalar, or an optax schedule, a
         function of the step.
       num_samples: posterior samples of each observation.
+      penalty: what is charged for the KL, times beta (`free_bits`, `capacity`, or a
+        function of your own); by default the KL.
       **options: further options of `elbo_terms`.
 
     Returns:
@@ -111,7 +115,10 @@ def elbo_objective(
 
     def objective(params: Params, x: Array, key: Key, step: Array):
         weight = beta(step) if callable(beta) else beta
-        terms = elbo_terms(params, x, key, num_samples=num_samples, **options)
+        posterior = encode(params, x)
+        terms = elbo_terms(
+            params, x, key, num_samples=num_samples, posterior=posterior, **options
+        )
         log_likelihood = jnp.mean(terms.log_likelihood)
         kl_divergence = jnp.mean(terms.kl_divergence)
         metrics = {
@@ -119,8 +126,9 @@ def elbo_objective(
             "log_likelihood": log_likelihood,
             "kl_divergence": kl_divergence,
         }
+        charge = penalty(params, posterior, terms.kl_divergence, step)
         # Of the two means, not a third mean: XLA would go over all pixels again.
-        return log_likelihood - weight * kl_divergence, metrics
+        return log_likelihood - weight * charge, metrics
 
     return objective
 

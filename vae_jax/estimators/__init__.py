@@ -6,7 +6,7 @@ They serve a model's ELBO (`elbo(..., estimator=leave_one_out)`) and any other
 expectation alike. Mohamed, Rosca, Figurnov & Mnih 2020 survey them.
 """
 
-from vae_jax.estimators.contract import log_mean_exp, sample_mean, value_only
+from vae_jax.estimators.contract import value_only
 from vae_jax.estimators.control_variate import delta_control_variate
 from vae_jax.estimators.discrete import (
     arm,
@@ -23,6 +23,13 @@ from vae_jax.estimators.pathwise import (
     path_derivative,
     reparameterization,
 )
+from vae_jax.estimators.reductions import (
+    combined,
+    grouped,
+    log_mean_exp,
+    renyi,
+    sample_mean,
+)
 from vae_jax.estimators.score_function import (
     baseline_loss,
     leave_one_out,
@@ -37,11 +44,13 @@ __all__ = [
     "Moments",
     "arm",
     "baseline_loss",
+    "combined",
     "delta_control_variate",
     "disarm",
     "doubly_reparameterized",
     "exact_enumeration",
     "gradient_moments",
+    "grouped",
     "gumbel_softmax",
     "leave_one_out",
     "log_mean_exp",
@@ -50,6 +59,7 @@ __all__ = [
     "optimal_baseline",
     "path_derivative",
     "rebar",
+    "renyi",
     "reparameterization",
     "sample_mean",
     "score_function",

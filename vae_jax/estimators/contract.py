@@ -14,38 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Var
 
+from vae_jax.estimators.reductions import Reduction, sample_mean
 from vae_jax.posteriors import DiagonalGaussianPosterior
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
 
 Integrand = Callable[[Latents, Array], PyTree]
 """f(z, log_q): latents `[S, B, L]`, their log q `[S, B]`, to `[S, B]` or a tree."""
-Reduction = Callable[[Array], Array]
-
-
-def sample_mean(values: Array) -> Array:
-    """Mean over samples, `[S, B]` to `[B]`: the estimate of an expectation."""
-    return jnp.mean(values, axis=0)
-
-
-def log_mean_exp(values: Array) -> Array:
-    """Log of the mean of exponentials over samples, `[S, B]` to `[B]`.
-
-    log 1/S sum_s exp(v_s), with the largest taken out so that nothing overflows.
-
-    Args:
-      values: log-weights, `[S, B]`.
-
-    Returns:
-      `[B]`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from vae_jax.estimators import log_mean_exp
-      >>> print(log_mean_exp(jnp.full((3, 1), -1000.0)))
-      [-1000.]
-    """
-    log_num_samples = jnp.log(jnp.asarray(values.shape[0], values.dtype))
-    return jax.nn.logsumexp(values, axis=0) - log_num_samples
 
 
 def value_only(

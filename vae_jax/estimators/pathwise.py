@@ -15,7 +15,6 @@ from vae_jax.estimators.contract import (
     at_frozen,
     check_num_samples,
     latent_gradients,
-    log_mean_exp,
     outputs_that_use_it,
     reduction_gradient,
     require_derivative,
@@ -25,6 +24,7 @@ from vae_jax.estimators.contract import (
     values_of,
     with_surrogate,
 )
+from vae_jax.estimators.reductions import log_mean_exp
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
 
 

@@ -1,0 +1,168 @@
+"""Penalties, schedules and reductions of log-weights, against NumPy and SciPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.special
+from conftest import random_params
+
+from vae_jax import (
+    MLP,
+    ModelSpec,
+    PointMass,
+    capacity,
+    cyclic_schedule,
+    elbo_objective,
+    encode,
+    free_bits,
+    importance_weighted_bound,
+)
+from vae_jax.estimators import combined, grouped, log_mean_exp, renyi, sample_mean
+
+SPEC = ModelSpec(encoder=MLP((4,)), decoder=MLP((4,)), latent_dim=3, data_shape=(5,))
+X = np.random.default_rng(0).integers(0, 2, (6, 5)).astype(np.float32)
+KEY = jax.random.key(1)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(jnp.asarray, random_params(SPEC))
+
+
+@pytest.fixture(scope="module")
+def kls(params):
+    """KL of every example and unit by the textbook, `[6, 3]`."""
+    posterior = encode(params, X)
+    mean, log_var = np.asarray(posterior.mean), np.asarray(posterior.log_var)
+    return 0.5 * (np.exp(log_var) + mean**2 - 1 - log_var)
+
+
+def charged(params, penalty, beta=1.0, step=0):
+    """What an objective takes off the log-likelihood."""
+    objective = elbo_objective(beta=beta, penalty=penalty)
+    value, metrics = objective(params, X, KEY, jnp.asarray(step))
+    expected = metrics["log_likelihood"] - metrics["kl_divergence"]
+    np.testing.assert_allclose(metrics["elbo"], expected, rtol=1e-6)
+    return metrics["log_likelihood"] - value
+
+
+def test_free_bits_per_unit_floor_the_batchs_mean(params, kls):
+    means = kls.mean(axis=0)
+    nats = float(np.sort(means)[:2].mean())  # Between the least and the next.
+    expected = np.maximum(means, nats).sum()
+    assert expected > means.sum() + 1e-3
+    np.testing.assert_allclose(charged(params, free_bits(nats)), expected, rtol=1e-4)
+    found = charged(params, free_bits(nats), beta=3.0)
+    np.testing.assert_allclose(found, 3 * expected, rtol=1e-4)
+
+
+def test_free_bits_per_example_floor_each_examples_whole(params, kls):
+    each = kls.sum(axis=1)
+    nats = float(np.median(each))
+    found = charged(params, free_bits(nats, per="example"))
+    np.testing.assert_allclose(found, np.maximum(each, nats).mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("per", ["unit", "example"])
+def test_below_the_allowance_the_kl_has_no_gradient(params, per):
+    penalty = free_bits(100.0, per=per)
+
+    def charge(params):
+        posterior = encode(params, X)
+        kl = 0.5 * jnp.sum(posterior.mean**2, axis=-1)
+        return penalty(params, posterior, kl, 0)
+
+    gradient = jax.grad(charge)(params).encoder
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_capacity_is_the_distance_from_a_target_that_moves(params, kls):
+    rate = kls.sum(axis=1).mean()
+    target = optax.linear_schedule(0.0, 2 * rate, 10)
+    for step, distance in ((0, rate), (5, 0.0), (10, rate)):
+        found = charged(params, capacity(target), step=step)
+        np.testing.assert_allclose(found, distance, atol=1e-4)
+    np.testing.assert_allclose(charged(params, capacity(0.0)), rate, rtol=1e-4)
+
+
+def test_a_cycle_rises_stays_and_starts_again():
+    schedule = cyclic_schedule(2.0, period=10, rising_share=0.4)
+    found = [float(schedule(step)) for step in range(20)]
+    cycle = [0, 0.5, 1, 1.5, 2, 2, 2, 2, 2, 2]
+    np.testing.assert_allclose(found, cycle * 2, rtol=1e-6)
+
+
+VALUES = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32) * 2
+
+
+def log_mean(values, axis=0):
+    return scipy.special.logsumexp(values, axis=axis) - np.log(values.shape[axis])
+
+
+EXPECTED = {
+    "grouped": (grouped(3), log_mean(VALUES.reshape(3, 2, 4), axis=1).mean(axis=0)),
+    "combined": (combined(0.3), 0.3 * VALUES.mean(0) + 0.7 * log_mean(VALUES)),
+    "renyi": (renyi(0.4), log_mean(0.6 * VALUES) / 0.6),
+    "renyi, negative": (renyi(-1.0), log_mean(2 * VALUES) / 2),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_reduction_is_its_formula_and_moves_with_a_constant(name):
+    reduction, expected = EXPECTED[name]
+    np.testing.assert_allclose(reduction(VALUES), expected, rtol=1e-5)
+    moved = reduction(VALUES + 10)
+    np.testing.assert_allclose(moved, expected + 10, rtol=1e-5)
+
+
+def test_the_ends_of_each_family_are_the_mean_and_the_bound():
+    mean, bound = sample_mean(VALUES), log_mean_exp(VALUES)
+    for reduction in (grouped(6), combined(1.0), renyi(1.0), renyi(0.999)):
+        np.testing.assert_allclose(reduction(VALUES), mean, atol=0.02)
+    for reduction in (grouped(1), combined(0.0), renyi(0.0)):
+        np.testing.assert_allclose(reduction(VALUES), bound, rtol=1e-5)
+
+
+def test_the_bounds_of_a_model_lie_in_their_order(params):
+    """Of the same log-weights: the ELBO, then larger and larger groups."""
+    ordered = [sample_mean, grouped(4), grouped(2), log_mean_exp, renyi(-1.0)]
+    found = [
+        importance_weighted_bound(params, X, KEY, num_samples=8, reduction=reduction)
+        for reduction in ordered
+    ]
+    assert np.all(np.diff(np.array(found)) > 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: free_bits(1.0, per="pixel"),
+            "per must be unit or example",
+        ),
+        (lambda: cyclic_schedule(1.0, period=0), "period must be at least 1, got 0"),
+        (
+            lambda: cyclic_schedule(1.0, period=2, rising_share=0.0),
+            r"rising_share must be in \(0, 1\], got 0.0",
+        ),
+        (lambda: grouped(4)(VALUES), "num_groups must divide num_samples 6, got 4"),
+    ],
+)
+def test_bad_settings_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_free_bits_need_units(key):
+    spec = ModelSpec(
+        encoder=MLP((4,)),
+        decoder=MLP((4,)),
+        posterior=PointMass(),
+        latent_dim=3,
+        data_shape=(5,),
+    )
+    params = jax.tree.map(jnp.asarray, random_params(spec))
+    with pytest.raises(ValueError, match="factorized posteriors"):
+        elbo_objective(penalty=free_bits(0.1))(params, X, key, jnp.asarray(0))

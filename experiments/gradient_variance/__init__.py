@@ -9,9 +9,14 @@ runs four parts (`--part` takes one):
 4. vae: the encoder gradient of a VAE, at three stages of its training.
 
 `vae_jax.estimators` is what is measured, and `vae_jax.estimators.exact_variance` what
-part 1 measures it against. On two cores and the 8x8 digits the parts take about 1, 2, 1
-and 5 minutes. The last line has the ratio of the encoder gradient's variances, score
-function over reparameterization.
+part 1 measures it against. On two cores the parts take about 1, 2 and 1 minutes, and
+part vae 5 on the 8x8 digits, 20 on MNIST.
+
+With `--dataset=mnist`: the largest deviation of 100 means and 70 variances from their
+exact values is 2.1 standard errors; the slopes of part snr are +0.50, -0.50 and +0.46;
+trained for 5 epochs with 4 samples, reparameterization reaches a test ELBO of -106.3,
+leave-one-out -109.8 and the plain score function -175.6. The last line has the ratio of
+the encoder gradient's variances, score function over reparameterization: 5432.
 """
 
 import math

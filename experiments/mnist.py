@@ -82,8 +82,19 @@ dense layer, of the last width."""
     """Encoder and decoder."""
     posterior: Literal["point", "diagonal"] = "diagonal"
     """q(z|x); point makes an autoencoder."""
-    likelihood: Literal["bernoulli", "gaussian", "gaussian_learned"] = "bernoulli"
-    """p(x|z); gaussian has the variance --variance, gaussian_learned learns one."""
+    prior: Literal["standard", "mixture", "vamp"] = "standard"
+    """p(z); mixture of Gaussians and VampPrior learn --num_components of them."""
+    num_components: int = 50
+    """Components of --prior=mixture, pseudo-inputs of --prior=vamp."""
+    likelihood: Literal[
+        "bernoulli",
+        "gaussian",
+        "gaussian_learned",
+        "gaussian_per_pixel",
+        "continuous_bernoulli",
+    ] = "bernoulli"
+    """p(x|z); gaussian has the variance --variance, gaussian_learned learns one, \
+gaussian_per_pixel has the decoder say one for each pixel."""
     variance: float = 1.0
     """Variance of a pixel of --likelihood=gaussian."""
     binarization: Literal["auto", "dynamic", "fixed", "threshold", "none"] = "auto"
@@ -121,6 +132,7 @@ def check(config: Config) -> None:
     at_least = {
         "batch_size": 1,
         "latent_dim": 1,
+        "num_components": 1,
         "num_samples": 1,
         "num_devices": 1,
         "epochs": 1,
@@ -143,21 +155,7 @@ def check(config: Config) -> None:
             raise ValueError(f"--{name} must be positive and finite, got {value}")
     if config.ema_decay is not None and not 0 < config.ema_decay < 1:
         raise ValueError(f"--ema_decay must be between 0 and 1, got {config.ema_decay}")
-    for one, other in (
-        ("beta_warmup_epochs", "beta_cycles"),
-        ("free_bits", "capacity"),
-    ):
-        if getattr(config, one) and getattr(config, other) not in (None, 0):
-            raise ValueError(
-                f"--{one} {getattr(config, one)} and --{other} "
-                f"{getattr(config, other)} exclude one another"
-            )
-    if config.posterior == "point" and (
-        config.free_bits or config.capacity is not None
-    ):
-        raise ValueError(
-            "--free_bits and --capacity are about a KL, and --posterior=point has no KL"
-        )
+    _check_combinations(config)
     if not config.hidden_dims or min(config.hidden_dims) < 1:
         raise ValueError(
             f"--hidden_dims must be one or more positive widths, got "
@@ -174,6 +172,35 @@ def check(config: Config) -> None:
         raise ValueError(
             f"--batch_size {config.batch_size} does not divide among "
             f"--num_devices {config.num_devices}"
+        )
+
+
+def _check_combinations(config: Config) -> None:
+    """Refuses flags that do not go together."""
+    for one, other in (
+        ("beta_warmup_epochs", "beta_cycles"),
+        ("free_bits", "capacity"),
+    ):
+        if getattr(config, one) and getattr(config, other) not in (None, 0):
+            raise ValueError(
+                f"--{one} {getattr(config, one)} and --{other} "
+                f"{getattr(config, other)} exclude one another"
+            )
+    charged = config.free_bits or config.capacity is not None
+    if config.posterior == "point" and charged:
+        raise ValueError(
+            "--free_bits and --capacity are about a KL, and --posterior=point has no KL"
+        )
+    if config.posterior == "point" and config.prior == "vamp":
+        raise ValueError(
+            "--prior=vamp is a mixture of densities q(z|u), and --posterior=point has "
+            "none"
+        )
+    per_unit = config.free_bits and config.free_bits_per == "unit"
+    if per_unit and config.prior != "standard":
+        raise ValueError(
+            f"--free_bits of each unit need --prior=standard, got {config.prior}; "
+            "--free_bits_per=example does not"
         )
 
 
@@ -234,10 +261,17 @@ def model_spec(config: Config, data_shape: tuple[int, ...]) -> vae_jax.ModelSpec
             "point": vae_jax.PointMass(),
             "diagonal": vae_jax.DiagonalGaussian(),
         }[config.posterior],
+        prior={
+            "standard": vae_jax.StandardNormal(),
+            "mixture": vae_jax.MixtureOfGaussians(config.num_components),
+            "vamp": vae_jax.VampPrior(config.num_components),
+        }[config.prior],
         likelihood={
             "bernoulli": vae_jax.Bernoulli(),
             "gaussian": vae_jax.Gaussian(),
             "gaussian_learned": vae_jax.Gaussian(learned_variance=True),
+            "gaussian_per_pixel": vae_jax.PerPixelGaussian(),
+            "continuous_bernoulli": vae_jax.ContinuousBernoulli(),
         }[config.likelihood],
         latent_dim=config.latent_dim,
         data_shape=data_shape,
@@ -474,7 +508,7 @@ def _warnings(config: Config, dataset: data.Dataset) -> list[str]:
             "its figures compare with no others"
         ]
     if config.likelihood != "bernoulli" and config.binarization != "none":
-        return ["a Gaussian likelihood on pixels that are 0 or 1"]
+        return ["a density of real numbers on pixels that are 0 or 1"]
     return []
 
 

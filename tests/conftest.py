@@ -9,9 +9,15 @@ import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
 
-# Read when JAX starts its CPU backend, so it must be there before.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Read when JAX starts its CPU backend, so it must be there before. Tests compile much
+# and compute little: LLVM's optimizations take longer than they save here.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
 ).strip()
 
 # Compiling is most of what the tests do, and many compile the same program.

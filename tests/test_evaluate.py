@@ -81,6 +81,7 @@ def test_the_table_names_what_it_shows(evaluated):
     assert f"{found['active_units']} of 2" in printed
 
 
+@pytest.mark.slow
 def test_an_autoencoder_has_what_it_can_have(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figures, "draw_all", lambda *args, **kwargs: [])
     tiny = mnist.Config(

@@ -289,9 +289,22 @@ def test_a_bad_loss_stops_the_run(tmp_path, monkeypatch, capsys, no_pictures):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"posterior": "point", "binarization": "none"},
+        {
+            "posterior": "point",
+            "binarization": "none",
+            "likelihood": "continuous_bernoulli",
+        },
         {"likelihood": "gaussian", "variance": 0.1, "beta_warmup_epochs": 0.5},
-        {"likelihood": "gaussian_learned", "network": "linear"},
+        {
+            "likelihood": "gaussian_learned",
+            "network": "linear",
+            "prior": "vamp",
+            "num_components": 4,
+        },
+        pytest.param(
+            {"likelihood": "gaussian_per_pixel", "prior": "mixture"},
+            marks=pytest.mark.slow,
+        ),
         {
             "binarization": "fixed",
             "num_samples": 3,
@@ -431,6 +444,11 @@ BAD_INPUT = {
         "free_bits 1.0 and",
     ),
     "penalty without KL": (["--posterior=point", "--free_bits=1"], "has no KL"),
+    "vamp without density": (["--posterior=point", "--prior=vamp"], "mixture of"),
+    "units without a KL": (
+        ["--prior=mixture", "--free_bits=1"],
+        "--free_bits_per=example does not",
+    ),
     "negative warm-up": (["--beta_warmup_epochs=-1"], "beta_warmup_epochs.*-1"),
     "decay of one": (["--ema_decay=1"], "ema_decay.*1"),
     "variance": (["--likelihood=gaussian", "--variance=0"], "variance.*0"),

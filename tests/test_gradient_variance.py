@@ -127,6 +127,7 @@ def test_a_million_draws_of_every_row(tmp_path):
         assert sum(row["exact_variance"] is not None for row in rows) >= 70
 
 
+@pytest.mark.slow
 def test_signal_to_noise_has_the_published_slopes(tmp_path, monkeypatch, capsys):
     """Rainforth et al. 2018: +1/2 and -1/2; Tucker et al. 2019: +1/2."""
     monkeypatch.setattr(signal_to_noise, "SAMPLE_COUNTS", (16, 256))
@@ -246,6 +247,7 @@ def test_the_last_line_has_the_ratio_of_the_variances(vae_part):
     assert float(last.split()[-1]) == pytest.approx(ratio, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_estimators_train_from_the_same_start_on_the_same_data():
     dataset = data.load("synthetic")
     model = vae.gaussian_model(dataset.data_shape, 2, 4)

@@ -10,7 +10,7 @@ import scipy.integrate
 import scipy.optimize
 import scipy.stats
 
-from vae_jax import Bernoulli, Gaussian
+from vae_jax import Bernoulli, Gaussian, PerPixelGaussian
 from vae_jax.likelihoods import GaussianLikelihood
 from vae_jax.posteriors import bound_log_var
 
@@ -126,3 +126,18 @@ def test_likelihoods_pass_through_transformations(family, key):
     likelihood = jax.jit(family.build)(own, jnp.ones((2, 4, 3)))
     assert likelihood.mean.shape == (2, 4, 3)
     assert family.num_outputs(data_dim=3) == 3
+
+
+def test_a_variance_for_each_pixel_is_scipys():
+    rng = np.random.default_rng(6)
+    outputs = rng.normal(size=(2, 3, 8)).astype(np.float32)
+    x = rng.normal(size=(3, 4)).astype(np.float32)
+    likelihood = PerPixelGaussian().build({}, jnp.asarray(outputs))
+    mean, raw = np.split(outputs.astype(float), 2, axis=-1)
+    scale = np.exp(0.5 * 20 * np.tanh(raw / 20))
+    expected = scipy.stats.norm(mean, scale).logpdf(x).sum(axis=-1)
+    np.testing.assert_allclose(likelihood.log_prob(jnp.asarray(x)), expected, rtol=1e-5)
+    bias = PerPixelGaussian().output_bias(jnp.full(4, 0.3))
+    started = PerPixelGaussian().build({}, bias)
+    np.testing.assert_allclose(started.mean, 0.3)
+    np.testing.assert_allclose(started.log_var, 0.0)

@@ -1,5 +1,6 @@
 """p(z) against SciPy, and the registry of closed-form divergences."""
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,11 +10,21 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from conftest import random_params
+from sklearn.mixture import GaussianMixture
 
 from vae_jax import (
+    MLP,
     DiagonalGaussianPrior,
     FactorizedBernoulliPrior,
+    MixtureOfGaussians,
+    ModelSpec,
     StandardNormal,
+    VampPrior,
+    elbo,
+    elbo_terms,
+    encode,
+    log_prior,
     register_kl,
 )
 from vae_jax import priors as priors_module
@@ -186,3 +197,94 @@ def test_a_subclass_of_a_prior_keeps_its_closed_form():
     class Renamed(StandardNormal): ...
 
     assert closed_form_kl(DiagonalGaussianPosterior, Renamed) is not None
+
+
+MIXTURE = MixtureOfGaussians(3)
+
+
+def mixture_params():
+    rng = np.random.default_rng(2)
+    shapes = {"logits": (3,), "mean": (3, 2), "log_var": (3, 2)}
+    return {name: rng.normal(size=shape).astype("f") for name, shape in shapes.items()}
+
+
+def test_a_mixture_is_scikit_learns():
+    params = mixture_params()
+    oracle = GaussianMixture(3, covariance_type="diag")
+    oracle.weights_ = scipy.special.softmax(params["logits"].astype(float))
+    oracle.means_ = params["mean"].astype(float)
+    oracle.covariances_ = np.exp(params["log_var"].astype(float))
+    oracle.precisions_cholesky_ = oracle.covariances_**-0.5
+    z = np.random.default_rng(3).normal(size=(4, 5, 2)).astype("f")
+    found = MIXTURE.log_prob(params, jnp.asarray(z), encode=None)
+    expected = oracle.score_samples(z.reshape(-1, 2).astype(float)).reshape(4, 5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_draws_of_a_mixture_have_its_moments(assert_mean):
+    params = mixture_params()
+    draws = np.asarray(
+        MIXTURE.sample(
+            params, jax.random.key(4), num_samples=50_000, latent_dim=2, encode=None
+        )
+    )
+    weights = scipy.special.softmax(params["logits"])[:, None]
+    assert_mean(draws, np.sum(weights * params["mean"], axis=0))
+    second = np.sum(weights * (params["mean"] ** 2 + np.exp(params["log_var"])), axis=0)
+    assert_mean(draws**2, second)
+
+
+@pytest.fixture(scope="module")
+def vamp():
+    spec = ModelSpec(
+        encoder=MLP((4,)),
+        decoder=MLP((4,)),
+        prior=VampPrior(3),
+        latent_dim=2,
+        data_shape=(5,),
+    )
+    return jax.tree.map(jnp.asarray, random_params(spec))
+
+
+def test_a_vampprior_is_the_mixture_of_posteriors_at_its_pseudo_inputs(vamp):
+    inputs = 1 / (1 + np.exp(-np.asarray(vamp.prior["pseudo_inputs"], float)))
+    posterior = encode(vamp, jnp.asarray(inputs, jnp.float32))
+    mean, scale = np.asarray(posterior.mean), np.exp(0.5 * posterior.log_var)
+    z = np.random.default_rng(5).normal(size=(4, 6, 2)).astype("f")
+    each = scipy.stats.norm(mean, scale).pdf(z[:, :, None]).prod(axis=-1)
+    found = log_prior(vamp, jnp.asarray(z))
+    np.testing.assert_allclose(found, np.log(each.mean(axis=-1)), rtol=1e-4)
+
+
+def test_draws_of_a_vampprior_have_its_moments(vamp, assert_mean):
+    draws = np.asarray(
+        vamp.spec.prior.sample(
+            vamp.prior,
+            jax.random.key(6),
+            num_samples=50_000,
+            latent_dim=2,
+            encode=functools.partial(encode, vamp),
+        )
+    )
+    posterior = encode(vamp, jax.nn.sigmoid(vamp.prior["pseudo_inputs"]))
+    assert_mean(draws, posterior.mean.mean(axis=0))
+    second = posterior.mean**2 + np.exp(posterior.log_var)
+    assert_mean(draws**2, second.mean(axis=0))
+
+
+def test_an_elbo_with_a_vampprior_trains_pseudo_inputs_and_estimates_its_kl(vamp):
+    x = np.random.default_rng(0).integers(0, 2, (4, 5)).astype("f")
+    key = jax.random.key(7)
+
+    @jax.jit
+    def figures(params):
+        z, log_q = encode(params, x).sample_and_log_prob(key, 1)
+        by_hand = (log_q - log_prior(params, z))[0]
+        kl = elbo_terms(params, x, key).kl_divergence
+        return kl, by_hand, jax.grad(elbo)(params, x, key)
+
+    kl, expected, gradient = figures(vamp)
+    np.testing.assert_allclose(kl, expected, rtol=1e-4, atol=1e-5)
+    assert np.any(gradient.prior["pseudo_inputs"])
+    with pytest.raises(ValueError, match="no closed form is registered"):
+        elbo_terms(vamp, x, key, kl="analytic")

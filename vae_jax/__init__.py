@@ -13,7 +13,12 @@ from vae_jax.diagnostics import (
 )
 from vae_jax.estimators import reparameterization
 from vae_jax.evaluation import LogEvidence, evaluate, log_evidence
-from vae_jax.likelihoods import Bernoulli, Gaussian
+from vae_jax.likelihoods import (
+    Bernoulli,
+    ContinuousBernoulli,
+    Gaussian,
+    PerPixelGaussian,
+)
 from vae_jax.model import (
     decode,
     encode,
@@ -45,7 +50,9 @@ from vae_jax.posteriors import DiagonalGaussian, FactorizedBernoulli, PointMass
 from vae_jax.priors import (
     DiagonalGaussianPrior,
     FactorizedBernoulliPrior,
+    MixtureOfGaussians,
     StandardNormal,
+    VampPrior,
     register_kl,
 )
 from vae_jax.spec import ModelSpec, Params
@@ -65,6 +72,7 @@ __all__ = [
     "ActiveUnits",
     "AggregatePosterior",
     "Bernoulli",
+    "ContinuousBernoulli",
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
     "DiagonalGaussian",
@@ -77,11 +85,14 @@ __all__ = [
     "InferenceGap",
     "Linear",
     "LogEvidence",
+    "MixtureOfGaussians",
     "ModelSpec",
     "Params",
+    "PerPixelGaussian",
     "PointMass",
     "StandardNormal",
     "TrainState",
+    "VampPrior",
     "active_units",
     "aggregate_posterior",
     "capacity",

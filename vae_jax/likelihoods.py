@@ -1,4 +1,4 @@
-"""Families of p(x|z): Bernoulli, and Gaussian with a scalar variance.
+"""Families of p(x|z): Bernoulli, discrete and continuous, and Gaussian.
 
 Each is a normalised density or probability of x, its constant kept, so that
 figures in nats compare across models. `types.LikelihoodFamily` is the contract.
@@ -10,7 +10,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from vae_jax.distributions import bernoulli, gaussian
+from vae_jax.distributions import bernoulli, continuous_bernoulli, gaussian
 from vae_jax.posteriors import bound_log_var
 from vae_jax.types import Array, Key, PyTree
 
@@ -144,3 +144,94 @@ class Gaussian:
     def output_bias(self, data_mean: Array) -> Array:
         """The data's mean."""
         return data_mean
+
+
+@dataclass(frozen=True)
+class PerPixelGaussian:
+    """The family N(mean(z), diag(exp(log_var(z)))): the decoder says both.
+
+    Kingma & Welling 2014, eq. 12. `bound_log_var` keeps the log-variances within
+    (-20, 20): without a bound a pixel that never changes has an infinite density.
+
+    Example:
+      >>> from vae_jax import PerPixelGaussian
+      >>> PerPixelGaussian().num_outputs(data_dim=784)
+      1568
+    """
+
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+
+    def num_outputs(self, data_dim: int) -> int:
+        """A mean and a log-variance a pixel."""
+        return 2 * data_dim
+
+    def init(self, key: Key, *, data_dim: int) -> dict[str, PyTree]:
+        """No parameters of its own."""
+        return {}
+
+    def build(self, likelihood_params: PyTree, outputs: Array) -> GaussianLikelihood:
+        """Splits the decoder's outputs `[..., 2 D]` into means and log-variances."""
+        mean, raw = jnp.split(outputs, 2, axis=-1)
+        return GaussianLikelihood(mean, bound_log_var(raw))
+
+    def output_bias(self, data_mean: Array) -> Array:
+        """The data's mean, and variance 1."""
+        return jnp.concatenate([data_mean, jnp.zeros_like(data_mean)])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ContinuousBernoulliLikelihood:
+    """p(x|z) = prod_d C(l_d) exp(l_d x_d) on [0, 1], a density of grey values.
+
+    Attributes:
+      logits: l, `[S, B, D]`.
+    """
+
+    logits: Array
+
+    def log_prob(self, x: Array) -> Array:
+        """Log p(x|z) in nats, summed over D: `[S, B]` for `x` `[B, D]`."""
+        return continuous_bernoulli.log_prob(x, self.logits)
+
+    @property
+    def mean(self) -> Array:
+        """E[x|z], `[S, B, D]`; not sigmoid(l)."""
+        return continuous_bernoulli.mean(self.logits)
+
+    def sample(self, key: Key) -> Array:
+        """Draws in [0, 1], `[S, B, D]`."""
+        return continuous_bernoulli.sample(self.logits, key)
+
+
+@dataclass(frozen=True)
+class ContinuousBernoulli:
+    """The family of continuous Bernoulli pixels, Loaiza-Ganem & Cunningham 2019.
+
+    What a cross-entropy on grey values lacks is this density's normalizer.
+
+    Example:
+      >>> from vae_jax import ContinuousBernoulli
+      >>> ContinuousBernoulli().num_outputs(data_dim=784)
+      784
+    """
+
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+
+    def num_outputs(self, data_dim: int) -> int:
+        """One logit a pixel."""
+        return data_dim
+
+    def init(self, key: Key, *, data_dim: int) -> dict[str, PyTree]:
+        """No parameters of its own."""
+        return {}
+
+    def build(
+        self, likelihood_params: PyTree, outputs: Array
+    ) -> ContinuousBernoulliLikelihood:
+        """Takes the decoder's outputs `[..., D]` as logits."""
+        return ContinuousBernoulliLikelihood(outputs)
+
+    def output_bias(self, data_mean: Array) -> Array:
+        """The data's log-odds, as for `Bernoulli`: near enough to start from."""
+        return Bernoulli().output_bias(data_mean)

@@ -4,6 +4,6 @@ Every function sums over the last axis, works under `jit`, `grad` and `vmap`, an
 computes in the dtype of its inputs. All figures are in nats.
 """
 
-from vae_jax.distributions import bernoulli, gaussian
+from vae_jax.distributions import bernoulli, continuous_bernoulli, gaussian
 
-__all__ = ["bernoulli", "gaussian"]
+__all__ = ["bernoulli", "continuous_bernoulli", "gaussian"]

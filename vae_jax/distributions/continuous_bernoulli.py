@@ -1,0 +1,96 @@
+"""Independent continuous Bernoulli variables on [0, 1], parameterized by logits.
+
+p(x) = C(l) exp(l x) with C(l) = l / (exp(l) - 1) (Loaiza-Ganem & Cunningham 2019, with
+l = log(lambda / (1 - lambda))). With h = l / 2 all figures are a uniform variable's, at
+h = 0, and even or odd functions of h; near 0 they are taken from their series.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.types import Array, Key
+
+# Where three terms of the series are exact to the rounding of float32.
+_SMALL = 0.1
+
+
+def log_prob(x: Array, logits: Array) -> Array:
+    """Log-density of continuous Bernoulli variables in nats, over the last axis.
+
+    sum_d [h_d (2 x_d - 1) - log(sinh(h_d) / h_d)] with h = logits / 2.
+
+    Args:
+      x: values in [0, 1], `[..., D]`.
+      logits: log-odds of the parameter lambda, broadcasting with `x`.
+
+    Returns:
+      Log-densities, `[...]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import continuous_bernoulli
+      >>> print(continuous_bernoulli.log_prob(jnp.array([0.5]), jnp.ones(1)).round(3))
+      -0.041
+    """
+    half = 0.5 * logits
+    return jnp.sum(half * (2 * jnp.asarray(x, half.dtype) - 1) - _log_sinhc(half), -1)
+
+
+def mean(logits: Array) -> Array:
+    """E[x] = 1/2 + (coth(h) - 1/h) / 2 with h = logits / 2, of each variable.
+
+    Args:
+      logits: log-odds of the parameter lambda, `[..., D]`.
+
+    Returns:
+      Means, `[..., D]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import continuous_bernoulli
+      >>> print(continuous_bernoulli.mean(jnp.array([0.0])))
+      [0.5]
+    """
+    half = 0.5 * logits
+    small = jnp.abs(half) < _SMALL
+    # The branch that is not taken must be finite, too, or its gradient is nan.
+    large = jnp.where(small, 1.0, half)
+    series = half / 3 - half**3 / 45 + 2 * half**5 / 945
+    return 0.5 + 0.5 * jnp.where(small, series, 1 / jnp.tanh(large) - 1 / large)
+
+
+def sample(logits: Array, key: Key) -> Array:
+    """Draws by the inverse of the distribution function, differentiable in the logits.
+
+    x = log(1 + u (exp(l) - 1)) / l, of -|l| so that nothing overflows.
+
+    Args:
+      logits: log-odds of the parameter lambda, `[..., D]`.
+      key: PRNG key, consumed once.
+
+    Returns:
+      Draws, `[..., D]`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.distributions import continuous_bernoulli
+      >>> continuous_bernoulli.sample(jnp.zeros((2, 3)), jax.random.key(0)).shape
+      (2, 3)
+    """
+    u = jax.random.uniform(key, logits.shape, logits.dtype)
+    small = jnp.abs(logits) < 1e-3
+    falling = -jnp.abs(jnp.where(small, 1.0, logits))
+    inverse = jnp.log1p(u * jnp.expm1(falling)) / falling
+    x = jnp.where(logits > 0, 1 - inverse, inverse)
+    # To first order in the logit, around the uniform variable.
+    return jnp.where(small, u - 0.5 * logits * u * (u - 1), x)
+
+
+def _log_sinhc(half: Array) -> Array:
+    """log(sinh(h) / h), even, about |h| for large h."""
+    small = jnp.abs(half) < _SMALL
+    size = jnp.abs(jnp.where(small, 1.0, half))
+    square = jnp.square(half)
+    series = square / 6 - square**2 / 180 + square**3 / 2835
+    exact = size + jnp.log(-jnp.expm1(-2 * size)) - jnp.log(2 * size)
+    return jnp.where(small, series, exact)

@@ -773,7 +773,16 @@ def default_gradients():
     return model_gradients(elbo, jax.random.key(6), 10_000)
 
 
-@pytest.mark.parametrize("name", ON_MODELS)
+QUICKER = ("score_function", "path_derivative", "doubly_reparameterized")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICKER else pytest.mark.slow)
+        for name in ON_MODELS
+    ],
+)
 def test_the_elbos_gradient_is_the_same_by_every_estimator(name, default_gradients):
     """Encoder, decoder and prior; the pathwise ones estimate the KL as they must."""
     estimator = ON_MODELS[name]

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from experiments.gradient_variance import (
     signal_to_noise,
     vae,
 )
-from vae_jax import data, encode
+from vae_jax import data, encode, init
 from vae_jax.estimators import Moments
 
 RNG = np.random.default_rng(11)
@@ -38,8 +39,7 @@ def assert_pictures(folder, *names):
 
 # Each costs seconds to compile; test_a_million_draws_of_every_row has the rest.
 QUICK = """
-    reparameterization score_function leave_one_out path_derivative disarm
-    straight_through
+    reparameterization score_function leave_one_out straight_through
 """
 
 
@@ -47,7 +47,7 @@ QUICK = """
 def exact_part(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exact")
     config = Config(
-        part="exact", **SETTING, num_samples=3, num_draws=200_000, run_dir=str(folder)
+        part="exact", **SETTING, num_samples=3, num_draws=40_000, run_dir=str(folder)
     )
     with pytest.MonkeyPatch.context() as patch:
         for name in ("gaussian_cases", "bernoulli_cases"):
@@ -69,7 +69,7 @@ def quick(cases):
 def test_exact_rows_are_within_five_standard_errors(exact_part):
     folder, rows = exact_part
     assert exact.largest_z(rows) < 5
-    assert sum(row["exact_variance"] is not None for row in rows) == 31
+    assert sum(row["exact_variance"] is not None for row in rows) == 28
     assert_pictures(folder, "variance_against_k")
 
 
@@ -149,6 +149,7 @@ def test_the_toy_is_at_its_optimum_but_for_the_perturbation(monkeypatch):
     np.testing.assert_allclose(np.exp(posterior.log_var), 2 / 3, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_logistic_regression_is_fitted_and_measured(tmp_path, monkeypatch, capsys):
     chosen = {
         name: logistic_regression.ESTIMATORS[name]
@@ -206,6 +207,27 @@ def vae_part(tmp_path_factory):
     return folder, results_of(folder)["rows"], "\n".join(lines)
 
 
+def test_a_row_holds_the_variance_its_cost_and_the_agreement_of_the_means():
+    model = only(vae.gaussian_model, ("reparameterization", "score_function"))(
+        (4,), 2, 4
+    )
+    params = init(model.spec, jax.random.key(0))
+    rows = vae.measure(
+        model,
+        dict.fromkeys(vae.STAGES, params),
+        jnp.ones((2, 4)),
+        sample_counts=(2,),
+        num_draws=200,
+        key=jax.random.key(1),
+    )
+    assert len(rows) == 6
+    assert vae.variance_ratio(rows) > 3
+    for row in rows:
+        assert abs(row["mean_z"]) < 5
+        product = row["variance"] * row["seconds_per_draw"]
+        assert row["cost_adjusted_variance"] == pytest.approx(product, rel=1e-5)
+
+
 def only(make, kept):
     def model(*sizes):
         whole = make(*sizes)
@@ -220,6 +242,7 @@ def only(make, kept):
     return model
 
 
+@pytest.mark.slow
 def test_a_vae_is_measured_at_three_stages(vae_part):
     folder, rows, _ = vae_part
     assert {row["stage"] for row in rows} == set(vae.STAGES)
@@ -234,6 +257,7 @@ def test_a_vae_is_measured_at_three_stages(vae_part):
     assert_pictures(folder, "training_curves", "vae_bits_elbo")
 
 
+@pytest.mark.slow
 def test_the_last_line_has_the_ratio_of_the_variances(vae_part):
     _, rows, printed = vae_part
     variances = {

@@ -223,8 +223,8 @@ def fit_posterior(
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax import ModelSpec, fit_posterior, init
       >>> params = init(ModelSpec(data_shape=(5,)), jax.random.key(0))
-      >>> x = jnp.zeros((3, 5))
-      >>> fit_posterior(params, x, jax.random.key(1), num_steps=10).mean.shape
+      >>> q = jax.jit(fit_posterior)(params, jnp.zeros((3, 5)), jax.random.key(1))
+      >>> q.mean.shape
       (3, 20)
     """
     schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
@@ -281,8 +281,8 @@ def inference_gap(
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax import ModelSpec, inference_gap, init
       >>> params = init(ModelSpec(latent_dim=2, data_shape=(5,)), jax.random.key(0))
-      >>> gap = inference_gap(params, jnp.zeros((3, 5)), jax.random.key(1), num_steps=5)
-      >>> gap.approximation_gap.shape
+      >>> split = jax.jit(inference_gap)
+      >>> split(params, jnp.zeros((3, 5)), jax.random.key(1)).approximation_gap.shape
       (3,)
     """
     require_density(encode(params, x), "an inference gap")

@@ -72,7 +72,7 @@ def test_below_the_allowance_the_kl_has_no_gradient(params, per):
     def charge(params):
         posterior = encode(params, X)
         kl = 0.5 * jnp.sum(posterior.mean**2, axis=-1)
-        return penalty(params, posterior, kl, 0)
+        return penalty(params, posterior, kl, jax.random.key(0), 0)
 
     gradient = jax.grad(charge)(params).encoder
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))

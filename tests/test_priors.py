@@ -27,20 +27,19 @@ from vae_jax import (
     log_prior,
     register_kl,
 )
-from vae_jax import priors as priors_module
 from vae_jax.posteriors import (
     BernoulliPosterior,
     DiagonalGaussianPosterior,
     PointMassPosterior,
 )
-from vae_jax.priors import closed_form_kl
+from vae_jax.priors import closed_form, closed_form_kl
 
 
 @pytest.fixture
 def registry(monkeypatch):
     """A registry that forgets what a test registers."""
-    forms = dict(priors_module._closed_forms)
-    monkeypatch.setattr(priors_module, "_closed_forms", forms)
+    forms = dict(closed_form._closed_forms)
+    monkeypatch.setattr(closed_form, "_closed_forms", forms)
 
 
 def test_standard_normal_log_prob_is_scipys():

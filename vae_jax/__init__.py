@@ -13,9 +13,17 @@ from vae_jax.diagnostics import (
 )
 from vae_jax.estimators import reparameterization
 from vae_jax.evaluation import LogEvidence, evaluate, log_evidence
+from vae_jax.hierarchical import (
+    HierarchicalGaussian,
+    HierarchicalGaussianPrior,
+    StochasticLayer,
+)
 from vae_jax.likelihoods import (
     Bernoulli,
+    Categorical,
     ContinuousBernoulli,
+    DiscretizedLogistic,
+    FullCovarianceGaussian,
     Gaussian,
     PerPixelGaussian,
 )
@@ -30,13 +38,21 @@ from vae_jax.model import (
     reparameterize,
     trainable,
 )
-from vae_jax.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder, Linear
+from vae_jax.networks import (
+    MLP,
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    GatedMLP,
+    Linear,
+)
 from vae_jax.objectives import (
     ELBOTerms,
     elbo,
     elbo_terms,
     importance_weighted_bound,
+    log_joint,
     log_weight,
+    partially_importance_weighted_bound,
 )
 from vae_jax.parallel import (
     jit_step,
@@ -45,9 +61,27 @@ from vae_jax.parallel import (
     shard_epoch,
     shard_map_step,
 )
-from vae_jax.penalties import capacity, cyclic_schedule, free_bits
-from vae_jax.posteriors import DiagonalGaussian, FactorizedBernoulli, PointMass
+from vae_jax.penalties import (
+    capacity,
+    cyclic_schedule,
+    free_bits,
+    maximum_mean_discrepancy,
+    total_correlation,
+)
+from vae_jax.posteriors import (
+    DiagonalGaussian,
+    FactorizedBernoulli,
+    FullGaussian,
+    Householder,
+    InverseAutoregressive,
+    LowRankGaussian,
+    Planar,
+    PointMass,
+    Sylvester,
+)
 from vae_jax.priors import (
+    AutoregressiveFlow,
+    ClassConditionalPrior,
     DiagonalGaussianPrior,
     FactorizedBernoulliPrior,
     MixtureOfGaussians,
@@ -58,9 +92,11 @@ from vae_jax.priors import (
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.training import (
     Epoch,
+    Labelled,
     TrainState,
     elbo_objective,
     empty_history,
+    importance_weighted_objective,
     init_state,
     shuffled_epoch,
     train_epoch,
@@ -68,29 +104,45 @@ from vae_jax.training import (
 )
 
 __all__ = [
-    "MLP",
     "ActiveUnits",
     "AggregatePosterior",
+    "AutoregressiveFlow",
     "Bernoulli",
+    "Categorical",
+    "ClassConditionalPrior",
     "ContinuousBernoulli",
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
     "DiagonalGaussian",
     "DiagonalGaussianPrior",
+    "DiscretizedLogistic",
     "ELBOTerms",
     "Epoch",
     "FactorizedBernoulli",
     "FactorizedBernoulliPrior",
+    "FullCovarianceGaussian",
+    "FullGaussian",
+    "GatedMLP",
     "Gaussian",
+    "HierarchicalGaussian",
+    "HierarchicalGaussianPrior",
+    "Householder",
     "InferenceGap",
+    "InverseAutoregressive",
+    "Labelled",
     "Linear",
     "LogEvidence",
+    "LowRankGaussian",
+    "MLP",
     "MixtureOfGaussians",
     "ModelSpec",
     "Params",
     "PerPixelGaussian",
+    "Planar",
     "PointMass",
     "StandardNormal",
+    "StochasticLayer",
+    "Sylvester",
     "TrainState",
     "VampPrior",
     "active_units",
@@ -108,6 +160,7 @@ __all__ = [
     "free_bits",
     "generate",
     "importance_weighted_bound",
+    "importance_weighted_objective",
     "inference_gap",
     "init",
     "init_state",
@@ -116,8 +169,11 @@ __all__ = [
     "kl_per_unit",
     "load_run",
     "log_evidence",
+    "log_joint",
     "log_prior",
     "log_weight",
+    "maximum_mean_discrepancy",
+    "partially_importance_weighted_bound",
     "pmap_step",
     "reconstruct",
     "register_kl",
@@ -127,6 +183,7 @@ __all__ = [
     "shard_epoch",
     "shard_map_step",
     "shuffled_epoch",
+    "total_correlation",
     "train_epoch",
     "train_step",
     "trainable",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from vae_jax.estimators import log_mean_exp, value_only
-from vae_jax.model import encode, log_prior
+from vae_jax.model import encode, log_prior, prior_params
 from vae_jax.objectives import elbo_terms, log_weight, require_density
 from vae_jax.priors import unit_kl
 from vae_jax.spec import Params
@@ -77,17 +77,23 @@ class InferenceGap(NamedTuple):
 
 
 def active_units(
-    params: Params, x: Array, *, threshold: float | Array = ACTIVE_VARIANCE
+    params: Params,
+    x: Array,
+    *,
+    threshold: float | Array = ACTIVE_VARIANCE,
+    labels: Array | None = None,
 ) -> ActiveUnits:
     """The variance over x of each unit's posterior mean, and which exceed a threshold.
 
     Var_x(E_q[z_j | x]) > 0.01 (Burda, Grosse & Salakhutdinov 2016, section 5.2). It is
-    the variance of these examples (divided by B).
+    the variance of these examples (divided by B). Several stochastic layers follow one
+    another.
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
       threshold: above which a unit counts as active.
+      labels: of a conditional model, as for `encode`.
 
     Returns:
       `ActiveUnits`.
@@ -99,18 +105,20 @@ def active_units(
       >>> print(active_units(params, jnp.zeros((8, 784))).count)
       0
     """
-    variance = jnp.var(encode(params, x).mean, axis=0)
+    means = jax.tree.leaves(encode(params, x, labels=labels).mean)
+    variance = jnp.var(jnp.concatenate(means, axis=-1), axis=0)
     active = variance > threshold
     return ActiveUnits(variance, active, jnp.sum(active))
 
 
-def kl_per_unit(params: Params, x: Array) -> Array:
+def kl_per_unit(params: Params, x: Array, *, labels: Array | None = None) -> Array:
     """KL(q(z_j|x) || p(z_j)) of each unit in nats, averaged over the batch.
 
     Args:
       params: of a model whose posterior and prior are products over units: diagonal
         Gaussian or Bernoulli, with a closed-form KL.
       x: observations, `[B, D]`.
+      labels: of a conditional model, as for `encode`.
 
     Returns:
       `[L]`, whose sum is the KL term of the ELBO.
@@ -125,7 +133,8 @@ def kl_per_unit(params: Params, x: Array) -> Array:
       >>> kl_per_unit(params, jnp.zeros((8, 784))).shape
       (20,)
     """
-    kls = unit_kl(encode(params, x), params.spec.prior, params.prior)
+    posterior = encode(params, x, labels=labels)
+    kls = unit_kl(posterior, params.spec.prior, prior_params(params, labels))
     return jnp.mean(kls, axis=0)
 
 
@@ -198,12 +207,14 @@ def fit_posterior(
     num_steps: int = 500,
     num_samples: int = 16,
     learning_rate: float | Array = 0.03,
+    labels: Array | None = None,
 ) -> Posterior:
     """The best q(z|x) of the model's family for each example, by gradient ascent.
 
     Adam on the ELBO by the parameters of every example's own q, from what the encoder
     says, its rate falling to zero by a cosine; the model stays as it is. This is
-    variational inference without amortization.
+    variational inference without amortization; of a flow every example gets weights of
+    its own as well.
 
     Args:
       params: model parameters.
@@ -212,6 +223,7 @@ def fit_posterior(
       num_steps: of Adam.
       num_samples: posterior samples of each example and step.
       learning_rate: at the start.
+      labels: of a conditional model, as for `encode`.
 
     Returns:
       A posterior of the same family, batch B, for `elbo_terms(..., posterior=)`.
@@ -236,17 +248,29 @@ def fit_posterior(
         def loss(posterior: Posterior) -> Array:
             step_key = jax.random.fold_in(key, number)
             terms = elbo_terms(
-                params, x, step_key, num_samples=num_samples, posterior=posterior
+                params,
+                x,
+                step_key,
+                num_samples=num_samples,
+                posterior=posterior,
+                labels=labels,
             )
             return -jnp.sum(terms.elbo)
 
         updates, opt_state = optimizer.update(jax.grad(loss)(posterior), opt_state)
         return optax.apply_updates(posterior, updates), opt_state
 
-    start = encode(params, x)
+    start = _each_its_own(encode(params, x, labels=labels), x.shape[0])
     carry = (start, optimizer.init(start))
     posterior, _ = jax.lax.fori_loop(0, num_steps, step, carry)
     return posterior
+
+
+def _each_its_own(posterior: Posterior, count: int) -> Posterior:
+    """What all examples share (a flow's weights, `[1, ...]`) for each of them."""
+    return jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), posterior
+    )
 
 
 def inference_gap(
@@ -256,6 +280,7 @@ def inference_gap(
     *,
     num_steps: int = 500,
     num_samples: int = 1000,
+    labels: Array | None = None,
 ) -> InferenceGap:
     """Splits log p(x) - ELBO into approximation gap and amortization gap, in nats.
 
@@ -270,6 +295,7 @@ def inference_gap(
       key: PRNG key, consumed once.
       num_steps: steps of `fit_posterior`.
       num_samples: samples of each ELBO; log p(x) takes five times as many, in turn.
+      labels: of a conditional model, as for `encode`.
 
     Returns:
       `InferenceGap`, each `[B]`.
@@ -285,9 +311,10 @@ def inference_gap(
       >>> split(params, jnp.zeros((3, 5)), jax.random.key(1)).approximation_gap.shape
       (3,)
     """
-    require_density(encode(params, x), "an inference gap")
+    encoded = encode(params, x, labels=labels)
+    require_density(encoded, "an inference gap")
     fit_key, elbo_key, evidence_key = jax.random.split(key, 3)
-    best = fit_posterior(params, x, fit_key, num_steps=num_steps)
+    best = fit_posterior(params, x, fit_key, num_steps=num_steps, labels=labels)
 
     def elbo_of(posterior: Posterior) -> Array:
         return elbo_terms(
@@ -297,12 +324,14 @@ def inference_gap(
             num_samples=num_samples,
             posterior=posterior,
             estimator=value_only,
+            labels=labels,
         ).elbo
 
-    own, fitted = elbo_of(encode(params, x)), elbo_of(best)
+    own, fitted = elbo_of(encoded), elbo_of(best)
 
     def log_weights(key: Key) -> Array:
-        return log_weight(params, x, *best.sample_and_log_prob(key, num_samples))
+        draws = best.sample_and_log_prob(key, num_samples)
+        return log_weight(params, x, *draws, labels=labels)
 
     # A few calls in turn: their samples need not all be in memory.
     keys = jax.random.split(evidence_key, EVIDENCE_FACTOR)

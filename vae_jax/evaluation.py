@@ -43,6 +43,7 @@ def evaluate(
     num_samples: int = 1,
     first: int | Array = 0,
     chunk_size: int = 1000,
+    labels: Array | None = None,
 ) -> ELBOTerms:
     """The ELBO of every example of a data set and its two terms, in nats, beta 1.
 
@@ -53,6 +54,7 @@ def evaluate(
       num_samples: posterior samples of each example.
       first: number of the first example, where `x` is part of a data set.
       chunk_size: latents decoded at once; bounds the memory.
+      labels: of a conditional model, as for `encode`, `[B]` or `[B, C]`.
 
     Returns:
       `ELBOTerms`, each `[B]`.
@@ -68,16 +70,23 @@ def evaluate(
       (10,)
     """
 
-    def terms(x: Array, key: Key) -> ELBOTerms:
+    def terms(x: Array, labels: Array | None, key: Key) -> ELBOTerms:
         batch = elbo_terms(
-            params, x[None], key, num_samples=num_samples, estimator=value_only
+            params,
+            x,
+            key,
+            num_samples=num_samples,
+            estimator=value_only,
+            labels=labels,
         )
         return jax.tree.map(lambda leaf: leaf[0], batch)
 
     _check_positive("num_samples", num_samples)
     _check_positive("chunk_size", chunk_size)
     images_at_once = max(1, chunk_size // num_samples)
-    return _map_images(terms, x, key, first=first, images_at_once=images_at_once)
+    return _map_images(
+        terms, (x, labels), key, first=first, images_at_once=images_at_once
+    )
 
 
 def log_evidence(
@@ -88,6 +97,7 @@ def log_evidence(
     num_samples: int = 5000,
     first: int | Array = 0,
     chunk_size: int = 1000,
+    labels: Array | None = None,
 ) -> LogEvidence:
     """Importance-sampling estimate of log p(x) of every example, in nats.
 
@@ -107,6 +117,7 @@ def log_evidence(
       num_samples: importance samples S of each example.
       first: number of the first example, where `x` is part of a data set.
       chunk_size: latents decoded at once; bounds the memory.
+      labels: of a conditional model, as for `encode`, `[B]` or `[B, C]`.
 
     Returns:
       `LogEvidence`, each `[B]`. With a single sample the standard error is nan.
@@ -133,7 +144,7 @@ def log_evidence(
             num_samples=num_samples,
             samples_at_once=samples_at_once,
         ),
-        x,
+        (x, labels),
         key,
         first=first,
         images_at_once=max(1, chunk_size // samples_at_once),
@@ -141,10 +152,16 @@ def log_evidence(
 
 
 def _image_log_evidence(
-    params: Params, x: Array, key: Key, *, num_samples: int, samples_at_once: int
+    params: Params,
+    x: Array,
+    labels: Array | None,
+    key: Key,
+    *,
+    num_samples: int,
+    samples_at_once: int,
 ) -> LogEvidence:
-    """`log_evidence` of one example, `[D]`."""
-    posterior = encode(params, x[None])
+    """`log_evidence` of one example, `[1, D]`."""
+    posterior = encode(params, x, labels=labels)
     require_density(posterior, "importance-sampled log evidence")
 
     def sample(index: Array) -> tuple[PyTree, Array]:
@@ -153,7 +170,7 @@ def _image_log_evidence(
     def add_chunk(sums: tuple[Array, Array], start: Array):
         index = start + jnp.arange(samples_at_once)
         draws = jax.tree.map(lambda leaf: leaf[:, 0], jax.vmap(sample)(index))
-        log_w = log_weight(params, x[None], *draws)[:, 0]
+        log_w = log_weight(params, x, *draws, labels=labels)[:, 0]
         # The last chunk may reach beyond the samples asked for.
         log_w = jnp.where(index < num_samples, log_w, -jnp.inf)
         log_sum, log_sum_squares = sums
@@ -176,21 +193,26 @@ def _image_log_evidence(
 
 
 def _map_images(
-    function: Callable[[Array, Key], PyTree],
-    x: Array,
+    function: Callable[[Array, Array | None, Key], PyTree],
+    examples: tuple[Array, Array | None],
     key: Key,
     *,
     first: int | Array,
     images_at_once: int,
 ) -> PyTree:
-    """`function(x[i], fold_in(key, first + i))`, a chunk of images at a time."""
-    chex.assert_rank(x, 2)
-    index = first + jnp.arange(x.shape[0])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    """`function(x[i], labels[i], fold_in(key, first + i))` of batches of one.
+
+    A chunk of images is computed at a time.
+    """
+    count = examples[0].shape[0]
+    chex.assert_rank(examples[0], 2)
+    chex.assert_tree_shape_prefix(examples, (count,))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
+    alone = jax.tree.map(lambda leaf: leaf[:, None], examples)
     return jax.lax.map(
-        lambda pair: function(*pair),
-        (x, keys),
-        batch_size=min(images_at_once, x.shape[0]),
+        lambda image: function(*image[0], image[1]),
+        (alone, keys),
+        batch_size=min(images_at_once, count),
     )
 
 

@@ -18,12 +18,50 @@ from vae_jax.types import Array, Key, Latents, Likelihood, Posterior, PyTree
 
 def _encoder_module(spec: ModelSpec):
     num_outputs = spec.posterior.num_outputs(spec.latent_dim)
-    return networks.with_output_layer(spec.encoder, num_outputs, spec.data_shape)
+    data_shape = spec.data_shape
+    if spec.num_classes and networks.reads_images(spec.encoder):
+        data_shape = networks.with_channels(data_shape, spec.num_classes)
+    return networks.with_output_layer(spec.encoder, num_outputs, data_shape)
 
 
 def _decoder_module(spec: ModelSpec):
     num_outputs = spec.likelihood.num_outputs(spec.data_dim)
     return networks.with_output_layer(spec.decoder, num_outputs, spec.data_shape)
+
+
+def _one_hot(spec: ModelSpec, labels: Array | None) -> Array | None:
+    """Labels as `[..., C]`; refuses them where the model has none, and their lack."""
+    if spec.num_classes == 0:
+        if labels is not None:
+            raise ValueError(
+                "labels were given to a model without: set num_classes in its spec"
+            )
+        return None
+    if labels is None:
+        raise ValueError(
+            f"a model of num_classes={spec.num_classes} needs labels: integers [B], "
+            f"or weights of the classes [B, {spec.num_classes}]"
+        )
+    labels = jnp.asarray(labels)
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        labels = jax.nn.one_hot(labels, spec.num_classes)
+    chex.assert_axis_dimension(labels, -1, spec.num_classes)
+    return labels
+
+
+def _encoder_inputs(spec: ModelSpec, x: Array, labels: Array | None) -> Array:
+    """Observations `[B, D]` as the encoder takes them, labels beside them."""
+    labels = _one_hot(spec, labels)
+    if labels is None:
+        return x
+    is_image = networks.reads_images(spec.encoder)
+    return networks.beside(x, labels, spec.data_shape if is_image else None)
+
+
+def _decoder_inputs(spec: ModelSpec, z: Latents, labels: Array | None) -> Array:
+    """Latents `[S, B, L]` of the layer next to the data, labels beside them."""
+    z, labels = z[0] if isinstance(z, tuple) else z, _one_hot(spec, labels)
+    return z if labels is None else networks.beside(z, labels, None)
 
 
 def init(
@@ -54,14 +92,20 @@ def init(
     encoder_key, decoder_key, posterior_key, prior_key, likelihood_key = (
         jax.random.split(key, 5)
     )
+    x_shape, z_shape = (1, spec.data_dim), (1, spec.latent_dim)
+    labels = jnp.zeros(1, jnp.int32) if spec.num_classes else None
     decoder = networks.init(
-        _decoder_module(spec), decoder_key, jnp.zeros((1, spec.latent_dim), dtype)
+        _decoder_module(spec),
+        decoder_key,
+        _decoder_inputs(spec, jnp.zeros(z_shape, dtype), labels),
     )
     if x is not None:
         decoder = _start_at_mean(spec, decoder, as_float(x, dtype))
     params = Params(
         encoder=networks.init(
-            _encoder_module(spec), encoder_key, jnp.zeros((1, spec.data_dim), dtype)
+            _encoder_module(spec),
+            encoder_key,
+            _encoder_inputs(spec, jnp.zeros(x_shape, dtype), labels),
         ),
         decoder=decoder,
         posterior=spec.posterior.init(posterior_key, latent_dim=spec.latent_dim),
@@ -143,19 +187,21 @@ def as_float(x: Array, dtype: Any) -> Array:
     return x.astype(dtype) if x.dtype == jnp.bool_ else x
 
 
-def encode(params: Params, x: Array) -> Posterior:
+def encode(params: Params, x: Array, *, labels: Array | None = None) -> Posterior:
     """The posterior q(z|x) of a batch (Kingma & Welling 2014, section 2.1).
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
+      labels: of a conditional model (`num_classes`): integers `[B]`, or weights of
+        the classes `[B, C]`.
 
     Returns:
       A pytree that knows its family: `mean`, `sample_and_log_prob`, and what else
       the family has.
 
     Raises:
-      ValueError: `x` holds integers.
+      ValueError: `x` holds integers; labels where the model has none, or their lack.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -166,7 +212,8 @@ def encode(params: Params, x: Array) -> Posterior:
     """
     x = as_float(x, jax.tree.leaves(params.encoder)[0].dtype)
     chex.assert_shape(x, (None, params.spec.data_dim))
-    outputs = networks.apply(_encoder_module(params.spec), params.encoder, x)
+    inputs = _encoder_inputs(params.spec, x, labels)
+    outputs = networks.apply(_encoder_module(params.spec), params.encoder, inputs)
     return params.spec.posterior.build(params.posterior, outputs)
 
 
@@ -196,12 +243,14 @@ def reparameterize(posterior: Posterior, key: Key, *, num_samples: int = 1) -> L
     return z
 
 
-def decode(params: Params, z: Latents) -> Likelihood:
+def decode(params: Params, z: Latents, *, labels: Array | None = None) -> Likelihood:
     """The likelihood p(x|z) at given latents.
 
     Args:
       params: model parameters.
-      z: latents, `[..., L]`, usually `[S, B, L]`.
+      z: latents, `[..., L]`, usually `[S, B, L]`; of several stochastic layers, a
+        tuple or the layer next to the data alone.
+      labels: as for `encode`.
 
     Returns:
       A pytree that knows its family: `log_prob(x)`, `mean`, `sample(key)`, with
@@ -214,16 +263,41 @@ def decode(params: Params, z: Latents) -> Likelihood:
       >>> decode(params, jnp.zeros((3, 8, 20))).mean.shape
       (3, 8, 784)
     """
-    outputs = networks.apply(_decoder_module(params.spec), params.decoder, z)
+    inputs = _decoder_inputs(params.spec, z, labels)
+    outputs = networks.apply(_decoder_module(params.spec), params.decoder, inputs)
     return params.spec.likelihood.build(params.likelihood, outputs)
 
 
-def log_prior(params: Params, z: Latents) -> Array:
+def prior_params(params: Params, labels: Array | None = None) -> PyTree:
+    """The prior's parameters, at given labels where it depends on them.
+
+    Args:
+      params: model parameters.
+      labels: as for `encode`.
+
+    Returns:
+      What the methods of `params.spec.prior` take.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import ModelSpec, init
+      >>> from vae_jax.model import prior_params
+      >>> prior_params(init(ModelSpec(), jax.random.key(0)))
+      {}
+    """
+    labels = _one_hot(params.spec, labels)
+    if hasattr(params.spec.prior, "given"):
+        return params.spec.prior.given(params.prior, labels)
+    return params.prior
+
+
+def log_prior(params: Params, z: Latents, *, labels: Array | None = None) -> Array:
     """Log p(z) in nats, summed over the latent dimensions.
 
     Args:
       params: model parameters.
       z: latents, `[S, B, L]`.
+      labels: as for `encode`.
 
     Returns:
       `[S, B]`.
@@ -235,10 +309,18 @@ def log_prior(params: Params, z: Latents) -> Array:
       >>> print(log_prior(params, jnp.zeros((1, 1, 2))))
       [[-1.837877]]
     """
-    return params.spec.prior.log_prob(params.prior, z, encode=partial(encode, params))
+    own = prior_params(params, labels)
+    return params.spec.prior.log_prob(own, z, encode=partial(encode, params))
 
 
-def reconstruct(params: Params, x: Array, key: Key, *, sample: bool = False) -> Array:
+def reconstruct(
+    params: Params,
+    x: Array,
+    key: Key,
+    *,
+    sample: bool = False,
+    labels: Array | None = None,
+) -> Array:
     """Encodes, samples z and decodes: x' ~ p(x'|x) = E_q(z|x)[p(x'|z)].
 
     Args:
@@ -246,6 +328,7 @@ def reconstruct(params: Params, x: Array, key: Key, *, sample: bool = False) -> 
       x: observations, `[B, D]`.
       key: PRNG key, consumed once.
       sample: draw x' from the likelihood instead of taking its mean at z.
+      labels: as for `encode`.
 
     Returns:
       `[B, D]`.
@@ -258,12 +341,18 @@ def reconstruct(params: Params, x: Array, key: Key, *, sample: bool = False) -> 
       (8, 784)
     """
     posterior_key, likelihood_key = jax.random.split(key)
-    likelihood = decode(params, reparameterize(encode(params, x), posterior_key))
+    z = reparameterize(encode(params, x, labels=labels), posterior_key)
+    likelihood = decode(params, z, labels=labels)
     return (likelihood.sample(likelihood_key) if sample else likelihood.mean)[0]
 
 
 def generate(
-    params: Params, key: Key, *, num_samples: int, sample: bool = False
+    params: Params,
+    key: Key,
+    *,
+    num_samples: int,
+    sample: bool = False,
+    labels: Array | None = None,
 ) -> Array:
     """Draws z from the prior and decodes it.
 
@@ -272,6 +361,7 @@ def generate(
       key: PRNG key, consumed once.
       num_samples: how many.
       sample: draw x from the likelihood instead of taking its mean at z.
+      labels: as for `encode`, one for each.
 
     Returns:
       `[num_samples, D]`.
@@ -285,18 +375,26 @@ def generate(
     """
     prior_key, likelihood_key = jax.random.split(key)
     z = params.spec.prior.sample(
-        params.prior,
+        prior_params(params, labels),
         prior_key,
         num_samples=num_samples,
         latent_dim=params.spec.latent_dim,
         encode=partial(encode, params),
     )
     dtype = jax.tree.leaves(params.decoder)[0].dtype
-    likelihood = decode(params, jax.tree.map(lambda leaf: leaf.astype(dtype), z))
+    z = jax.tree.map(lambda leaf: leaf.astype(dtype), z)
+    likelihood = decode(params, z, labels=labels)
     return likelihood.sample(likelihood_key) if sample else likelihood.mean
 
 
-def interpolate(params: Params, x0: Array, x1: Array, *, num_steps: int) -> Array:
+def interpolate(
+    params: Params,
+    x0: Array,
+    x1: Array,
+    *,
+    num_steps: int,
+    labels: Array | None = None,
+) -> Array:
     """Decodes the straight line between the posterior means of two batches.
 
     Args:
@@ -304,6 +402,7 @@ def interpolate(params: Params, x0: Array, x1: Array, *, num_steps: int) -> Arra
       x0: observations to start from, `[B, D]`.
       x1: observations to end at, `[B, D]`.
       num_steps: points of the line, both ends included.
+      labels: as for `encode`; of both.
 
     Returns:
       Means of the likelihood, `[num_steps, B, D]`.
@@ -317,6 +416,8 @@ def interpolate(params: Params, x0: Array, x1: Array, *, num_steps: int) -> Arra
       (5, 2, 784)
     """
     chex.assert_equal_shape([x0, x1])
-    start, end = encode(params, x0).mean, encode(params, x1).mean
-    weights = jnp.linspace(0, 1, num_steps, dtype=start.dtype)[:, None, None]
-    return decode(params, (1 - weights) * start + weights * end).mean
+    start, end = (encode(params, x, labels=labels).mean for x in (x0, x1))
+    dtype = jax.tree.leaves(start)[0].dtype
+    weights = jnp.linspace(0, 1, num_steps, dtype=dtype)[:, None, None]
+    line = jax.tree.map(lambda a, b: (1 - weights) * a + weights * b, start, end)
+    return decode(params, line, labels=labels).mean

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from vae_jax.types import Array, Key, PyTree
 
@@ -55,12 +56,59 @@ class MLP(nn.Module):
         return inputs
 
 
+class GatedMLP(nn.Module):
+    """Dense hidden layers with gates: (W h + b) * sigmoid(V h + c).
+
+    Dauphin, Fan, Auli & Grangier 2017; the VampPrior's networks (Tomczak & Welling
+    2018) are two such layers of 300.
+
+    Attributes:
+      hidden_dims: widths of the hidden layers.
+
+    Example:
+      >>> from vae_jax import GatedMLP
+      >>> GatedMLP((300, 300)).hidden_dims
+      (300, 300)
+    """
+
+    hidden_dims: tuple[int, ...] = (300, 300)
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Maps `[B, D]` to `[B, hidden_dims[-1]]`."""
+        for width in self.hidden_dims:
+            value, gate = nn.Dense(width)(inputs), nn.Dense(width)(inputs)
+            inputs = value * nn.sigmoid(gate)
+        return inputs
+
+
+class ResidualBlock(nn.Module):
+    """An image plus two 3x3 convolutions of it, activation first (He et al. 2016).
+
+    Attributes:
+      channels: of the image, before and after.
+      activation: a named function of one array.
+    """
+
+    channels: int
+    activation: Callable[[Array], Array] = nn.elu
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        """Maps `[B, height, width, channels]` to the same shape."""
+        change = images
+        for _ in range(2):
+            change = nn.Conv(self.channels, (3, 3))(self.activation(change))
+        return images + change
+
+
 class ConvolutionalEncoder(nn.Module):
     """Strided 3x3 convolutions over an image, then a dense layer.
 
     Attributes:
       channels: channels of each convolution; each halves height and width.
       hidden_dim: width of the dense layer at the end.
+      num_blocks: residual blocks after each convolution.
       activation: a named function of one array.
       data_shape: height, width and, where there is one, channel axis; the spec's
         when left at None.
@@ -71,6 +119,7 @@ class ConvolutionalEncoder(nn.Module):
 
     channels: tuple[int, ...] = (32, 64)
     hidden_dim: int = 256
+    num_blocks: int = 0
     activation: Callable[[Array], Array] = nn.relu
     data_shape: tuple[int, ...] | None = None
 
@@ -80,6 +129,8 @@ class ConvolutionalEncoder(nn.Module):
         images = inputs.reshape(-1, *_image_shape(self.data_shape))
         for width in self.channels:
             images = self.activation(nn.Conv(width, (3, 3), strides=2)(images))
+            for _ in range(self.num_blocks):
+                images = ResidualBlock(width, self.activation)(images)
         flat = images.reshape(images.shape[0], -1)
         return self.activation(nn.Dense(self.hidden_dim)(flat))
 
@@ -90,6 +141,7 @@ class ConvolutionalDecoder(nn.Module):
     Attributes:
       channels: channels of the image before each convolution; each doubles height
         and width.
+      num_blocks: residual blocks after each convolution.
       activation: a named function of one array.
       data_shape: as in `ConvolutionalEncoder`.
 
@@ -98,6 +150,7 @@ class ConvolutionalDecoder(nn.Module):
     """
 
     channels: tuple[int, ...] = (64, 32)
+    num_blocks: int = 0
     activation: Callable[[Array], Array] = nn.relu
     data_shape: tuple[int, ...] | None = None
 
@@ -113,6 +166,8 @@ class ConvolutionalDecoder(nn.Module):
         for channels in self.channels:
             images = nn.ConvTranspose(channels, (3, 3), strides=(2, 2))(images)
             images = self.activation(images)
+            for _ in range(self.num_blocks):
+                images = ResidualBlock(channels, self.activation)(images)
         return images[:, :height, :width]
 
 
@@ -166,9 +221,41 @@ def with_output_layer(
     Returns:
       A Linen module from `[B, ...]` to `[B, num_outputs]`.
     """
-    if getattr(network, "data_shape", ()) is None:
+    if reads_images(network):
         network = network.clone(data_shape=data_shape)
     return _WithOutputLayer(network, num_outputs, math.prod(data_shape))
+
+
+def reads_images(network: nn.Module) -> bool:
+    """Whether a network takes the shape of the data from the spec."""
+    return getattr(network, "data_shape", ()) is None
+
+
+def beside(inputs: Array, labels: Array, data_shape: tuple[int, ...] | None) -> Array:
+    """Labels beside a network's inputs: more numbers, or more channels of an image.
+
+    Args:
+      inputs: `[..., D]`.
+      labels: `[..., C]`, broadcasting with the inputs.
+      data_shape: height, width and channels of the inputs, for which the labels
+        become constant channels; None where they are no image.
+
+    Returns:
+      `[..., D + C]`, or `[..., D + height * width * C]`.
+    """
+    if data_shape is None:
+        labels = jnp.broadcast_to(labels, (*inputs.shape[:-1], labels.shape[-1]))
+        return jnp.concatenate([inputs, labels.astype(inputs.dtype)], axis=-1)
+    height, width, channels = _image_shape(data_shape)
+    leading = inputs.shape[:-1]
+    images = inputs.reshape(*leading, height * width, channels)
+    return beside(images, labels[..., None, :], None).reshape(*leading, -1)
+
+
+def with_channels(data_shape: tuple[int, ...], num_classes: int) -> tuple[int, ...]:
+    """The shape of an image with the labels as further channels."""
+    height, width, channels = _image_shape(data_shape)
+    return (height, width, channels + num_classes)
 
 
 def init(module: nn.Module, key: Key, inputs: Array) -> PyTree:

@@ -12,11 +12,13 @@ averaged over the batch, and to be maximised.
 from typing import Any, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 
-from vae_jax.estimators import log_mean_exp, reparameterization
+from vae_jax.estimators import grouped, log_mean_exp, reparameterization
+from vae_jax.estimators.contract import with_surrogate
 from vae_jax.estimators.reductions import Reduction
-from vae_jax.model import as_float, decode, encode, log_prior
+from vae_jax.model import as_float, decode, encode, log_prior, prior_params
 from vae_jax.priors import closed_form_kl
 from vae_jax.spec import Params
 from vae_jax.types import Array, Estimator, Key, Latents, Posterior
@@ -48,6 +50,7 @@ def elbo_terms(
     kl: str = "auto",
     estimator: Estimator = reparameterization,
     posterior: Posterior | None = None,
+    labels: Array | None = None,
 ) -> ELBOTerms:
     """The ELBO of each example and its two terms, in nats.
 
@@ -66,6 +69,7 @@ def elbo_terms(
       estimator: gives value and gradient of the expectation (`types.Estimator`).
       posterior: q(z|x) in place of `encode(params, x)`: parameters of each example's
         own, without amortization.
+      labels: of a conditional model, as for `encode`.
 
     Returns:
       `ELBOTerms`, each `[B]`.
@@ -84,18 +88,20 @@ def elbo_terms(
     """
     _check_num_samples(num_samples)
     x = as_float(x, _dtype_of(params))
-    posterior = encode(params, x) if posterior is None else posterior
+    if posterior is None:
+        posterior = encode(params, x, labels=labels)
     closed_form = _select_kl(posterior, params.spec.prior, kl)
 
     def integrand(z: Latents, log_q: Array) -> dict[str, Array]:
-        values = {"log_likelihood": decode(params, z).log_prob(x)}
+        values = {"log_likelihood": decode(params, z, labels=labels).log_prob(x)}
         if closed_form is None:
-            values["kl_divergence"] = log_q - log_prior(params, z)
+            values["kl_divergence"] = log_q - log_prior(params, z, labels=labels)
         return values
 
     means = estimator(integrand, posterior, key, num_samples=num_samples)
     if closed_form is not None:
-        divergence = closed_form(posterior, params.spec.prior, params.prior)
+        own = prior_params(params, labels)
+        divergence = closed_form(posterior, params.spec.prior, own)
         means["kl_divergence"] = divergence
     # A [B] against a [B, 1] would broadcast without a word.
     chex.assert_shape(list(means.values()), (x.shape[0],))
@@ -111,6 +117,7 @@ def elbo(
     num_samples: int = 1,
     kl: str = "auto",
     estimator: Estimator = reparameterization,
+    labels: Array | None = None,
 ) -> Array:
     """Monte Carlo evidence lower bound, averaged over the batch, in nats.
 
@@ -125,6 +132,7 @@ def elbo(
       num_samples: posterior samples of each observation, S.
       kl: `auto` (closed form where there is one), `analytic`, or `monte_carlo`.
       estimator: gives value and gradient of the expectation (`types.Estimator`).
+      labels: of a conditional model, as for `encode`.
 
     Returns:
       A scalar. Larger is better; negate it to minimise.
@@ -147,11 +155,47 @@ def elbo(
         num_samples=num_samples,
         kl=kl,
         estimator=estimator,
+        labels=labels,
     )
     return jnp.mean(terms.elbo)
 
 
-def log_weight(params: Params, x: Array, z: Latents, log_q: Array) -> Array:
+def log_joint(
+    params: Params, x: Array, z: Latents, *, labels: Array | None = None
+) -> Array:
+    """Log p(x, z) = log p(x|z) + log p(z) in nats: the posterior, but for a constant.
+
+    Args:
+      params: model parameters.
+      x: observations, `[B, D]`.
+      z: latents, `[S, B, L]`.
+      labels: of a conditional model, as for `encode`.
+
+    Returns:
+      `[S, B]`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import ModelSpec, init, log_joint
+      >>> params, x = init(ModelSpec(), jax.random.key(0)), jnp.zeros((8, 784))
+      >>> log_joint(params, x, jnp.zeros((5, 8, 20))).shape
+      (5, 8)
+    """
+    x = as_float(x, _dtype_of(params))
+    log_likelihood = decode(params, z, labels=labels).log_prob(x)
+    log_p = log_prior(params, z, labels=labels)
+    chex.assert_equal_shape([log_likelihood, log_p])
+    return log_likelihood + log_p
+
+
+def log_weight(
+    params: Params,
+    x: Array,
+    z: Latents,
+    log_q: Array,
+    *,
+    labels: Array | None = None,
+) -> Array:
     """Log importance weight log p(x|z) + log p(z) - log q(z|x), in nats.
 
     Args:
@@ -159,6 +203,7 @@ def log_weight(params: Params, x: Array, z: Latents, log_q: Array) -> Array:
       x: observations, `[B, D]`.
       z: latents drawn from q, `[S, B, L]`.
       log_q: their log-density under q, `[S, B]`.
+      labels: of a conditional model, as for `encode`.
 
     Returns:
       `[S, B]`; the mean of its exponential over samples is unbiased for p(x).
@@ -171,10 +216,9 @@ def log_weight(params: Params, x: Array, z: Latents, log_q: Array) -> Array:
       >>> log_weight(params, x, *draws).shape
       (5, 8)
     """
-    log_likelihood = decode(params, z).log_prob(as_float(x, _dtype_of(params)))
-    log_p = log_prior(params, z)
-    chex.assert_equal_shape([log_likelihood, log_p, log_q])
-    return log_likelihood + log_p - log_q
+    joint = log_joint(params, x, z, labels=labels)
+    chex.assert_equal_shape([joint, log_q])
+    return joint - log_q
 
 
 def importance_weighted_bound(
@@ -185,6 +229,7 @@ def importance_weighted_bound(
     num_samples: int,
     estimator: Estimator = reparameterization,
     reduction: Reduction = log_mean_exp,
+    labels: Array | None = None,
 ) -> Array:
     """Importance-weighted bound on log p(x), averaged over the batch, in nats.
 
@@ -200,6 +245,7 @@ def importance_weighted_bound(
       num_samples: importance samples S of each observation.
       estimator: gives value and gradient (`types.Estimator`).
       reduction: of the log-weights `[S, B]` to `[B]`.
+      labels: of a conditional model, as for `encode`.
 
     Returns:
       A scalar. Larger is better; negate it to minimise.
@@ -216,16 +262,68 @@ def importance_weighted_bound(
       ()
     """
     _check_num_samples(num_samples)
-    posterior = encode(params, x)
+    posterior = encode(params, x, labels=labels)
     require_density(posterior, "an importance-weighted bound")
     bounds = estimator(
-        lambda z, log_q: log_weight(params, x, z, log_q),
+        lambda z, log_q: log_weight(params, x, z, log_q, labels=labels),
         posterior,
         key,
         num_samples=num_samples,
         reduction=reduction,
     )
     return jnp.mean(bounds)
+
+
+def partially_importance_weighted_bound(
+    params: Params,
+    x: Array,
+    key: Key,
+    *,
+    num_samples: int,
+    num_groups: int,
+    estimator: Estimator = reparameterization,
+    labels: Array | None = None,
+) -> Array:
+    """The importance-weighted bound, its encoder trained on groups of samples (PIWAE).
+
+    The value is `importance_weighted_bound` of all samples, averaged over the batch, in
+    nats, and so is the gradient of decoder, prior and likelihood; that of encoder and
+    posterior is of `estimators.grouped(num_groups)`, which has more signal (Rainforth
+    et al. 2018, section 4).
+
+    Args:
+      params: model parameters.
+      x: observations, `[B, D]`.
+      key: PRNG key, consumed once.
+      num_samples: importance samples S of each observation.
+      num_groups: M, which must divide S.
+      estimator: gives value and gradient (`types.Estimator`).
+      labels: of a conditional model, as for `encode`.
+
+    Returns:
+      A scalar. Larger is better; negate it to minimise.
+
+    Raises:
+      ValueError: as `importance_weighted_bound`, and where M does not divide S.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import ModelSpec, init, partially_importance_weighted_bound
+      >>> params, x = init(ModelSpec(), jax.random.key(0)), jnp.zeros((8, 784))
+      >>> partially_importance_weighted_bound(
+      ...     params, x, jax.random.key(1), num_samples=4, num_groups=2
+      ... ).shape
+      ()
+    """
+    frozen = jax.lax.stop_gradient(params)
+    generative = params.replace(encoder=frozen.encoder, posterior=frozen.posterior)
+    inference = frozen.replace(encoder=params.encoder, posterior=params.posterior)
+    options = {"num_samples": num_samples, "estimator": estimator, "labels": labels}
+    value = importance_weighted_bound(generative, x, key, **options)
+    surrogate = importance_weighted_bound(
+        inference, x, key, reduction=grouped(num_groups), **options
+    )
+    return with_surrogate(value, surrogate)
 
 
 def require_density(posterior: Posterior, purpose: str) -> None:

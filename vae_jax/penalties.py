@@ -1,24 +1,30 @@
 """What a training objective may charge for the KL in place of the KL itself.
 
-A penalty is a function `(params, posterior, kl_divergence, step) -> scalar` in nats,
-averaged over the batch; `elbo_objective` weighs it by beta. They fight posterior
-collapse, or aim the rate at a target; evaluation knows nothing of them.
+A penalty is a function `(params, posterior, kl_divergence, key, step) -> scalar` in
+nats, averaged over the batch; `elbo_objective` weighs it by beta. The prior's part of
+`params` is taken at the labels, where there are any. Penalties fight posterior
+collapse, aim the rate at a target, or charge for parts of it; evaluation knows nothing
+of them.
 """
 
 from collections.abc import Callable
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import optax
 
+from vae_jax.aggregate import kl_decomposition, squared_mmd
+from vae_jax.model import encode
 from vae_jax.priors import unit_kl
 from vae_jax.spec import Params
-from vae_jax.types import Array, Posterior
+from vae_jax.types import Array, Key, Posterior
 
-Penalty = Callable[[Params, Posterior, Array, Array], Array]
+Penalty = Callable[[Params, Posterior, Array, Key, Array], Array]
 
 
 def mean_kl(
-    params: Params, posterior: Posterior, kl_divergence: Array, step: Array
+    params: Params, posterior: Posterior, kl_divergence: Array, key: Key, step: Array
 ) -> Array:
     """The KL itself, averaged over the batch: the ELBO's own penalty."""
     return jnp.mean(kl_divergence)
@@ -49,7 +55,11 @@ def free_bits(nats: float | Array, *, per: str = "unit") -> Penalty:
         raise ValueError(f"per must be unit or example, got {per!r}")
 
     def penalty(
-        params: Params, posterior: Posterior, kl_divergence: Array, step: Array
+        params: Params,
+        posterior: Posterior,
+        kl_divergence: Array,
+        key: Key,
+        step: Array,
     ) -> Array:
         if per == "example":
             return jnp.mean(jnp.maximum(kl_divergence, nats))
@@ -76,10 +86,103 @@ def capacity(nats: float | Array | optax.Schedule) -> Penalty:
     """
 
     def penalty(
-        params: Params, posterior: Posterior, kl_divergence: Array, step: Array
+        params: Params,
+        posterior: Posterior,
+        kl_divergence: Array,
+        key: Key,
+        step: Array,
     ) -> Array:
         target = nats(step) if callable(nats) else nats
         return jnp.abs(jnp.mean(kl_divergence) - target)
+
+    return penalty
+
+
+def total_correlation(
+    weight: float | Array,
+    *,
+    mutual_information: float | Array = 1.0,
+    unit_kl: float | Array = 1.0,
+    dataset_size: int | None = None,
+) -> Penalty:
+    """The parts of the KL at weights of their own (beta-TCVAE).
+
+    alpha MI + weight TC + gamma unit KL (Chen, Li, Grosse & Duvenaud 2018, eq. 4), from
+    one sample of each example; all at 1 give the KL in expectation.
+
+    Args:
+      weight: of the total correlation, their beta.
+      mutual_information: of the mutual information of x and z.
+      unit_kl: of the KLs of the units.
+      dataset_size: N, for the estimate from a minibatch (`aggregate.kl_decomposition`).
+
+    Returns:
+      The penalty.
+
+    Example:
+      >>> from vae_jax import elbo_objective, total_correlation
+      >>> penalty = total_correlation(6.0, dataset_size=60_000)
+      >>> objective = elbo_objective(penalty=penalty)
+    """
+
+    def penalty(
+        params: Params,
+        posterior: Posterior,
+        kl_divergence: Array,
+        key: Key,
+        step: Array,
+    ) -> Array:
+        parts = kl_decomposition(params, posterior, key, dataset_size=dataset_size)
+        weights = (mutual_information, weight, unit_kl)
+        return sum(share * part for share, part in zip(weights, parts, strict=True))
+
+    return penalty
+
+
+def maximum_mean_discrepancy(
+    weight: float | Array, *, kl_weight: float | Array = 0.0
+) -> Penalty:
+    """The MMD of the aggregate posterior and the prior, beside a share of the KL.
+
+    kl_weight KL + weight MMD^2(q(z), p(z)), one sample of each example against as many
+    of the prior. InfoVAE (Zhao, Song & Ermon 2019) with alpha and lambda has the
+    weights alpha + lambda - 1 and 1 - alpha; without the KL it is the WAE of Tolstikhin
+    et al. 2018, also for a point mass.
+
+    Args:
+      weight: of the squared MMD, which is not in nats.
+      kl_weight: of the KL.
+
+    Returns:
+      The penalty.
+
+    Example:
+      >>> from vae_jax import elbo_objective, maximum_mean_discrepancy
+      >>> objective = elbo_objective(penalty=maximum_mean_discrepancy(100.0))
+    """
+
+    def penalty(
+        params: Params,
+        posterior: Posterior,
+        kl_divergence: Array,
+        key: Key,
+        step: Array,
+    ) -> Array:
+        posterior_key, prior_key = jax.random.split(key)
+        z, _ = posterior.sample_and_log_prob(posterior_key, 1)
+        drawn = params.spec.prior.sample(
+            params.prior,
+            prior_key,
+            num_samples=kl_divergence.shape[0],
+            latent_dim=params.spec.latent_dim,
+            encode=partial(encode, params),
+        )
+        # The layers of several are units of one point.
+        ours, priors = (
+            jnp.concatenate(jax.tree.leaves(points), axis=-1) for points in (z, drawn)
+        )
+        distance = squared_mmd(ours[0], priors.astype(ours.dtype))
+        return kl_weight * jnp.mean(kl_divergence) + weight * distance
 
     return penalty
 

@@ -29,7 +29,7 @@ _METHODS = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Five choices and two sizes; the defaults are the MNIST reference model.
+    """Five choices and three sizes; the defaults are the MNIST reference model.
 
     A spec holds integers, strings, tuples, classes and Linen modules only, so that
     it hashes and two equal specs share their compiled programs. Real-valued
@@ -43,10 +43,13 @@ class ModelSpec:
       likelihood: the family of p(x|z).
       latent_dim: L.
       data_shape: shape of one example; D is its product.
+      num_classes: C of a conditional model, whose functions take `labels`: encoder
+        and decoder are given them beside their input, a prior that depends on them
+        as well; 0 for a model without.
 
     Raises:
-      ValueError: a field cannot be hashed, is of the wrong kind, or a size is not
-        positive.
+      ValueError: a field cannot be hashed, is of the wrong kind, a size is not
+        positive, or posterior and prior differ in their stochastic layers.
 
     Example:
       >>> from vae_jax import MLP, ModelSpec
@@ -62,6 +65,7 @@ class ModelSpec:
     likelihood: LikelihoodFamily = field(default=Bernoulli())
     latent_dim: int = 20
     data_shape: tuple[int, ...] = (28, 28)
+    num_classes: int = 0
 
     def __post_init__(self):
         for name, methods in _METHODS.items():
@@ -73,6 +77,9 @@ class ModelSpec:
             )
         for size in self.data_shape:
             _check_size("data_shape", size)
+        if self.num_classes != 0:
+            _check_size("num_classes", self.num_classes)
+        _check_agreement(self)
 
     @property
     def data_dim(self) -> int:
@@ -94,6 +101,22 @@ def _check_choice(name: str, choice: Any, methods: tuple[str, ...]) -> None:
             f"{name} {choice!r} cannot be hashed ({error}); use tuples for lists, "
             "and leaves of Params for arrays and real numbers"
         ) from error
+
+
+def _check_agreement(spec: "ModelSpec") -> None:
+    """Refuses a posterior and a prior that are not about the same latents or labels."""
+    layers = [getattr(family, "layers", ()) for family in (spec.posterior, spec.prior)]
+    if layers[0] != layers[1]:
+        raise ValueError(
+            f"posterior {spec.posterior} and prior {spec.prior} must have the same "
+            "stochastic layers"
+        )
+    classes = getattr(spec.prior, "num_classes", spec.num_classes)
+    if classes != spec.num_classes:
+        raise ValueError(
+            f"prior {spec.prior} has {classes} classes, and num_classes is "
+            f"{spec.num_classes}"
+        )
 
 
 def _check_size(name: str, size: Any) -> None:

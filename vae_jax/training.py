@@ -15,14 +15,27 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vae_jax.model import encode, trainable
-from vae_jax.objectives import elbo_terms
+from vae_jax.estimators import value_only
+from vae_jax.model import encode, prior_params, trainable
+from vae_jax.objectives import ELBOTerms, elbo_terms, importance_weighted_bound
 from vae_jax.penalties import Penalty, mean_kl
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Objective, PyTree
 
 Metrics = dict[str, Array]
 Preprocess = Callable[[Array, Key], Array]
+
+
+class Labelled(NamedTuple):
+    """Examples with their labels: a batch, or a data set, of a conditional model.
+
+    Attributes:
+      x: `[B, D]`.
+      labels: integers `[B]`, or weights of the classes `[B, C]`.
+    """
+
+    x: Array
+    labels: Array
 
 
 @jax.tree_util.register_dataclass
@@ -113,29 +126,88 @@ def elbo_objective(
       >>> objective = elbo_objective(beta=optax.linear_schedule(0.0, 1.0, 1000))
     """
 
-    def objective(params: Params, x: Array, key: Key, step: Array):
+    def objective(params: Params, batch: Array | Labelled, key: Key, step: Array):
         weight = beta(step) if callable(beta) else beta
-        posterior = encode(params, x)
+        x, labels = _parts(batch)
+        posterior = encode(params, x, labels=labels)
         terms = elbo_terms(
-            params, x, key, num_samples=num_samples, posterior=posterior, **options
+            params,
+            x,
+            key,
+            num_samples=num_samples,
+            posterior=posterior,
+            labels=labels,
+            **options,
         )
-        log_likelihood = jnp.mean(terms.log_likelihood)
-        kl_divergence = jnp.mean(terms.kl_divergence)
-        metrics = {
-            "elbo": log_likelihood - kl_divergence,
-            "log_likelihood": log_likelihood,
-            "kl_divergence": kl_divergence,
-        }
-        charge = penalty(params, posterior, terms.kl_divergence, step)
+        metrics = _logged(terms)
+        charge = penalty(
+            params.replace(prior=prior_params(params, labels)),
+            posterior,
+            terms.kl_divergence,
+            jax.random.fold_in(key, 1),
+            step,
+        )
         # Of the two means, not a third mean: XLA would go over all pixels again.
-        return log_likelihood - weight * charge, metrics
+        return metrics["log_likelihood"] - weight * charge, metrics
 
     return objective
 
 
+def importance_weighted_objective(
+    *,
+    num_samples: int,
+    bound: Callable[..., Array] = importance_weighted_bound,
+    **options: Any,
+) -> Objective:
+    """A bound of several samples as an objective of training.
+
+    Args:
+      num_samples: importance samples of each observation.
+      bound: `importance_weighted_bound`, or another of its arguments
+        (`partially_importance_weighted_bound`).
+      **options: further options of the bound: `reduction` makes it MIWAE, CIWAE or a
+        Renyi bound, `estimator` chooses its gradient.
+
+    Returns:
+      An `Objective`. It logs what `elbo_objective` logs, of the same samples.
+
+    Example:
+      >>> from vae_jax import importance_weighted_objective
+      >>> from vae_jax.estimators import doubly_reparameterized
+      >>> objective = importance_weighted_objective(
+      ...     num_samples=50, estimator=doubly_reparameterized
+      ... )
+    """
+
+    def objective(params: Params, batch: Array | Labelled, key: Key, step: Array):
+        x, labels = _parts(batch)
+        shared = {"num_samples": num_samples, "labels": labels}
+        value = bound(params, x, key, **shared, **options)
+        # The same samples by the same key, so a compiled program has them once.
+        terms = elbo_terms(params, x, key, estimator=value_only, **shared)
+        return value, jax.lax.stop_gradient(_logged(terms))
+
+    return objective
+
+
+def _parts(batch: Array | Labelled) -> tuple[Array, Array | None]:
+    return batch if isinstance(batch, Labelled) else (batch, None)
+
+
+def _logged(terms: ELBOTerms) -> Metrics:
+    """Batch means of the terms; the ELBO at beta 1."""
+    log_likelihood = jnp.mean(terms.log_likelihood)
+    kl_divergence = jnp.mean(terms.kl_divergence)
+    return {
+        "elbo": log_likelihood - kl_divergence,
+        "log_likelihood": log_likelihood,
+        "kl_divergence": kl_divergence,
+    }
+
+
 def train_step(
     state: TrainState,
-    batch: Array,
+    batch: PyTree,
     *,
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -147,7 +219,7 @@ def train_step(
 
     Args:
       state: the state before the step.
-      batch: this device's examples, `[B, ...]`.
+      batch: this device's examples, `[B, ...]`; `Labelled` for a conditional model.
       objective: what to maximise (`types.Objective`).
       optimizer: an optax optimizer, the one that `init_state` was given.
       preprocess: `f(batch, key) -> x`, for what is drawn afresh at every step
@@ -249,7 +321,7 @@ def shuffled_epoch(
 def train_epoch(
     state: TrainState,
     epoch: Epoch,
-    data: Array,
+    data: PyTree,
     history: Metrics,
     stop: int | Array,
     *,
@@ -265,7 +337,7 @@ def train_epoch(
     Args:
       state: a state at or within the epoch.
       epoch: the order of the examples; this device's share of it.
-      data: the whole data set on the device, `[n, ...]`.
+      data: the whole data set on the device, `[n, ...]`, or `Labelled`.
       history: figures of the epoch's steps so far (`empty_history`).
       stop: step of the epoch to stop before; all steps where it is beyond the end.
       step: `train_step` with its options given.
@@ -300,7 +372,9 @@ def train_epoch(
 
     def body(indices_of, position, carry):
         state, history = carry
-        state, metrics = take_step(state, data[indices_of(position)])
+        indices = indices_of(position)
+        batch = jax.tree.map(lambda leaf: leaf[indices], data)
+        state, metrics = take_step(state, batch)
         history = {
             name: values.at[position].set(metrics[name])
             for name, values in history.items()
@@ -325,7 +399,7 @@ def empty_history(
     step: Callable[..., tuple[TrainState, Metrics]],
     state: TrainState,
     epoch: Epoch,
-    data: Array,
+    data: PyTree,
 ) -> Metrics:
     """Room for the figures of an epoch's steps, nan where no step was taken yet.
 
@@ -341,7 +415,8 @@ def empty_history(
     Example:
       See `train_epoch`.
     """
-    _, metrics = jax.eval_shape(step, state, data[:1])
+    first = jax.tree.map(lambda leaf: leaf[:1], data)
+    _, metrics = jax.eval_shape(step, state, first)
     shape = (len(epoch.batch_sizes),)
     return {
         name: jnp.full(shape, jnp.nan, figure.dtype) for name, figure in metrics.items()

@@ -55,7 +55,8 @@ class Posterior(Protocol):
     the samples are taken to be differentiable.
 
     The leading axis of every array is the batch, so that an estimator may form a
-    gradient of its own for each of them.
+    gradient of its own for each of them, and every example may have a q of its own.
+    What all examples share (the weights of a flow) leads with an axis of 1.
     """
 
     has_density: ClassVar[bool]
@@ -100,7 +101,9 @@ class Prior(Protocol):
     """The choice of p(z); fixed, or with parameters of its own.
 
     `encode` is handed to it because the density of a VampPrior is a mixture of
-    the encoder's posteriors at learned pseudo-inputs.
+    the encoder's posteriors at learned pseudo-inputs. A prior that depends on labels
+    adds `given(prior_params, labels [B, C])`, which returns the parameters that the
+    other methods take, with a batch axis.
     """
 
     hyperparameters: tuple[str, ...]
@@ -157,7 +160,10 @@ class LikelihoodFamily(Protocol):
     hyperparameters: tuple[str, ...]
 
     def num_outputs(self, data_dim: int) -> int:
-        """How many numbers a decoder must give for D data dimensions: P * D."""
+        """How many numbers a decoder must give for D data dimensions.
+
+        P * D, if a convolutional decoder is to give them.
+        """
         ...
 
     def init(self, key: Key, *, data_dim: int) -> dict[str, PyTree]:

@@ -1,8 +1,4 @@
-"""Families of p(x|z): Bernoulli, discrete and continuous, and Gaussian.
-
-Each is a normalised density or probability of x, its constant kept, so that
-figures in nats compare across models. `types.LikelihoodFamily` is the contract.
-"""
+"""Gaussian families of p(x|z): one variance, one a pixel, or all covariances."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,67 +6,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from vae_jax.distributions import bernoulli, continuous_bernoulli, gaussian
+from vae_jax.distributions import gaussian, multivariate_gaussian
 from vae_jax.posteriors import bound_log_var
 from vae_jax.types import Array, Key, PyTree
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class BernoulliLikelihood:
-    """p(x|z) = prod_d Bernoulli(x_d; sigmoid(logits_d)).
-
-    Attributes:
-      logits: `[S, B, D]`.
-    """
-
-    logits: Array
-
-    def log_prob(self, x: Array) -> Array:
-        """Log p(x|z) in nats, summed over D: `[S, B]` for `x` `[B, D]`."""
-        return bernoulli.log_prob(x, self.logits)
-
-    @property
-    def mean(self) -> Array:
-        """The probabilities of a one, `[S, B, D]`."""
-        return jax.nn.sigmoid(self.logits)
-
-    def sample(self, key: Key) -> Array:
-        """Zeros and ones, `[S, B, D]`."""
-        return bernoulli.sample(self.logits, key)
-
-
-@dataclass(frozen=True)
-class Bernoulli:
-    """The family of independent Bernoulli pixels, Kingma & Welling 2014, app. C.1.
-
-    Example:
-      >>> from vae_jax import Bernoulli
-      >>> Bernoulli().num_outputs(data_dim=784)
-      784
-    """
-
-    hyperparameters: ClassVar[tuple[str, ...]] = ()
-
-    def num_outputs(self, data_dim: int) -> int:
-        """One logit a pixel."""
-        return data_dim
-
-    def init(self, key: Key, *, data_dim: int) -> dict[str, PyTree]:
-        """No parameters of its own."""
-        return {}
-
-    def build(self, likelihood_params: PyTree, outputs: Array) -> BernoulliLikelihood:
-        """Takes the decoder's outputs `[..., D]` as logits."""
-        return BernoulliLikelihood(outputs)
-
-    def output_bias(self, data_mean: Array) -> Array:
-        """The data's log-odds, the means clipped to [0.001, 0.999].
-
-        Burda, Grosse & Salakhutdinov 2016 start there in their released code.
-        """
-        clipped = jnp.clip(data_mean, 0.001, 0.999)
-        return jnp.log(clipped) - jnp.log1p(-clipped)
 
 
 @jax.tree_util.register_dataclass
@@ -181,46 +119,51 @@ class PerPixelGaussian:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ContinuousBernoulliLikelihood:
-    """p(x|z) = prod_d C(l_d) exp(l_d x_d) on [0, 1], a density of grey values.
+class FullCovarianceGaussianLikelihood:
+    """p(x|z) = N(x; mean, (A A')^-1), A lower triangular with positive diagonal.
 
     Attributes:
-      logits: l, `[S, B, D]`.
+      mean: `[S, B, D]`.
+      precision_tril: A, `[S, B, D, D]`.
     """
 
-    logits: Array
+    mean: Array
+    precision_tril: Array
 
     def log_prob(self, x: Array) -> Array:
         """Log p(x|z) in nats, summed over D: `[S, B]` for `x` `[B, D]`."""
-        return continuous_bernoulli.log_prob(x, self.logits)
-
-    @property
-    def mean(self) -> Array:
-        """E[x|z], `[S, B, D]`; not sigmoid(l)."""
-        return continuous_bernoulli.mean(self.logits)
+        return multivariate_gaussian.precision_log_prob(
+            x, self.mean, self.precision_tril
+        )
 
     def sample(self, key: Key) -> Array:
-        """Draws in [0, 1], `[S, B, D]`."""
-        return continuous_bernoulli.sample(self.logits, key)
+        """Draws, `[S, B, D]`."""
+        return multivariate_gaussian.precision_sample(
+            self.mean, self.precision_tril, key
+        )
 
 
 @dataclass(frozen=True)
-class ContinuousBernoulli:
-    """The family of continuous Bernoulli pixels, Loaiza-Ganem & Cunningham 2019.
+class FullCovarianceGaussian:
+    """The family N(mean(z), (A(z) A(z)')^-1): the decoder says mean and covariance.
 
-    What a cross-entropy on grey values lacks is this density's normalizer.
+    A is the factor of the precision, as the density needs no solution of equations
+    then, which is ill-conditioned for factors that an untrained network says (Dorta et
+    al. 2018). Its diagonal is exp(- log_var / 2) with `bound_log_var`. The decoder
+    gives D + D (D + 1) / 2 numbers, so this is for data of few dimensions: 2,144 for
+    8x8 pixels, 308,504 for 28x28.
 
     Example:
-      >>> from vae_jax import ContinuousBernoulli
-      >>> ContinuousBernoulli().num_outputs(data_dim=784)
-      784
+      >>> from vae_jax import FullCovarianceGaussian
+      >>> FullCovarianceGaussian().num_outputs(data_dim=64)
+      2144
     """
 
     hyperparameters: ClassVar[tuple[str, ...]] = ()
 
     def num_outputs(self, data_dim: int) -> int:
-        """One logit a pixel."""
-        return data_dim
+        """Means, log-variances and the entries below the diagonal."""
+        return 2 * data_dim + data_dim * (data_dim - 1) // 2
 
     def init(self, key: Key, *, data_dim: int) -> dict[str, PyTree]:
         """No parameters of its own."""
@@ -228,10 +171,16 @@ class ContinuousBernoulli:
 
     def build(
         self, likelihood_params: PyTree, outputs: Array
-    ) -> ContinuousBernoulliLikelihood:
-        """Takes the decoder's outputs `[..., D]` as logits."""
-        return ContinuousBernoulliLikelihood(outputs)
+    ) -> FullCovarianceGaussianLikelihood:
+        """Splits the decoder's outputs `[..., 2 D + D (D - 1) / 2]`."""
+        data_dim = multivariate_gaussian.dimension_of(outputs.shape[-1])
+        mean, raw, below = jnp.split(outputs, (data_dim, 2 * data_dim), axis=-1)
+        diagonal = jnp.exp(-0.5 * bound_log_var(raw))
+        factor = multivariate_gaussian.lower_triangular(diagonal, below)
+        return FullCovarianceGaussianLikelihood(mean, factor)
 
     def output_bias(self, data_mean: Array) -> Array:
-        """The data's log-odds, as for `Bernoulli`: near enough to start from."""
-        return Bernoulli().output_bias(data_mean)
+        """The data's mean, and precision I."""
+        data_dim = data_mean.shape[-1]
+        rest = jnp.zeros(self.num_outputs(data_dim) - data_dim, data_mean.dtype)
+        return jnp.concatenate([data_mean, rest])

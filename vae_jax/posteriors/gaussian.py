@@ -1,9 +1,4 @@
-"""Families of q(z|x): a point mass, the diagonal Gaussian, independent bits.
-
-A family (in the spec, hashable) says how many numbers it wants from the encoder and
-builds of them a posterior (a pytree of arrays). `types.PosteriorFamily` and
-`types.Posterior` are the two contracts.
-"""
+"""Gaussian families of q(z|x): diagonal, full covariance, low rank plus diagonal."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from vae_jax.distributions import bernoulli, gaussian
+from vae_jax.distributions import gaussian, multivariate_gaussian
 from vae_jax.types import Array, Key, PyTree
 
 LOG_VAR_BOUND = 20.0
@@ -125,123 +120,129 @@ class DiagonalGaussian:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class PointMassPosterior:
-    """q(z|x) with all its mass at one point, for a batch.
-
-    It has no density: a Monte Carlo KL and importance weights do not exist, and
-    the KL is 0 by definition, which makes the ELBO an autoencoder's objective.
+class FullGaussianPosterior:
+    """q(z|x) = N(mean, A A') for a batch, A lower triangular with positive diagonal.
 
     Attributes:
-      mean: the points, `[B, L]`.
+      mean: `[B, L]`.
+      log_var: of the diagonal of A, whose entries are exp(log_var / 2), `[B, L]`.
+      below: the entries of A below its diagonal, row by row, `[B, L (L - 1) / 2]`.
     """
 
     mean: Array
-    has_density: ClassVar[bool] = False
+    log_var: Array
+    below: Array
+    has_density: ClassVar[bool] = True
+
+    @property
+    def scale_tril(self) -> Array:
+        """A, `[B, L, L]`."""
+        diagonal = jnp.exp(0.5 * self.log_var)
+        return multivariate_gaussian.lower_triangular(diagonal, self.below)
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
-        """The points `[S, B, L]`, and +inf `[S, B]` for the density they lack."""
-        z = jnp.broadcast_to(self.mean, (num_samples, *self.mean.shape))
-        return z, jnp.full(z.shape[:-1], jnp.inf, z.dtype)
+        """Reparameterized samples `[S, B, L]` and their log q in nats, `[S, B]`."""
+        shape = (num_samples, *self.mean.shape)
+        noise = jax.random.normal(key, shape, self.mean.dtype)
+        z = self.mean + multivariate_gaussian.times(self.scale_tril, noise)
+        # Of the noise, so that nothing has to be solved for.
+        log_density = gaussian.diagonal_log_prob(noise, 0.0, jnp.zeros_like(noise))
+        return z, log_density - 0.5 * jnp.sum(self.log_var, axis=-1)
+
+    def log_prob(self, z: Array) -> Array:
+        """Log q(z|x) in nats, summed over L: `[S, B]` for `[S, B, L]`."""
+        return multivariate_gaussian.full_log_prob(z, self.mean, self.scale_tril)
 
 
 @dataclass(frozen=True)
-class PointMass:
-    """The family of point masses: the model is an autoencoder.
+class FullGaussian:
+    """The family N(mean(x), A(x) A(x)') of all Gaussians.
+
+    A is lower triangular, its diagonal exp(log_var / 2) with `bound_log_var`, so that
+    no output of an encoder makes a singular covariance.
 
     Example:
-      >>> from vae_jax import PointMass
-      >>> PointMass().num_outputs(latent_dim=20)
-      20
+      >>> from vae_jax import FullGaussian
+      >>> FullGaussian().num_outputs(latent_dim=20)
+      230
     """
 
     hyperparameters: ClassVar[tuple[str, ...]] = ()
 
     def num_outputs(self, latent_dim: int) -> int:
-        """One number for each latent dimension."""
-        return latent_dim
+        """Means, log-variances and the entries below the diagonal."""
+        return 2 * latent_dim + latent_dim * (latent_dim - 1) // 2
 
     def init(self, key: Key, *, latent_dim: int) -> dict[str, PyTree]:
         """No parameters of its own."""
         return {}
 
-    def build(self, posterior_params: PyTree, outputs: Array) -> PointMassPosterior:
-        """Takes the encoder's outputs `[B, L]` as the points."""
-        return PointMassPosterior(outputs)
-
-
-# 4096 states: a decoder still takes them all in one call.
-MAX_ENUMERABLE_BITS = 12
+    def build(self, posterior_params: PyTree, outputs: Array) -> FullGaussianPosterior:
+        """Splits the encoder's outputs `[B, 2 L + L (L - 1) / 2]`."""
+        latent_dim = multivariate_gaussian.dimension_of(outputs.shape[-1])
+        mean, raw, below = jnp.split(outputs, (latent_dim, 2 * latent_dim), axis=-1)
+        return FullGaussianPosterior(mean, bound_log_var(raw), below)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class BernoulliPosterior:
-    """q(z|x) = prod_l Bernoulli(z_l; sigmoid(logits_l)) for a batch: discrete.
-
-    No gradient flows through its samples; `estimators` has the choices for those.
+class LowRankGaussianPosterior:
+    """q(z|x) = N(mean, F F' + diag(exp(log_var))) for a batch.
 
     Attributes:
-      logits: `[B, L]`.
+      mean: `[B, L]`.
+      log_var: `[B, L]`.
+      factor: F, `[B, L, R]`.
     """
 
-    logits: Array
+    mean: Array
+    log_var: Array
+    factor: Array
     has_density: ClassVar[bool] = True
-    is_reparameterizable: ClassVar[bool] = False
-
-    @property
-    def mean(self) -> Array:
-        """The probabilities of a one, `[B, L]`."""
-        return jax.nn.sigmoid(self.logits)
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
-        """Zeros and ones `[S, B, L]` and their log q in nats, `[S, B]`."""
-        logits = jnp.broadcast_to(self.logits, (num_samples, *self.logits.shape))
-        z = bernoulli.sample(jax.lax.stop_gradient(logits), key)
+        """Reparameterized samples `[S, B, L]` and their log q in nats, `[S, B]`."""
+        z = multivariate_gaussian.low_rank_sample(
+            self.mean, self.log_var, self.factor, key, num_samples=num_samples
+        )
         return z, self.log_prob(z)
 
     def log_prob(self, z: Array) -> Array:
         """Log q(z|x) in nats, summed over L: `[S, B]` for `[S, B, L]`."""
-        return bernoulli.log_prob(z, self.logits)
-
-    def support(self) -> Array:
-        """All values that z can take, `[2^L, 1, L]`.
-
-        Raises:
-          ValueError: L is above 12.
-        """
-        num_bits = self.logits.shape[-1]
-        if num_bits > MAX_ENUMERABLE_BITS:
-            raise ValueError(
-                f"latent_dim {num_bits} has 2^{num_bits} states; at most "
-                f"{MAX_ENUMERABLE_BITS} bits are enumerated"
-            )
-        states = jnp.arange(2**num_bits)[:, None] >> jnp.arange(num_bits)
-        return (states & 1).astype(self.logits.dtype)[:, None]
+        return multivariate_gaussian.low_rank_log_prob(
+            z, self.mean, self.log_var, self.factor
+        )
 
 
 @dataclass(frozen=True)
-class FactorizedBernoulli:
-    """The family of independent bits, prod_l Bernoulli(z_l; sigmoid(logits_l(x))).
+class LowRankGaussian:
+    """The family N(mean(x), F(x) F(x)' + diag(exp(log_var(x)))).
 
-    Its gradient needs an estimator for discrete latents, `leave_one_out` or `disarm`
-    among them; `reparameterization` refuses it.
+    Attributes:
+      rank: R, the columns of F.
 
     Example:
-      >>> from vae_jax import FactorizedBernoulli
-      >>> FactorizedBernoulli().num_outputs(latent_dim=20)
-      20
+      >>> from vae_jax import LowRankGaussian
+      >>> LowRankGaussian(rank=2).num_outputs(latent_dim=20)
+      80
     """
 
+    rank: int = 2
     hyperparameters: ClassVar[tuple[str, ...]] = ()
 
     def num_outputs(self, latent_dim: int) -> int:
-        """One logit for each latent dimension."""
-        return latent_dim
+        """Means, log-variances and the factor."""
+        return (2 + self.rank) * latent_dim
 
     def init(self, key: Key, *, latent_dim: int) -> dict[str, PyTree]:
         """No parameters of its own."""
         return {}
 
-    def build(self, posterior_params: PyTree, outputs: Array) -> BernoulliPosterior:
-        """Takes the encoder's outputs `[B, L]` as the logits."""
-        return BernoulliPosterior(outputs)
+    def build(
+        self, posterior_params: PyTree, outputs: Array
+    ) -> LowRankGaussianPosterior:
+        """Splits the encoder's outputs `[B, (2 + R) L]`."""
+        latent_dim = outputs.shape[-1] // (2 + self.rank)
+        mean, raw, factor = jnp.split(outputs, (latent_dim, 2 * latent_dim), axis=-1)
+        factor = factor.reshape(*factor.shape[:-1], latent_dim, self.rank)
+        return LowRankGaussianPosterior(mean, bound_log_var(raw), factor)

@@ -1,0 +1,101 @@
+"""The categorical distribution, from logits."""
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.types import Array, Key
+
+
+def log_prob(value: Array, logits: Array) -> Array:
+    """Log-probability of independent categories in nats, summed over the last axis.
+
+    sum_d log softmax(logits_d)[v_d].
+
+    Args:
+      value: categories 0 to K - 1 as integers, `[..., D]`.
+      logits: any real numbers, `[..., D, K]`; the leading axes broadcast.
+
+    Returns:
+      `[...]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import categorical
+      >>> print(categorical.log_prob(jnp.array([1]), jnp.zeros((1, 2))).round(6))
+      -0.693147
+    """
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    shape = jnp.broadcast_shapes(value.shape, logits.shape[:-1])
+    log_probs = jnp.broadcast_to(log_probs, (*shape, logits.shape[-1]))
+    value = jnp.broadcast_to(value, shape)[..., None]
+    return jnp.sum(jnp.take_along_axis(log_probs, value, axis=-1)[..., 0], axis=-1)
+
+
+def sample(logits: Array, key: Key) -> Array:
+    """Draws a category for each entry, as an integer.
+
+    Args:
+      logits: `[..., D, K]`.
+      key: PRNG key, consumed once.
+
+    Returns:
+      Integers 0 to K - 1, `[..., D]`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.distributions import categorical
+      >>> categorical.sample(jnp.zeros((4, 3, 5)), jax.random.key(0)).shape
+      (4, 3)
+    """
+    return jax.random.categorical(key, logits)
+
+
+def entropy(logits: Array) -> Array:
+    """Entropy of independent categories in nats, summed over the last but one axis.
+
+    - sum_d sum_k p_dk log p_dk.
+
+    Args:
+      logits: `[..., D, K]`.
+
+    Returns:
+      `[...]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import categorical
+      >>> print(categorical.entropy(jnp.zeros((1, 2))).round(6))
+      0.693147
+    """
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.sum(_times_probability(log_probs, log_probs), axis=(-2, -1))
+
+
+def kl_divergence(logits_0: Array, logits_1: Array) -> Array:
+    """KL(p_0 || p_1) of independent categories in nats, summed over the last but one.
+
+    sum_d sum_k p0_dk (log p0_dk - log p1_dk).
+
+    Args:
+      logits_0: of the first distribution, `[..., D, K]`.
+      logits_1: of the second.
+
+    Returns:
+      `[...]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import categorical
+      >>> print(categorical.kl_divergence(jnp.ones((1, 2)), jnp.zeros((1, 2))))
+      0.0
+    """
+    log_probs = jax.nn.log_softmax(logits_0, axis=-1)
+    difference = log_probs - jax.nn.log_softmax(logits_1, axis=-1)
+    return jnp.sum(_times_probability(log_probs, difference), axis=(-2, -1))
+
+
+def _times_probability(log_probs: Array, values: Array) -> Array:
+    """P v, 0 where p is 0 although v is infinite there; nor a nan in its gradient."""
+    possible = log_probs > -jnp.inf
+    probability = jnp.exp(log_probs)
+    return probability * jnp.where(possible, values, 0)

@@ -1,0 +1,390 @@
+"""Gaussian densities with correlations: a Cholesky factor, or low rank plus diagonal.
+
+A full covariance is given by a lower triangular factor with positive diagonal, so that
+it is a covariance whatever a network says. `cholesky_factor` is the way there from a
+matrix, and refuses one that is singular.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy import linalg
+
+from vae_jax.distributions.gaussian import LOG_2PI
+from vae_jax.types import Array, Key
+
+
+def cholesky_factor(covariance: Array) -> Array:
+    """The lower triangular factor A of a covariance A A', which must not be singular.
+
+    Args:
+      covariance: symmetric and positive definite, `[..., L, L]`; no tracer, as its
+        values decide.
+
+    Returns:
+      A, `[..., L, L]`.
+
+    Raises:
+      ValueError: it is not symmetric, or not positive definite to rounding: a
+        distribution on fewer dimensions than L has no density; or it is a tracer.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import multivariate_gaussian
+      >>> print(multivariate_gaussian.cholesky_factor(jnp.array([[4.0, 2], [2, 2]])))
+      [[2. 0.]
+       [1. 1.]]
+    """
+    if isinstance(covariance, jax.core.Tracer):
+        raise ValueError(
+            "covariance must have values, to see whether it is singular; inside a "
+            "compiled function parameterize by a triangular factor"
+        )
+    covariance = jnp.asarray(covariance)
+    size = jnp.max(jnp.abs(covariance), initial=0.0)
+    rounding = covariance.shape[-1] * jnp.finfo(covariance.dtype).eps * size
+    if jnp.any(jnp.abs(covariance - covariance.mT) > rounding):
+        raise ValueError("covariance must be symmetric")
+    # A singular matrix may pass a Cholesky by rounding; its eigenvalues tell.
+    smallest = jnp.min(jnp.linalg.eigvalsh(covariance))
+    if not smallest > rounding:
+        raise ValueError(
+            "covariance must be positive definite, got one with the eigenvalue "
+            f"{smallest:.3g}: a rank-deficient Gaussian has no density"
+        )
+    return jnp.linalg.cholesky(covariance)
+
+
+def full_log_prob(value: Array, mean: Array, scale_tril: Array) -> Array:
+    """Log-density of N(mean, A A') in nats, summed over the last axis.
+
+    -1/2 |A^-1 (v - m)|^2 - sum_d log A_dd - L/2 log 2 pi.
+
+    Args:
+      value: points, `[..., L]`.
+      mean: means, broadcasting with `value`.
+      scale_tril: A, lower triangular with positive diagonal, `[..., L, L]`.
+
+    Returns:
+      Log-densities, `[...]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import multivariate_gaussian
+      >>> zero = jnp.zeros(2)
+      >>> log_prob = multivariate_gaussian.full_log_prob(zero, zero, jnp.eye(2))
+      >>> print(f"{log_prob:.6f}")
+      -1.837877
+    """
+    centered = value - mean
+    squares = jnp.sum(jnp.square(_solve(scale_tril, centered)), axis=-1)
+    constant = centered.shape[-1] * LOG_2PI
+    return -0.5 * (squares + constant) - _log_det(scale_tril)
+
+
+def full_sample(
+    mean: Array, scale_tril: Array, key: Key, *, num_samples: int = 1
+) -> Array:
+    """Draws z = mean + A eps with eps ~ N(0, I), differentiable in both.
+
+    Args:
+      mean: means, `[..., L]`.
+      scale_tril: A, `[..., L, L]`.
+      key: PRNG key, consumed once.
+      num_samples: draws S.
+
+    Returns:
+      Samples `[S, ..., L]`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.distributions import multivariate_gaussian
+      >>> key = jax.random.key(0)
+      >>> multivariate_gaussian.full_sample(jnp.zeros(2), jnp.eye(2), key).shape
+      (1, 2)
+    """
+    noise = jax.random.normal(key, (num_samples, *mean.shape), mean.dtype)
+    return mean + times(scale_tril, noise)
+
+
+def full_kl_divergence(
+    mean_0: Array, scale_tril_0: Array, mean_1: Array, scale_tril_1: Array
+) -> Array:
+    """KL(N_0 || N_1) of Gaussians with full covariance in nats, summed over L.
+
+    1/2 [tr(S1^-1 S0) + (m1 - m0)' S1^-1 (m1 - m0) - L + log |S1| / |S0|]
+    (Kullback 1959, chapter 9), in terms of the factors of S0 and S1.
+
+    Args:
+      mean_0: means of the first distribution, `[..., L]`.
+      scale_tril_0: its factors, `[..., L, L]`.
+      mean_1: means of the second.
+      scale_tril_1: its factors.
+
+    Returns:
+      Divergences, `[...]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import multivariate_gaussian
+      >>> zero, eye = jnp.zeros(2), jnp.eye(2)
+      >>> print(multivariate_gaussian.full_kl_divergence(zero + 1, eye, zero, eye))
+      1.0
+    """
+    latent_dim = mean_0.shape[-1]
+    ratio = linalg.solve_triangular(
+        *jnp.broadcast_arrays(scale_tril_1, scale_tril_0), lower=True
+    )
+    trace = jnp.sum(jnp.square(ratio), axis=(-2, -1))
+    squares = jnp.sum(jnp.square(_solve(scale_tril_1, mean_0 - mean_1)), axis=-1)
+    log_ratio = _log_det(scale_tril_1) - _log_det(scale_tril_0)
+    return 0.5 * (trace + squares - latent_dim) + log_ratio
+
+
+def full_entropy(scale_tril: Array) -> Array:
+    """Differential entropy of N(., A A') in nats: log |A| + L/2 (1 + log 2 pi).
+
+    Args:
+      scale_tril: A, `[..., L, L]`.
+
+    Returns:
+      Entropies, `[...]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import multivariate_gaussian
+      >>> print(f"{multivariate_gaussian.full_entropy(jnp.eye(1)):.6f}")
+      1.418939
+    """
+    return _log_det(scale_tril) + 0.5 * scale_tril.shape[-1] * (1.0 + LOG_2PI)
+
+
+def precision_log_prob(value: Array, mean: Array, precision_tril: Array) -> Array:
+    """Log-density of N(mean, (A A')^-1) in nats, summed over the last axis.
+
+    -1/2 |A' (v - m)|^2 + sum_d log A_dd - L/2 log 2 pi: nothing is solved for.
+
+    Args:
+      value: points, `[..., L]`.
+      mean: means, broadcasting with `value`.
+      precision_tril: A, lower triangular with positive diagonal, `[..., L, L]`.
+
+    Returns:
+      Log-densities, `[...]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import multivariate_gaussian
+      >>> one = jnp.ones(1)
+      >>> found = multivariate_gaussian.precision_log_prob(one, one, 2 * jnp.eye(1))
+      >>> print(f"{found:.6f}")
+      -0.225791
+    """
+    squares = jnp.sum(jnp.square(times(precision_tril.mT, value - mean)), axis=-1)
+    return _log_det(precision_tril) - 0.5 * (squares + value.shape[-1] * LOG_2PI)
+
+
+def precision_sample(mean: Array, precision_tril: Array, key: Key) -> Array:
+    """A draw of each N(mean, (A A')^-1): mean + A'^-1 eps with eps ~ N(0, I).
+
+    Args:
+      mean: means, `[..., L]`.
+      precision_tril: A, `[..., L, L]`.
+      key: PRNG key, consumed once.
+
+    Returns:
+      `[..., L]`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.distributions import multivariate_gaussian
+      >>> zero, key = jnp.zeros((3, 2)), jax.random.key(0)
+      >>> factor = jnp.broadcast_to(jnp.eye(2), (3, 2, 2))
+      >>> multivariate_gaussian.precision_sample(zero, factor, key).shape
+      (3, 2)
+    """
+    noise = jax.random.normal(key, mean.shape, mean.dtype)[..., None]
+    return (
+        mean
+        + linalg.solve_triangular(precision_tril, noise, lower=True, trans=1)[..., 0]
+    )
+
+
+def low_rank_log_prob(
+    value: Array, mean: Array, log_var: Array, factor: Array
+) -> Array:
+    """Log-density of N(mean, F F' + diag(exp(log_var))) in nats, summed over L.
+
+    By the determinant lemma and Woodbury's identity with C = I + F' D^-1 F, which is
+    R x R: log |S| = log |D| + log |C|; the square is |v|^2_D - |C^-1/2 F' D^-1 v|^2.
+
+    Args:
+      value: points, `[..., L]`.
+      mean: means, broadcasting with `value`.
+      log_var: log of the diagonal D, `[..., L]`.
+      factor: F, `[..., L, R]`.
+
+    Returns:
+      Log-densities, `[...]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import multivariate_gaussian
+      >>> zero = jnp.zeros(2)
+      >>> print(
+      ...     multivariate_gaussian.low_rank_log_prob(
+      ...         zero, zero, zero, jnp.zeros((2, 1))
+      ...     ).round(6)
+      ... )
+      -1.837877
+    """
+    scaled = (value - mean) * jnp.exp(-0.5 * log_var)
+    loading = factor * jnp.exp(-0.5 * log_var)[..., None]
+    capacitance = _capacitance(loading)
+    explained = _solve(capacitance, jnp.einsum("...lr,...l->...r", loading, scaled))
+    squares = jnp.sum(jnp.square(scaled), axis=-1)
+    squares = squares - jnp.sum(jnp.square(explained), axis=-1)
+    log_det = 0.5 * jnp.sum(log_var, axis=-1) + _log_det(capacitance)
+    return -0.5 * (squares + value.shape[-1] * LOG_2PI) - log_det
+
+
+def low_rank_sample(
+    mean: Array, log_var: Array, factor: Array, key: Key, *, num_samples: int = 1
+) -> Array:
+    """Draws mean + exp(log_var / 2) eps + F eps', differentiable in all three.
+
+    Args:
+      mean: means, `[..., L]`.
+      log_var: log of the diagonal, `[..., L]`.
+      factor: F, `[..., L, R]`.
+      key: PRNG key, consumed once.
+      num_samples: draws S.
+
+    Returns:
+      Samples `[S, ..., L]`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.distributions import multivariate_gaussian
+      >>> zero, factor = jnp.zeros(2), jnp.ones((2, 1))
+      >>> key = jax.random.key(0)
+      >>> multivariate_gaussian.low_rank_sample(zero, zero, factor, key).shape
+      (1, 2)
+    """
+    latent_dim, rank = factor.shape[-2:]
+    shape = (num_samples, *mean.shape[:-1], latent_dim + rank)
+    noise = jax.random.normal(key, shape, mean.dtype)
+    own, shared = noise[..., :latent_dim], noise[..., latent_dim:]
+    return mean + jnp.exp(0.5 * log_var) * own + times(factor, shared)
+
+
+def low_rank_log_det(log_var: Array, factor: Array) -> Array:
+    """Log-determinant of F F' + diag(exp(log_var)), by the determinant lemma.
+
+    Args:
+      log_var: log of the diagonal, `[..., L]`.
+      factor: F, `[..., L, R]`.
+
+    Returns:
+      `[...]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import multivariate_gaussian
+      >>> factor = jnp.zeros((2, 1))
+      >>> print(multivariate_gaussian.low_rank_log_det(jnp.ones(2), factor))
+      2.0
+    """
+    loading = factor * jnp.exp(-0.5 * log_var)[..., None]
+    return jnp.sum(log_var, axis=-1) + 2 * _log_det(_capacitance(loading))
+
+
+def lower_triangular(diagonal: Array, below: Array) -> Array:
+    """A lower triangular matrix from its entries.
+
+    Args:
+      diagonal: `[..., L]`.
+      below: the entries below the diagonal, row by row, `[..., L (L - 1) / 2]`.
+
+    Returns:
+      `[..., L, L]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import multivariate_gaussian
+      >>> print(multivariate_gaussian.lower_triangular(jnp.ones(2), jnp.array([3.0])))
+      [[1. 0.]
+       [3. 1.]]
+    """
+    latent_dim = diagonal.shape[-1]
+    rows, columns = np.tril_indices(latent_dim, -1)
+    each = np.arange(latent_dim)
+    matrix = jnp.zeros((*diagonal.shape, latent_dim), diagonal.dtype)
+    matrix = matrix.at[..., each, each].set(diagonal)
+    return matrix.at[..., rows, columns].set(below)
+
+
+def dimension_of(num_entries: int) -> int:
+    """The dimension L whose mean and triangular factor have so many entries.
+
+    L + L (L + 1) / 2 = n.
+
+    Args:
+      num_entries: n.
+
+    Returns:
+      L.
+
+    Example:
+      >>> from vae_jax.distributions import multivariate_gaussian
+      >>> multivariate_gaussian.dimension_of(5)
+      2
+    """
+    return (math.isqrt(9 + 8 * num_entries) - 3) // 2
+
+
+def times(matrix: Array, vector: Array) -> Array:
+    """Matrix times vector over leading axes that broadcast.
+
+    Args:
+      matrix: `[..., L, R]`.
+      vector: `[..., R]`.
+
+    Returns:
+      `[..., L]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions.multivariate_gaussian import times
+      >>> times(jnp.ones((4, 2, 3)), jnp.ones((5, 4, 3))).shape
+      (5, 4, 2)
+    """
+    return jnp.einsum("...lr,...r->...l", matrix, vector)
+
+
+def _solve(scale_tril: Array, vector: Array) -> Array:
+    """A^-1 v for `[..., L]`; samples of one A are columns of one triangular solve."""
+    batch = scale_tril.shape[:-2]
+    samples = max(0, vector.ndim - 1 - len(batch))
+    batch = jnp.broadcast_shapes(batch, vector.shape[samples:-1])
+    vector = jnp.broadcast_to(
+        vector, vector.shape[:samples] + batch + vector.shape[-1:]
+    )
+    scale_tril = jnp.broadcast_to(scale_tril, batch + scale_tril.shape[-2:])
+    columns = jnp.moveaxis(vector.reshape(-1, *vector.shape[samples:]), 0, -1)
+    solved = linalg.solve_triangular(scale_tril, columns, lower=True)
+    return jnp.moveaxis(solved, -1, 0).reshape(vector.shape)
+
+
+def _capacitance(loading: Array) -> Array:
+    """Cholesky factor of I + F' F, `[..., R, R]`."""
+    rank = loading.shape[-1]
+    inner = jnp.einsum("...lr,...ls->...rs", loading, loading)
+    return jnp.linalg.cholesky(jnp.eye(rank, dtype=loading.dtype) + inner)
+
+
+def _log_det(scale_tril: Array) -> Array:
+    diagonal = jnp.diagonal(scale_tril, axis1=-2, axis2=-1)
+    return jnp.sum(jnp.log(diagonal), axis=-1)

@@ -1,0 +1,244 @@
+"""Invertible maps of latents with their log-determinants, and autoregressive networks.
+
+Each step takes latents `[S, B, L]` and returns them moved, with log |det d z' / d z|
+`[S, B]` in nats: log q(z') = log q(z) - log_det (Rezende & Mohamed 2015, eq. 5).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax.distributions.multivariate_gaussian import lower_triangular, times
+from vae_jax.types import Array, Key, PyTree
+
+# How near to singular a step may come; float32 then still knows its determinant.
+MARGIN = 1e-3
+
+
+def planar(
+    z: Array, direction: Array, normal: Array, offset: Array
+) -> tuple[Array, Array]:
+    """A planar step: z + u tanh(w' z + b) (Rezende & Mohamed 2015, eq. 10).
+
+    It is invertible where w' u > -1. As in their appendix A.1 the part of u along w is
+    replaced, so that w' u becomes softplus(w' u + c) - softplus(c), above -1 by a
+    thousandth. Other than theirs (c = 0) this leaves 0 where it is: the step is the
+    identity where u is 0, and does not blow up where w is.
+
+    Args:
+      z: latents, `[S, B, L]`.
+      direction: u, `[B, L]`.
+      normal: w, `[B, L]`.
+      offset: b, `[B]`.
+
+    Returns:
+      Latents `[S, B, L]`, and the log-determinant `[S, B]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.flows import planar
+      >>> moved, log_det = planar(*jnp.ones((3, 1, 1, 2)), jnp.zeros(1))
+      >>> moved.shape, log_det.shape
+      ((1, 1, 2), (1, 1))
+    """
+    wanted = jnp.sum(normal * direction, axis=-1)
+    along = _above_minus_one(wanted)
+    squares = jnp.sum(jnp.square(normal), axis=-1) + jnp.finfo(z.dtype).tiny
+    direction = direction + ((along - wanted) / squares)[..., None] * normal
+    activation = jnp.tanh(jnp.sum(normal * z, axis=-1) + offset)
+    slope = 1 - jnp.square(activation)
+    return z + direction * activation[..., None], jnp.log1p(slope * along)
+
+
+def _above_minus_one(value: Array) -> Array:
+    """softplus(v + c) - softplus(c) with softplus(c) = 1 - MARGIN: accurate near 0."""
+    share = -math.expm1(MARGIN - 1)
+    small = jnp.log1p(share * jnp.expm1(jnp.minimum(value, 20.0)))
+    return small + jnp.maximum(value - 20.0, 0.0)
+
+
+def reflect(z: Array, vectors: Array) -> Array:
+    """Householder reflections in turn: z - 2 v v' z / |v|^2 for each v.
+
+    An orthogonal map, of determinant 1 or -1; its inverse takes the vectors in reverse.
+
+    Args:
+      z: latents, `[S, B, L]`.
+      vectors: v, `[B, H, L]`; a zero vector leaves z as it is.
+
+    Returns:
+      Latents `[S, B, L]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.flows import reflect
+      >>> print(reflect(jnp.array([[[3.0, 4.0]]]), jnp.array([[[1.0, 0.0]]])))
+      [[[-3.  4.]]]
+    """
+    for index in range(vectors.shape[-2]):
+        vector = vectors[..., index, :]
+        squares = jnp.sum(jnp.square(vector), axis=-1, keepdims=True)
+        # Where it is 0 the vector is as well.
+        squares = jnp.where(squares > 0, squares, 1)
+        z = z - 2 * vector * jnp.sum(vector * z, axis=-1, keepdims=True) / squares
+    return z
+
+
+def sylvester(
+    z: Array,
+    reflections: Array,
+    outer: tuple[Array, Array],
+    inner: tuple[Array, Array],
+    offset: Array,
+) -> tuple[Array, Array]:
+    """A Sylvester step: z + Q R tanh(R2 Q' z + b), Q orthogonal, R and R2 triangular.
+
+    Van den Berg, Hasenclever, Tomczak & Welling 2018, eq. 13, with Q a product of
+    Householder reflections. Its log-determinant is that of a triangular matrix,
+    sum_l log(1 + slope_l R_ll R2_ll); it is invertible where R_ll R2_ll > -1, for which
+    the diagonals are bounded by a tanh.
+
+    Args:
+      z: latents, `[S, B, L]`.
+      reflections: the vectors of Q, `[B, H, L]`.
+      outer: the diagonal of R before the tanh, `[B, L]`, and its other entries,
+        `[B, L (L - 1) / 2]`.
+      inner: those of R2.
+      offset: b, `[B, L]`.
+
+    Returns:
+      Latents `[S, B, L]`, and the log-determinant `[S, B]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.flows import sylvester
+      >>> half = (jnp.ones((1, 2)), jnp.ones((1, 1)))
+      >>> z, vectors, offset = jnp.ones((3, 1, 2)), jnp.ones((1, 1, 2)), jnp.ones(2)
+      >>> moved, log_det = sylvester(z, vectors, half, half, offset)
+      >>> moved.shape, log_det.shape
+      ((3, 1, 2), (3, 1))
+    """
+    bound = math.sqrt(1 - MARGIN)
+    diagonals = [bound * jnp.tanh(diagonal) for diagonal, _ in (outer, inner)]
+    upper, upper_inner = (
+        lower_triangular(diagonal, entries).mT
+        for diagonal, (_, entries) in zip(diagonals, (outer, inner), strict=True)
+    )
+    rotated = reflect(z, vectors=reflections[..., ::-1, :])
+    activation = jnp.tanh(times(upper_inner, rotated) + offset)
+    slope = 1 - jnp.square(activation)
+    log_det = jnp.sum(jnp.log1p(slope * diagonals[0] * diagonals[1]), axis=-1)
+    return z + reflect(times(upper, activation), reflections), log_det
+
+
+def init_autoregressive(
+    key: Key, *, latent_dim: int, hidden_dim: int, context_dim: int = 0
+) -> dict[str, PyTree]:
+    """Initial weights of an `autoregressive` network of one hidden layer.
+
+    Args:
+      key: PRNG key, consumed once.
+      latent_dim: L.
+      hidden_dim: width of the hidden layer.
+      context_dim: numbers that it is given besides the latents.
+
+    Returns:
+      A dictionary of arrays.
+
+    Example:
+      See `autoregressive`.
+    """
+    keys = jax.random.split(key, 4)
+    shapes = {
+        "hidden": (latent_dim, hidden_dim),
+        "output": (hidden_dim, 2 * latent_dim),
+        "hidden_context": (context_dim, hidden_dim),
+        "output_context": (context_dim, 2 * latent_dim),
+    }
+    weights = {
+        name: jax.random.normal(own, shape) / math.sqrt(max(shape[0], 1))
+        for own, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+    # Small, so that a flow starts near the identity.
+    for name in ("output", "output_context"):
+        weights[name] = 0.1 * weights[name]
+    return weights | {
+        "hidden_bias": jnp.zeros(hidden_dim),
+        "output_bias": jnp.zeros(2 * latent_dim),
+    }
+
+
+def autoregressive(
+    weights: PyTree, z: Array, context: Array | None = None
+) -> tuple[Array, Array]:
+    """Two numbers for each latent that depend on the latents before it alone.
+
+    A masked network of one hidden layer: a unit of degree d sees latents up to d and is
+    seen by the outputs above d (Germain, Gregor, Murray & Larochelle 2015). What it is
+    given as context reaches every output.
+
+    Args:
+      weights: of `init_autoregressive`.
+      z: latents, `[..., L]`.
+      context: `[..., C]`, broadcasting with the latents; None where C is 0.
+
+    Returns:
+      Two arrays `[..., L]`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.flows import autoregressive, init_autoregressive
+      >>> weights = init_autoregressive(jax.random.key(0), latent_dim=3, hidden_dim=8)
+      >>> first, _ = autoregressive(weights, jnp.ones(3))
+      >>> again, _ = autoregressive(weights, jnp.array([1.0, 1.0, 7.0]))
+      >>> print(first == again)  # the last latent has no say
+      [ True  True  True]
+    """
+    latent_dim, hidden_dim = weights["hidden"].shape
+    degree = np.arange(latent_dim) + 1
+    hidden_degree = np.arange(hidden_dim) % max(latent_dim - 1, 1) + 1
+    seen = degree[:, None] <= hidden_degree
+    sees = np.tile(hidden_degree[:, None] < degree, 2)
+    hidden = z @ (weights["hidden"] * seen) + weights["hidden_bias"]
+    if context is not None:
+        hidden = hidden + context @ weights["hidden_context"]
+    outputs = jax.nn.elu(hidden) @ (weights["output"] * sees) + weights["output_bias"]
+    if context is not None:
+        outputs = outputs + context @ weights["output_context"]
+    first, second = jnp.split(outputs, 2, axis=-1)
+    return first, second
+
+
+def with_shared_weights(
+    function: Callable[..., Any], weights: PyTree, z: Array, *others: Array
+) -> Any:
+    """`function(weights, z, *others)` where weights lead with an axis of 1 or of B.
+
+    Weights that all examples share lead with an axis of 1; those of each example with
+    the batch.
+
+    Args:
+      function: from weights without that axis, latents `[S, B, L]` or `[S, L]` and
+        what else it takes, to arrays that start like the latents.
+      weights: a tree of arrays `[1, ...]` or `[B, ...]`.
+      z: latents, `[S, B, L]`.
+      *others: arrays `[B, ...]`.
+
+    Returns:
+      What the function returns, `[S, B, ...]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.flows import with_shared_weights
+      >>> each = jnp.arange(2.0)[:, None]  # a weight for each of two examples
+      >>> print(with_shared_weights(jnp.multiply, each, jnp.ones((1, 2, 1)))[0, :, 0])
+      [0. 1.]
+    """
+    if all(leaf.shape[0] == 1 for leaf in jax.tree.leaves(weights)):
+        return function(jax.tree.map(lambda leaf: leaf[0], weights), z, *others)
+    axes = (0, 1, *(0 for _ in others))
+    return jax.vmap(function, in_axes=axes, out_axes=1)(weights, z, *others)

@@ -1,0 +1,236 @@
+"""Several stochastic layers: q(z_1|x) q(z_2|z_1) ..., and p(z_K) ... p(z_1|z_2).
+
+Burda, Grosse & Salakhutdinov 2016, section 5, use two. The latents are a tuple, the
+layer next to the data first; only it reaches the decoder of the spec.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax import networks
+from vae_jax.distributions import gaussian
+from vae_jax.flows import with_shared_weights
+from vae_jax.posteriors import (
+    DiagonalGaussian,
+    DiagonalGaussianPosterior,
+    bound_log_var,
+)
+from vae_jax.types import Array, Key, Network, PyTree
+
+
+@dataclass(frozen=True)
+class StochasticLayer:
+    """A layer of latents above another, with its two networks.
+
+    Attributes:
+      latent_dim: of this layer.
+      encoder: from the layer below to q of this one.
+      decoder: from this layer to p of the one below.
+
+    Example:
+      >>> from vae_jax import StochasticLayer
+      >>> StochasticLayer(50).latent_dim
+      50
+    """
+
+    latent_dim: int
+    encoder: Network = field(default=networks.MLP((100, 100), jnp.tanh))
+    decoder: Network = field(default=networks.MLP((100, 100), jnp.tanh))
+
+
+def init_gaussian(
+    network: Network, key: Key, *, input_dim: int, latent_dim: int
+) -> PyTree:
+    """Initial weights of a network from latents to a diagonal Gaussian of others."""
+    module = networks.with_output_layer(network, 2 * latent_dim, (latent_dim,))
+    return networks.init(module, key, jnp.zeros((1, input_dim)))
+
+
+def conditional_gaussian(
+    network: Network, weights: PyTree, inputs: Array, *, latent_dim: int
+) -> DiagonalGaussianPosterior:
+    """The diagonal Gaussian that a network makes of latents `[S, B, L]`."""
+    module = networks.with_output_layer(network, 2 * latent_dim, (latent_dim,))
+    mean, raw = jnp.split(networks.apply(module, weights, inputs), 2, axis=-1)
+    return DiagonalGaussianPosterior(mean, bound_log_var(raw))
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("first", "weights"),
+    meta_fields=("layers",),
+)
+@dataclass(frozen=True)
+class HierarchicalPosterior:
+    """q(z_1|x) q(z_2|z_1) ... for a batch.
+
+    Attributes:
+      first: q(z_1|x).
+      weights: of each further layer's encoder, `[1, ...]`, or `[B, ...]` where every
+        example has its own.
+      layers: the layers above the first; static.
+    """
+
+    first: DiagonalGaussianPosterior
+    weights: tuple[PyTree, ...]
+    layers: tuple[StochasticLayer, ...]
+    has_density: ClassVar[bool] = True
+
+    def _above(self, index: int, below: Array) -> DiagonalGaussianPosterior:
+        """Q of a further layer given the one below, `[S, B, L]`."""
+        layer = self.layers[index]
+        function = partial(
+            conditional_gaussian, layer.encoder, latent_dim=layer.latent_dim
+        )
+        return with_shared_weights(function, self.weights[index], below)
+
+    def sample_and_log_prob(
+        self, key: Key, num_samples: int
+    ) -> tuple[tuple[Array, ...], Array]:
+        """Reparameterized samples, a tuple of `[S, B, L]`, and log q, `[S, B]`."""
+        keys = jax.random.split(key, 1 + len(self.layers))
+        z, log_q = self.first.sample_and_log_prob(keys[0], num_samples)
+        latents = [z]
+        for index, own in enumerate(keys[1:]):
+            above = self._above(index, latents[-1])
+            z = above.from_noise(jax.random.normal(own, above.mean.shape, z.dtype))
+            log_q = log_q + above.log_prob(z)
+            latents.append(z)
+        return tuple(latents), log_q
+
+    def log_prob(self, z: tuple[Array, ...]) -> Array:
+        """Log q(z|x) in nats, of all layers: `[S, B]`."""
+        log_q = self.first.log_prob(z[0])
+        for index in range(len(self.layers)):
+            log_q = log_q + self._above(index, z[index]).log_prob(z[index + 1])
+        return log_q
+
+    @property
+    def mean(self) -> tuple[Array, ...]:
+        """The mean of each layer at the mean of the one below, `[B, L]` each."""
+        means = [self.first.mean]
+        for index in range(len(self.layers)):
+            means.append(self._above(index, means[-1][None]).mean[0])
+        return tuple(means)
+
+
+@dataclass(frozen=True)
+class HierarchicalGaussian:
+    """The family q(z_1|x) q(z_2|z_1) ... of diagonal Gaussians.
+
+    It goes with `HierarchicalGaussianPrior` of the same layers.
+
+    Attributes:
+      layers: the layers above the first, whose size is the spec's `latent_dim`.
+
+    Example:
+      >>> from vae_jax import HierarchicalGaussian, HierarchicalGaussianPrior
+      >>> from vae_jax import ModelSpec, StochasticLayer
+      >>> above = (StochasticLayer(50),)
+      >>> spec = ModelSpec(
+      ...     posterior=HierarchicalGaussian(above),
+      ...     prior=HierarchicalGaussianPrior(above),
+      ...     latent_dim=100,
+      ... )
+    """
+
+    layers: tuple[StochasticLayer, ...]
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+
+    def num_outputs(self, latent_dim: int) -> int:
+        """A mean and a log-variance for each latent of the first layer."""
+        return DiagonalGaussian().num_outputs(latent_dim)
+
+    def init(self, key: Key, *, latent_dim: int) -> dict[str, PyTree]:
+        """`layer_2`, `layer_3`, ...: weights of their encoders."""
+        sizes = (latent_dim, *(layer.latent_dim for layer in self.layers))
+        return {
+            f"layer_{index + 2}": init_gaussian(
+                layer.encoder,
+                jax.random.fold_in(key, index),
+                input_dim=sizes[index],
+                latent_dim=layer.latent_dim,
+            )
+            for index, layer in enumerate(self.layers)
+        }
+
+    def build(self, posterior_params: PyTree, outputs: Array) -> HierarchicalPosterior:
+        """Takes the encoder's outputs `[B, 2 L]` for the first layer."""
+        shared = jax.tree.map(lambda leaf: leaf[None], posterior_params)
+        return HierarchicalPosterior(
+            DiagonalGaussian().build({}, outputs),
+            tuple(shared[f"layer_{k + 2}"] for k in range(len(self.layers))),
+            self.layers,
+        )
+
+
+@dataclass(frozen=True)
+class HierarchicalGaussianPrior:
+    """p(z) = N(z_K; 0, I) ... p(z_1|z_2), each a diagonal Gaussian of the one above.
+
+    Attributes:
+      layers: those of the `HierarchicalGaussian` that it goes with.
+
+    Example:
+      See `HierarchicalGaussian`.
+    """
+
+    layers: tuple[StochasticLayer, ...]
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+
+    def init(
+        self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
+    ) -> dict[str, PyTree]:
+        """`layer_1`, `layer_2`, ...: weights of the networks that decode to them."""
+        sizes = (latent_dim, *(layer.latent_dim for layer in self.layers))
+        return {
+            f"layer_{index + 1}": init_gaussian(
+                layer.decoder,
+                jax.random.fold_in(key, index),
+                input_dim=layer.latent_dim,
+                latent_dim=sizes[index],
+            )
+            for index, layer in enumerate(self.layers)
+        }
+
+    def _below(
+        self, prior_params: PyTree, index: int, above: Array
+    ) -> DiagonalGaussianPosterior:
+        """P of layer `index` given the one above it."""
+        weights = prior_params[f"layer_{index + 1}"]
+        latent_dim = weights["output"]["bias"].shape[-1] // 2
+        network = self.layers[index].decoder
+        return conditional_gaussian(network, weights, above, latent_dim=latent_dim)
+
+    def log_prob(self, prior_params: PyTree, z: tuple[Array, ...], *, encode) -> Array:
+        """Log p(z) in nats, of all layers, `[S, B]`."""
+        zero = jnp.zeros((), z[-1].dtype)
+        log_p = gaussian.diagonal_log_prob(z[-1], zero, zero)
+        for index in range(len(self.layers)):
+            below = self._below(prior_params, index, z[index + 1])
+            log_p = log_p + below.log_prob(z[index])
+        return log_p
+
+    def sample(
+        self,
+        prior_params: PyTree,
+        key: Key,
+        *,
+        num_samples: int,
+        latent_dim: int,
+        encode,
+    ) -> tuple[Array, ...]:
+        """Draws from the top down, a tuple of `[num_samples, L]`, the lowest first."""
+        keys = jax.random.split(key, 1 + len(self.layers))
+        shape = (num_samples, self.layers[-1].latent_dim)
+        dtype = jax.tree.leaves(prior_params)[0].dtype
+        latents = [jax.random.normal(keys[0], shape, dtype)]
+        for index in reversed(range(len(self.layers))):
+            below = self._below(prior_params, index, latents[0])
+            noise = jax.random.normal(keys[index + 1], below.mean.shape, dtype)
+            latents.insert(0, below.from_noise(noise))
+        return tuple(latents)

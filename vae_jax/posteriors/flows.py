@@ -1,0 +1,345 @@
+"""Families of q(z|x) that are flows: a diagonal Gaussian moved by invertible steps.
+
+Steps of planar, Householder and Sylvester flows take all their parameters from the
+encoder; those of the inverse autoregressive flow are a network of their own, which an
+output of the encoder steers. Where a sample's density is known and that of any other
+point is not, there is no `log_prob`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax import flows
+from vae_jax.distributions import gaussian
+from vae_jax.posteriors.gaussian import bound_log_var
+from vae_jax.types import Array, Key, PyTree
+
+
+class FlowPosterior:
+    """What the flows share; a subclass has `start`, `log_var` and `move`."""
+
+    has_density: ClassVar[bool] = True
+
+    def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
+        """Samples `[S, B, L]`, moved step by step, and their log q in nats, `[S, B]`.
+
+        log q(z) = log N(z_0; start, diag(exp(log_var))) - sum of the log-determinants.
+        """
+        z = gaussian.diagonal_sample(
+            self.start, self.log_var, key, num_samples=num_samples
+        )
+        log_start = gaussian.diagonal_log_prob(z, self.start, self.log_var)
+        z, log_det = self.move(z)
+        return z, log_start - log_det
+
+    @property
+    def mean(self) -> Array:
+        """Where the flow takes the mean of its start: a point to show, `[B, L]`."""
+        z, _ = self.move(self.start[None])
+        return z[0]
+
+
+class FlowFamily:
+    """What the families share: no parameters of their own."""
+
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+
+    def init(self, key: Key, *, latent_dim: int) -> dict[str, PyTree]:
+        """No parameters of its own."""
+        return {}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PlanarPosterior(FlowPosterior):
+    """A diagonal Gaussian moved by K planar steps (`flows.planar`).
+
+    Attributes:
+      start: mean of the Gaussian, `[B, L]`.
+      log_var: its log-variance, `[B, L]`.
+      direction: `[B, K, L]`.
+      normal: `[B, K, L]`.
+      offset: `[B, K]`.
+    """
+
+    start: Array
+    log_var: Array
+    direction: Array
+    normal: Array
+    offset: Array
+
+    def move(self, z: Array) -> tuple[Array, Array]:
+        """Latents `[S, B, L]` moved, and the log-determinant `[S, B]`."""
+        log_det = jnp.zeros(z.shape[:-1], z.dtype)
+        for k in range(self.offset.shape[-1]):
+            z, step_log_det = flows.planar(
+                z, self.direction[:, k], self.normal[:, k], self.offset[:, k]
+            )
+            log_det = log_det + step_log_det
+        return z, log_det
+
+
+@dataclass(frozen=True)
+class Planar(FlowFamily):
+    """The family of planar flows, Rezende & Mohamed 2015.
+
+    Attributes:
+      num_steps: K.
+
+    Example:
+      >>> from vae_jax import Planar
+      >>> Planar(num_steps=4).num_outputs(latent_dim=20)
+      204
+    """
+
+    num_steps: int = 4
+
+    def num_outputs(self, latent_dim: int) -> int:
+        """Of the Gaussian, and direction, normal and offset of each step."""
+        return 2 * latent_dim + self.num_steps * (2 * latent_dim + 1)
+
+    def build(self, posterior_params: PyTree, outputs: Array) -> PlanarPosterior:
+        """Splits the encoder's outputs."""
+        steps = self.num_steps
+        latent_dim = (outputs.shape[-1] - steps) // (2 + 2 * steps)
+        start, raw, rest = _split(outputs, latent_dim, latent_dim)
+        direction, normal, offset = _split(rest, *[steps * latent_dim] * 2)
+        shape = (-1, steps, latent_dim)
+        return PlanarPosterior(
+            start,
+            bound_log_var(raw),
+            direction.reshape(shape),
+            normal.reshape(shape),
+            offset,
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class HouseholderPosterior(FlowPosterior):
+    """A diagonal Gaussian turned by K reflections: a Gaussian with correlations.
+
+    Attributes:
+      start: mean before the reflections, `[B, L]`.
+      log_var: log-variance before them, `[B, L]`.
+      reflections: `[B, K, L]`.
+    """
+
+    start: Array
+    log_var: Array
+    reflections: Array
+
+    def move(self, z: Array) -> tuple[Array, Array]:
+        """Latents `[S, B, L]` turned, and the log-determinant, 0."""
+        turned = flows.reflect(z, self.reflections)
+        return turned, jnp.zeros(turned.shape[:-1], z.dtype)
+
+    def log_prob(self, z: Array) -> Array:
+        """Log q(z|x) in nats, summed over L: `[S, B]` for `[S, B, L]`."""
+        back = flows.reflect(z, self.reflections[..., ::-1, :])
+        return gaussian.diagonal_log_prob(back, self.start, self.log_var)
+
+
+@dataclass(frozen=True)
+class Householder(FlowFamily):
+    """The family of Householder flows, Tomczak & Welling 2016.
+
+    Attributes:
+      num_steps: K reflections; with L - 1 of them every covariance is in reach.
+
+    Example:
+      >>> from vae_jax import Householder
+      >>> Householder(num_steps=4).num_outputs(latent_dim=20)
+      120
+    """
+
+    num_steps: int = 4
+
+    def num_outputs(self, latent_dim: int) -> int:
+        """Of the Gaussian, and a vector for each reflection."""
+        return (2 + self.num_steps) * latent_dim
+
+    def build(self, posterior_params: PyTree, outputs: Array) -> HouseholderPosterior:
+        """Splits the encoder's outputs."""
+        latent_dim = outputs.shape[-1] // (2 + self.num_steps)
+        start, raw, rest = _split(outputs, latent_dim, latent_dim)
+        reflections = rest.reshape(-1, self.num_steps, latent_dim)
+        return HouseholderPosterior(start, bound_log_var(raw), reflections)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SylvesterPosterior(FlowPosterior):
+    """A diagonal Gaussian moved by K Sylvester steps (`flows.sylvester`).
+
+    Attributes:
+      start: mean of the Gaussian, `[B, L]`.
+      log_var: its log-variance, `[B, L]`.
+      reflections: `[B, K, H, L]`.
+      diagonals: of both triangular matrices, before their bound, `[B, K, 2, L]`.
+      entries: their other entries, `[B, K, 2, L (L - 1) / 2]`.
+      offset: `[B, K, L]`.
+    """
+
+    start: Array
+    log_var: Array
+    reflections: Array
+    diagonals: Array
+    entries: Array
+    offset: Array
+
+    def move(self, z: Array) -> tuple[Array, Array]:
+        """Latents `[S, B, L]` moved, and the log-determinant `[S, B]`."""
+        log_det = jnp.zeros(z.shape[:-1], z.dtype)
+        for k in range(self.offset.shape[1]):
+            outer, inner = (
+                (self.diagonals[:, k, which], self.entries[:, k, which])
+                for which in (0, 1)
+            )
+            z, step_log_det = flows.sylvester(
+                z, self.reflections[:, k], outer, inner, self.offset[:, k]
+            )
+            log_det = log_det + step_log_det
+        return z, log_det
+
+
+@dataclass(frozen=True)
+class Sylvester(FlowFamily):
+    """The family of Householder-Sylvester flows, van den Berg et al. 2018.
+
+    Attributes:
+      num_steps: K.
+      num_reflections: H, of each step's orthogonal matrix.
+
+    Example:
+      >>> from vae_jax import Sylvester
+      >>> Sylvester(num_steps=1, num_reflections=4).num_outputs(latent_dim=20)
+      560
+    """
+
+    num_steps: int = 2
+    num_reflections: int = 4
+
+    def num_outputs(self, latent_dim: int) -> int:
+        """Of the Gaussian, and all that a step needs for each step."""
+        return 2 * latent_dim + self.num_steps * sum(self._sizes(latent_dim))
+
+    def _sizes(self, latent_dim: int) -> tuple[int, int, int, int]:
+        """Numbers of a step: reflections, diagonals, other entries, offset."""
+        others = latent_dim * (latent_dim - 1)
+        return self.num_reflections * latent_dim, 2 * latent_dim, others, latent_dim
+
+    def build(self, posterior_params: PyTree, outputs: Array) -> SylvesterPosterior:
+        """Splits the encoder's outputs."""
+        latent_dim = next(
+            size
+            for size in range(1, outputs.shape[-1])
+            if self.num_outputs(size) == outputs.shape[-1]
+        )
+        start, raw, rest = _split(outputs, latent_dim, latent_dim)
+        steps = rest.reshape(-1, self.num_steps, sum(self._sizes(latent_dim)))
+        reflections, diagonals, entries, offset = _split(
+            steps, *self._sizes(latent_dim)[:-1]
+        )
+        batch = steps.shape[:2]
+        return SylvesterPosterior(
+            start,
+            bound_log_var(raw),
+            reflections.reshape(*batch, self.num_reflections, latent_dim),
+            diagonals.reshape(*batch, 2, latent_dim),
+            entries.reshape(*batch, 2, latent_dim * (latent_dim - 1) // 2),
+            offset,
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class InverseAutoregressivePosterior(FlowPosterior):
+    """A diagonal Gaussian moved by gated autoregressive steps, Kingma et al. 2016.
+
+    z' = sigma z + (1 - sigma) m, with m and the logit of sigma of latent l given by the
+    latents before it and the context (their eq. 13 and 14); the order is reversed after
+    every step. log_det = sum_l log sigma_l.
+
+    Attributes:
+      start: mean of the Gaussian, `[B, L]`.
+      log_var: its log-variance, `[B, L]`.
+      context: what steers the networks, `[B, C]`.
+      steps: weights of each step's network, `[1, ...]`, or `[B, ...]` where every
+        example has its own.
+    """
+
+    start: Array
+    log_var: Array
+    context: Array
+    steps: tuple[PyTree, ...]
+
+    def move(self, z: Array) -> tuple[Array, Array]:
+        """Latents `[S, B, L]` moved, and the log-determinant `[S, B]`."""
+        log_det = jnp.zeros(z.shape[:-1], z.dtype)
+        for weights in self.steps:
+            target, logit = flows.with_shared_weights(
+                flows.autoregressive, weights, z, self.context
+            )
+            # Kingma et al. advise to start with open gates.
+            logit = logit + 1.5
+            gate = jax.nn.sigmoid(logit)
+            z = (gate * z + (1 - gate) * target)[..., ::-1]
+            log_det = log_det + jnp.sum(jax.nn.log_sigmoid(logit), axis=-1)
+        return z, log_det
+
+
+@dataclass(frozen=True)
+class InverseAutoregressive:
+    """The family of inverse autoregressive flows, Kingma et al. 2016.
+
+    Attributes:
+      num_steps: K.
+      hidden_dim: width of each step's network.
+      context_dim: C, outputs of the encoder that steer the networks.
+
+    Example:
+      >>> from vae_jax import InverseAutoregressive
+      >>> InverseAutoregressive(context_dim=32).num_outputs(latent_dim=20)
+      72
+    """
+
+    num_steps: int = 2
+    hidden_dim: int = 100
+    context_dim: int = 32
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+
+    def num_outputs(self, latent_dim: int) -> int:
+        """Of the Gaussian, and the context."""
+        return 2 * latent_dim + self.context_dim
+
+    def init(self, key: Key, *, latent_dim: int) -> dict[str, PyTree]:
+        """`step_0`, `step_1`, ...: weights of each step's network."""
+        return {
+            f"step_{k}": flows.init_autoregressive(
+                jax.random.fold_in(key, k),
+                latent_dim=latent_dim,
+                hidden_dim=self.hidden_dim,
+                context_dim=self.context_dim,
+            )
+            for k in range(self.num_steps)
+        }
+
+    def build(
+        self, posterior_params: PyTree, outputs: Array
+    ) -> InverseAutoregressivePosterior:
+        """Splits the encoder's outputs; all examples share the networks."""
+        latent_dim = (outputs.shape[-1] - self.context_dim) // 2
+        start, raw, context = _split(outputs, latent_dim, latent_dim)
+        shared = jax.tree.map(lambda leaf: leaf[None], posterior_params)
+        steps = tuple(shared[f"step_{k}"] for k in range(self.num_steps))
+        return InverseAutoregressivePosterior(start, bound_log_var(raw), context, steps)
+
+
+def _split(outputs: Array, *sizes: int) -> list[Array]:
+    """Parts of the last axis of these sizes, and what is left."""
+    ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
+    return jnp.split(outputs, ends, axis=-1)

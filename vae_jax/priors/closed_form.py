@@ -1,0 +1,195 @@
+"""Closed-form KLs of (posterior, prior) pairs, and the registry that finds them.
+
+`register_kl` is how a pair gets its closed form, here or in a user's own file;
+where none is registered the objectives estimate the KL from samples.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.distributions import bernoulli, gaussian, multivariate_gaussian
+from vae_jax.posteriors import (
+    BernoulliPosterior,
+    DiagonalGaussianPosterior,
+    FullGaussianPosterior,
+    HouseholderPosterior,
+    LowRankGaussianPosterior,
+    PointMassPosterior,
+)
+from vae_jax.priors.factorized import (
+    DiagonalGaussianPrior,
+    FactorizedBernoulliPrior,
+    StandardNormal,
+)
+from vae_jax.types import Array, Posterior, Prior, PyTree
+
+KLDivergence = Callable[[Posterior, Prior, PyTree], Array]
+_closed_forms: dict[tuple[type, type], KLDivergence] = {}
+
+
+def register_kl(
+    posterior_type: type, prior_type: type
+) -> Callable[[KLDivergence], KLDivergence]:
+    """Registers the closed-form KL(q(z|x) || p(z)) of a pair, as a decorator.
+
+    The function is called as `f(posterior, prior, prior_params)` and returns nats
+    summed over the latent dimensions, `[B]`.
+
+    Args:
+      posterior_type: the class of the posterior that a family builds.
+      prior_type: the class of the prior; `object` stands for any.
+
+    Returns:
+      The decorator, which gives its function back unchanged.
+
+    Example:
+      >>> from vae_jax import StandardNormal, register_kl
+      >>> class MyPosterior: ...
+      >>> @register_kl(MyPosterior, StandardNormal)
+      ... def my_kl(posterior, prior, prior_params): ...
+    """
+
+    def register(function: KLDivergence) -> KLDivergence:
+        _closed_forms[posterior_type, prior_type] = function
+        return function
+
+    return register
+
+
+def closed_form_kl(posterior_type: type, prior_type: type) -> KLDivergence | None:
+    """The registered KL of a pair, the most specific first; None where none is.
+
+    Args:
+      posterior_type: the class of a posterior.
+      prior_type: the class of a prior.
+
+    Returns:
+      A function `f(posterior, prior, prior_params) -> [B]`, or None.
+
+    Example:
+      >>> from vae_jax.priors import closed_form_kl
+      >>> closed_form_kl(int, int) is None
+      True
+    """
+    for posterior_class in posterior_type.__mro__:
+        for prior_class in prior_type.__mro__:
+            if (posterior_class, prior_class) in _closed_forms:
+                return _closed_forms[posterior_class, prior_class]
+    return None
+
+
+def unit_kl(posterior: Posterior, prior: Prior, prior_params: PyTree) -> Array:
+    """KL(q(z_j|x) || p(z_j)) of each example and unit in nats, not summed.
+
+    Args:
+      posterior: a product over units: diagonal Gaussian or Bernoulli, batch B.
+      prior: likewise, with a closed-form KL to it.
+      prior_params: its parameters.
+
+    Returns:
+      `[B, L]`.
+
+    Raises:
+      ValueError: another pair.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax import StandardNormal
+      >>> from vae_jax.posteriors import DiagonalGaussianPosterior
+      >>> from vae_jax.priors import unit_kl
+      >>> q = DiagonalGaussianPosterior(jnp.array([[0.0, 2.0]]), jnp.zeros((1, 2)))
+      >>> print(unit_kl(q, StandardNormal(), {}))
+      [[0. 2.]]
+    """
+    closed_form = closed_form_kl(type(posterior), type(prior))
+    factorized = isinstance(posterior, DiagonalGaussianPosterior | BernoulliPosterior)
+    if closed_form is None or not factorized:
+        raise ValueError(
+            "the KL of a unit is known for factorized posteriors with a closed-form "
+            f"KL, got {type(posterior).__name__} and {prior}"
+        )
+    # Each unit as a distribution of its own, in one dimension.
+    posterior, prior_params = jax.tree.map(
+        lambda leaf: leaf[..., None], (posterior, prior_params)
+    )
+    return closed_form(posterior, prior, prior_params)
+
+
+@register_kl(DiagonalGaussianPosterior, StandardNormal)
+def _diagonal_to_standard(
+    posterior: DiagonalGaussianPosterior, prior: Prior, prior_params: PyTree
+) -> Array:
+    return gaussian.diagonal_kl_to_standard_normal(posterior.mean, posterior.log_var)
+
+
+@register_kl(DiagonalGaussianPosterior, DiagonalGaussianPrior)
+def _diagonal_to_diagonal(
+    posterior: DiagonalGaussianPosterior, prior: Prior, prior_params: PyTree
+) -> Array:
+    return gaussian.diagonal_kl_divergence(
+        posterior.mean, posterior.log_var, prior_params["mean"], prior_params["log_var"]
+    )
+
+
+@register_kl(FullGaussianPosterior, StandardNormal)
+def _full_to_standard(
+    posterior: FullGaussianPosterior, prior: Prior, prior_params: PyTree
+) -> Array:
+    """The diagonal one's, and the squares of the entries below the diagonal."""
+    diagonal = gaussian.diagonal_kl_to_standard_normal(
+        posterior.mean, posterior.log_var
+    )
+    return diagonal + 0.5 * jnp.sum(jnp.square(posterior.below), axis=-1)
+
+
+@register_kl(FullGaussianPosterior, DiagonalGaussianPrior)
+def _full_to_diagonal(
+    posterior: FullGaussianPosterior, prior: Prior, prior_params: PyTree
+) -> Array:
+    scale = jnp.exp(0.5 * prior_params["log_var"])
+    return multivariate_gaussian.full_kl_divergence(
+        posterior.mean,
+        posterior.scale_tril,
+        prior_params["mean"],
+        scale[..., None] * jnp.eye(scale.shape[-1], dtype=scale.dtype),
+    )
+
+
+@register_kl(LowRankGaussianPosterior, StandardNormal)
+def _low_rank_to_standard(
+    posterior: LowRankGaussianPosterior, prior: Prior, prior_params: PyTree
+) -> Array:
+    diagonal = gaussian.diagonal_kl_to_standard_normal(
+        posterior.mean, posterior.log_var
+    )
+    log_det = multivariate_gaussian.low_rank_log_det(
+        posterior.log_var, posterior.factor
+    )
+    squares = jnp.sum(jnp.square(posterior.factor), axis=(-2, -1))
+    log_ratio = log_det - jnp.sum(posterior.log_var, axis=-1)
+    return diagonal + 0.5 * (squares - log_ratio)
+
+
+@register_kl(HouseholderPosterior, StandardNormal)
+def _householder_to_standard(
+    posterior: HouseholderPosterior, prior: Prior, prior_params: PyTree
+) -> Array:
+    """That of its start: N(0, I) looks the same from everywhere."""
+    return gaussian.diagonal_kl_to_standard_normal(posterior.start, posterior.log_var)
+
+
+@register_kl(BernoulliPosterior, FactorizedBernoulliPrior)
+def _bernoulli_to_bernoulli(
+    posterior: BernoulliPosterior, prior: Prior, prior_params: PyTree
+) -> Array:
+    return bernoulli.kl_divergence(posterior.logits, prior_params["logits"])
+
+
+@register_kl(PointMassPosterior, object)
+def _point_mass_to_any(
+    posterior: PointMassPosterior, prior: Prior, prior_params: PyTree
+) -> Array:
+    """0 by definition: the objective of an autoencoder has no such term."""
+    return jnp.zeros(posterior.mean.shape[:-1], posterior.mean.dtype)

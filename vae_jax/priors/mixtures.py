@@ -1,0 +1,143 @@
+"""Priors that are mixtures: of learned Gaussians, or of the encoder's posteriors."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.posteriors import DiagonalGaussianPosterior, FullGaussianPosterior
+from vae_jax.types import Array, Encode, Key, Posterior, PyTree
+
+
+@dataclass(frozen=True)
+class MixtureOfGaussians:
+    """p(z) = sum_k w_k N(mean_k, S_k), all learned.
+
+    S_k is diagonal, or with `full_covariance` A_k A_k' with a triangular A_k.
+
+    Attributes:
+      num_components: K.
+      full_covariance: whether the components have correlations.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import MixtureOfGaussians
+      >>> prior = MixtureOfGaussians(num_components=3)
+      >>> params = prior.init(jax.random.key(0), latent_dim=2, data_shape=(5,))
+      >>> prior.log_prob(params, jnp.zeros((4, 8, 2)), encode=None).shape
+      (4, 8)
+    """
+
+    num_components: int = 10
+    full_covariance: bool = False
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+
+    def init(
+        self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
+    ) -> dict[str, PyTree]:
+        """`logits` `[K]`; `mean` `[K, L]`, drawn from N(0, I); `log_var` `[K, L]`.
+
+        With full covariance `below` as well, as in `FullGaussianPosterior`.
+        """
+        shape = (self.num_components, latent_dim)
+        entries = latent_dim * (latent_dim - 1) // 2
+        below = {"below": jnp.zeros((self.num_components, entries))}
+        return (below if self.full_covariance else {}) | {
+            "logits": jnp.zeros(self.num_components),
+            # Equal means would stay equal.
+            "mean": jax.random.normal(key, shape),
+            "log_var": jnp.zeros(shape),
+        }
+
+    def log_prob(
+        self, prior_params: PyTree, z: Array, *, encode: Encode | None
+    ) -> Array:
+        """Log p(z) in nats, `[S, B]` for `[S, B, L]`."""
+        each = self._components(prior_params).log_prob(z[..., None, :])
+        log_weights = jax.nn.log_softmax(prior_params["logits"])
+        return jax.nn.logsumexp(each + log_weights, axis=-1)
+
+    def _components(self, prior_params: PyTree) -> Posterior:
+        """The components, as a batch of K."""
+        leaves = {n: leaf for n, leaf in prior_params.items() if n != "logits"}
+        family = (
+            FullGaussianPosterior if self.full_covariance else DiagonalGaussianPosterior
+        )
+        return family(**leaves)
+
+    def sample(
+        self,
+        prior_params: PyTree,
+        key: Key,
+        *,
+        num_samples: int,
+        latent_dim: int,
+        encode: Encode | None,
+    ) -> Array:
+        """Draws `[num_samples, L]`."""
+        component_key, noise_key = jax.random.split(key)
+        component = jax.random.categorical(
+            component_key, prior_params["logits"], shape=(num_samples,)
+        )
+        chosen = jax.tree.map(lambda leaf: leaf[component], prior_params)
+        z, _ = self._components(chosen).sample_and_log_prob(noise_key, 1)
+        return z[0]
+
+
+@dataclass(frozen=True)
+class VampPrior:
+    """p(z) = 1/K sum_k q(z|u_k) at learned pseudo-inputs u_k, Tomczak & Welling 2018.
+
+    The pseudo-inputs are kept in (0, 1) by a sigmoid, like data. Training moves the
+    encoder through the prior as well.
+
+    Attributes:
+      num_pseudo_inputs: K.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import ModelSpec, VampPrior, generate, init
+      >>> spec = ModelSpec(prior=VampPrior(5), latent_dim=2, data_shape=(3,))
+      >>> params = init(spec, jax.random.key(0))
+      >>> generate(params, jax.random.key(1), num_samples=4).shape
+      (4, 3)
+    """
+
+    num_pseudo_inputs: int = 500
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+
+    def init(
+        self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
+    ) -> dict[str, PyTree]:
+        """`pseudo_inputs` `[K, D]`, before the sigmoid, drawn from N(0, I)."""
+        shape = (self.num_pseudo_inputs, math.prod(data_shape))
+        return {"pseudo_inputs": jax.random.normal(key, shape)}
+
+    def log_prob(self, prior_params: PyTree, z: Array, *, encode: Encode) -> Array:
+        """Log p(z) in nats, `[S, B]` for `[S, B, L]`; needs q's `log_prob`."""
+        components = encode(jax.nn.sigmoid(prior_params["pseudo_inputs"]))
+        shape = (*z.shape[:-1], self.num_pseudo_inputs, z.shape[-1])
+        everywhere = jnp.broadcast_to(z[..., None, :], shape)
+        each = components.log_prob(everywhere.reshape(-1, *shape[-2:]))
+        mixture = jax.nn.logsumexp(each, axis=-1) - math.log(self.num_pseudo_inputs)
+        return mixture.reshape(z.shape[:-1])
+
+    def sample(
+        self,
+        prior_params: PyTree,
+        key: Key,
+        *,
+        num_samples: int,
+        latent_dim: int,
+        encode: Encode,
+    ) -> Array:
+        """Draws `[num_samples, L]`."""
+        component_key, noise_key = jax.random.split(key)
+        pseudo_inputs = jax.nn.sigmoid(prior_params["pseudo_inputs"])
+        component = jax.random.randint(
+            component_key, (num_samples,), 0, self.num_pseudo_inputs
+        )
+        z, _ = encode(pseudo_inputs[component]).sample_and_log_prob(noise_key, 1)
+        return z[0]

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 import vae_jax
+from experiments.choices import labels_of
 from vae_jax.types import Array
 
 # Evaluation has a root of its own: the same binarized test set and the same noise
@@ -44,17 +45,20 @@ _log_evidence = jax.jit(
 )
 
 
-def elbo_figures(params: vae_jax.Params, x: Array) -> dict[str, float]:
+def elbo_figures(
+    params: vae_jax.Params, x: Array, labels: Array | None = None
+) -> dict[str, float]:
     """ELBO of a test set and its two terms, means in nats, one sample an image.
 
     Args:
       params: model parameters.
       x: the binarized test set, `[n, D]`.
+      labels: its labels `[n]`, which a conditional model is given.
 
     Returns:
       `elbo`, `log_likelihood`, `kl_divergence`.
     """
-    terms = _evaluate(params, x, evaluation_keys().elbo)
+    terms = _evaluate(params, x, evaluation_keys().elbo, **labels_of(params, labels))
     return {
         name: float(np.mean(np.asarray(values, np.float64)))
         for name, values in terms._asdict().items()
@@ -62,13 +66,14 @@ def elbo_figures(params: vae_jax.Params, x: Array) -> dict[str, float]:
 
 
 def importance_weighted_figures(
-    params: vae_jax.Params, x: Array, *, num_samples: int
+    params: vae_jax.Params, x: Array, labels: Array | None = None, *, num_samples: int
 ) -> dict[str, Any]:
     """Importance-sampled log p(x) of a test set, mean over images in nats.
 
     Args:
       params: model parameters.
       x: the binarized test set, `[n, D]`.
+      labels: its labels `[n]`, which a conditional model is given.
       num_samples: importance samples an image; 0 leaves the figures undefined.
 
     Returns:
@@ -79,7 +84,7 @@ def importance_weighted_figures(
     if not num_samples or params.spec.posterior == vae_jax.PointMass():
         figures = dict.fromkeys(names)
     else:
-        evidence = _evidence_of_all(params, x, num_samples)
+        evidence = _evidence_of_all(params, x, labels_of(params, labels), num_samples)
         estimates = np.asarray(evidence.estimate, np.float64)
         spread = estimates.std(ddof=1) if len(estimates) > 1 else np.nan
         sizes = np.asarray(evidence.effective_sample_size, np.float64)
@@ -90,18 +95,20 @@ def importance_weighted_figures(
 
 
 def _evidence_of_all(
-    params: vae_jax.Params, x: Array, num_samples: int
+    params: vae_jax.Params, x: Array, labels: dict[str, Array], num_samples: int
 ) -> vae_jax.LogEvidence:
     """`log_evidence` of a data set in calls of some hundred images, with a bar."""
     parts = []
     with tqdm(total=len(x), unit="image", disable=None, desc="log p(x)") as bar:
         for first in range(0, len(x), IMAGES_PER_CALL):
+            here = slice(first, first + IMAGES_PER_CALL)
             part = _log_evidence(
                 params,
-                x[first : first + IMAGES_PER_CALL],
+                x[here],
                 evaluation_keys().evidence,
                 num_samples=num_samples,
                 first=jnp.int32(first),
+                **{name: values[here] for name, values in labels.items()},
             )
             parts.append(jax.device_get(part))
             bar.update(len(parts[-1].estimate))

@@ -19,6 +19,7 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 
 import vae_jax
+from experiments.choices import labels_of
 from vae_jax import Params
 from vae_jax.types import Array, Key
 
@@ -28,7 +29,9 @@ GAP, BREAK = 4, 18  # pixels between examples; and besides, between groups of th
 ACTIVE_VARIANCE = 0.01  # Burda, Grosse & Salakhutdinov 2016, section 5.2
 CURVES = {"elbo": "ELBO", "log_likelihood": "log-likelihood", "kl_divergence": "KL"}
 
-_decode_means = jax.jit(lambda params, z: vae_jax.decode(params, z).mean)
+_decode_means = jax.jit(
+    lambda params, z, **labels: vae_jax.decode(params, z, **labels).mean
+)
 
 
 def draw_all(
@@ -47,26 +50,32 @@ def draw_all(
     They show the test set `x`, `[n, D]` in [0, 1] with its labels `[n]`, as images if
     `data_shape` is (height, width) or (height, width, 1 or 3), else as step curves,
     and `metrics`: dicts with `epoch`, `split` ("train", "test") and the entries of
-    `CURVES` in nats per example or None.
+    `CURVES` in nats per example or None. A conditional model is given the labels.
     """
-    x = np.asarray(x)
-    labels = np.zeros(len(x)) if labels is None else np.asarray(labels)
+    x, given = np.asarray(x), partial(labels_of, params)
+    labels = np.zeros(len(x), int) if labels is None else np.asarray(labels)
     order = varied_order(labels)
     encoded = np.linspace(0, len(x) - 1, min(len(x), 5000)).astype(int)
-    means = np.asarray(jax.jit(vae_jax.encode)(params, x[encoded]).mean)
+    posterior = jax.jit(vae_jax.encode)(params, x[encoded], **given(labels[encoded]))
+    # Of several stochastic layers, the one next to the data.
+    means = np.asarray(jax.tree.leaves(posterior.mean)[0])
     keys = jax.random.split(key)
     autoencoder = isinstance(params.spec.posterior, vae_jax.PointMass)
     caveat = ", which the autoencoder was not trained for" if autoencoder else ""
     draw = partial(draw_grid, dataset_name=dataset_name, data_shape=data_shape)
     figures = {
         "training_curves": draw_training_curves(metrics, dataset_name),
-        "reconstructions": draw_reconstructions(draw, params, x[order[:30]], keys[0]),
+        "reconstructions": draw_reconstructions(
+            draw, params, x[order[:30]], keys[0], labels[order[:30]]
+        ),
         "samples": draw_samples(draw, params, keys[1], caveat),
         "interpolations": draw_interpolations(draw, params, x, labels, order),
-        "traversals": draw_traversals(draw, params, means),
+        "traversals": draw_traversals(draw, params, means, labels[:1]),
     }
     if params.spec.latent_dim == 2:
-        figures["manifold"] = draw_manifold(draw, params, caveat)
+        standard = isinstance(params.spec.prior, vae_jax.StandardNormal)
+        if standard and not params.spec.num_classes:
+            figures["manifold"] = draw_manifold(draw, params, caveat)
         labels = labels[encoded]
         figures["latent_scatter"] = draw_latent_scatter(means, labels, dataset_name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,11 +93,15 @@ def varied_order(labels: np.ndarray) -> np.ndarray:
     return by_label[np.argsort(turn, kind="stable")]
 
 
-def draw_reconstructions(draw: Callable, params: Params, x: Array, key: Key) -> Figure:
+def draw_reconstructions(
+    draw: Callable, params: Params, x: Array, key: Key, labels: np.ndarray | None = None
+) -> Figure:
     """Rows of up to ten examples `[n, D]`, each above the row of reconstructions."""
     columns = min(10, len(x))
-    x = x[: len(x) // columns * columns]
-    both = np.stack([x, jax.jit(vae_jax.reconstruct)(params, x, key)])
+    count = len(x) // columns * columns
+    x = x[:count]
+    given = {name: value[:count] for name, value in labels_of(params, labels).items()}
+    both = np.stack([x, jax.jit(vae_jax.reconstruct)(params, x, key, **given)])
     pairs = both.reshape(2, -1, columns, x.shape[1]).swapaxes(0, 1)
     return draw(
         pairs.reshape(-1, columns, x.shape[1]),
@@ -102,8 +115,12 @@ def draw_reconstructions(draw: Callable, params: Params, x: Array, key: Key) -> 
 def draw_samples(draw: Callable, params: Params, key: Key, caveat: str) -> Figure:
     """Means of p(x|z) at 100 draws from the prior."""
     sample = jax.jit(vae_jax.generate, static_argnames="num_samples")
-    cells = np.asarray(sample(params, key, num_samples=100)).reshape(10, 10, -1)
-    return draw(cells, "samples", f"Means of p(x|z) for z drawn from the prior{caveat}")
+    classes = np.arange(100) % 10 % max(params.spec.num_classes, 1)
+    drawn = sample(params, key, num_samples=100, **labels_of(params, classes))
+    cells = np.asarray(drawn).reshape(10, 10, -1)
+    each = ", a class to a column" if params.spec.num_classes else ""
+    subtitle = f"Means of p(x|z) for z drawn from the prior{each}{caveat}"
+    return draw(cells, "samples", subtitle)
 
 
 def draw_interpolations(draw: Callable, params: Params, x, labels, order) -> Figure:
@@ -113,7 +130,8 @@ def draw_interpolations(draw: Callable, params: Params, x, labels, order) -> Fig
     pairs = pairs[differ] if differ.any() else pairs
     x0, x1 = x[pairs[:8].T]
     interpolate = jax.jit(vae_jax.interpolate, static_argnames="num_steps")
-    line = interpolate(params, x0, x1, num_steps=11)
+    given = labels_of(params, labels[pairs[:8, 0]])
+    line = interpolate(params, x0, x1, num_steps=11, **given)
     return draw(
         np.concatenate([x0[None], line, x1[None]]).swapaxes(0, 1),
         "interpolations",
@@ -124,7 +142,9 @@ def draw_interpolations(draw: Callable, params: Params, x, labels, order) -> Fig
     )
 
 
-def draw_traversals(draw: Callable, params: Params, means: np.ndarray) -> Figure:
+def draw_traversals(
+    draw: Callable, params: Params, means: np.ndarray, label: np.ndarray | None = None
+) -> Figure:
     """What is decoded as one unit leaves `means[0]`, the most varied one on top."""
     finite = np.where(np.isfinite(means), means, 0).astype(np.float64)
     variances = finite.var(axis=0)
@@ -140,7 +160,7 @@ def draw_traversals(draw: Callable, params: Params, means: np.ndarray) -> Figure
     z[np.arange(len(units)), :, units] = values
     names = [f"z{unit + 1}: {shares[unit]:.0%}" for unit in units]
     return draw(
-        np.asarray(_decode_means(params, z)),
+        np.asarray(_decode_means(params, z, **labels_of(params, label))),
         "latent traversals",
         "Means of p(x|z) as one unit of z changes and the others stay as one example "
         f"has them. {active} of {len(variances)} units are active; left, each one's "

@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 import vae_jax
-from experiments import figures, run_folder
+from experiments import choices, figures, run_folder
 from experiments.command_line import execute, parse
 from experiments.evaluation_report import (
     elbo_figures,
@@ -37,7 +37,6 @@ from experiments.evaluation_report import (
 )
 from experiments.training_loop import Run, Trained, train
 from vae_jax import data
-from vae_jax.penalties import Penalty, mean_kl
 from vae_jax.training import TrainState
 
 # Where the epochs are not given: small data sets are seen more often.
@@ -78,11 +77,30 @@ linearly over the first half of the run."""
     hidden_dims: tuple[int, ...] = (400,)
     """Widths of the hidden layers, the decoder's in reverse; --network=conv has one \
 dense layer, of the last width."""
-    network: Literal["linear", "mlp", "conv"] = "mlp"
-    """Encoder and decoder."""
-    posterior: Literal["point", "diagonal"] = "diagonal"
-    """q(z|x); point makes an autoencoder."""
-    prior: Literal["standard", "mixture", "vamp"] = "standard"
+    upper_latent_dims: tuple[int, ...] = ()
+    """Dimensions of further stochastic layers above the first, each with networks of \
+two hidden layers of 100."""
+    conditional: bool = False
+    """Give the labels to encoder, decoder and, if it is standard, the prior."""
+    network: Literal["linear", "mlp", "gated", "conv", "residual"] = "mlp"
+    """Encoder and decoder; gated is an MLP with gates, residual is convolutional."""
+    posterior: Literal[
+        "point",
+        "diagonal",
+        "full",
+        "low_rank",
+        "householder",
+        "sylvester",
+        "planar",
+        "iaf",
+    ] = "diagonal"
+    """q(z|x): point makes an autoencoder; diagonal, full and low_rank are Gaussians; \
+the others are flows of --num_flow_steps."""
+    rank: int = 2
+    """Of the covariance of --posterior=low_rank, beside its diagonal."""
+    num_flow_steps: int = 2
+    """Steps of a posterior or prior that is a flow."""
+    prior: Literal["standard", "mixture", "vamp", "flow"] = "standard"
     """p(z); mixture of Gaussians and VampPrior learn --num_components of them."""
     num_components: int = 50
     """Components of --prior=mixture, pseudo-inputs of --prior=vamp."""
@@ -91,17 +109,39 @@ dense layer, of the last width."""
         "gaussian",
         "gaussian_learned",
         "gaussian_per_pixel",
+        "gaussian_full",
+        "discretized_logistic",
+        "categorical",
         "continuous_bernoulli",
     ] = "bernoulli"
     """p(x|z); gaussian has the variance --variance, gaussian_learned learns one, \
-gaussian_per_pixel has the decoder say one for each pixel."""
+gaussian_per_pixel has the decoder say one for each pixel, gaussian_full all \
+covariances (for small images); discretized_logistic and categorical model grey \
+levels."""
     variance: float = 1.0
     """Variance of a pixel of --likelihood=gaussian."""
     binarization: Literal["auto", "dynamic", "fixed", "threshold", "none"] = "auto"
     """dynamic draws the pixels afresh at every step, fixed once; auto is dynamic for \
 a Bernoulli likelihood and none for a Gaussian one."""
+    objective: Literal[
+        "elbo", "iwae", "miwae", "ciwae", "piwae", "renyi", "beta_tc", "mmd"
+    ] = "elbo"
+    """What training maximises: the ELBO; bounds of --num_samples (miwae and piwae in \
+--num_groups, ciwae with --elbo_share, renyi of order --renyi_alpha); the ELBO with \
+the total correlation weighed by --tc_weight, or with --mmd_weight times the squared \
+MMD in place of the KL."""
     num_samples: int = 1
     """Posterior samples of each example in training."""
+    num_groups: int = 1
+    """Groups of samples of --objective=miwae or piwae."""
+    elbo_share: float = 0.5
+    """Share of the ELBO in --objective=ciwae."""
+    renyi_alpha: float = 0.5
+    """Order of --objective=renyi: 0 is iwae, 1 the ELBO."""
+    tc_weight: float = 6.0
+    """Weight of the total correlation in --objective=beta_tc."""
+    mmd_weight: float = 100.0
+    """Weight of the squared MMD in --objective=mmd."""
     ema_decay: float | None = None
     """Decay of a moving average of the weights (0.999, say), which is then what is \
 evaluated."""
@@ -134,6 +174,12 @@ def check(config: Config) -> None:
         "latent_dim": 1,
         "num_components": 1,
         "num_samples": 1,
+        "num_groups": 1,
+        "num_flow_steps": 1,
+        "rank": 1,
+        "tc_weight": 0,
+        "mmd_weight": 0,
+        "elbo_share": 0,
         "num_devices": 1,
         "epochs": 1,
         "checkpoint_every": 1,
@@ -155,7 +201,15 @@ def check(config: Config) -> None:
             raise ValueError(f"--{name} must be positive and finite, got {value}")
     if config.ema_decay is not None and not 0 < config.ema_decay < 1:
         raise ValueError(f"--ema_decay must be between 0 and 1, got {config.ema_decay}")
-    _check_combinations(config)
+    choices.check_combinations(config)
+    if config.elbo_share > 1:
+        raise ValueError(f"--elbo_share must be at most 1, got {config.elbo_share}")
+    if not math.isfinite(config.renyi_alpha):
+        raise ValueError(f"--renyi_alpha must be finite, got {config.renyi_alpha}")
+    if config.upper_latent_dims and min(config.upper_latent_dims) < 1:
+        raise ValueError(
+            f"--upper_latent_dims must be positive, got {config.upper_latent_dims}"
+        )
     if not config.hidden_dims or min(config.hidden_dims) < 1:
         raise ValueError(
             f"--hidden_dims must be one or more positive widths, got "
@@ -172,35 +226,6 @@ def check(config: Config) -> None:
         raise ValueError(
             f"--batch_size {config.batch_size} does not divide among "
             f"--num_devices {config.num_devices}"
-        )
-
-
-def _check_combinations(config: Config) -> None:
-    """Refuses flags that do not go together."""
-    for one, other in (
-        ("beta_warmup_epochs", "beta_cycles"),
-        ("free_bits", "capacity"),
-    ):
-        if getattr(config, one) and getattr(config, other) not in (None, 0):
-            raise ValueError(
-                f"--{one} {getattr(config, one)} and --{other} "
-                f"{getattr(config, other)} exclude one another"
-            )
-    charged = config.free_bits or config.capacity is not None
-    if config.posterior == "point" and charged:
-        raise ValueError(
-            "--free_bits and --capacity are about a KL, and --posterior=point has no KL"
-        )
-    if config.posterior == "point" and config.prior == "vamp":
-        raise ValueError(
-            "--prior=vamp is a mixture of densities q(z|u), and --posterior=point has "
-            "none"
-        )
-    per_unit = config.free_bits and config.free_bits_per == "unit"
-    if per_unit and config.prior != "standard":
-        raise ValueError(
-            f"--free_bits of each unit need --prior=standard, got {config.prior}; "
-            "--free_bits_per=example does not"
         )
 
 
@@ -224,57 +249,6 @@ def resolve(config: Config, dataset: data.Dataset) -> Config:
         epochs=epochs,
         binarization=default if config.binarization == "auto" else config.binarization,
         checkpoint_every=config.checkpoint_every or min(5, math.ceil(epochs / 10)),
-    )
-
-
-def model_spec(config: Config, data_shape: tuple[int, ...]) -> vae_jax.ModelSpec:
-    """The model that the flags name.
-
-    Args:
-      config: the configuration.
-      data_shape: shape of one example.
-
-    Returns:
-      A `ModelSpec`.
-
-    Raises:
-      ValueError: a convolutional network and data that are no images.
-    """
-    if config.network == "conv" and len(data_shape) not in (2, 3):
-        raise ValueError(f"--network=conv needs images, got examples of {data_shape}")
-    networks = {
-        "linear": lambda: (vae_jax.Linear(), vae_jax.Linear()),
-        "mlp": lambda: (
-            vae_jax.MLP(config.hidden_dims),
-            vae_jax.MLP(config.hidden_dims[::-1]),
-        ),
-        "conv": lambda: (
-            vae_jax.ConvolutionalEncoder(hidden_dim=config.hidden_dims[-1]),
-            vae_jax.ConvolutionalDecoder(),
-        ),
-    }
-    encoder, decoder = networks[config.network]()
-    return vae_jax.ModelSpec(
-        encoder=encoder,
-        decoder=decoder,
-        posterior={
-            "point": vae_jax.PointMass(),
-            "diagonal": vae_jax.DiagonalGaussian(),
-        }[config.posterior],
-        prior={
-            "standard": vae_jax.StandardNormal(),
-            "mixture": vae_jax.MixtureOfGaussians(config.num_components),
-            "vamp": vae_jax.VampPrior(config.num_components),
-        }[config.prior],
-        likelihood={
-            "bernoulli": vae_jax.Bernoulli(),
-            "gaussian": vae_jax.Gaussian(),
-            "gaussian_learned": vae_jax.Gaussian(learned_variance=True),
-            "gaussian_per_pixel": vae_jax.PerPixelGaussian(),
-            "continuous_bernoulli": vae_jax.ContinuousBernoulli(),
-        }[config.likelihood],
-        latent_dim=config.latent_dim,
-        data_shape=data_shape,
     )
 
 
@@ -304,10 +278,8 @@ def training_run(
     optimizer = optax.adam(config.learning_rate)
     step = partial(
         vae_jax.train_step,
-        objective=vae_jax.elbo_objective(
-            beta=beta_schedule(config, len(batch_sizes)),
-            num_samples=config.num_samples,
-            penalty=penalty(config, len(batch_sizes)),
+        objective=choices.objective(
+            config, steps_per_epoch=len(batch_sizes), dataset_size=num_examples
         ),
         optimizer=optimizer,
         preprocess=partial(
@@ -316,6 +288,8 @@ def training_run(
         average_decay=config.ema_decay or 0.0,
     )
     train_data = jnp.asarray(dataset.train)
+    if spec.num_classes:
+        train_data = vae_jax.Labelled(train_data, jnp.asarray(dataset.train_labels))
     test_data = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
     mean = data.to_unit_interval(dataset.train.mean(axis=0), dataset.num_levels)
     params = vae_jax.init(spec, init_key, x=mean[None])
@@ -348,30 +322,11 @@ def training_run(
             state, order, train_data, history, stop
         ),
         empty_history=lambda: jax.tree.map(jnp.copy, history),
-        evaluate=lambda state: elbo_figures(_on_one_device(state), test_data),
+        evaluate=lambda state: elbo_figures(
+            _on_one_device(state), test_data, dataset.test_labels
+        ),
     )
     return run, state
-
-
-def beta_schedule(config: Config, steps_per_epoch: int) -> float | optax.Schedule:
-    """Beta, or how it rises: once, or again in every cycle."""
-    warmup = int(config.beta_warmup_epochs * steps_per_epoch)
-    if warmup:
-        return optax.linear_schedule(0.0, config.beta, warmup)
-    if config.beta_cycles:
-        period = math.ceil(config.epochs * steps_per_epoch / config.beta_cycles)
-        return vae_jax.cyclic_schedule(config.beta, period=period)
-    return config.beta
-
-
-def penalty(config: Config, steps_per_epoch: int) -> Penalty:
-    """What training charges for the KL."""
-    if config.free_bits:
-        return vae_jax.free_bits(config.free_bits, per=config.free_bits_per)
-    if config.capacity is not None:
-        rise = math.ceil(config.epochs * steps_per_epoch / 2)
-        return vae_jax.capacity(optax.linear_schedule(0.0, config.capacity, rise))
-    return mean_kl
 
 
 def _keys(config: Config) -> tuple[jax.Array, ...]:
@@ -399,9 +354,16 @@ def binarized(config: Config, original: data.Dataset) -> data.Dataset:
 
 
 def _as_seen(
-    batch: jax.Array, key: jax.Array, *, binarization: str, num_levels: int | None
-) -> jax.Array:
+    batch: jax.Array | vae_jax.Labelled,
+    key: jax.Array,
+    *,
+    binarization: str,
+    num_levels: int | None,
+) -> jax.Array | vae_jax.Labelled:
     """Examples as the model sees them in one step."""
+    if isinstance(batch, vae_jax.Labelled):
+        options = {"binarization": binarization, "num_levels": num_levels}
+        return batch._replace(x=_as_seen(batch.x, key, **options))
     x = data.to_unit_interval(batch, num_levels)
     return data.binarize(x, key) if binarization == "dynamic" else x
 
@@ -429,7 +391,9 @@ def run(config: Config) -> dict[str, Any]:
     check(config)
     original = data.load(config.dataset, data_dir=config.data_dir)
     config = resolve(config, original)
-    spec = model_spec(config, original.data_shape)
+    spec = choices.model_spec(
+        config, original, num_classes=_num_classes(config, original)
+    )
     _say(*original.notes, *_warnings(config, original))
     dataset = binarized(config, original)
     folder = Path(config.run_dir or run_folder.default_folder("mnist", config))
@@ -439,6 +403,15 @@ def run(config: Config) -> dict[str, Any]:
         training, state = training_run(config, spec, dataset, folder)
         trained = train(training, state, started=started)
         return _report(config, dataset, folder, trained, started)
+
+
+def _num_classes(config: Config, dataset: data.Dataset) -> int:
+    """Of a conditional model, 0 for another."""
+    if not config.conditional:
+        return 0
+    if dataset.train_labels is None:
+        raise ValueError(f"--conditional needs labels, and {dataset.name} has none")
+    return int(max(np.max(dataset.train_labels), np.max(dataset.test_labels))) + 1
 
 
 def _report(
@@ -462,14 +435,20 @@ def _report(
         return found
     params = _on_one_device(trained.state)
     x = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
+    labels = dataset.test_labels
     speeds = [
         row["images_per_second"] for row in trained.rows if row["split"] == "train"
     ]
     results = {
         "dataset": config.dataset,
         "binarization": config.binarization,
-        **{f"test_{name}": value for name, value in elbo_figures(params, x).items()},
-        **importance_weighted_figures(params, x, num_samples=config.evaluation_samples),
+        **{
+            f"test_{name}": value
+            for name, value in elbo_figures(params, x, labels).items()
+        },
+        **importance_weighted_figures(
+            params, x, labels, num_samples=config.evaluation_samples
+        ),
         "images_per_second": trained.images_per_second or speeds[-1],
         "seconds_to_first_step": trained.seconds_to_first_step,
         "epochs": config.epochs,
@@ -484,7 +463,7 @@ def _report(
         dataset_name=config.dataset,
         data_shape=dataset.data_shape,
         x=x,
-        labels=dataset.test_labels,
+        labels=labels,
         metrics=trained.rows,
         key=evaluation_keys().figures,
     )

@@ -1,0 +1,274 @@
+"""What the flags of an experiment name: a model, an objective, and what goes together.
+
+`config` is `experiments.mnist.Config`, or anything with the same fields.
+"""
+
+import math
+from typing import Any
+
+import jax
+import optax
+
+import vae_jax
+from vae_jax import data, estimators
+from vae_jax.penalties import Penalty, mean_kl
+from vae_jax.types import Objective
+
+OBJECTIVES_OF_SEVERAL_SAMPLES = ("iwae", "miwae", "ciwae", "piwae", "renyi")
+
+
+def check_combinations(config: Any) -> None:
+    """Refuses flags that do not go together.
+
+    Args:
+      config: the configuration.
+
+    Raises:
+      ValueError: names the flags.
+    """
+    for one, other in (
+        ("beta_warmup_epochs", "beta_cycles"),
+        ("free_bits", "capacity"),
+    ):
+        if getattr(config, one) and getattr(config, other) not in (None, 0):
+            raise ValueError(
+                f"--{one} {getattr(config, one)} and --{other} "
+                f"{getattr(config, other)} exclude one another"
+            )
+    _check_penalty(config)
+    _check_latents(config)
+    grouped = config.objective in ("miwae", "piwae")
+    if grouped and config.num_samples % config.num_groups:
+        raise ValueError(
+            f"--num_groups {config.num_groups} must divide --num_samples "
+            f"{config.num_samples}"
+        )
+
+
+def _check_penalty(config: Any) -> None:
+    """Refuses a way to charge for the KL that the model or the objective lacks."""
+    charged = config.free_bits or config.capacity is not None
+    if charged and config.objective != "elbo":
+        raise ValueError(
+            f"--free_bits and --capacity go with --objective=elbo, got "
+            f"{config.objective}"
+        )
+    weighted = config.beta != 1 or config.beta_warmup_epochs or config.beta_cycles
+    if weighted and config.objective in OBJECTIVES_OF_SEVERAL_SAMPLES:
+        raise ValueError(
+            f"--objective={config.objective} is a bound on log p(x) and has no --beta"
+        )
+    if config.posterior == "point":
+        if charged:
+            raise ValueError(
+                "--free_bits and --capacity are about a KL, and --posterior=point has "
+                "no KL"
+            )
+        if config.objective not in ("elbo", "mmd"):
+            raise ValueError(
+                f"--objective={config.objective} needs a density q(z|x), and "
+                "--posterior=point has none"
+            )
+    if config.objective == "beta_tc" and config.posterior != "diagonal":
+        raise ValueError(
+            "--objective=beta_tc is about units, and needs --posterior=diagonal, got "
+            f"{config.posterior}"
+        )
+    per_unit = config.free_bits and config.free_bits_per == "unit"
+    plain = config.prior == "standard" and config.posterior == "diagonal"
+    if per_unit and not (plain and not config.upper_latent_dims):
+        raise ValueError(
+            "--free_bits of each unit need --prior=standard and --posterior=diagonal, "
+            f"got {config.prior} and {config.posterior}; --free_bits_per=example does "
+            "not"
+        )
+
+
+def _check_latents(config: Any) -> None:
+    """Refuses a posterior and a prior that do not go together."""
+    if config.prior == "vamp":
+        if config.posterior not in ("diagonal", "full", "low_rank", "householder"):
+            raise ValueError(
+                "--prior=vamp is a mixture of densities q(z|u), and --posterior="
+                f"{config.posterior} has none at a given z"
+            )
+        if config.conditional:
+            raise ValueError(
+                "--prior=vamp encodes pseudo-inputs without labels, and --conditional "
+                "needs them"
+            )
+    above = config.upper_latent_dims
+    if above and (config.posterior, config.prior) != ("diagonal", "standard"):
+        raise ValueError(
+            "--upper_latent_dims go with --posterior=diagonal and --prior=standard, "
+            f"got {config.posterior} and {config.prior}"
+        )
+
+
+def model_spec(
+    config: Any, dataset: data.Dataset, *, num_classes: int = 0
+) -> vae_jax.ModelSpec:
+    """The model that the flags name.
+
+    Args:
+      config: the configuration.
+      dataset: what it is to model.
+      num_classes: of a conditional model.
+
+    Returns:
+      A `ModelSpec`.
+
+    Raises:
+      ValueError: a network or a likelihood that does not suit the data.
+    """
+    encoder, decoder = _networks(config, dataset.data_shape)
+    posterior, prior = _latents(config, num_classes)
+    return vae_jax.ModelSpec(
+        encoder=encoder,
+        decoder=decoder,
+        posterior=posterior,
+        prior=prior,
+        likelihood=_likelihood(config, dataset.num_levels),
+        latent_dim=config.latent_dim,
+        data_shape=dataset.data_shape,
+        num_classes=num_classes,
+    )
+
+
+def _networks(config: Any, data_shape: tuple[int, ...]):
+    if config.network in ("conv", "residual") and len(data_shape) not in (2, 3):
+        raise ValueError(
+            f"--network={config.network} needs images, got examples of {data_shape}"
+        )
+    widths = config.hidden_dims
+    blocks = 1 if config.network == "residual" else 0
+    convolutional = (
+        vae_jax.ConvolutionalEncoder(hidden_dim=widths[-1], num_blocks=blocks),
+        vae_jax.ConvolutionalDecoder(num_blocks=blocks),
+    )
+    return {
+        "linear": (vae_jax.Linear(), vae_jax.Linear()),
+        "mlp": (vae_jax.MLP(widths), vae_jax.MLP(widths[::-1])),
+        "gated": (vae_jax.GatedMLP(widths), vae_jax.GatedMLP(widths[::-1])),
+        "conv": convolutional,
+        "residual": convolutional,
+    }[config.network]
+
+
+def _latents(config: Any, num_classes: int):
+    """Posterior and prior."""
+    if config.upper_latent_dims:
+        above = tuple(map(vae_jax.StochasticLayer, config.upper_latent_dims))
+        return (
+            vae_jax.HierarchicalGaussian(above),
+            vae_jax.HierarchicalGaussianPrior(above),
+        )
+    steps = config.num_flow_steps
+    posterior = {
+        "point": vae_jax.PointMass(),
+        "diagonal": vae_jax.DiagonalGaussian(),
+        "full": vae_jax.FullGaussian(),
+        "low_rank": vae_jax.LowRankGaussian(config.rank),
+        "householder": vae_jax.Householder(steps),
+        "sylvester": vae_jax.Sylvester(steps),
+        "planar": vae_jax.Planar(steps),
+        "iaf": vae_jax.InverseAutoregressive(steps),
+    }[config.posterior]
+    standard = vae_jax.StandardNormal()
+    prior = {
+        "standard": vae_jax.ClassConditionalPrior(num_classes)
+        if num_classes
+        else standard,
+        "mixture": vae_jax.MixtureOfGaussians(config.num_components),
+        "vamp": vae_jax.VampPrior(config.num_components),
+        "flow": vae_jax.AutoregressiveFlow(steps),
+    }[config.prior]
+    return posterior, prior
+
+
+def _likelihood(config: Any, num_levels: int | None):
+    if config.likelihood in ("discretized_logistic", "categorical"):
+        if num_levels is None:
+            raise ValueError(
+                f"--likelihood={config.likelihood} is about levels, and the data are "
+                "real numbers"
+            )
+        return {
+            "discretized_logistic": vae_jax.DiscretizedLogistic(num_levels),
+            "categorical": vae_jax.Categorical(num_levels),
+        }[config.likelihood]
+    return {
+        "bernoulli": vae_jax.Bernoulli(),
+        "gaussian": vae_jax.Gaussian(),
+        "gaussian_learned": vae_jax.Gaussian(learned_variance=True),
+        "gaussian_per_pixel": vae_jax.PerPixelGaussian(),
+        "gaussian_full": vae_jax.FullCovarianceGaussian(),
+        "continuous_bernoulli": vae_jax.ContinuousBernoulli(),
+    }[config.likelihood]
+
+
+def objective(config: Any, *, steps_per_epoch: int, dataset_size: int) -> Objective:
+    """What training maximises.
+
+    Args:
+      config: the configuration, its epochs resolved.
+      steps_per_epoch: for schedules.
+      dataset_size: examples to train, for the total correlation.
+
+    Returns:
+      An `Objective`.
+    """
+    samples, groups = config.num_samples, config.num_groups
+    if config.objective == "piwae":
+        return vae_jax.importance_weighted_objective(
+            num_samples=samples,
+            bound=vae_jax.partially_importance_weighted_bound,
+            num_groups=groups,
+        )
+    if config.objective in OBJECTIVES_OF_SEVERAL_SAMPLES:
+        reduction = {
+            "iwae": estimators.log_mean_exp,
+            "miwae": estimators.grouped(groups),
+            "ciwae": estimators.combined(config.elbo_share),
+            "renyi": estimators.renyi(config.renyi_alpha),
+        }[config.objective]
+        return vae_jax.importance_weighted_objective(
+            num_samples=samples, reduction=reduction
+        )
+    return vae_jax.elbo_objective(
+        beta=beta_schedule(config, steps_per_epoch),
+        num_samples=samples,
+        penalty=penalty(config, steps_per_epoch, dataset_size),
+    )
+
+
+def beta_schedule(config: Any, steps_per_epoch: int) -> float | optax.Schedule:
+    """Beta, or how it rises: once, or again in every cycle."""
+    warmup = int(config.beta_warmup_epochs * steps_per_epoch)
+    if warmup:
+        return optax.linear_schedule(0.0, config.beta, warmup)
+    if config.beta_cycles:
+        period = math.ceil(config.epochs * steps_per_epoch / config.beta_cycles)
+        return vae_jax.cyclic_schedule(config.beta, period=period)
+    return config.beta
+
+
+def penalty(config: Any, steps_per_epoch: int, dataset_size: int) -> Penalty:
+    """What training charges for the KL."""
+    if config.objective == "beta_tc":
+        return vae_jax.total_correlation(config.tc_weight, dataset_size=dataset_size)
+    if config.objective == "mmd":
+        return vae_jax.maximum_mean_discrepancy(config.mmd_weight)
+    if config.free_bits:
+        return vae_jax.free_bits(config.free_bits, per=config.free_bits_per)
+    if config.capacity is not None:
+        rise = math.ceil(config.epochs * steps_per_epoch / 2)
+        return vae_jax.capacity(optax.linear_schedule(0.0, config.capacity, rise))
+    return mean_kl
+
+
+def labels_of(
+    params: vae_jax.Params, labels: jax.typing.ArrayLike | None
+) -> dict[str, jax.Array]:
+    """The keyword `labels` for a conditional model, none for another."""
+    return {"labels": jax.numpy.asarray(labels)} if params.spec.num_classes else {}

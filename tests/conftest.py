@@ -35,14 +35,32 @@ import scipy.stats
 
 from vae_jax import (
     MLP,
+    AutoregressiveFlow,
+    Categorical,
+    ContinuousBernoulli,
     ConvolutionalDecoder,
     ConvolutionalEncoder,
     DiagonalGaussianPrior,
+    DiscretizedLogistic,
+    FullCovarianceGaussian,
+    FullGaussian,
+    GatedMLP,
     Gaussian,
+    HierarchicalGaussian,
+    HierarchicalGaussianPrior,
+    Householder,
+    InverseAutoregressive,
     Linear,
+    LowRankGaussian,
+    MixtureOfGaussians,
     ModelSpec,
     Params,
+    PerPixelGaussian,
+    Planar,
     PointMass,
+    StochasticLayer,
+    Sylvester,
+    VampPrior,
     init,
 )
 from vae_jax.posteriors import LOG_VAR_BOUND
@@ -59,6 +77,11 @@ class Gated(nn.Module):
         width = self.width * len(self.data_shape)
         return nn.Dense(width)(inputs) * nn.sigmoid(nn.Dense(width)(inputs))
 
+
+ABOVE = (
+    StochasticLayer(3, encoder=MLP((4,)), decoder=MLP((4,))),
+    StochasticLayer(2, encoder=MLP((4,)), decoder=Linear()),
+)
 
 # (id, spec): every kind of network, posterior and likelihood, and shapes in which a
 # wrong reshape, a lost axis or a silent broadcast shows.
@@ -117,6 +140,85 @@ SPECS = [
             likelihood=Gaussian(learned_variance=True),
             latent_dim=3,
             data_shape=(8, 8, 3),
+        ),
+    ),
+    (
+        "full-mixture-categorical-gated",
+        ModelSpec(
+            encoder=GatedMLP((6,)),
+            decoder=GatedMLP((6,)),
+            posterior=FullGaussian(),
+            prior=MixtureOfGaussians(3, full_covariance=True),
+            likelihood=Categorical(3),
+            latent_dim=3,
+            data_shape=(5,),
+        ),
+    ),
+    (
+        "low-rank-full-covariance",
+        ModelSpec(
+            encoder=MLP((6,)),
+            decoder=MLP((6,)),
+            posterior=LowRankGaussian(rank=2),
+            likelihood=FullCovarianceGaussian(),
+            latent_dim=4,
+            data_shape=(5,),
+        ),
+    ),
+    (
+        "autoregressive-flows-discretized-logistic",
+        ModelSpec(
+            encoder=MLP((6,)),
+            decoder=MLP((6,)),
+            posterior=InverseAutoregressive(2, hidden_dim=5, context_dim=3),
+            prior=AutoregressiveFlow(2, hidden_dim=5),
+            likelihood=DiscretizedLogistic(num_levels=3, num_components=2),
+            latent_dim=3,
+            data_shape=(5,),
+        ),
+    ),
+    (
+        "sylvester-residual-continuous",
+        ModelSpec(
+            encoder=ConvolutionalEncoder((2,), hidden_dim=6, num_blocks=1),
+            decoder=ConvolutionalDecoder((2,), num_blocks=1),
+            posterior=Sylvester(num_steps=2, num_reflections=2),
+            likelihood=ContinuousBernoulli(),
+            latent_dim=3,
+            data_shape=(4, 4),
+        ),
+    ),
+    (
+        "planar-per-pixel",
+        ModelSpec(
+            encoder=MLP((6,)),
+            decoder=MLP((6,)),
+            posterior=Planar(num_steps=3),
+            likelihood=PerPixelGaussian(),
+            latent_dim=2,
+            data_shape=(5,),
+        ),
+    ),
+    (
+        "householder-vamp",
+        ModelSpec(
+            encoder=MLP((6,)),
+            decoder=MLP((6,)),
+            posterior=Householder(num_steps=2),
+            prior=VampPrior(3),
+            latent_dim=3,
+            data_shape=(5,),
+        ),
+    ),
+    (
+        "three-stochastic-layers",
+        ModelSpec(
+            encoder=MLP((6,)),
+            decoder=MLP((6,)),
+            posterior=HierarchicalGaussian(ABOVE),
+            prior=HierarchicalGaussianPrior(ABOVE),
+            latent_dim=4,
+            data_shape=(5,),
         ),
     ),
 ]

@@ -17,6 +17,7 @@ from vae_jax.types import Array, Key, PyTree
 
 # How near to singular a step may come; float32 then still knows its determinant.
 MARGIN = 1e-3
+TINY = 1e-12
 
 
 def planar(
@@ -46,10 +47,13 @@ def planar(
       ((1, 1, 2), (1, 1))
     """
     wanted = jnp.sum(normal * direction, axis=-1)
-    along = _above_minus_one(wanted)
-    squares = jnp.sum(jnp.square(normal), axis=-1) + jnp.finfo(z.dtype).tiny
-    direction = direction + ((along - wanted) / squares)[..., None] * normal
-    activation = jnp.tanh(jnp.sum(normal * z, axis=-1) + offset)
+    change = _above_minus_one(wanted) - wanted
+    squares = jnp.sum(jnp.square(normal), axis=-1)
+    # Where w is next to nothing u may stay what it is.
+    share = squares / (squares + TINY)
+    along = share * _above_minus_one(wanted) + (1 - share) * wanted
+    direction = direction + (change / (squares + TINY))[..., None] * normal
+    activation = jnp.tanh(jnp.einsum("...l,...l->...", normal, z) + offset)
     slope = 1 - jnp.square(activation)
     return z + direction * activation[..., None], jnp.log1p(slope * along)
 
@@ -84,7 +88,10 @@ def reflect(z: Array, vectors: Array) -> Array:
         squares = jnp.sum(jnp.square(vector), axis=-1, keepdims=True)
         # Where it is 0 the vector is as well.
         squares = jnp.where(squares > 0, squares, 1)
-        z = z - 2 * vector * jnp.sum(vector * z, axis=-1, keepdims=True) / squares
+        # As a product of matrices: XLA's CPU compiler (jaxlib 0.10.2) returns other
+        # numbers for a chain of steps of many samples if this is a sum of products.
+        along = jnp.einsum("...l,...l->...", vector, z)[..., None]
+        z = z - 2 * vector * along / squares
     return z
 
 
@@ -152,20 +159,21 @@ def init_autoregressive(
     Example:
       See `autoregressive`.
     """
-    keys = jax.random.split(key, 4)
     shapes = {
         "hidden": (latent_dim, hidden_dim),
         "output": (hidden_dim, 2 * latent_dim),
-        "hidden_context": (context_dim, hidden_dim),
-        "output_context": (context_dim, 2 * latent_dim),
     }
+    if context_dim:
+        shapes["hidden_context"] = (context_dim, hidden_dim)
+        shapes["output_context"] = (context_dim, 2 * latent_dim)
+    keys = jax.random.split(key, len(shapes))
     weights = {
-        name: jax.random.normal(own, shape) / math.sqrt(max(shape[0], 1))
+        name: jax.random.normal(own, shape)
+        # Small outputs, so that a flow starts near the identity.
+        * (0.1 if name.startswith("output") else 1.0)
+        / math.sqrt(shape[0])
         for own, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
-    # Small, so that a flow starts near the identity.
-    for name in ("output", "output_context"):
-        weights[name] = 0.1 * weights[name]
     return weights | {
         "hidden_bias": jnp.zeros(hidden_dim),
         "output_bias": jnp.zeros(2 * latent_dim),

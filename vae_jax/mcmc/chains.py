@@ -1,0 +1,238 @@
+"""Metropolis-Hastings and Gibbs sampling, written out."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.types import Array, Key
+
+LogDensity = Callable[[Array], Array]
+"""Takes a state `[L]` to its log-density, up to a constant, in nats."""
+Conditional = Callable[[Key, Array, Array], Array]
+"""`conditional(key, z, index)` draws coordinate `index` of `z` `[L]`, a scalar."""
+Proposal = Callable[[Key, Array], tuple[Array, Array]]
+"""`proposal(key, z)` draws z' and gives log q(z|z') - log q(z'|z) with it."""
+
+
+class Chain(NamedTuple):
+    """What a sampler did after its warm-up.
+
+    Attributes:
+      samples: states in their order, `[T, L]`.
+      acceptance_rate: mean probability of acceptance, a scalar; 1 for Gibbs.
+    """
+
+    samples: Array
+    acceptance_rate: Array
+
+
+def random_walk(scale: float | Array) -> Proposal:
+    """The symmetric proposal z' = z + scale * eps, eps ~ N(0, I).
+
+    Args:
+      scale: a number, or one for each unit, `[L]`.
+
+    Returns:
+      A proposal for `metropolis_hastings`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.mcmc import random_walk
+      >>> z, log_ratio = random_walk(0.5)(jax.random.key(0), jnp.zeros(3))
+      >>> print(z.shape, log_ratio)
+      (3,) 0.0
+    """
+
+    def propose(key: Key, z: Array) -> tuple[Array, Array]:
+        noise = jax.random.normal(key, z.shape, z.dtype)
+        return z + scale * noise, jnp.zeros((), z.dtype)
+
+    return propose
+
+
+def metropolis_hastings(
+    log_density: LogDensity,
+    initial: Array,
+    key: Key,
+    *,
+    num_samples: int,
+    num_warmup: int = 0,
+    proposal: Proposal,
+) -> Chain:
+    """A chain that moves to a proposal, or stays where it is.
+
+    z' ~ q(z'|z) is accepted with probability min(1, p(z') q(z|z') / (p(z) q(z'|z)))
+    (Hastings 1970).
+
+    Args:
+      log_density: of the state `[L]`.
+      initial: state to start at, `[L]`.
+      key: PRNG key; step t uses `fold_in(key, t)`.
+      num_samples: T, states to keep.
+      num_warmup: steps before them, which are dropped.
+      proposal: draws z' and says how asymmetric it is; `random_walk(scale)`.
+
+    Returns:
+      `Chain`.
+
+    Raises:
+      ValueError: `num_samples` below 1 or `num_warmup` below 0.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.mcmc import metropolis_hastings, random_walk
+      >>> log_density, start = lambda z: -0.5 * jnp.sum(z**2), jnp.zeros(2)
+      >>> options = {"num_samples": 10, "proposal": random_walk(1.0)}
+      >>> chain = metropolis_hastings(log_density, start, jax.random.key(0), **options)
+      >>> chain.samples.shape
+      (10, 2)
+    """
+
+    def target(z: Array) -> Array:
+        # A state whose density is nan is never moved to, and one to start at is left.
+        value = log_density(z)
+        return jnp.where(jnp.isnan(value), -jnp.inf, value)
+
+    def step(carry: tuple[Array, Array], key: Key):
+        z, log_p = carry
+        proposal_key, accept_key = jax.random.split(key)
+        candidate, log_ratio = proposal(proposal_key, z)
+        candidate_log_p = target(candidate)
+        gain = candidate_log_p - log_p + log_ratio
+        probability = jnp.exp(jnp.minimum(gain, 0))
+        accepted = jax.random.uniform(accept_key, dtype=z.dtype) < probability
+        z = jnp.where(accepted, candidate, z)
+        log_p = jnp.where(accepted, candidate_log_p, log_p)
+        return (z, log_p), (z, jnp.nan_to_num(probability))
+
+    start = (initial, target(initial))
+    samples, probability = run(step, start, key, num_samples, num_warmup)
+    return Chain(samples, jnp.mean(probability))
+
+
+def gibbs(
+    conditional: Conditional,
+    initial: Array,
+    key: Key,
+    *,
+    num_samples: int,
+    num_warmup: int = 0,
+) -> Chain:
+    """A chain that draws each coordinate in turn given the others (Geman & Geman 1984).
+
+    Args:
+      conditional: draws a coordinate; `bit_conditional`, `gaussian_conditional`, or
+        your own.
+      initial: state to start at, `[L]`.
+      key: PRNG key; sweep t uses `fold_in(key, t)`.
+      num_samples: T, states to keep, each after a sweep over all coordinates.
+      num_warmup: sweeps before them, which are dropped.
+
+    Returns:
+      `Chain`, whose acceptance rate is 1.
+
+    Raises:
+      ValueError: `num_samples` below 1 or `num_warmup` below 0.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.mcmc import gaussian_conditional, gibbs
+      >>> conditional = gaussian_conditional(jnp.zeros(2), jnp.eye(2))
+      >>> chain = gibbs(conditional, jnp.zeros(2), jax.random.key(0), num_samples=10)
+      >>> chain.samples.shape
+      (10, 2)
+    """
+
+    def sweep(z: Array, key: Key) -> tuple[Array, Array]:
+        def draw(index: Array, z: Array) -> Array:
+            return z.at[index].set(
+                conditional(jax.random.fold_in(key, index), z, index)
+            )
+
+        z = jax.lax.fori_loop(0, z.shape[0], draw, z)
+        return z, z
+
+    samples = run(sweep, initial, key, num_samples, num_warmup)
+    return Chain(samples, jnp.ones((), samples.dtype))
+
+
+def bit_conditional(log_density: LogDensity) -> Conditional:
+    """Draws a bit given the others, exactly: p(z_i = 1 | rest) from two densities.
+
+    sigmoid(log p(z with z_i = 1) - log p(z with z_i = 0)).
+
+    Args:
+      log_density: of zeros and ones `[L]`.
+
+    Returns:
+      A conditional for `gibbs`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.mcmc import bit_conditional
+      >>> conditional = bit_conditional(lambda z: 100.0 * z[1])
+      >>> print(conditional(jax.random.key(0), jnp.zeros(3), 1))
+      1.0
+    """
+
+    def conditional(key: Key, z: Array, index: Array) -> Array:
+        one, zero = (log_density(z.at[index].set(bit)) for bit in (1, 0))
+        bit = jax.random.bernoulli(key, jax.nn.sigmoid(one - zero))
+        return bit.astype(z.dtype)
+
+    return conditional
+
+
+def gaussian_conditional(mean: Array, covariance: Array) -> Conditional:
+    """Draws a coordinate of N(mean, covariance) given the others, exactly.
+
+    With the precision P: z_i | rest ~ N(mean_i - sum_(j != i) P_ij (z_j - mean_j) /
+    P_ii, 1 / P_ii).
+
+    Args:
+      mean: `[L]`.
+      covariance: `[L, L]`.
+
+    Returns:
+      A conditional for `gibbs`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.mcmc import gaussian_conditional
+      >>> conditional = gaussian_conditional(jnp.zeros(2), jnp.eye(2))
+      >>> conditional(jax.random.key(0), jnp.zeros(2), 1).shape
+      ()
+    """
+    precision = jnp.linalg.inv(covariance)
+
+    def conditional(key: Key, z: Array, index: Array) -> Array:
+        variance = 1 / precision[index, index]
+        # The sum over all j has the coordinate itself in it, which cancels z_i.
+        shift = variance * jnp.dot(precision[index], z - mean)
+        noise = jax.random.normal(key, dtype=z.dtype)
+        return z[index] - shift + jnp.sqrt(variance) * noise
+
+    return conditional
+
+
+def run(step: Callable, start, key: Key, num_samples: int, num_warmup: int):
+    """What `step(carry, fold_in(key, t))` gives after the warm-up, stacked."""
+    check_at_least("num_samples", num_samples, 1)
+    check_at_least("num_warmup", num_warmup, 0)
+
+    def numbered(carry, number: Array):
+        return step(carry, jax.random.fold_in(key, number))
+
+    start = jax.lax.fori_loop(
+        0, num_warmup, lambda t, carry: numbered(carry, t)[0], start
+    )
+    numbers = num_warmup + jnp.arange(num_samples)
+    return jax.lax.scan(numbered, start, numbers)[1]
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Refuses a number that is too small."""
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")

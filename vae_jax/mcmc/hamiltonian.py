@@ -1,0 +1,122 @@
+"""Hamiltonian Monte Carlo and the No-U-Turn sampler, which are blackjax's."""
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.mcmc.chains import Chain, LogDensity, check_at_least, run
+from vae_jax.types import Array, Key
+
+
+def hmc(
+    log_density: LogDensity,
+    initial: Array,
+    key: Key,
+    *,
+    num_samples: int,
+    num_warmup: int = 500,
+    num_leapfrog: int = 10,
+) -> Chain:
+    """A Hamiltonian Monte Carlo chain with trajectories of fixed length (Neal 2011).
+
+    Args:
+      log_density: of the state `[L]`, differentiable.
+      initial: state to start at, `[L]`.
+      key: PRNG key, consumed once.
+      num_samples: T, states to keep.
+      num_warmup: steps before them, which adapt step size and scales.
+      num_leapfrog: gradients in each step.
+
+    Returns:
+      `Chain`.
+
+    Raises:
+      ValueError: `num_samples` or `num_warmup` below 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.mcmc import hmc
+      >>> log_density = lambda z: -0.5 * jnp.sum(z**2)
+      >>> start, key = jnp.zeros(2), jax.random.key(0)
+      >>> hmc(log_density, start, key, num_samples=10, num_warmup=20).samples.shape
+      (10, 2)
+    """
+    import blackjax
+
+    options = {"num_integration_steps": num_leapfrog}
+    return _adapted(
+        blackjax.hmc, options, log_density, initial, key, num_samples, num_warmup
+    )
+
+
+def nuts(
+    log_density: LogDensity,
+    initial: Array,
+    key: Key,
+    *,
+    num_samples: int,
+    num_warmup: int = 500,
+) -> Chain:
+    """A chain of the No-U-Turn sampler (Hoffman & Gelman 2014).
+
+    Under `vmap` every step takes as many gradients as the chain that needs most.
+
+    Args:
+      log_density: of the state `[L]`, differentiable.
+      initial: state to start at, `[L]`.
+      key: PRNG key, consumed once.
+      num_samples: T, states to keep.
+      num_warmup: steps before them, which adapt step size and scales.
+
+    Returns:
+      `Chain`.
+
+    Raises:
+      ValueError: `num_samples` or `num_warmup` below 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.mcmc import nuts
+      >>> def sample(start, key):
+      ...     log_density = lambda z: -0.5 * jnp.sum(z**2)
+      ...     return nuts(log_density, start, key, num_samples=1000)
+      >>> jax.eval_shape(sample, jnp.zeros(2), jax.random.key(0)).samples.shape
+      (1000, 2)
+    """
+    import blackjax
+
+    return _adapted(
+        blackjax.nuts, {}, log_density, initial, key, num_samples, num_warmup
+    )
+
+
+def _adapted(
+    algorithm,
+    options: dict[str, int],
+    log_density: LogDensity,
+    initial: Array,
+    key: Key,
+    num_samples: int,
+    num_warmup: int,
+) -> Chain:
+    """A chain of one of blackjax's Hamiltonian samplers, after window adaptation."""
+    from blackjax import window_adaptation
+    from blackjax.adaptation.base import get_filter_adapt_info_fn
+
+    check_at_least("num_warmup", num_warmup, 1)
+    warmup_key, sample_key = jax.random.split(key)
+    # All that the warm-up visits would otherwise be kept.
+    adaptation = window_adaptation(
+        algorithm,
+        log_density,
+        adaptation_info_fn=get_filter_adapt_info_fn(),
+        **options,
+    )
+    (state, parameters), _ = adaptation.run(warmup_key, initial, num_warmup)
+    kernel = algorithm(log_density, **parameters).step
+
+    def step(state, key: Key):
+        state, info = kernel(key, state)
+        return state, (state.position, info.acceptance_rate)
+
+    samples, acceptance = run(step, state, sample_key, num_samples, 0)
+    return Chain(samples, jnp.mean(acceptance))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 
 import jax
@@ -18,7 +19,14 @@ import numpy as np
 import pytest
 
 import vae_jax
-from experiments import evaluation_report, figures, mnist, run_folder, training_loop
+from experiments import (
+    choices,
+    evaluation_report,
+    figures,
+    mnist,
+    run_folder,
+    training_loop,
+)
 from experiments.command_line import parse
 from experiments.mnist import Config
 from vae_jax import checkpoint, data
@@ -317,7 +325,24 @@ def test_a_bad_loss_stops_the_run(tmp_path, monkeypatch, capsys, no_pictures):
             "free_bits": 0.3,
             "beta_cycles": 2,
         },
-        pytest.param({"network": "conv"}, marks=pytest.mark.slow),
+        {"posterior": "iaf", "prior": "flow", "objective": "iwae", "num_samples": 3},
+        *(
+            pytest.param(changes, marks=pytest.mark.slow)
+            for changes in (
+                {"network": "conv"},
+                {"network": "residual", "conditional": True},
+                {"network": "gated", "posterior": "full", "prior": "vamp"},
+                {"posterior": "low_rank", "likelihood": "gaussian_full"},
+                {"posterior": "householder", "likelihood": "discretized_logistic"},
+                {"posterior": "sylvester", "likelihood": "categorical"},
+                {"posterior": "planar", "objective": "miwae", "num_samples": 4},
+                {"objective": "ciwae", "num_samples": 3, "conditional": True},
+                {"objective": "piwae", "num_samples": 4, "num_groups": 2},
+                {"objective": "renyi", "num_samples": 3, "upper_latent_dims": (2,)},
+                {"objective": "beta_tc", "tc_weight": 2.0},
+                {"objective": "mmd", "posterior": "point"},
+            )
+        ),
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
@@ -326,11 +351,82 @@ def test_every_choice_trains(changes, tmp_path, no_pictures):
     rows = [row for row in rows_of(tmp_path) if row["split"] == "train"]
     assert rows[1]["elbo"] > rows[0]["elbo"]
     point = changes.get("posterior") == "point"
+    assert np.isfinite(results["test_elbo"])
     assert (results["importance_weighted_log_likelihood"] is None) == point
     assert (results["test_kl_divergence"] == 0) == point
     if "variance" in changes:
         log_var = vae_jax.load_run(tmp_path).likelihood["log_var"]
         assert float(log_var) == pytest.approx(np.log(0.1), rel=1e-6)
+
+
+CHOICES = {
+    "posterior": {
+        "point": "PointMass",
+        "diagonal": "DiagonalGaussian",
+        "full": "FullGaussian",
+        "low_rank": "LowRankGaussian",
+        "householder": "Householder",
+        "sylvester": "Sylvester",
+        "planar": "Planar",
+        "iaf": "InverseAutoregressive",
+    },
+    "prior": {
+        "standard": "StandardNormal",
+        "mixture": "MixtureOfGaussians",
+        "vamp": "VampPrior",
+        "flow": "AutoregressiveFlow",
+    },
+    "likelihood": {
+        "bernoulli": "Bernoulli",
+        "gaussian": "Gaussian",
+        "gaussian_learned": "Gaussian",
+        "gaussian_per_pixel": "PerPixelGaussian",
+        "gaussian_full": "FullCovarianceGaussian",
+        "discretized_logistic": "DiscretizedLogistic",
+        "categorical": "Categorical",
+        "continuous_bernoulli": "ContinuousBernoulli",
+    },
+    "network": {
+        "linear": "Linear",
+        "mlp": "MLP",
+        "gated": "GatedMLP",
+        "conv": "ConvolutionalEncoder",
+        "residual": "ConvolutionalEncoder",
+    },
+}
+
+
+@pytest.mark.parametrize("flag", CHOICES)
+def test_every_name_leads_to_its_class(flag):
+    digits = data.load("digits")
+    field = typing.get_type_hints(Config)[flag]
+    assert set(typing.get_args(field)) == set(CHOICES[flag])
+    for name, expected in CHOICES[flag].items():
+        spec = choices.model_spec(dataclasses.replace(TINY, **{flag: name}), digits)
+        made = spec.encoder if flag == "network" else getattr(spec, flag)
+        assert type(made).__name__ == expected
+        if name in ("discretized_logistic", "categorical"):
+            assert made.num_levels == 17
+
+
+def test_labels_and_layers_lead_to_their_priors():
+    digits = data.load("digits")
+    conditional = dataclasses.replace(TINY, conditional=True)
+    spec = choices.model_spec(conditional, digits, num_classes=10)
+    assert spec.num_classes == spec.prior.num_classes == 10
+    layered = dataclasses.replace(TINY, upper_latent_dims=(5, 3))
+    spec = choices.model_spec(layered, digits)
+    assert [layer.latent_dim for layer in spec.posterior.layers] == [5, 3]
+    assert spec.prior.layers == spec.posterior.layers
+
+
+def test_a_conditional_model_needs_labels_and_levels_need_levels(tmp_path):
+    np.savez(tmp_path / "mine.npz", x=np.random.default_rng(0).uniform(size=(40, 5)))
+    mine = {"dataset": str(tmp_path / "mine.npz")}
+    with pytest.raises(ValueError, match="--conditional needs labels"):
+        run_tiny(tmp_path / "run", conditional=True, **mine)
+    with pytest.raises(ValueError, match="categorical is about levels"):
+        run_tiny(tmp_path / "run", likelihood="categorical", **mine)
 
 
 def test_warmup_raises_beta(tmp_path, monkeypatch):
@@ -434,6 +530,21 @@ BAD_INPUT = {
     "no hidden": (["--hidden_dims", "--network=conv"], "hidden_dims"),
     "zero checkpoint": (["--checkpoint_every=0"], "checkpoint_every.*0"),
     "negative evaluation": (["--evaluation_samples=-1"], "evaluation_samples.*-1"),
+    "groups": (
+        ["--objective=piwae", "--num_samples=5", "--num_groups=2"],
+        "--num_groups 2 must divide --num_samples 5",
+    ),
+    "beta of a bound": (["--objective=iwae", "--beta=2"], "has no --beta"),
+    "free bits of a bound": (["--objective=iwae", "--free_bits=1"], "go with --obj"),
+    "units of a full q": (["--objective=beta_tc", "--posterior=full"], "needs --post"),
+    "vamp of a flow": (["--prior=vamp", "--posterior=planar"], "none at a given z"),
+    "vamp with labels": (["--prior=vamp", "--conditional"], "without labels"),
+    "layers of a flow": (
+        ["--upper_latent_dims", "3", "--posterior=iaf"],
+        "go with --posterior=diagonal",
+    ),
+    "share": (["--elbo_share=2"], "--elbo_share must be at most 1"),
+    "bound of a point": (["--posterior=point", "--objective=iwae"], "needs a density"),
     "negative free bits": (["--free_bits=-1"], "free_bits.*-1"),
     "two schedules": (
         ["--beta_cycles=2", "--beta_warmup_epochs=1"],

@@ -33,6 +33,7 @@ ORDER = [
     ["aggregate"],
     ["penalties"],
     ["exact", "evaluation", "diagnostics", "annealing", "mcmc", "training"],
+    ["fitted_prior"],
     ["check", "parallel", "sweep", "checkpoint"],
 ]
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}

@@ -1,5 +1,10 @@
 """A functional JAX research codebase for variational autoencoders."""
 
+from vae_jax.annealing import (
+    annealed_log_evidence,
+    bidirectional_log_evidence,
+    reverse_annealed_log_evidence,
+)
 from vae_jax.checkpoint import load_run
 from vae_jax.diagnostics import (
     ActiveUnits,
@@ -13,6 +18,7 @@ from vae_jax.diagnostics import (
 )
 from vae_jax.estimators import reparameterization
 from vae_jax.evaluation import LogEvidence, evaluate, log_evidence
+from vae_jax.fitted_prior import fit_mixture_prior
 from vae_jax.hierarchical import (
     HierarchicalGaussian,
     HierarchicalGaussianPrior,
@@ -147,6 +153,8 @@ __all__ = [
     "VampPrior",
     "active_units",
     "aggregate_posterior",
+    "annealed_log_evidence",
+    "bidirectional_log_evidence",
     "capacity",
     "cyclic_schedule",
     "decode",
@@ -156,6 +164,7 @@ __all__ = [
     "empty_history",
     "encode",
     "evaluate",
+    "fit_mixture_prior",
     "fit_posterior",
     "free_bits",
     "generate",
@@ -179,6 +188,7 @@ __all__ = [
     "register_kl",
     "reparameterization",
     "reparameterize",
+    "reverse_annealed_log_evidence",
     "shard_batch",
     "shard_epoch",
     "shard_map_step",

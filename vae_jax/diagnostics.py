@@ -207,14 +207,15 @@ def fit_posterior(
     num_steps: int = 500,
     num_samples: int = 16,
     learning_rate: float | Array = 0.03,
+    start: Posterior | None = None,
     labels: Array | None = None,
 ) -> Posterior:
-    """The best q(z|x) of the model's family for each example, by gradient ascent.
+    """The best q(z|x) of a family for each example, by gradient ascent.
 
     Adam on the ELBO by the parameters of every example's own q, from what the encoder
-    says, its rate falling to zero by a cosine; the model stays as it is. This is
-    variational inference without amortization; of a flow every example gets weights of
-    its own as well.
+    says or from `start`, its rate falling to zero by a cosine; the model stays as it
+    is. This is variational inference without amortization; of a flow every example gets
+    weights of its own as well.
 
     Args:
       params: model parameters.
@@ -223,10 +224,12 @@ def fit_posterior(
       num_steps: of Adam.
       num_samples: posterior samples of each example and step.
       learning_rate: at the start.
+      start: a posterior of any family, batch B, to improve; by default the encoder's.
       labels: of a conditional model, as for `encode`.
 
     Returns:
-      A posterior of the same family, batch B, for `elbo_terms(..., posterior=)`.
+      A posterior of the family it started with, batch B, for
+      `elbo_terms(..., posterior=)`.
 
     Raises:
       ValueError: as `elbo_terms`.
@@ -260,7 +263,8 @@ def fit_posterior(
         updates, opt_state = optimizer.update(jax.grad(loss)(posterior), opt_state)
         return optax.apply_updates(posterior, updates), opt_state
 
-    start = _each_its_own(encode(params, x, labels=labels), x.shape[0])
+    start = encode(params, x, labels=labels) if start is None else start
+    start = _each_its_own(start, x.shape[0])
     carry = (start, optimizer.init(start))
     posterior, _ = jax.lax.fori_loop(0, num_steps, step, carry)
     return posterior

@@ -80,7 +80,8 @@ def linear_gaussian(params: Params) -> LinearGaussian:
                 f"a linear-Gaussian model has the {name} {wanted.__name__}, got {found}"
             )
     output = params.decoder["output"]
-    noise_var = jnp.exp(params.likelihood["log_var"])
+    likelihood = params.spec.likelihood.build(params.likelihood, output["bias"])
+    noise_var = jnp.exp(likelihood.log_var)
     return LinearGaussian(output["kernel"].T, output["bias"], noise_var)
 
 

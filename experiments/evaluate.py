@@ -3,9 +3,10 @@
     python -m experiments.evaluate runs/mnist/digits-1234abcd
 
 Is the posterior collapsed (active units, KL of each unit, mutual information)? What is
-log p(x) really, and how much of log p(x) - ELBO is the family's fault, how much the
-encoder's? Always at beta = 1, on the run's own test set. Half a minute on two cores for
-the digits, some minutes for MNIST.
+log p(x) really (importance sampling, annealing from both sides), and how much of log
+p(x) - ELBO is the family's fault, how much the encoder's? Would a prior fitted to the
+codes make better samples? Always at beta = 1, on the run's own test set. A minute on
+two cores for the digits, some minutes for MNIST.
 """
 
 import json
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,15 @@ from matplotlib.figure import Figure
 
 import vae_jax
 from experiments import mnist, run_folder
+from experiments.choices import labels_of
 from experiments.command_line import execute, parse
 from experiments.evaluation_report import (
     elbo_figures,
     evaluation_keys,
     importance_weighted_figures,
 )
+from experiments.figures import draw_grid, draw_samples
+from vae_jax import HierarchicalGaussian as Layers
 from vae_jax import data, exact
 from vae_jax.types import Array
 
@@ -52,6 +56,12 @@ class Config:
     """Test images whose own best q is sought."""
     gap_steps: int = 500
     """Steps of that search."""
+    num_annealed: int = 10
+    """Test images, and as many simulated ones, for annealing; 0 leaves it out."""
+    num_temperatures: int = 300
+    """Of annealing."""
+    fitted_components: int = 10
+    """Gaussians of a prior fitted to the codes of the training set; 0 leaves it out."""
 
 
 def check(config: Config) -> None:
@@ -65,14 +75,33 @@ def check(config: Config) -> None:
         ("num_aggregate", 2),
         ("num_gap", 1),
         ("gap_steps", 1),
+        ("num_annealed", 0),
+        ("num_temperatures", 2),
+        ("fitted_components", 0),
     ):
         value = getattr(config, name)
         if value < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
 
 
-def load_test_set(config: Config) -> tuple[mnist.Config, Array]:
-    """The run's configuration and its test set, `[n, D]`, as it was evaluated.
+class RunData(NamedTuple):
+    """The data of a run, in [0, 1].
+
+    Attributes:
+      train: `[n, D]`, as the run saw it in one epoch.
+      test: `[m, D]`, as it was evaluated.
+      train_labels: of a conditional model; None for another.
+      test_labels: likewise.
+    """
+
+    train: Array
+    test: Array
+    train_labels: Array | None
+    test_labels: Array | None
+
+
+def load_data(config: Config) -> tuple[mnist.Config, RunData]:
+    """The run's configuration and its data.
 
     Raises:
       ValueError: no run there, or its data are not those that it was trained on.
@@ -83,7 +112,8 @@ def load_test_set(config: Config) -> tuple[mnist.Config, Array]:
     found = json.loads(path.read_text())
     names = {field.name for field in fields(mnist.Config)}
     known = {name: value for name, value in found.items() if name in names}
-    known["hidden_dims"] = tuple(known["hidden_dims"])
+    for name in ("hidden_dims", "upper_latent_dims"):
+        known[name] = tuple(known.get(name, ()))
     trained = mnist.Config(**known)
     original = data.load(trained.dataset, data_dir=config.data_dir or trained.data_dir)
     if mnist.data_digest(original) != found["data_sha256"]:
@@ -92,24 +122,37 @@ def load_test_set(config: Config) -> tuple[mnist.Config, Array]:
             f"{config.run_folder}"
         )
     dataset = mnist.binarized(trained, original)
-    x = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
-    return trained, x
+    test = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
+    train = data.to_unit_interval(jnp.asarray(dataset.train), dataset.num_levels)
+    if trained.binarization == "dynamic":
+        train = data.binarize(train, evaluation_keys().data)
+    labels = (dataset.train_labels, dataset.test_labels)
+    if not trained.conditional:
+        labels = (None, None)
+    return trained, RunData(train, test, *labels)
 
 
-def evaluate(params: vae_jax.Params, x: Array, config: Config) -> dict[str, Any]:
+def evaluate(
+    params: vae_jax.Params, x: Array, labels: Array | None, config: Config
+) -> dict[str, Any]:
     """Every figure that the model has; None where one does not exist for it."""
-    aggregate_key, gap_key = jax.random.split(evaluation_keys().evidence)
-    elbo = elbo_figures(params, x)
+    aggregate_key, gap_key, annealing_key = jax.random.split(
+        evaluation_keys().evidence, 3
+    )
+    given = labels_of(params, labels)
+    elbo = elbo_figures(params, x, labels)
     figures: dict[str, Any] = {
         "elbo": elbo["elbo"],
         "rate": elbo["kl_divergence"],
         "distortion": -elbo["log_likelihood"],
-        **importance_weighted_figures(params, x, num_samples=config.evaluation_samples),
+        **importance_weighted_figures(
+            params, x, labels, num_samples=config.evaluation_samples
+        ),
     }
-    units = jax.jit(vae_jax.active_units)(params, x)
+    units = jax.jit(vae_jax.active_units)(params, x, **given)
     figures["active_units"] = int(units.count)
     figures["unit_variance"] = np.asarray(units.variance).tolist()
-    figures["unit_kl"] = _if_defined(jax.jit(vae_jax.kl_per_unit), params, x)
+    figures["unit_kl"] = _if_defined(jax.jit(vae_jax.kl_per_unit), params, x, **given)
     aggregate = _if_defined(
         jax.jit(vae_jax.aggregate_posterior),
         params,
@@ -118,22 +161,77 @@ def evaluate(params: vae_jax.Params, x: Array, config: Config) -> dict[str, Any]
     )
     figures["aggregate_posterior"] = aggregate
     gap = jax.jit(partial(vae_jax.inference_gap, num_steps=config.gap_steps))
+    first = {name: value[: config.num_gap] for name, value in given.items()}
     figures["inference_gap"] = _means(
-        _if_defined(gap, params, x[: config.num_gap], gap_key)
+        _if_defined(gap, params, x[: config.num_gap], gap_key, **first)
     )
-    if params.spec.latent_dim <= 2 and isinstance(
-        params.spec.prior, vae_jax.StandardNormal
-    ):
+    figures["annealing"] = _annealing(params, x, annealing_key, config)
+    standard = isinstance(params.spec.prior, vae_jax.StandardNormal)
+    if params.spec.latent_dim <= 2 and standard and not given:
         integral = jax.jit(exact.quadrature_log_evidence)(params, x[: config.num_gap])
         figures["quadrature_log_evidence"] = _mean(np.asarray(integral.estimate))
         figures["quadrature_error"] = float(np.max(integral.error))
     return figures
 
 
-def _if_defined(function, *arguments) -> Any:
+def _annealing(
+    params: vae_jax.Params, x: Array, key: Array, config: Config
+) -> dict[str, Any] | None:
+    """Log p(x) from below of test images, and from both sides of simulated ones."""
+    if not config.num_annealed:
+        return None
+    keys = jax.random.split(key)
+    settings = {"num_temperatures": config.num_temperatures}
+    forward = jax.jit(partial(vae_jax.annealed_log_evidence, **settings))
+    both = jax.jit(
+        partial(
+            vae_jax.bidirectional_log_evidence,
+            num_examples=config.num_annealed,
+            **settings,
+        )
+    )
+    found = _if_defined(forward, params, x[: config.num_annealed], keys[0])
+    simulated = _if_defined(both, params, keys[1])
+    if found is None or simulated is None:
+        return None
+    names = ("lower", "upper", "gap")
+    return {
+        "estimate": _mean(np.asarray(found["estimate"])),
+        "acceptance_rate": float(np.mean(found["acceptance_rate"])),
+        "simulated": {name: _mean(np.asarray(simulated[name])) for name in names},
+    }
+
+
+def fitted_prior(
+    params: vae_jax.Params, run_data: RunData, config: Config, folder: Path
+) -> dict[str, Any] | None:
+    """The ELBO under a prior fitted to the codes, and a picture of its samples."""
+    if not config.fitted_components or isinstance(params.spec.posterior, Layers):
+        return None
+    fit_key, draw_key = jax.random.split(evaluation_keys().figures)
+    fitted = vae_jax.fit_mixture_prior(
+        params,
+        run_data.train,
+        fit_key,
+        num_components=min(config.fitted_components, len(run_data.train)),
+        **labels_of(params, run_data.train_labels),
+    )
+    draw = partial(
+        draw_grid, dataset_name="fitted prior", data_shape=params.spec.data_shape
+    )
+    note = f", a mixture of {config.fitted_components} Gaussians fitted to the codes"
+    picture = draw_samples(draw, fitted, draw_key, note)
+    picture.savefig(folder / "samples_fitted_prior.png", metadata={"Software": None})
+    if isinstance(params.spec.posterior, vae_jax.PointMass):
+        return {"elbo": None, "kl_divergence": None}
+    figures = elbo_figures(fitted, run_data.test, run_data.test_labels)
+    return {name: figures[name] for name in ("elbo", "kl_divergence")}
+
+
+def _if_defined(function, *arguments, **named) -> Any:
     """The figure as lists and numbers, or None for a model that has none."""
     try:
-        found = function(*arguments)
+        found = function(*arguments, **named)
     except ValueError:
         return None
     if hasattr(found, "_asdict"):
@@ -205,6 +303,19 @@ def table(figures: dict[str, Any], config: Config) -> str:
             ("  amortization gap", "amortization_gap"),
         ):
             rows.append((label, measured(*_pair(gap, name))))
+    annealing = figures["annealing"]
+    if annealing is not None:
+        simulated = annealing["simulated"]
+        name = f"of the first {config.num_annealed}: log p(x) by annealing, from below"
+        rows += [
+            (name, measured(*_pair(annealing, "estimate"))),
+            ("of as many simulated: from below", measured(*_pair(simulated, "lower"))),
+            ("  from above", measured(*_pair(simulated, "upper"))),
+            ("  gap, which holds the error", measured(*_pair(simulated, "gap"))),
+        ]
+    fitted = figures["fitted_prior"]
+    if fitted is not None and fitted["elbo"] is not None:
+        rows.append(("ELBO with a prior fitted to the codes", measured(fitted["elbo"])))
     if "quadrature_log_evidence" in figures:
         value = measured(*_pair(figures, "quadrature_log_evidence"))
         error = figures["quadrature_error"]
@@ -260,14 +371,18 @@ def run(config: Config) -> dict[str, Any]:
       ValueError: no run there, other data, or a value that no run can have.
     """
     check(config)
-    trained, x = load_test_set(config)
+    trained, run_data = load_data(config)
+    x = run_data.test
     params = vae_jax.load_run(config.run_folder, step=config.step)
     folder = Path(config.run_folder)
     with run_folder.locked(folder):
-        figures = evaluate(params, x, config)
+        figures = evaluate(params, x, run_data.test_labels, config)
+        (folder / "figures").mkdir(exist_ok=True)
+        figures["fitted_prior"] = fitted_prior(
+            params, run_data, config, folder / "figures"
+        )
         title = f"{trained.dataset}: beta {trained.beta:g}, {len(x)} test images"
         run_folder.write_json(folder / "evaluation.json", figures)
-        (folder / "figures").mkdir(exist_ok=True)
         draw(figures, title).savefig(
             folder / "figures" / "diagnostics.png", metadata={"Software": None}
         )

@@ -43,6 +43,8 @@ def evaluated(trained):
                 num_aggregate=100,
                 num_gap=5,
                 gap_steps=20,
+                num_annealed=0,
+                fitted_components=3,
             )
         )
     return found, "\n".join(lines)
@@ -79,6 +81,56 @@ def test_the_table_names_what_it_shows(evaluated):
     for words in ("ELBO", "mutual information", "amortization gap", "by quadrature"):
         assert words in printed
     assert f"{found['active_units']} of 2" in printed
+
+
+def test_a_prior_fitted_to_the_codes_is_better(trained, evaluated):
+    folder, _ = trained
+    found, printed = evaluated
+    assert found["fitted_prior"]["elbo"] > found["elbo"] - 0.05
+    assert found["fitted_prior"]["kl_divergence"] < found["rate"] + 0.05
+    assert (folder / "figures" / "samples_fitted_prior.png").exists()
+    assert "a prior fitted to the codes" in printed
+
+
+@pytest.mark.slow
+def test_annealing_agrees_with_quadrature(trained):
+    folder, _ = trained
+    options = {"num_gap": 10, "num_annealed": 10, "fitted_components": 0}
+    found = evaluate.run(Config(str(folder), evaluation_samples=10, **options))
+    annealed = found["annealing"]["estimate"]["mean"]
+    exact = found["quadrature_log_evidence"]["mean"]
+    assert annealed == pytest.approx(exact, abs=0.1)
+    gap = found["annealing"]["simulated"]["gap"]
+    assert abs(gap["mean"]) < 0.1 + 3 * gap["standard_error"]
+
+
+@pytest.mark.slow
+def test_every_kind_of_model_is_evaluated(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "draw_all", lambda *args, **kwargs: [])
+    for index, changes in enumerate(
+        (
+            {"conditional": True, "posterior": "full"},
+            {"upper_latent_dims": (2,)},
+            {"posterior": "iaf", "prior": "flow"},
+        )
+    ):
+        folder = tmp_path / str(index)
+        tiny = {"epochs": 1, "hidden_dims": (8,), "latent_dim": 3}
+        mnist.run(
+            mnist.Config(
+                dataset="digits",
+                evaluation_samples=0,
+                run_dir=str(folder),
+                **tiny,
+                **changes,
+            )
+        )
+        few = {"num_gap": 3, "gap_steps": 5, "num_annealed": 2, "num_temperatures": 5}
+        found = evaluate.run(Config(str(folder), evaluation_samples=5, **few))
+        assert np.isfinite(found["elbo"]) and found["inference_gap"] is not None
+        assert (found["annealing"] is None) == (index < 2)
+        assert (found["fitted_prior"] is None) == (index == 1)
+        assert "undefined" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

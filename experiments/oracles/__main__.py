@@ -1,0 +1,5 @@
+"""The command `python -m experiments.oracles`."""
+
+from experiments.oracles import main
+
+main()

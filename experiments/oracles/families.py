@@ -1,0 +1,94 @@
+"""One decoder, the best q of each image from several families: what gap is left?"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import vae_jax
+from experiments.oracles.plane import trained_model
+from experiments.oracles.rows import Row, mean_row
+from vae_jax import data
+from vae_jax.estimators import log_mean_exp, value_only
+from vae_jax.posteriors import (
+    FullGaussianPosterior,
+    HouseholderPosterior,
+    LowRankGaussianPosterior,
+)
+from vae_jax.types import Posterior
+
+RANK = 2
+ELBO_SAMPLES = 1000
+
+
+def starts(posterior: Any, key) -> dict[str, Posterior]:
+    """Each family, started at a diagonal Gaussian, which it holds as a special case."""
+    mean, log_var = posterior.mean, posterior.log_var
+    batch, latent_dim = mean.shape
+    noise = partial(jax.random.normal, dtype=mean.dtype)
+    keys = jax.random.split(key)
+    return {
+        "diagonal": posterior,
+        "low rank, 2": LowRankGaussianPosterior(
+            mean, log_var, 0.01 * noise(keys[0], (batch, latent_dim, RANK))
+        ),
+        "Householder, 4": HouseholderPosterior(
+            # A reflection after its like is none at all.
+            mean,
+            log_var,
+            jnp.repeat(noise(keys[1], (batch, 2, latent_dim)), 2, axis=1),
+        ),
+        "full": FullGaussianPosterior(
+            mean,
+            log_var,
+            jnp.zeros((batch, latent_dim * (latent_dim - 1) // 2), mean.dtype),
+        ),
+    }
+
+
+def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
+    """The approximation gap of each family on the same images.
+
+    Args:
+      config: of the experiment.
+      dataset: what it is about.
+      folder: where the model's run goes.
+
+    Returns:
+      The rows.
+    """
+    params, x = trained_model(config, dataset, folder / "families")
+    x = x[: config.num_images]
+    keys = jax.random.split(jax.random.key(config.seed), 4)
+    encoded = jax.jit(vae_jax.encode)(params, x)
+    fit = jax.jit(partial(vae_jax.fit_posterior, num_steps=config.gap_steps))
+    elbo = jax.jit(
+        partial(vae_jax.elbo_terms, num_samples=ELBO_SAMPLES, estimator=value_only)
+    )
+    best = {
+        name: fit(params, x, keys[0], start=start)
+        for name, start in starts(encoded, keys[1]).items()
+    }
+
+    @jax.jit
+    def log_evidence(q: Posterior):
+        def weights(key):
+            draws = q.sample_and_log_prob(key, 1000)
+            return vae_jax.log_weight(params, x, *draws)
+
+        log_w = jax.lax.map(weights, jax.random.split(keys[2], 10))
+        return log_mean_exp(log_w.reshape(-1, len(x)))
+
+    evidence = np.asarray(log_evidence(best["full"]), np.float64)
+    gaps = {
+        name: evidence - np.asarray(elbo(params, x, keys[3], posterior=q).elbo)
+        for name, q in ({"the encoder's, diagonal": encoded} | best).items()
+    }
+    rows = [mean_row("log p(x), importance samples of the best full q", evidence)]
+    rows += [mean_row(f"log p(x) - ELBO: {name}", gap) for name, gap in gaps.items()]
+    difference = gaps["diagonal"] - gaps["full"]
+    row = mean_row("  diagonal - full, image by image", difference)
+    return [*rows, row]

@@ -1,0 +1,141 @@
+"""A linear VAE against probabilistic PCA: the same optimum, by gradient steps."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import vae_jax
+from experiments.oracles.rows import Row
+from vae_jax import data, exact
+from vae_jax.diagnostics import ACTIVE_VARIANCE
+
+LATENT_DIM = 10
+BETAS = (1.0, 3.0, 5.0, 10.0)
+NOISE_VAR = 0.1
+BATCH_SIZE = 500
+LEARNING_RATE = 1e-2
+
+
+def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
+    """The evidence of a trained linear VAE, and its live directions under beta.
+
+    Args:
+      config: `linear_steps` and `seed`.
+      dataset: in [0, 1] here, without binarization.
+      folder: not used.
+
+    Returns:
+      The rows.
+    """
+    train, test = (
+        data.to_unit_interval(jnp.asarray(part), dataset.num_levels)
+        for part in (dataset.train, dataset.test)
+    )
+    keys = jax.random.split(jax.random.key(config.seed), 2)
+    return [
+        *evidence_rows(train, test, keys[0], config.linear_steps),
+        *live_rows(train, keys[1], math.ceil(config.linear_steps / 4)),
+    ]
+
+
+def spec(data_dim: int, latent_dim: int, *, learned: bool) -> vae_jax.ModelSpec:
+    """A linear VAE with one noise variance."""
+    return vae_jax.ModelSpec(
+        encoder=vae_jax.Linear(),
+        decoder=vae_jax.Linear(),
+        likelihood=vae_jax.Gaussian(learned_variance=learned),
+        latent_dim=latent_dim,
+        data_shape=(data_dim,),
+    )
+
+
+def trained(params: vae_jax.Params, x, key, *, num_steps: int, beta=1.0):
+    """Adam with a rate that falls to zero by a cosine, on random batches."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
+    step = partial(
+        vae_jax.train_step,
+        objective=vae_jax.elbo_objective(beta=beta),
+        optimizer=optimizer,
+    )
+    noise_key, batch_key = jax.random.split(key)
+    state = vae_jax.init_state(params, noise_key, optimizer=optimizer)
+
+    def one(number, state):
+        own = jax.random.fold_in(batch_key, number)
+        batch = jax.random.randint(own, (min(BATCH_SIZE, len(x)),), 0, len(x))
+        return step(state, x[batch])[0]
+
+    return jax.lax.fori_loop(0, num_steps, one, state).params
+
+
+def evidence_rows(train, test, key, num_steps: int) -> list[Row]:
+    """The ELBO of a trained model against the evidence of the best one."""
+    best = jax.jit(partial(exact.maximum_likelihood, latent_dim=LATENT_DIM))(train)
+    init_key, train_key, elbo_key = jax.random.split(key, 3)
+    model = spec(train.shape[1], LATENT_DIM, learned=True)
+    params = jax.jit(partial(vae_jax.init, model, x=train))(init_key)
+    fit = jax.jit(partial(trained, num_steps=num_steps))
+    params = fit(params, train, train_key)
+    evaluate = jax.jit(partial(vae_jax.evaluate, num_samples=16))
+    optimum, own = (jax.jit(exact.log_evidence), exact.linear_gaussian(params))
+    gap = float(jax.jit(exact.diagonal_gap)(own))
+    rows = []
+    for name, x in (("test", test), ("train", train)):
+        value = float(np.mean(np.asarray(optimum(best, x), np.float64)))
+        elbo = np.asarray(evaluate(params, x, elbo_key).elbo, np.float64).mean()
+        label = f"ELBO, trained, {name}; optimum"
+        rows.append(Row(label, float(elbo), exact=value, allowed=0.1))
+    left = np.asarray(optimum(own, test), np.float64) - np.asarray(
+        evaluate(params, test, elbo_key).elbo, np.float64
+    )
+    label = "  its log p(x) - ELBO, test; best diagonal q"
+    rows.append(Row(label, float(left.mean()), exact=gap))
+    return rows
+
+
+def live_rows(train, key, num_steps: int) -> list[Row]:
+    """How many directions stay alive, counted and trained, all betas in one program."""
+    covariance = np.cov(np.asarray(train, np.float64), rowvar=False, bias=True)
+    values, vectors = np.linalg.eigh(covariance)
+    latent_dim = min(80, train.shape[1] - 1)
+    model = spec(train.shape[1], latent_dim, learned=False)
+    init_key, train_key = jax.random.split(key)
+    params = jax.jit(partial(vae_jax.init, model, x=train))(init_key)
+    log_var = jnp.log(jnp.float32(NOISE_VAR))
+    params = params.replace(likelihood={"log_var": log_var})
+    betas = jnp.asarray(BETAS)
+    sweep = jax.vmap(
+        lambda beta: trained(params, train, train_key, num_steps=num_steps, beta=beta)
+    )
+    models = jax.jit(sweep)(betas)
+    rows = []
+    for index, beta in enumerate(BETAS):
+        threshold = beta * NOISE_VAR
+        count = int(exact.live_units(train, noise_var=NOISE_VAR, beta=beta))
+        expected = int(np.sum(values > threshold))
+        name = f"live directions, beta {beta:g}: exact.live_units; eigenvalues above"
+        rows.append(Row(name, count, exact=expected, allowed=0))
+        weights = np.asarray(models.decoder["output"]["kernel"][index], np.float64)
+        explained = np.sum(np.square(weights @ vectors), axis=0)
+        clear = np.abs(values - threshold) > 0.1 * threshold
+        # At the optimum a live direction explains its eigenvalue less the threshold.
+        wrong = (explained > 0.05 * threshold) != (values > threshold)
+        rows.append(
+            Row(
+                f"  trained with {latent_dim} latents, directions that disagree",
+                int(np.sum(wrong & clear)),
+                exact=0,
+                allowed=0,
+            )
+        )
+        # Var E[z|x] is 1 - threshold / eigenvalue there.
+        at_optimum = np.sum(values > threshold / (1 - ACTIVE_VARIANCE))
+        label = "  active units by their variance, at the optimum"
+        rows.append(Row(label, int(at_optimum)))
+    return rows

@@ -1,0 +1,59 @@
+"""A picture of each part: measured figures with their error bars beside exact ones."""
+
+import math
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from experiments.oracles.rows import Row
+
+
+def draw(part: str, rows: list[Row], dataset_name: str, folder: Path) -> Path:
+    """Draws the rows of a part into the run's folder.
+
+    Args:
+      part: its name.
+      rows: what it measured.
+      dataset_name: what it is about.
+      folder: the run's folder.
+
+    Returns:
+      The file.
+    """
+    shown = [row for row in rows if selected(part, row)]
+    figure = Figure((9, 1.2 + 0.4 * len(shown)), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    axes.set(title=f"{dataset_name}: {TITLES[part]}", xlabel=LABELS[part])
+    for height, row in enumerate(reversed(shown)):
+        error = 0 if math.isnan(row.error) else 2 * row.error
+        axes.errorbar(row.measured, height, xerr=error, fmt="o", color="C0", capsize=3)
+        if not math.isnan(row.exact):
+            axes.plot(row.exact, height, "|", color="C3", markersize=18, mew=2)
+    axes.set_yticks(range(len(shown)), [row.name.strip() for row in reversed(shown)])
+    axes.plot([], [], "o", color="C0", label="measured, 2 standard errors")
+    if any(not math.isnan(row.exact) for row in shown):
+        axes.plot([], [], "|", color="C3", markersize=12, mew=2, label="exact")
+    axes.grid(axis="x", color="0.9")
+    axes.margins(y=0.15)
+    axes.legend(loc="best")
+    path = folder / f"{part}.png"
+    figure.savefig(path, metadata={"Software": None})
+    return path
+
+
+TITLES = {
+    "linear": "a linear VAE and probabilistic PCA",
+    "plane": "estimates of log p(x), less quadrature",
+    "families": "what the best q of a family leaves of log p(x)",
+}
+LABELS = {
+    "linear": "nats an image",
+    "plane": "nats an image",
+    "families": "log p(x) - ELBO, nats an image",
+}
+
+
+def selected(part: str, row: Row) -> bool:
+    """The rows of a part that share an axis."""
+    marks = {"linear": "ELBO, trained", "plane": " - quadrature", "families": "ELBO:"}
+    return marks[part] in row.name

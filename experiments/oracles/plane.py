@@ -1,0 +1,111 @@
+"""Two latents: quadrature against importance sampling, annealing and NUTS."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import vae_jax
+from experiments import mnist
+from experiments.oracles.rows import Row, mean_row
+from vae_jax import data, exact, mcmc
+
+GRID_POINTS, GRID_LIMIT = 300, 6.0
+
+
+def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
+    """Log p(x) of test images by every means, and the mean of p(z|x).
+
+    Args:
+      config: of the experiment.
+      dataset: what it is about.
+      folder: where the model's run goes.
+
+    Returns:
+      The rows.
+    """
+    params, x = trained_model(config, dataset, folder / "plane", latent_dim=2)
+    x = x[: config.num_images]
+    keys = jax.random.split(jax.random.key(config.seed), 4)
+    grid = jax.jit(exact.quadrature_log_evidence)(params, x)
+    truth = np.asarray(grid.estimate, np.float64)
+    sampled = jax.jit(partial(vae_jax.log_evidence, num_samples=config.num_samples))(
+        params, x, keys[0]
+    )
+    annealed = jax.jit(
+        partial(vae_jax.annealed_log_evidence, num_temperatures=config.num_temperatures)
+    )(params, x, keys[1])
+    both = jax.jit(
+        partial(
+            vae_jax.bidirectional_log_evidence,
+            num_examples=config.num_images,
+            num_temperatures=config.num_temperatures,
+        )
+    )(params, keys[2])
+    simulated = jax.jit(exact.quadrature_log_evidence)(params, both.x)
+    lower, upper = both.lower - simulated.estimate, both.upper - simulated.estimate
+    rows = [
+        mean_row("log p(x), quadrature", truth),
+        Row("  error of its grid, largest", float(grid.error.max())),
+        off("  importance sampling - quadrature", sampled.estimate - truth, 0.05),
+        off("  annealing - quadrature", annealed.estimate - truth, 0.05),
+        off("simulated data: annealing - quadrature", lower, 0.05),
+        off("  annealing back - quadrature", upper, 0.05),
+        off("  gap of the two", both.gap, 0.1),
+    ]
+    return rows + posterior_rows(params, x[:10], keys[3])
+
+
+def off(name: str, values, allowed: float) -> Row:
+    """A mean that should be 0."""
+    return mean_row(name, values, exact=0.0, allowed=allowed)
+
+
+def posterior_rows(params: vae_jax.Params, x, key) -> list[Row]:
+    """The mean of p(z|x) by the No-U-Turn sampler against the grid."""
+    axis = jnp.linspace(-GRID_LIMIT, GRID_LIMIT, GRID_POINTS)
+    grid = jnp.stack(jnp.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+
+    def moments(x):
+        log_p = jax.lax.map(
+            mcmc.posterior_log_density(params, x), grid, batch_size=1000
+        )
+        weights = jax.nn.softmax(log_p)
+        return weights @ grid, jnp.sqrt(weights @ grid**2 - (weights @ grid) ** 2)
+
+    mean, deviation = jax.jit(lambda x: jax.lax.map(moments, x))(x)
+    drawn = jax.jit(mcmc.posterior_samples)(params, x, key)
+    found = drawn.samples.mean(axis=(0, 1))
+    error = deviation / jnp.sqrt(drawn.effective_sample_size)
+    scores = np.abs(np.asarray((found - mean) / error))
+    return [
+        Row("NUTS: largest r-hat", float(drawn.r_hat.max())),
+        Row("  least effective sample size", float(drawn.effective_sample_size.min())),
+        Row(
+            f"  means of p(z|x) off the grid's, of {scores.size} the largest, in "
+            "standard errors",
+            float(scores.max()),
+            exact=0.0,
+            allowed=4.0,
+        ),
+    ]
+
+
+def trained_model(config: Any, dataset: data.Dataset, folder: Path, **changes: Any):
+    """Parameters of a run of `experiments.mnist`, and its binarized test set."""
+    run = mnist.Config(
+        dataset=config.dataset,
+        data_dir=config.data_dir,
+        epochs=config.epochs,
+        seed=config.seed,
+        run_dir=str(folder),
+        evaluation_samples=0,
+        **changes,
+    )
+    mnist.run(run)
+    test = mnist.binarized(mnist.resolve(run, dataset), dataset).test
+    x = data.to_unit_interval(jnp.asarray(test), 2)
+    return vae_jax.load_run(folder), x

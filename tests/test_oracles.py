@@ -1,0 +1,90 @@
+"""`python -m experiments.oracles`: its rows, its starts, its parts on small data."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import oracles
+from experiments.oracles import families, linear
+from experiments.oracles.rows import Row, mean_row, table
+from vae_jax import StandardNormal
+from vae_jax.posteriors import DiagonalGaussianPosterior
+from vae_jax.priors import closed_form_kl
+
+
+def test_a_row_is_right_when_it_is_near_enough():
+    assert Row("a", 1.04, exact=1.0, allowed=0.05).ok
+    assert not Row("a", 1.06, exact=1.0, allowed=0.05).ok
+    assert not Row("a", math.nan, exact=1.0, allowed=0.05).ok
+    row = mean_row("b", [1.0, 2.0, 3.0])
+    assert row.measured == 2 and row.error == pytest.approx(1 / np.sqrt(3))
+    lines = table([Row("far off", 2.0, 0.1, 1.0, 0.5), row]).splitlines()
+    assert lines[1].split() == ["far", "off", "2.000", "+-", "0.100", "1.000", "NO"]
+    assert "ok" not in lines[2] and "NO" not in lines[2]
+
+
+def test_a_result_agrees_when_every_row_with_an_exact_value_does():
+    rows = [Row("a", 1.0, exact=1.0, allowed=0.1), Row("b", 2.0)]
+    results = {"dataset": "x", "part": [row.as_json() for row in rows]}
+    assert oracles.agrees(results)
+    wrong = Row("c", 1.0, exact=2.0, allowed=0.1).as_json()
+    assert not oracles.agrees(results | {"other": [wrong]})
+
+
+def test_every_family_starts_at_the_diagonal_gaussian(key):
+    rng = np.random.default_rng(0)
+    q = DiagonalGaussianPosterior(
+        *(jnp.asarray(rng.normal(size=(3, 4)), jnp.float32) for _ in range(2))
+    )
+    starts = families.starts(q, key)
+    z = jnp.asarray(rng.normal(size=(5, 3, 4)), jnp.float32)
+    for name, start in starts.items():
+        found = jax.jit(start.log_prob)(z)
+        # The low-rank factor starts at a hundredth, as at 0 nothing would move it.
+        tolerance = 0.1 if name.startswith("low") else 1e-3
+        np.testing.assert_allclose(found, q.log_prob(z), atol=tolerance)
+        assert closed_form_kl(type(start), StandardNormal) is not None
+
+
+@pytest.fixture(scope="module")
+def plain_data():
+    """A few strong directions in eight dimensions, and noise."""
+    rng = np.random.default_rng(1)
+    spread = np.array([2.0, 1.2, 0.8, 0.15, 0.1, 0.05, 0.05, 0.05])
+    turn = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    x = rng.normal(size=(1000, 8)) * spread @ turn
+    return jnp.asarray(x, jnp.float32)
+
+
+@pytest.mark.slow
+def test_a_linear_vae_reaches_its_optimum_and_keeps_the_right_units(
+    plain_data, monkeypatch, key
+):
+    monkeypatch.setattr(linear, "LATENT_DIM", 3)
+    rows = linear.evidence_rows(plain_data, plain_data, key, 3000)
+    assert rows[0].ok and rows[1].ok and abs(rows[2].measured) < 0.1
+    rows = linear.live_rows(plain_data, key, 1500)
+    assert all(row.ok for row in rows if not math.isnan(row.exact))
+    assert [rows[0].measured, rows[-3].measured] == [3, 2]
+
+
+@pytest.mark.slow
+def test_the_parts_agree_with_exact_answers_on_digits(tmp_path, capsys):
+    config = oracles.Config(
+        dataset="digits", part="plane", epochs=30, num_images=20, run_dir=str(tmp_path)
+    )
+    results = oracles.run(config)
+    assert oracles.agrees(results), capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["dataset"] == "digits"
+    assert (tmp_path / "plane.png").exists()
+
+
+def test_bad_input_is_one_line_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        oracles.main(["--num_images=1"])
+    assert stop.value.code == 2
+    assert "--num_images must be at least 2, got 1" in capsys.readouterr().err

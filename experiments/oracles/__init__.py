@@ -42,10 +42,10 @@ class Config:
     epochs: int = 20
     """Passes over the training data, of the models of parts plane and families."""
     linear_steps: int = 12_000
-    """Gradient steps of part linear; the sweep over beta takes a quarter of them."""
-    num_images: int = 50
+    """Gradient steps of part linear; the sweep over beta takes half of them."""
+    num_images: int = 20
     """Test images of parts plane and families."""
-    num_temperatures: int = 500
+    num_temperatures: int = 300
     """Of annealing."""
     num_samples: int = 5000
     """Importance samples an image."""

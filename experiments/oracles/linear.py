@@ -40,7 +40,7 @@ def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
     keys = jax.random.split(jax.random.key(config.seed), 2)
     return [
         *evidence_rows(train, test, keys[0], config.linear_steps),
-        *live_rows(train, keys[1], math.ceil(config.linear_steps / 4)),
+        *live_rows(train, keys[1], math.ceil(config.linear_steps / 2)),
     ]
 
 

@@ -1,0 +1,253 @@
+"""Denoising, super-resolution and inpainting (S2-5).
+
+    python -m experiments.lecture.applications
+
+An encoder that is shown a damaged image and a decoder that is asked for the clean one:
+the ELBO of x with q(z|damaged x). A VAE and an autoencoder for each task train in one
+program, and are set beside doing nothing, a projection on principal components, and the
+best linear map from damaged to clean. Two minutes on two cores.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+
+import vae_jax
+from experiments.lecture.images import Images, draw_rows, load
+from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.lecture.training import epochs_for, fit
+from vae_jax import MLP, DiagonalGaussian, ModelSpec, Params, PointMass
+from vae_jax.types import Array, Key
+
+NOISE = 0.4  # Standard deviation of what denoising has to remove.
+TASKS = ("denoising", "super-resolution", "inpainting")
+METHODS = ("damaged", "PCA", "linear map", "autoencoder", "VAE")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Repair damaged images with a VAE, an autoencoder, and simpler ways."""
+
+    num_steps: int = 3000
+    """Training steps, in whole epochs."""
+    hidden_dims: tuple[int, ...] = (256,)
+    """Widths of the encoders, the decoders' in reverse."""
+    latent_dim: int = 32
+    """Latents of the models, and components of the projection."""
+    num_test: int = 1000
+    """Test images that are repaired."""
+    dataset: str = "auto"
+    """auto (MNIST, or digits where it cannot be had), or any that experiments.mnist \
+takes, grey images with labels."""
+    data_dir: str = "data"
+    """Where data files are looked for and downloaded to."""
+    seed: int = 0
+    """Of weights, noise and order of the data."""
+    run_dir: str = "runs/lecture/applications"
+    """Where results.json and figures/ go."""
+
+
+def add_noise(x: Array, key: Key, shape: tuple[int, int]) -> Array:
+    """Gaussian noise, cut off at 0 and 1."""
+    return jnp.clip(x + NOISE * jax.random.normal(key, x.shape, x.dtype), 0, 1)
+
+
+def block_side(shape: tuple[int, int]) -> int:
+    """Pixels of a side of the blocks that super-resolution is given the means of."""
+    return 4 if min(shape) >= 16 else 2
+
+
+def lower_resolution(x: Array, key: Key, shape: tuple[int, int]) -> Array:
+    """Blocks of pixels replaced by their means."""
+    side = block_side(shape)
+    height, width = (size // side for size in shape)
+    blocks = x.reshape(-1, height, side, width, side).mean(axis=(2, 4))
+    large = jnp.repeat(jnp.repeat(blocks, side, axis=1), side, axis=2)
+    return large.reshape(x.shape)
+
+
+def cover(x: Array, key: Key, shape: tuple[int, int]) -> Array:
+    """The lower half of the image covered."""
+    rows = jnp.arange(shape[0])[:, None] < shape[0] / 2
+    visible = jnp.broadcast_to(rows, shape).reshape(-1)
+    return jnp.where(visible, x, 0.0)
+
+
+DAMAGES = (add_noise, lower_resolution, cover)
+
+
+def damage(task: Array, x: Array, key: Key, shape: tuple[int, int]) -> Array:
+    """What a task is given; which task is data, so that one program has them all."""
+    branches = [partial(function, shape=shape) for function in DAMAGES]
+    return jax.lax.switch(task, branches, x, key)
+
+
+def repair_objective(task: Array, shape: tuple[int, int]) -> Callable:
+    """The ELBO of x, its posterior encoded from the damaged x."""
+
+    def objective(params: Params, x: Array, key: Key, step: Array):
+        damage_key, elbo_key = jax.random.split(key)
+        posterior = vae_jax.encode(params, damage(task, x, damage_key, shape))
+        terms = vae_jax.elbo_terms(params, x, elbo_key, posterior=posterior)
+        elbo = terms.elbo.mean()
+        return elbo, {"elbo": elbo}
+
+    return objective
+
+
+def train_models(images: Images, key: Key, config: Config) -> dict[str, Params]:
+    """For each family a model for every task, with a leading axis of tasks."""
+    num_epochs = epochs_for(config.num_steps, len(images.train))
+    trained = {}
+    for name, family in (("autoencoder", PointMass()), ("VAE", DiagonalGaussian())):
+        spec = ModelSpec(
+            encoder=MLP(config.hidden_dims),
+            decoder=MLP(config.hidden_dims[::-1]),
+            posterior=family,
+            latent_dim=config.latent_dim,
+            data_shape=images.data_shape,
+        )
+        start = vae_jax.init(spec, key, x=images.train)
+
+        def train(task: Array, start=start) -> Params:
+            # A Bernoulli log-probability of grey values trains their means.
+            params, _ = fit(
+                start,
+                images.train,
+                key,
+                num_epochs=num_epochs,
+                objective=repair_objective(task, images.data_shape),
+                preprocess=None,
+            )
+            return params
+
+        trained[name] = jax.jit(jax.vmap(train))(jnp.arange(len(TASKS)))
+    return trained
+
+
+def psnr(repaired: Array, clean: Array) -> float:
+    """Peak signal-to-noise ratio in decibels: -10 log10 of the mean squared error."""
+    return float(-10 * jnp.log10(jnp.mean(jnp.square(repaired - clean))))
+
+
+def repair(models: dict[str, Params], images: Images, key: Key, config: Config):
+    """Test images repaired by every method, `[task][method] -> [n, D]`."""
+    train_key, test_key = jax.random.split(key)
+    clean = images.test[: config.num_test]
+    pca = PCA(min(config.latent_dim, clean.shape[1])).fit(images.train)
+    few = images.train[:10_000]
+    rebuild = jax.jit(
+        lambda params, x: vae_jax.decode(params, vae_jax.encode(params, x).mean).mean
+    )
+    found = {}
+    for index, task in enumerate(TASKS):
+        given = damage(index, clean, test_key, images.data_shape)
+        example = damage(index, few, train_key, images.data_shape)
+        linear = Ridge(1.0).fit(np.asarray(example), np.asarray(few))
+        found[task] = {
+            "damaged": given,
+            "PCA": jnp.asarray(pca.inverse_transform(pca.transform(given))),
+            "linear map": jnp.asarray(linear.predict(np.asarray(given))),
+        }
+        for name, params in models.items():
+            of_task = jax.tree.map(lambda leaf, index=index: leaf[index], params)
+            found[task][name] = rebuild(of_task, given)
+        # A linear map knows nothing of the range of a pixel.
+        found[task] = {name: jnp.clip(x, 0, 1) for name, x in found[task].items()}
+    return clean, found
+
+
+def checks_of(clean: Array, found) -> tuple[list[Check], list[str]]:
+    """The VAE against doing nothing and projecting; every figure in a note."""
+    ratios = {
+        task: {method: psnr(pictures, clean) for method, pictures in methods.items()}
+        for task, methods in found.items()
+    }
+    checks = [
+        Check("S2-5", f"{task}: dB, VAE above {other}", by["VAE"], by[other], 0, ">")
+        for task, by in ratios.items()
+        for other in ("damaged", "PCA")
+    ]
+    # What is measured of a known error: noise of variance 0.01.
+    noise = 0.1 * jax.random.normal(jax.random.key(0), clean.shape)
+    checks.append(
+        Check(
+            "S2-5", "dB of noise of variance 0.01", psnr(clean + noise, clean), 20, 0.1
+        )
+    )
+    lines = [f"{'dB':18}" + "".join(f"{method:>13}" for method in METHODS)]
+    for task, by in ratios.items():
+        lines.append(f"{task:18}" + "".join(f"{by[name]:13.2f}" for name in METHODS))
+    return checks, lines
+
+
+def draw_ratios(clean: Array, found, name: str) -> Figure:
+    """Bars: decibels of each method and task."""
+    figure = Figure((7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(TASKS))
+    for number, method in enumerate(METHODS):
+        values = [psnr(found[task][method], clean) for task in TASKS]
+        bars = axes.bar(places + 0.16 * (number - 2), values, 0.15, label=method)
+        axes.bar_label(bars, fmt="%.1f", fontsize=7)
+    axes.set_xticks(places, TASKS)
+    axes.set(ylabel="PSNR, dB; more is better")
+    axes.set_title(f"{name}: repairing test images")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=len(METHODS))
+    return figure
+
+
+def compute(config: Config) -> Report:
+    """All of the topic."""
+    images = load(config)
+    shape = images.data_shape
+    if len(shape) != 2 or any(size % block_side(shape) for size in shape):
+        raise ValueError(
+            f"--dataset must hold grey images of sides that {block_side(shape)} "
+            f"divides, got shape {shape}"
+        )
+    train_key, damage_key = jax.random.split(jax.random.key(config.seed))
+    models = train_models(images, train_key, config)
+    clean, found = repair(models, images, damage_key, config)
+    checks, lines = checks_of(clean, found)
+    figures = {"ratios": draw_ratios(clean, found, images.name)}
+    for task in TASKS:
+        rows = [("clean", clean[:10])]
+        rows += [(name, found[task][name][:10]) for name in METHODS]
+        title = f"{images.name}: {task}, test images"
+        figures[task.replace("-", "_")] = draw_rows(rows, images.data_shape, title)
+    title = f"Applications, {images.name}"
+    return Report(title, checks, figures, [*images.notes, *lines])
+
+
+def run(config: Config) -> Report:
+    """Computes, prints, and writes the run folder.
+
+    Args:
+      config: see `Config`.
+
+    Returns:
+      The checks, figures and notes.
+    """
+    least = {"num_steps": 1, "latent_dim": 1, "num_test": 10}
+    return run_topic(compute, config, at_least=least)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command.
+
+    Args:
+      argv: its arguments; those of the process where None.
+    """
+    command("applications", Config, run, argv)
+
+
+if __name__ == "__main__":
+    main()

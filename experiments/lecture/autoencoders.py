@@ -1,0 +1,444 @@
+"""Autoencoders: PCA, memory, and why they cannot generate (S0-1, S0-2, S2-1 to S2-7).
+
+    python -m experiments.lecture.autoencoders
+
+A linear autoencoder finds the plane of PCA, a deep one a better code, and either learns
+a small data set by heart. Beside a VAE of the same networks its codes leave holes: what
+is decoded between them, or from random codes, is measured by its nearest neighbours in
+the training data. Two minutes on two cores. The linear part always takes the 8x8
+digits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import NearestNeighbors
+
+import vae_jax
+from experiments.lecture.images import Images, draw_rows, load
+from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.lecture.training import epochs_for, fit, minimize
+from vae_jax import (
+    MLP,
+    DiagonalGaussian,
+    Gaussian,
+    Linear,
+    ModelSpec,
+    Params,
+    PointMass,
+    data,
+)
+from vae_jax.distributions import multivariate_gaussian
+from vae_jax.types import Array, Key
+
+LINEAR_EXAMPLES = 1000
+FEW = 8
+NEIGHBOURS = 10
+
+
+@dataclass(frozen=True)
+class Config:
+    """Autoencoders beside PCA and a VAE; figures go to the run folder."""
+
+    linear_dim: int = 4
+    """Latents of the linear autoencoders."""
+    linear_steps: int = 700
+    """Steps of L-BFGS for each linear autoencoder."""
+    latent_dim: int = 16
+    """Latents of the deep models that generate; those that are drawn have two."""
+    num_steps: int = 2500
+    """Training steps of the deep models, in whole epochs."""
+    hidden_dims: tuple[int, ...] = (200,)
+    """Widths of the deep encoders, the decoders' in reverse."""
+    num_pairs: int = 100
+    """Pairs of test images to interpolate between, and random codes to decode."""
+    dataset: str = "auto"
+    """auto (MNIST, or digits where it cannot be had), or any that experiments.mnist \
+takes, with labels."""
+    data_dir: str = "data"
+    """Where data files are looked for and downloaded to."""
+    seed: int = 0
+    """Of weights, noise and order of the data."""
+    run_dir: str = "runs/lecture/autoencoders"
+    """Where results.json and figures/ go."""
+
+
+def tied_weights(x: Array, key: Key, *, latent_dim: int, num_steps: int) -> Array:
+    """W of the linear autoencoder x' = W W' x on centered data, `[D, L]`.
+
+    The mean squared error is a function of the covariance S alone:
+    tr S - 2 tr W' S W + tr (W' S W)(W' W).
+    """
+    covariance = jnp.cov(x, rowvar=False, bias=True)
+
+    def error(weights: Array) -> Array:
+        inner = weights.T @ covariance @ weights
+        gram = weights.T @ weights
+        return jnp.trace(covariance) - 2 * jnp.trace(inner) + jnp.trace(inner @ gram)
+
+    start = 0.1 * jax.random.normal(key, (x.shape[1], latent_dim), x.dtype)
+    return minimize(error, start, num_steps=num_steps)
+
+
+def untied(x: Array, key: Key, *, latent_dim: int, num_steps: int) -> Params:
+    """The linear autoencoder with an encoder and a decoder of their own."""
+    spec = ModelSpec(
+        encoder=Linear(),
+        decoder=Linear(),
+        posterior=PointMass(),
+        likelihood=Gaussian(),
+        latent_dim=latent_dim,
+        data_shape=(x.shape[1],),
+    )
+    params = vae_jax.init(spec, key, x=x, dtype=x.dtype)
+    trained = vae_jax.trainable(params)
+
+    def loss(weights) -> Array:
+        # A point mass has no KL: the ELBO is the log-likelihood alone.
+        weights = jax.tree.map(
+            lambda new, old, train: new if train else old, weights, params, trained
+        )
+        return -vae_jax.elbo(weights, x, key)
+
+    return minimize(loss, params, num_steps=num_steps)
+
+
+def squared_error(params: Params, x: Array) -> Array:
+    """Mean of |x - x'|^2, summed over pixels."""
+    rebuilt = vae_jax.decode(params, vae_jax.encode(params, x).mean).mean
+    return jnp.mean(jnp.sum(jnp.square(x - rebuilt), axis=-1))
+
+
+def linear_checks(x: Array, key: Key, config: Config) -> list[Check]:
+    """Tied and untied linear autoencoders against scikit-learn's PCA."""
+    size = config.linear_dim
+    pca = PCA(size, svd_solver="full").fit(x)
+    axes = pca.components_.T
+    eigenvalues = np.linalg.eigvalsh(np.cov(x.T, bias=True))
+    best = eigenvalues[:-size].sum()
+    options = {"latent_dim": size, "num_steps": config.linear_steps}
+    weights = tied_weights(x, key, **options)
+    centered = x - x.mean(axis=0)
+    rebuilt = centered @ weights @ weights.T
+    error = jnp.mean(jnp.sum(jnp.square(centered - rebuilt), axis=-1))
+    projector = axes @ axes.T
+    of_pca = np.mean(np.sum((x - pca.inverse_transform(pca.transform(x))) ** 2, axis=1))
+    cosines = np.abs(axes.T @ weights / np.linalg.norm(weights, axis=0))
+    own = untied(x, key, **options)
+    decoder = np.linalg.qr(own.decoder["output"]["kernel"].T)[0]
+    gram_error = jnp.abs(weights.T @ weights - jnp.eye(size)).max()
+    distance = jnp.linalg.norm(weights @ weights.T - jnp.eye(x.shape[1]))
+    missing = np.sqrt(x.shape[1] - size)
+    half = own.replace(likelihood={"log_var": jnp.log(jnp.asarray(0.5))})
+    constant = 0.5 * x.shape[1] * np.log(np.pi)
+    of_ours = squared_error(own, x)
+    return [
+        Check("S2-2", f"PCA's error with {size} numbers an image", of_pca, best, 1e-9),
+        Check("S2-3", "tied: squared error", error, best, 1e-6),
+        Check("S2-3", "untied: squared error", of_ours, best, 1e-4),
+        Check(
+            "S2-1",
+            "-log p(x|z) - constant, s² = 1/2",
+            -vae_jax.elbo(half, x, key) - constant,
+            of_ours,
+            1e-9,
+        ),
+        Check(
+            "S2-3",
+            "tied: WWᵀ less PCA's projector, largest",
+            jnp.abs(weights @ weights.T - projector).max(),
+            0,
+            1e-4,
+        ),
+        Check(
+            "S2-3",
+            "untied: projector of decoder less PCA's",
+            np.abs(decoder @ decoder.T - projector).max(),
+            0,
+            1e-2,
+        ),
+        Check("S2-3", "tied: WᵀW less identity, largest", gram_error, 0, 1e-4),
+        Check("S2-3", "tied: |WWᵀ - I|, not 0", distance, missing, 1e-3),
+        Check(
+            "S2-3",
+            "cosine of a column and an axis, at most",
+            cosines.max(axis=1).min(),
+            0.99,
+            relation="<",
+        ),
+    ]
+
+
+def deep_spec(config: Config, data_shape, posterior, latent_dim: int = 2) -> ModelSpec:
+    """Equal networks for autoencoder and VAE; pixels are Bernoulli."""
+    return ModelSpec(
+        encoder=MLP(config.hidden_dims),
+        decoder=MLP(config.hidden_dims[::-1]),
+        posterior=posterior,
+        latent_dim=latent_dim,
+        data_shape=data_shape,
+    )
+
+
+def train_deep(
+    images: Images, key: Key, config: Config, latent_dim: int
+) -> dict[str, Params]:
+    """An autoencoder and a VAE of equal networks."""
+    init_key, fit_key = jax.random.split(key)
+    num_epochs = epochs_for(config.num_steps, len(images.train))
+    trained = {}
+    for name, family in (("autoencoder", PointMass()), ("VAE", DiagonalGaussian())):
+        spec = deep_spec(config, images.data_shape, family, latent_dim)
+        params = vae_jax.init(spec, init_key, x=images.train)
+        run = jax.jit(lambda params, x: fit(params, x, fit_key, num_epochs=num_epochs))
+        trained[name], _ = run(params, images.train)
+    return trained
+
+
+def memorise(images: Images, key: Key, config: Config) -> tuple[list, np.ndarray]:
+    """An autoencoder of a handful of images: squared errors by step, train and test."""
+    spec = deep_spec(config, images.data_shape, PointMass())
+    few, test = images.train[:FEW], images.test[:1000]
+    rounds = 20
+
+    @jax.jit
+    def go_on(params: Params, key: Key):
+        params, _ = fit(
+            params, few, key, num_epochs=config.num_steps // rounds, preprocess=None
+        )
+        return params, squared_error(params, few), squared_error(params, test)
+
+    params = vae_jax.init(spec, key, x=images.train)
+    errors = []
+    for number in range(rounds):
+        params, *both = go_on(params, jax.random.fold_in(key, number))
+        errors.append(both)
+    steps = config.num_steps // rounds * np.arange(1, rounds + 1)
+    return steps, np.array(errors)
+
+
+class Neighbours:
+    """The nearest training images: how far they are, and whether they agree."""
+
+    def __init__(self, images: Images, most: int = 5000):
+        """Takes the first `most` training images."""
+        self._labels = images.train_labels[:most]
+        self._index = NearestNeighbors(n_neighbors=NEIGHBOURS)
+        self._index.fit(np.asarray(images.train[:most]))
+
+    def __call__(self, x: Array) -> tuple[float, float]:
+        """Mean distance to the nearest; share of the commonest label among ten."""
+        distances, index = self._index.kneighbors(np.asarray(x))
+        labels = self._labels[index]
+        commonest = [np.bincount(row).max() / NEIGHBOURS for row in labels]
+        return float(distances[:, 0].mean()), float(np.mean(commonest))
+
+
+def test_pairs(images: Images, config: Config) -> tuple[Array, Array]:
+    """Pairs of test images with different labels."""
+    draws = np.random.default_rng(config.seed)
+    index = draws.integers(len(images.test), size=(20 * config.num_pairs, 2))
+    differ = images.test_labels[index[:, 0]] != images.test_labels[index[:, 1]]
+    first, second = index[differ][: config.num_pairs].T
+    return images.test[first], images.test[second]
+
+
+def random_codes(params: Params, x: Array, key: Key, num_samples: int) -> Array:
+    """Codes of the prior, or of the Gaussian fitted to an autoencoder's codes."""
+    if isinstance(params.spec.posterior, PointMass):
+        codes = vae_jax.encode(params, x).mean
+        factor = multivariate_gaussian.cholesky_factor(
+            jnp.cov(codes, rowvar=False, bias=True)
+        )
+        return multivariate_gaussian.full_sample(
+            codes.mean(axis=0), factor, key, num_samples=num_samples
+        )
+    return jax.random.normal(key, (num_samples, params.spec.latent_dim))
+
+
+def holes(params: Params, images: Images, key: Key) -> float:
+    """How far from one Gaussian the codes are, in nats a code.
+
+    What a mixture of twenty Gaussians of one shape says of test codes more than one.
+    """
+
+    def codes(x: Array) -> np.ndarray:
+        return np.asarray(vae_jax.reparameterize(vae_jax.encode(params, x), key)[0])
+
+    train, test = codes(images.train[:5000]), codes(images.test)
+    scores = [
+        GaussianMixture(count, covariance_type="tied", tol=0.01, random_state=0)
+        .fit(train)
+        .score(test)
+        for count in (1, 20)
+    ]
+    return scores[1] - scores[0]
+
+
+def generation(models: dict[str, Params], images: Images, key: Key, config: Config):
+    """Neighbours of what each model decodes between codes, and from random ones."""
+    neighbours = Neighbours(images)
+    pairs = test_pairs(images, config)
+    found, pictures = {}, {}
+    for name, params in models.items():
+        path = vae_jax.interpolate(params, *pairs, num_steps=9)
+        z = random_codes(params, images.train, key, config.num_pairs)
+        made = vae_jax.decode(params, z).mean
+        found[name] = {
+            "between": neighbours(path[1:-1].reshape(-1, path.shape[-1])),
+            "random": neighbours(made),
+            "holes": holes(params, images, key),
+        }
+        pictures[name] = path, made
+    found["test images"] = {"themselves": neighbours(images.test[:1000])}
+    mixed = (pairs[0] + pairs[1]) / 2
+    found["pixels"] = {"averaged": neighbours(mixed)}
+    return found, pictures
+
+
+def generation_checks(found) -> list[Check]:
+    """The claims of the notes: denser codes, better samples."""
+    plain, vae = found["autoencoder"], found["VAE"]
+    nearest = "pixels to the nearest image: VAE's below AE's"
+    checks = [
+        Check(row, f"{kind}, {nearest}", vae[kind][0], plain[kind][0], relation="<")
+        for row, kind in (("S0-2", "between"), ("S2-7", "random"))
+    ]
+    gain = "nats a mixture gains on codes: VAE's below AE's"
+    return [*checks, Check("S0-1", gain, vae["holes"], plain["holes"], relation="<")]
+
+
+def generation_notes(found) -> list[str]:
+    """A line for each kind of picture."""
+    return [
+        f"{model}, {kind}: {measured[0]:.2f} to the nearest of the training images, "
+        f"{measured[1]:.1%} of ten neighbours agree"
+        for model, kinds in found.items()
+        for kind, measured in kinds.items()
+        if kind != "holes"
+    ]
+
+
+def deep_checks(models: dict[str, Params], images: Images, errors) -> list[Check]:
+    """A deep code of two numbers beats PCA's; eight images are learnt by heart."""
+    pca = PCA(2).fit(images.train)
+    rebuilt = pca.inverse_transform(pca.transform(images.test))
+    of_pca = np.mean(np.sum((images.test - rebuilt) ** 2, axis=1))
+    of_deep = squared_error(models["autoencoder"], images.test)
+    train_error, test_error = errors[-1]
+    return [
+        Check(
+            "S2-4",
+            "test squared error, 2 latents: below PCA's",
+            of_deep,
+            of_pca,
+            relation="<",
+        ),
+        Check("S2-6", f"squared error of {FEW} images learnt", train_error, 0, 0.5),
+        Check("S2-6", "of test images: above PCA's", test_error, of_pca, relation=">"),
+    ]
+
+
+def draw_codes(models: dict[str, Params], images: Images) -> Figure:
+    """The codes of the test images, side by side."""
+    figure = Figure((8.6, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, (name, params) in zip(panels, models.items(), strict=True):
+        codes = np.asarray(vae_jax.encode(params, images.test[:3000]).mean)
+        points = axes.scatter(
+            *codes.T, 6, images.test_labels[:3000], cmap="tab10", vmin=-0.5, vmax=9.5
+        )
+        axes.set(title=name, xlabel="z1", aspect="equal", adjustable="datalim")
+    panels[0].set_ylabel("z2")
+    figure.colorbar(points, ax=panels, ticks=range(10), label="label")
+    figure.suptitle(f"{images.name}: the VAE holds its codes together around 0")
+    return figure
+
+
+def draw_memory(steps, errors, of_pca: float) -> Figure:
+    """Squared errors of the memorised and of other images."""
+    figure = Figure((6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.semilogy(steps, errors[:, 0], "o-", label=f"the {FEW} training images")
+    axes.semilogy(steps, errors[:, 1], "o-", label="test images")
+    axes.axhline(of_pca, color="0.5", ls="--", label="test images, PCA of all data")
+    axes.set(xlabel="training steps", ylabel="squared error of an image")
+    axes.set_title("No loss on a small data set, and nothing learnt")
+    axes.legend()
+    return figure
+
+
+def compute(config: Config) -> Report:
+    """All of the topic."""
+    images = load(config)
+    linear_key, deep_key, memory_key, code_key = jax.random.split(
+        jax.random.key(config.seed), 4
+    )
+    with jax.enable_x64(True):
+        digits = data.load("digits").train[:LINEAR_EXAMPLES] / 16
+        checks = linear_checks(digits - digits.mean(axis=0), linear_key, config)
+    drawn = train_deep(images, deep_key, config, 2)
+    models = train_deep(images, deep_key, config, config.latent_dim)
+    steps, errors = memorise(images, memory_key, config)
+    found, pictures = generation(models, images, code_key, config)
+    of_deep = deep_checks(drawn, images, errors)
+    checks += of_deep + generation_checks(found)
+    between = [
+        (name, path[:, pair])
+        for pair in range(3)
+        for name, (path, _) in pictures.items()
+    ]
+    made = [
+        (name, picture[9 * row : 9 * row + 9])
+        for name, (_, picture) in pictures.items()
+        for row in range(2)
+    ]
+    shape, name = images.data_shape, images.name
+    figures = {
+        "codes": draw_codes(drawn, images),
+        "interpolation": draw_rows(
+            between, shape, f"{name}: decoded on the way between two codes"
+        ),
+        "random_codes": draw_rows(made, shape, f"{name}: random codes, decoded"),
+        "memory": draw_memory(steps, errors, float(of_deep[0].exact)),
+    }
+    notes = [*images.notes, *generation_notes(found)]
+    return Report(f"Autoencoders, {images.name}", checks, figures, notes)
+
+
+def run(config: Config) -> Report:
+    """Computes, prints, and writes the run folder.
+
+    Args:
+      config: see `Config`.
+
+    Returns:
+      The checks, figures and notes.
+    """
+    least = {
+        "linear_dim": 1,
+        "latent_dim": 1,
+        "linear_steps": 1,
+        "num_steps": 20,
+        "num_pairs": 18,
+    }
+    return run_topic(compute, config, at_least=least)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command.
+
+    Args:
+      argv: its arguments; those of the process where None.
+    """
+    command("autoencoders", Config, run, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The images that topics train on, as models see them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from vae_jax import data
+from vae_jax.types import Array
+
+
+class Images(NamedTuple):
+    """A data set in [0, 1].
+
+    Attributes:
+      train: `[n, D]`.
+      train_labels: `[n]`.
+      test: `[m, D]`.
+      test_labels: `[m]`.
+      data_shape: of an image.
+      name: of the data set.
+      notes: sentences to print.
+    """
+
+    train: Array
+    train_labels: np.ndarray
+    test: Array
+    test_labels: np.ndarray
+    data_shape: tuple[int, ...]
+    name: str
+    notes: tuple[str, ...]
+
+
+def load(config: Any) -> Images:
+    """The images of a configuration's `dataset`, `data_dir` and `seed`.
+
+    Args:
+      config: a topic's.
+
+    Returns:
+      `Images`.
+
+    Raises:
+      ValueError: no such data, or none with labels.
+    """
+    dataset = data.load(config.dataset, data_dir=config.data_dir, seed=config.seed)
+    if dataset.train_labels is None or dataset.test_labels is None:
+        raise ValueError(f"--dataset {dataset.name} has no labels, which are needed")
+    train, test = (
+        data.to_unit_interval(x, dataset.num_levels)
+        for x in (dataset.train, dataset.test)
+    )
+    return Images(
+        train,
+        dataset.train_labels,
+        test,
+        dataset.test_labels,
+        dataset.data_shape,
+        dataset.name,
+        dataset.notes,
+    )
+
+
+def binary_test(images: Images, *, count: int) -> Array:
+    """The first test images as bits, drawn once: image i with its own key.
+
+    Args:
+      images: the data set.
+      count: how many.
+
+    Returns:
+      `[count, D]`, zeros and ones.
+    """
+    test = images.test[:count]
+    keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(
+        np.arange(len(test))
+    )
+    return jax.vmap(data.binarize)(test, keys)
+
+
+def draw_rows(
+    rows: list[tuple[str, Array]], data_shape: tuple[int, ...], title: str
+) -> Figure:
+    """Pictures in rows.
+
+    Args:
+      rows: a name and pictures `[columns, D]` for each.
+      data_shape: of a picture.
+      title: of the figure.
+
+    Returns:
+      The figure.
+    """
+    columns = len(rows[0][1])
+    figure = Figure((0.8 * columns + 1.2, 0.8 * len(rows) + 0.5), layout="constrained")
+    panels = figure.subplots(len(rows), columns, squeeze=False)
+    for row, (name, pictures) in zip(panels, rows, strict=True):
+        for axes, picture in zip(row, np.asarray(pictures), strict=True):
+            axes.imshow(picture.reshape(data_shape), cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    figure.suptitle(title, fontsize=10)
+    return figure

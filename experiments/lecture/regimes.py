@@ -1,0 +1,405 @@
+"""Three regimes: no KL, only KL, both (S3-12 to S3-16).
+
+    python -m experiments.lecture.regimes
+
+One program trains the three models of weights (1, 0), (0, 1) and (1, 1) for data
+fidelity and KL, with two latents to look at. Without the KL the codes spread and the
+posteriors shrink, as in an autoencoder; with nothing else every posterior is the prior
+and nothing is encoded. Besides: interpolation, and a Gaussian decoder that gives a mean
+and a variance. Two minutes on two cores.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.collections import EllipseCollection
+from matplotlib.figure import Figure
+
+import vae_jax
+from experiments.lecture.images import Images, binary_test, draw_rows, load
+from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.lecture.training import epochs_for, fit
+from vae_jax import MLP, Gaussian, ModelSpec, Params, PerPixelGaussian
+from vae_jax.types import Array, Key
+
+REGIMES = ("no KL", "only KL", "both")
+FIDELITY, KL_WEIGHT = np.array([1.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0])
+DRAWN = 1000
+
+
+@dataclass(frozen=True)
+class Config:
+    """No KL, only KL, and both; figures go to the run folder."""
+
+    num_steps: int = 3000
+    """Training steps of every model, in whole epochs."""
+    hidden_dim: int = 200
+    """Width of encoder and decoder."""
+    dataset: str = "auto"
+    """auto (MNIST, or digits where it cannot be had), or any that experiments.mnist \
+takes, with labels."""
+    data_dir: str = "data"
+    """Where data files are looked for and downloaded to."""
+    seed: int = 0
+    """Of weights, noise and order of the data."""
+    run_dir: str = "runs/lecture/regimes"
+    """Where results.json and figures/ go."""
+
+
+class Found(NamedTuple):
+    """Figures of the three models, `[3]` each.
+
+    Attributes:
+      elbo: of the test images, nats.
+      kl: KL(q(z|x) || p(z)), nats.
+      deviation: mean standard deviation of q(z|x).
+      spread: standard deviation of z over x and q: of the aggregate posterior.
+      active: units whose mean moves with x.
+      information: mutual information of x and z, nats.
+      to_prior: KL(q(z) || p(z)) of the aggregate posterior, nats.
+    """
+
+    elbo: Array
+    kl: Array
+    deviation: Array
+    spread: Array
+    active: Array
+    information: Array
+    to_prior: Array
+
+
+def make_spec(images: Images, config: Config, **choices) -> ModelSpec:
+    """Two latents, one hidden layer."""
+    return ModelSpec(
+        encoder=MLP((config.hidden_dim,)),
+        decoder=MLP((config.hidden_dim,)),
+        latent_dim=2,
+        data_shape=images.data_shape,
+        **choices,
+    )
+
+
+def weighted(fidelity: Array, kl_weight: Array) -> Callable:
+    """Fidelity times E log p(x|z) less the weight times the KL."""
+
+    def objective(params: Params, x: Array, key: Key, step: Array):
+        terms = vae_jax.elbo_terms(params, x, key)
+        value = fidelity * terms.log_likelihood - kl_weight * terms.kl_divergence
+        return value.mean(), {"elbo": terms.elbo.mean()}
+
+    return objective
+
+
+def train(images: Images, key: Key, config: Config) -> tuple[Params, Params]:
+    """The start, and the three models with a leading axis, all in one program."""
+    init_key, fit_key = jax.random.split(key)
+    start = vae_jax.init(make_spec(images, config), init_key, x=images.train)
+    num_epochs = epochs_for(config.num_steps, len(images.train))
+
+    def one(fidelity: Array, kl_weight: Array) -> Params:
+        objective = weighted(fidelity, kl_weight)
+        params, _ = fit(
+            start, images.train, fit_key, num_epochs=num_epochs, objective=objective
+        )
+        return params
+
+    weights = jnp.asarray(FIDELITY, jnp.float32), jnp.asarray(KL_WEIGHT, jnp.float32)
+    return start, jax.jit(jax.vmap(one))(*weights)
+
+
+def fit_decoder(params: Params, images: Images, key: Key, config: Config) -> Params:
+    """Trains the decoder alone, on an encoder that stays as it is."""
+
+    def objective(moving: Params, x: Array, key: Key, step: Array):
+        held = moving.replace(encoder=params.encoder)
+        value = vae_jax.elbo_terms(held, x, key).log_likelihood.mean()
+        return value, {"log_likelihood": value}
+
+    num_epochs = epochs_for(config.num_steps // 2, len(images.train))
+    run = jax.jit(
+        lambda params: fit(
+            params, images.train, key, num_epochs=num_epochs, objective=objective
+        )[0]
+    )
+    return run(params).replace(encoder=params.encoder)
+
+
+def diagnose(models: Params, x: Array) -> Found:
+    """The library's diagnostics of the three models."""
+
+    def of(params: Params) -> Found:
+        key = jax.random.key(1)
+        q = vae_jax.encode(params, x)
+        variance = jnp.exp(q.log_var)
+        aggregate = vae_jax.aggregate_posterior(params, x, key)
+        total = variance.mean(axis=0) + q.mean.var(axis=0)
+        return Found(
+            vae_jax.evaluate(params, x, key).elbo.mean(),
+            vae_jax.kl_per_unit(params, x).sum(),
+            jnp.sqrt(variance).mean(),
+            jnp.sqrt(total.mean()),
+            vae_jax.active_units(params, x).count,
+            aggregate.mutual_information,
+            aggregate.kl_to_prior,
+        )
+
+    return jax.device_get(jax.jit(jax.vmap(of))(models))
+
+
+def pick(models: Params, index: int) -> Params:
+    """One of several models."""
+    return jax.tree.map(lambda leaf: leaf[index], models)
+
+
+def regime_checks(start: Params, models: Params, found: Found) -> list[Check]:
+    """What each regime must come to."""
+    free, collapsed, both = range(3)
+    untouched = max(
+        float(jnp.abs(new[collapsed] - old).max())
+        for new, old in zip(
+            jax.tree.leaves(models.decoder), jax.tree.leaves(start.decoder), strict=True
+        )
+    )
+    deviation, spread = found.deviation, found.spread
+    return [
+        Check(
+            "S3-14", "no KL: KL above both's", found.kl[free], found.kl[both], 0, ">"
+        ),
+        Check(
+            "S3-14",
+            "no KL: σ of q(z|x) below both's",
+            deviation[free],
+            deviation[both],
+            0,
+            "<",
+        ),
+        Check(
+            "S3-14",
+            "no KL: spread of z above both's",
+            spread[free],
+            spread[both],
+            0,
+            ">",
+        ),
+        Check("S3-15", "only KL: KL, nats", found.kl[collapsed], 0, 1e-3),
+        Check(
+            "S3-15", "only KL: σ of q(z|x), not narrow", deviation[collapsed], 1, 0.01
+        ),
+        Check(
+            "S3-15",
+            "only KL: mutual information",
+            found.information[collapsed],
+            0,
+            0.01,
+        ),
+        Check("S3-15", "only KL: active units", found.active[collapsed], 0),
+        Check("S3-15", "only KL: change of the decoder", untouched, 0),
+        Check(
+            "S3-16",
+            "both: spread of z less 1, below no KL's",
+            abs(spread[both] - 1),
+            abs(spread[free] - 1),
+            0,
+            "<",
+        ),
+        Check("S3-16", "both: σ of q(z|x), below 1", deviation[both], 0.8, 0, "<"),
+        Check(
+            "S3-16",
+            "both: KL(q(z) || p(z)) below no KL's",
+            found.to_prior[both],
+            found.to_prior[free],
+            0,
+            "<",
+        ),
+        Check(
+            "S3-16",
+            "both: ELBO above no KL's",
+            found.elbo[both],
+            found.elbo[free],
+            0,
+            ">",
+        ),
+    ]
+
+
+def interpolation_checks(params: Params, x: Array) -> list[Check]:
+    """(z1 + z2) / 2 decoded is the middle of the line."""
+    z1, z2 = (vae_jax.encode(params, part).mean for part in (x[:8], x[8:16]))
+    middle = vae_jax.decode(params, (z1 + z2) / 2).mean
+    line = vae_jax.interpolate(params, x[:8], x[8:16], num_steps=3)
+    off = jnp.abs(line[1] - middle).max()
+    return [Check("S3-13", "decoded (z1 + z2) / 2 less mid-line", off, 0, 1e-5)]
+
+
+def gaussian_decoders(images: Images, key: Key, config: Config) -> list[Check]:
+    """One learned variance is the mean squared error; variances of pixels say more."""
+
+    def spread_levels(x: Array, key: Key) -> Array:
+        # A density wants real numbers: pixels that never change would have an
+        # infinite one.
+        return x + (jax.random.uniform(key, x.shape) - 0.5) / 16
+
+    num_epochs = epochs_for(config.num_steps // 2, len(images.train))
+    test = spread_levels(images.test[:2000], jax.random.key(1))
+    measured = {}
+    for name, family in (
+        ("shared", Gaussian(learned_variance=True)),
+        ("own", PerPixelGaussian()),
+    ):
+        spec = make_spec(images, config, likelihood=family)
+        params = vae_jax.init(spec, key, x=images.train)
+        if name == "shared":
+            # From the variance of all pixels; from 1 it would take long to fall.
+            start = jnp.log(images.train.var())
+            params = params.replace(likelihood={"log_var": start})
+        run = jax.jit(
+            lambda params: fit(
+                params,
+                images.train,
+                key,
+                num_epochs=num_epochs,
+                preprocess=spread_levels,
+            )[0]
+        )
+        params = run(params)
+        z = vae_jax.reparameterize(vae_jax.encode(params, test), jax.random.key(2))
+        likelihood = vae_jax.decode(params, z)
+        error = jnp.square(test - likelihood.mean).mean()
+        log_prob = likelihood.log_prob(test).mean()
+        measured[name] = log_prob, error, jnp.exp(likelihood.log_var).mean()
+    log_prob, error, variance = measured["shared"]
+    size = test.shape[1]
+    formula = -0.5 * size * (error / variance + jnp.log(2 * jnp.pi * variance))
+    return [
+        Check(
+            "S3-12",
+            "one s²: its learned value, mean error²",
+            variance,
+            error,
+            0.1 * error,
+        ),
+        Check("S3-12", "one s²: log p(x|z) by its formula", log_prob, formula, 0.05),
+        Check(
+            "S3-12",
+            "s² of each pixel: log p(x|z) above",
+            measured["own"][0],
+            log_prob,
+            0,
+            ">",
+        ),
+    ]
+
+
+def draw_codes(models: Params, images: Images, found: Found) -> Figure:
+    """Means of q(z|x), with an ellipse of one standard deviation for some."""
+    figure = Figure((11, 4.2), layout="constrained")
+    panels = figure.subplots(1, 3)
+    x, labels = images.test[:DRAWN], images.test_labels[:DRAWN]
+    for index, (axes, name) in enumerate(zip(panels, REGIMES, strict=True)):
+        q = jax.device_get(vae_jax.encode(pick(models, index), x))
+        points = axes.scatter(*q.mean.T, 5, labels, cmap="tab10", vmin=-0.5, vmax=9.5)
+        widths = 2 * np.exp(q.log_var[:60] / 2)
+        ellipses = EllipseCollection(
+            *widths.T,
+            np.zeros(len(widths)),
+            units="xy",
+            offsets=q.mean[:60],
+            offset_transform=axes.transData,
+            facecolors="none",
+            edgecolors="0.3",
+            linewidths=0.5,
+        )
+        axes.add_collection(ellipses)
+        limit = max(3.0, 1.1 * float(np.abs(q.mean).max()))
+        axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+        axes.set_title(f"{name}: σ = {found.deviation[index]:.2g}")
+        axes.set_xlabel("z1")
+    panels[0].set_ylabel("z2")
+    figure.colorbar(points, ax=panels, ticks=range(10), label="label")
+    figure.suptitle(f"{images.name}: means of q(z|x); ellipses: its σ, for 60 images")
+    return figure
+
+
+def draw_pictures(models: Params, images: Images, x: Array, key: Key) -> Figure:
+    """Reconstructions and samples of each regime."""
+    rows = [("test images", x[:9])]
+    for index, name in enumerate(REGIMES):
+        params = pick(models, index)
+        again = vae_jax.reconstruct(params, x[:9], key)
+        made = vae_jax.generate(params, key, num_samples=9)
+        rows += [(f"{name}: rebuilt", again), (f"{name}: made up", made)]
+    title = f"{images.name}: test images rebuilt, and images made up from N(0, I)"
+    return draw_rows(rows, images.data_shape, title)
+
+
+def draw_line(params: Params, images: Images, x: Array) -> Figure:
+    """Between pairs of test images; the middle is (z1 + z2) / 2."""
+    line = vae_jax.interpolate(params, x[:4], x[4:8], num_steps=9)
+    rows = [(f"pair {pair + 1}", line[:, pair]) for pair in range(4)]
+    title = f"{images.name}: from z1 to z2, (z1 + z2) / 2 in the middle"
+    return draw_rows(rows, images.data_shape, title)
+
+
+def compute(config: Config) -> Report:
+    """All of the topic."""
+    images = load(config)
+    train_key, decoder_key, gaussian_key, draw_key = jax.random.split(
+        jax.random.key(config.seed), 4
+    )
+    start, models = train(images, train_key, config)
+    test = binary_test(images, count=DRAWN)
+    found = diagnose(models, test)
+    checks = regime_checks(start, models, found)
+    after = fit_decoder(pick(models, 1), images, decoder_key, config)
+    off = jnp.abs(
+        vae_jax.generate(after, draw_key, num_samples=200).mean(axis=0)
+        - images.train.mean(axis=0)
+    )
+    checks += [
+        Check("S3-15", "decoder fitted afterwards less data mean", off.max(), 0, 0.1),
+        *interpolation_checks(pick(models, 2), images.test),
+        *gaussian_decoders(images, gaussian_key, config),
+    ]
+    notes = [
+        f"{name}: ELBO {elbo:.1f} nats, KL {kl:.2f}, σ {deviation:.3f}, spread of z "
+        f"{spread:.2f}, active units {active}, mutual information {information:.2f}"
+        for name, elbo, kl, deviation, spread, active, information, _ in zip(
+            REGIMES, *found, strict=True
+        )
+    ]
+    figures = {
+        "codes": draw_codes(models, images, found),
+        "pictures": draw_pictures(models, images, test, draw_key),
+        "interpolation": draw_line(pick(models, 2), images, images.test),
+    }
+    title = f"Three regimes, {images.name}"
+    return Report(title, checks, figures, [*images.notes, *notes])
+
+
+def run(config: Config) -> Report:
+    """Computes, prints, and writes the run folder.
+
+    Args:
+      config: see `Config`.
+
+    Returns:
+      The checks, figures and notes.
+    """
+    return run_topic(compute, config, at_least={"num_steps": 2, "hidden_dim": 1})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command.
+
+    Args:
+      argv: its arguments; those of the process where None.
+    """
+    command("regimes", Config, run, argv)
+
+
+if __name__ == "__main__":
+    main()

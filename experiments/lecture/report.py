@@ -1,0 +1,188 @@
+"""What the topics have in common: a table that checks itself, and the run folder."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from matplotlib.figure import Figure
+
+from experiments import run_folder
+from experiments.command_line import CommandFailed, execute, parse
+
+DPI = 100
+
+
+class Check(NamedTuple):
+    """A figure beside what it should be.
+
+    Attributes:
+      row: what of the notes it belongs to: `S3-4`.
+      what: what was measured, with its unit.
+      measured: the figure.
+      exact: what it should be, or what it should be above or below.
+      within: allowed difference.
+      relation: `=`, `>` (measured above exact) or `<`.
+    """
+
+    row: str
+    what: str
+    measured: float
+    exact: float
+    within: float = 0.0
+    relation: str = "="
+
+    @property
+    def ok(self) -> bool:
+        """Whether the figure is what it should be; nan never is."""
+        if self.measured == self.exact:  # Two infinities have no difference.
+            return self.relation == "="
+        difference = self.measured - self.exact
+        return {
+            "=": abs(difference) <= self.within,
+            ">": difference > -self.within,
+            "<": difference < self.within,
+        }[self.relation]
+
+
+class Report(NamedTuple):
+    """What a topic found.
+
+    Attributes:
+      title: of the table.
+      checks: its rows.
+      figures: pictures by name.
+      notes: sentences to print: which data, what was measured besides.
+    """
+
+    title: str
+    checks: Sequence[Check]
+    figures: dict[str, Figure]
+    notes: Sequence[str] = ()
+
+
+def table(checks: Sequence[Check]) -> str:
+    """The checks for a screen.
+
+    Args:
+      checks: the rows.
+
+    Returns:
+      Lines.
+    """
+    width = max(len(check.what) for check in checks)
+    lines = [
+        f"{'row':7}{'what':{width}}{'measured':>14}   {'exact':>12}{'within':>10}  ok"
+    ]
+    for check in checks:
+        within = f"{check.within:.1g}" if check.within else ""
+        lines.append(
+            f"{check.row:7}{check.what:{width}}{check.measured:14.7g} "
+            f"{check.relation} {check.exact:12.7g}{within:>10}  "
+            f"{'yes' if check.ok else 'NO'}"
+        )
+    return "\n".join(lines)
+
+
+def finish(report: Report, config: Any, *, seconds: float) -> None:
+    """Writes the run folder and prints the report.
+
+    Args:
+      report: what a topic found.
+      config: its configuration; `run_dir` is the folder.
+      seconds: how long it took.
+    """
+    folder = Path(config.run_dir)
+    with run_folder.locked(folder):
+        (folder / "figures").mkdir(exist_ok=True)
+        for name, figure in report.figures.items():
+            # Without matplotlib's version, equal figures are equal files.
+            path = folder / "figures" / f"{name}.png"
+            figure.savefig(path, dpi=DPI, metadata={"Software": None})
+        results = {
+            "checks": [
+                {
+                    **check._asdict(),
+                    # JSON has no infinity.
+                    "measured": _finite_or_text(check.measured),
+                    "exact": _finite_or_text(check.exact),
+                    "ok": check.ok,
+                }
+                for check in report.checks
+            ],
+            "notes": list(report.notes),
+            "config": dataclasses.asdict(config),
+            "jax_version": jax.__version__,
+            "seconds": seconds,
+        }
+        run_folder.write_json(folder / "results.json", results)
+    print("\n".join([report.title, table(report.checks), *report.notes]))
+    failed = sum(not check.ok for check in report.checks)
+    verdict = f"{failed} FAIL" if failed else "all hold"
+    print(f"{len(report.checks)} checks: {verdict}; figures in {folder}/figures")
+
+
+def run_topic(
+    compute: Callable[[Any], Report], config: Any, *, at_least: dict[str, int]
+) -> Report:
+    """Checks the configuration, computes a topic and reports it.
+
+    Args:
+      compute: the topic.
+      config: its configuration.
+      at_least: least values of its fields.
+
+    Returns:
+      The report.
+
+    Raises:
+      ValueError: a field is below its least value; no data.
+    """
+    for name, least in {"seed": 0, **at_least}.items():
+        if getattr(config, name) < least:
+            raise ValueError(
+                f"--{name} must be at least {least}, got {getattr(config, name)}"
+            )
+    start = time.perf_counter()
+    report = compute(config)
+    report = report._replace(checks=[_with_floats(check) for check in report.checks])
+    finish(report, config, seconds=time.perf_counter() - start)
+    return report
+
+
+def command(
+    topic: str,
+    config_class: type,
+    run: Callable[[Any], Report],
+    argv: Sequence[str] | None,
+) -> None:
+    """A topic as a command; a check that fails is exit code 1.
+
+    Args:
+      topic: its name.
+      config_class: its configuration.
+      run: computes it.
+      argv: arguments; those of the process where None.
+    """
+    name = f"python -m experiments.lecture.{topic}"
+    config = parse(config_class, argv, command=name)
+
+    def check() -> None:
+        failed = [check.what for check in run(config).checks if not check.ok]
+        if failed:
+            raise CommandFailed(f"not as it should be: {'; '.join(failed)}")
+
+    execute(check)
+
+
+def _with_floats(check: Check) -> Check:
+    """Arrays of one number, as topics have them, as numbers."""
+    numbers = ("measured", "exact", "within")
+    return check._replace(**{name: float(getattr(check, name)) for name in numbers})
+
+
+def _finite_or_text(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,587 @@
+"""The checker passes what is right, and each classic defect fails its own line."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import SPECS, example_data, random_params
+
+from vae_jax import (
+    ClassConditionalPrior,
+    DiagonalGaussian,
+    FactorizedBernoulli,
+    FactorizedBernoulliPrior,
+    Linear,
+    ModelSpec,
+    PerPixelGaussian,
+    Planar,
+    PointMass,
+    StandardNormal,
+    register_kl,
+)
+from vae_jax.check import LINES, Line, Report, check
+from vae_jax.distributions import gaussian
+from vae_jax.likelihoods.bernoulli import Bernoulli, BernoulliLikelihood
+from vae_jax.likelihoods.gaussian import GaussianLikelihood
+from vae_jax.posteriors import DiagonalGaussianPosterior
+from vae_jax.posteriors.discrete import BernoulliPosterior
+
+# One size for all, so that the operations of one model are compiled for the next.
+SMALL = ModelSpec(encoder=Linear(), decoder=Linear(), latent_dim=2, data_shape=(3,))
+X = np.array([[0, 1, 1], [1, 0, 1]], np.float32)
+
+
+def report_of(spec, x=X, **options):
+    params = jax.tree.map(jnp.asarray, random_params(spec))
+    return check(params, jnp.asarray(x), jax.random.key(2), **options)
+
+
+def without(report):
+    """The lines that do not apply."""
+    return {line.name for line in report.lines if line.passed is None}
+
+
+NEEDS_DENSITY = {
+    "log q of samples is log_prob",
+    "KL is not negative",
+    "registered KL is the sampled KL",
+    "posterior keeps its mass",
+    "posterior has mass one",
+    "bounds rise with samples",
+}
+
+
+@pytest.mark.parametrize(
+    "changes, not_applicable",
+    [
+        ({}, set()),
+        pytest.param(
+            {"posterior": Planar(2)},
+            {
+                "log q of samples is log_prob",
+                "registered KL is the sampled KL",
+                "posterior keeps its mass",
+            },
+            marks=pytest.mark.slow,
+        ),
+        ({"posterior": PointMass()}, NEEDS_DENSITY),
+        pytest.param(
+            {"posterior": FactorizedBernoulli(), "prior": FactorizedBernoulliPrior()},
+            {"posterior has mass one", "gradient is the slope"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["diagonal", "flow", "point-mass", "discrete"],
+)
+def test_a_correct_model_passes_every_line(changes, not_applicable):
+    report = report_of(replace(SMALL, **changes))
+    assert report.passed, str(report)
+    assert without(report) == not_applicable
+    assert tuple(line.name for line in report.lines) == LINES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [s for _, s in SPECS], ids=[n for n, _ in SPECS])
+def test_all_that_the_library_has_passes(spec):
+    report = report_of(spec, example_data(spec))
+    assert report.passed, str(report)
+
+
+def pytree(cls):
+    return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
+
+
+def with_posterior(posterior_class, unbounded=False, scale=1.0):
+    """SMALL with another class for what its diagonal Gaussian builds."""
+
+    @dataclass(frozen=True)
+    class Family(DiagonalGaussian):
+        def build(self, posterior_params, outputs):
+            mean, raw = jnp.split(outputs, 2, axis=-1)
+            return posterior_class(scale * mean, raw if unbounded else jnp.tanh(raw))
+
+    return replace(SMALL, posterior=Family())
+
+
+def with_likelihood(likelihood_class, base=Bernoulli):
+    @dataclass(frozen=True)
+    class Family(base):
+        def build(self, likelihood_params, outputs):
+            parts = jnp.split(outputs, 2, -1) if base is PerPixelGaussian else [outputs]
+            return likelihood_class(*parts)
+
+    return replace(SMALL, likelihood=Family())
+
+
+class Own:
+    """A diagonal Gaussian of the user's own, right, and with no registered KL."""
+
+    has_density: ClassVar[bool] = True
+
+    @property
+    def mean(self):
+        return self.loc
+
+    def log_prob(self, z):
+        return gaussian.diagonal_log_prob(z, self.loc, self.log_var)
+
+    def sample_and_log_prob(self, key, num_samples):
+        z = gaussian.diagonal_sample(
+            self.loc, self.log_var, key, num_samples=num_samples
+        )
+        return z, self.log_prob(z)
+
+
+@pytree
+class ColumnMean(Own):
+    loc: jax.Array
+    log_var: jax.Array
+
+    @property
+    def mean(self):
+        return self.loc[:, None]
+
+
+@pytree
+class SamplesAndBatchSwapped(Own):
+    loc: jax.Array
+    log_var: jax.Array
+
+    def sample_and_log_prob(self, key, num_samples):
+        z, log_q = super().sample_and_log_prob(key, num_samples)
+        return z.swapaxes(0, 1), log_q.T
+
+
+@pytree
+class AllOverTheVariance(Own):
+    loc: jax.Array
+    log_var: jax.Array
+
+    def log_prob(self, z):
+        squares = self.log_var + jnp.square(z - self.loc)
+        terms = jnp.log(2 * jnp.pi) + squares * jnp.exp(-self.log_var)
+        return -0.5 * jnp.sum(terms, axis=-1)
+
+
+@pytree
+class WithoutItsConstant(Own):
+    loc: jax.Array
+    log_var: jax.Array
+
+    def log_prob(self, z):
+        constant = 0.5 * z.shape[-1] * np.log(2 * np.pi)
+        return super().log_prob(z) + np.float32(constant)
+
+
+@pytree
+class VarianceForDeviation(Own):
+    loc: jax.Array
+    log_var: jax.Array
+
+    def sample_and_log_prob(self, key, num_samples):
+        noise = jax.random.normal(key, (num_samples, *self.loc.shape))
+        z = self.loc + jnp.exp(self.log_var) * noise
+        return z, self.log_prob(z)
+
+
+@pytree
+class LogProbOfItsOwn(DiagonalGaussianPosterior):
+    mean: jax.Array
+    log_var: jax.Array
+
+    def sample_and_log_prob(self, key, num_samples):
+        right = DiagonalGaussianPosterior(self.mean, self.log_var)
+        return right.sample_and_log_prob(key, num_samples)
+
+    def log_prob(self, z):
+        return super().log_prob(z) + 1
+
+
+@pytree
+class KLOfLogVar(DiagonalGaussianPosterior):
+    mean: jax.Array
+    log_var: jax.Array
+
+
+@register_kl(KLOfLogVar, StandardNormal)
+def _log_var_for_its_exponential(posterior, prior, prior_params):
+    log_var = posterior.log_var
+    terms = jnp.square(posterior.mean) + log_var - 1 - log_var
+    return 0.5 * jnp.sum(terms, axis=-1)
+
+
+@pytree
+class KLWithoutHalf(DiagonalGaussianPosterior):
+    mean: jax.Array
+    log_var: jax.Array
+
+
+@register_kl(KLWithoutHalf, StandardNormal)
+def _without_half(posterior, prior, prior_params):
+    return 2 * gaussian.diagonal_kl_to_standard_normal(
+        posterior.mean, posterior.log_var
+    )
+
+
+@pytree
+class StoppedSamples(DiagonalGaussianPosterior):
+    mean: jax.Array
+    log_var: jax.Array
+
+    def sample_and_log_prob(self, key, num_samples):
+        z, _ = super().sample_and_log_prob(key, num_samples)
+        z = jax.lax.stop_gradient(z)
+        return z, self.log_prob(z)
+
+
+@pytree
+class BranchOnNoise(DiagonalGaussianPosterior):
+    mean: jax.Array
+    log_var: jax.Array
+
+    def sample_and_log_prob(self, key, num_samples):
+        if float(jax.random.normal(key)) > 10:
+            raise OverflowError
+        return super().sample_and_log_prob(key, num_samples)
+
+
+@pytree
+class OnTheHost(DiagonalGaussianPosterior):
+    mean: jax.Array
+    log_var: jax.Array
+
+    def sample_and_log_prob(self, key, num_samples):
+        z, log_q = super().sample_and_log_prob(key, num_samples)
+        shape = jax.ShapeDtypeStruct(log_q.shape, log_q.dtype)
+        zero = jax.pure_callback(np.zeros_like, shape, jax.lax.stop_gradient(log_q))
+        return z, log_q + zero
+
+
+class OwnBits:
+    """Bits of the user's own, with no registered KL."""
+
+    has_density: ClassVar[bool] = True
+    is_reparameterizable: ClassVar[bool] = False
+
+    @property
+    def mean(self):
+        return jax.nn.sigmoid(self.logits)
+
+    def sample_and_log_prob(self, key, num_samples):
+        return BernoulliPosterior(self.logits).sample_and_log_prob(key, num_samples)
+
+
+@pytree
+class BitsOffByConstant(OwnBits):
+    logits: jax.Array
+
+    def sample_and_log_prob(self, key, num_samples):
+        z, log_q = super().sample_and_log_prob(key, num_samples)
+        return z, log_q - 20
+
+
+@pytree
+class BitsOverTheNumberOfSamples(OwnBits):
+    logits: jax.Array
+
+    def sample_and_log_prob(self, key, num_samples):
+        z, log_q = super().sample_and_log_prob(key, num_samples)
+        return z, log_q + np.float32(np.log(num_samples))
+
+
+@pytree
+class BitsWithoutNormalizer(OwnBits):
+    logits: jax.Array
+
+    def sample_and_log_prob(self, key, num_samples):
+        z, _ = super().sample_and_log_prob(key, num_samples)
+        return z, self.log_prob(z)
+
+    def log_prob(self, z):
+        return jnp.sum(z * self.logits, axis=-1) + 5
+
+
+def with_bits(posterior_class):
+    @dataclass(frozen=True)
+    class Family(FactorizedBernoulli):
+        def build(self, posterior_params, outputs):
+            return posterior_class(outputs)
+
+    return replace(SMALL, posterior=Family(), prior=FactorizedBernoulliPrior())
+
+
+@dataclass(frozen=True)
+class SampleInColumns(StandardNormal):
+    def sample(self, prior_params, key, **options):
+        return super().sample(prior_params, key, **options)[:, None]
+
+
+@dataclass(frozen=True)
+class WiderSamples(StandardNormal):
+    def sample(self, prior_params, key, **options):
+        return 1.3 * super().sample(prior_params, key, **options)
+
+
+@pytree
+class IntegerDraws(BernoulliLikelihood):
+    logits: jax.Array
+
+    def sample(self, key):
+        return super().sample(key).astype(jnp.int32)
+
+
+@pytree
+class LogOfSigmoid(BernoulliLikelihood):
+    logits: jax.Array
+
+    def log_prob(self, x):
+        ones = jax.nn.sigmoid(self.logits)
+        return jnp.sum(x * jnp.log(ones) + (1 - x) * jnp.log(1 - ones), axis=-1)
+
+
+@pytree
+class MeanOverPixels(BernoulliLikelihood):
+    logits: jax.Array
+
+    def log_prob(self, x):
+        return super().log_prob(x) / x.shape[-1]
+
+
+@pytree
+class MeanIsLogits(BernoulliLikelihood):
+    logits: jax.Array
+
+    @property
+    def mean(self):
+        return self.logits
+
+
+@pytree
+class CannotDraw(BernoulliLikelihood):
+    logits: jax.Array
+
+    def sample(self, key):
+        raise NotImplementedError("no draws yet")
+
+
+@pytree
+class WithoutLogVar(GaussianLikelihood):
+    mean: jax.Array
+    log_var: jax.Array
+
+    def log_prob(self, x):
+        log_var = jnp.tanh(self.log_var)
+        return -0.5 * jnp.sum(jnp.square(x - self.mean) * jnp.exp(-log_var), axis=-1)
+
+    def sample(self, key):
+        return gaussian.diagonal_sample(self.mean, jnp.tanh(self.log_var), key)[0]
+
+
+class StandardizesExample(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        inputs = inputs - inputs.mean(axis=-1, keepdims=True)
+        return inputs / inputs.std(axis=-1, keepdims=True)
+
+
+class CentersBatch(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        return inputs - inputs.mean(axis=0)
+
+
+DEFECTS = {
+    "column-mean": (with_posterior(ColumnMean), {"shapes of the posterior"}),
+    "prior-columns": (
+        replace(SMALL, prior=SampleInColumns()),
+        {"shapes of the prior"},
+    ),
+    "integer-draws": (with_likelihood(IntegerDraws), {"shapes of the likelihood"}),
+    "standardizes-constant-images": (
+        replace(SMALL, encoder=StandardizesExample()),
+        {"finite at x of all 0 and all 1"},
+    ),
+    "unbounded-log-var": (
+        with_posterior(DiagonalGaussianPosterior, unbounded=True),
+        {"finite where the encoder runs away"},
+    ),
+    "log-of-sigmoid": (
+        with_likelihood(LogOfSigmoid),
+        {"finite where latents and decoder run away"},
+    ),
+    "two-densities": (
+        with_posterior(LogProbOfItsOwn),
+        {"log q of samples is log_prob"},
+    ),
+    "bits-off-by-a-constant": (with_bits(BitsOffByConstant), {"KL is not negative"}),
+    "kl-of-log-var": (
+        with_posterior(KLOfLogVar, scale=0.3),
+        {"KL is not negative", "registered KL is the sampled KL"},
+    ),
+    "kl-without-half": (
+        with_posterior(KLWithoutHalf),
+        {"registered KL is the sampled KL"},
+    ),
+    "bits-without-normalizer": (
+        with_bits(BitsWithoutNormalizer),
+        {"posterior keeps its mass"},
+    ),
+    "all-over-the-variance": (
+        with_posterior(AllOverTheVariance),
+        {"posterior keeps its mass", "posterior has mass one"},
+    ),
+    "variance-for-deviation": (
+        with_posterior(VarianceForDeviation),
+        {"posterior keeps its mass", "posterior has mass one"},
+    ),
+    "without-its-constant": (
+        with_posterior(WithoutItsConstant),
+        {"posterior has mass one"},
+    ),
+    "prior-draws-wider": (
+        replace(SMALL, prior=WiderSamples()),
+        {"prior keeps its mass"},
+    ),
+    "without-log-var": (
+        with_likelihood(WithoutLogVar, PerPixelGaussian),
+        {"likelihood keeps its mass"},
+    ),
+    "mean-over-pixels": (
+        with_likelihood(MeanOverPixels),
+        {"likelihood keeps its mass"},
+    ),
+    "mean-is-logits": (with_likelihood(MeanIsLogits), {"likelihood has its mean"}),
+    "over-the-number-of-samples": (
+        with_bits(BitsOverTheNumberOfSamples),
+        {"bounds rise with samples"},
+    ),
+    "stopped-samples": (with_posterior(StoppedSamples), {"gradient is the slope"}),
+    "branch-on-noise": (
+        with_posterior(BranchOnNoise),
+        {"jit changes nothing", "vmap changes nothing"},
+    ),
+    "on-the-host": (with_posterior(OnTheHost), {"vmap changes nothing"}),
+    "centers-the-batch": (
+        replace(SMALL, encoder=CentersBatch()),
+        {"examples stand alone"},
+    ),
+}
+
+
+def assert_each_says_what_was_expected(report):
+    for line in report.lines:
+        assert line.passed is not False or "expected" in line.detail, line
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_fails_its_own_line(name):
+    spec, lines = DEFECTS[name]
+    report = report_of(spec, only=sorted(lines))
+    assert set(report.failed) == lines, str(report)
+    assert_each_says_what_was_expected(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_fails_no_other_line(name):
+    spec, lines = DEFECTS[name]
+    report = report_of(spec)
+    assert set(report.failed) == lines, str(report)
+
+
+@dataclass(frozen=True)
+class RootOfWeight(Bernoulli):
+    """Its gradient is 0 / 0 where the weight is 0, and nowhere else."""
+
+    def init(self, key, *, data_dim):
+        return {"weight": jnp.zeros(())}
+
+    def build(self, likelihood_params, outputs):
+        return BernoulliLikelihood(
+            outputs + 0 * jnp.sqrt(jnp.square(likelihood_params["weight"]))
+        )
+
+
+def test_the_given_parameters_are_asked_as_they_are():
+    spec = replace(SMALL, likelihood=RootOfWeight())
+    params = jax.tree.map(jnp.asarray, random_params(spec))
+    params = params.replace(likelihood={"weight": jnp.zeros(())})
+    report = check(params, jnp.asarray(X), jax.random.key(2))
+    assert report.failed == ("finite at the given parameters",), str(report)
+    assert "likelihood weight has nan" in str(report)
+
+
+def test_swapped_samples_and_batch_show_in_the_shapes():
+    only = ["shapes of the posterior"]
+    report = report_of(with_posterior(SamplesAndBatchSwapped), only=only)
+    assert "z came as [2, 3, 2] float32, expected [3, 2, 2]" in str(report)
+
+
+def test_an_exception_fails_its_lines_and_the_check_goes_on():
+    report = report_of(with_likelihood(CannotDraw))
+    assert set(report.failed) == {
+        "shapes of the likelihood",
+        "finite where latents and decoder run away",
+        "likelihood keeps its mass",
+        "likelihood has its mean",
+    }
+    for line in report.lines:
+        if line.passed is False:
+            assert "NotImplementedError: no draws yet" in line.detail
+
+
+def test_labels_are_passed_through():
+    spec = replace(SMALL, prior=ClassConditionalPrior(3), num_classes=3)
+    params = jax.tree.map(jnp.asarray, random_params(spec))
+    labels = np.array([2, 0])
+    only = ["shapes of the prior", "shapes of the likelihood", "prior keeps its mass"]
+    report = check(params, jnp.asarray(X), jax.random.key(2), labels=labels, only=only)
+    assert report.passed and not without(report), str(report)
+    without_labels = check(
+        params, jnp.asarray(X), jax.random.key(2), only=["shapes of the prior"]
+    )
+    assert "needs labels" in str(without_labels)
+
+
+def test_one_key_gives_one_report_and_a_line_does_not_depend_on_the_others():
+    name = "posterior has mass one"
+    several = report_of(SMALL, only=["prior keeps its mass", name])
+    assert report_of(SMALL, only=[name]).lines == several.lines[1:]
+
+
+def test_a_report_reads_as_a_table():
+    report = Report(
+        (
+            Line("KL is not negative", True, "smallest 0.31 nats"),
+            Line("bounds rise", None, "", "PointMassPosterior has no density"),
+            Line("log q", False, "off", "came 1\nexpected 2"),
+        )
+    )
+    assert not report.passed and report.failed == ("log q",)
+    assert str(report).splitlines() == [
+        "passed          KL is not negative: smallest 0.31 nats",
+        "does not apply  bounds rise",
+        "                  PointMassPosterior has no density",
+        "FAILED          log q: off",
+        "                  came 1",
+        "                  expected 2",
+        "1 passed, 1 failed, 1 do not apply",
+    ]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [({"only": ["speed"]}, "only must name"), ({"num_samples": 10}, "num_samples")],
+)
+def test_a_wrong_option_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        report_of(SMALL, **options)
+
+
+def test_integer_data_is_refused():
+    with pytest.raises(ValueError, match="floating or boolean"):
+        report_of(SMALL, X.astype(int))

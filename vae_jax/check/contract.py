@@ -1,0 +1,125 @@
+"""The list of lines, and the function that goes through them."""
+
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from vae_jax.check import densities, functions, shapes
+from vae_jax.check.report import Line, Report
+from vae_jax.check.subject import FAMILIES, Outcome, Subject, along, direction
+from vae_jax.model import as_float
+from vae_jax.spec import Params
+from vae_jax.types import Array, Key
+
+JITTER = 0.3
+_QUESTIONS: dict[str, Callable[[Subject, Key], Outcome]] = {
+    "shapes of the posterior": shapes.posterior_shapes,
+    "shapes of the prior": shapes.prior_shapes,
+    "shapes of the likelihood": shapes.likelihood_shapes,
+    "finite at the given parameters": shapes.finite_at_given,
+    "finite at x of all 0 and all 1": shapes.finite_at_extreme_data,
+    "finite where the encoder runs away": shapes.finite_at_far_encoder,
+    "finite where latents and decoder run away": shapes.finite_at_far_decoder,
+    "log q of samples is log_prob": densities.log_q_agrees,
+    "KL is not negative": densities.kl_is_not_negative,
+    "registered KL is the sampled KL": densities.kl_agrees,
+    "posterior keeps its mass": densities.posterior_keeps_its_mass,
+    "posterior has mass one": densities.posterior_has_mass_one,
+    "prior keeps its mass": densities.prior_keeps_its_mass,
+    "likelihood keeps its mass": densities.likelihood_keeps_its_mass,
+    "likelihood has its mean": densities.likelihood_has_its_mean,
+    "bounds rise with samples": functions.bounds_rise,
+    "gradient is the slope": functions.gradient_is_the_slope,
+    "jit changes nothing": functions.jit_changes_nothing,
+    "vmap changes nothing": functions.vmap_changes_nothing,
+    "examples stand alone": functions.examples_stand_alone,
+}
+LINES = tuple(_QUESTIONS)
+
+
+def check(
+    params: Params,
+    x: Array,
+    key: Key,
+    *,
+    labels: Array | None = None,
+    num_samples: int = 1024,
+    only: Sequence[str] | None = None,
+) -> Report:
+    """Holds networks, families, prior and likelihood of a model to their contracts.
+
+    For a class of one's own: put it in a `ModelSpec`, initialise, and print what this
+    returns. An exception in one line fails that line, and the check goes on. One key
+    gives one report.
+
+    Values and gradients are asked for at the parameters as given; all other lines move
+    the output biases and the families' trainable parameters a little first, as
+    zeros of fresh parameters hide mistakes (exp(0) is exp(0 / 2)). Operations run one
+    by one, so small networks and a handful of examples are best.
+
+    The lines: shapes and dtypes of posterior, prior and likelihood; values and
+    gradients that are finite, at extreme data, where the encoder says anything, and at
+    latents and decoder outputs far out; log q of samples and `log_prob`; the KL, not
+    negative and the same in closed form and sampled; densities that keep their mass
+    when their parameters move, E[p'(y) / p(y)] = 1 over y ~ p, which holds only if the
+    samples are of the density and its normalizer is complete; the mass of q; the
+    likelihood's mean; importance-weighted bounds that rise; gradients against finite
+    differences; `jit` and `vmap`; examples that do not see one another. A constant that
+    a likelihood or prior lacks at all parameters alike is not found.
+
+    Args:
+      params: model parameters, whose spec holds the classes to check.
+      x: observations, `[B, D]`; two to eight examples.
+      key: PRNG key; each line uses a child of its own.
+      labels: of a conditional model, as for `encode`.
+      num_samples: draws of each expectation; more find smaller mistakes.
+      only: names of the lines wanted, from `LINES`; all by default.
+
+    Returns:
+      A `Report`, whose `passed` says whether no line failed and whose text is a table.
+
+    Raises:
+      ValueError: a name in `only` that is none of a line, `num_samples` below 100, or
+        `x` of integers.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import Linear, ModelSpec, init
+      >>> from vae_jax.check import check
+      >>> spec = ModelSpec(Linear(), Linear(), latent_dim=1, data_shape=(2,))
+      >>> params, x = init(spec, jax.random.key(0)), jnp.zeros((3, 2))
+      >>> lines = ["shapes of the prior"]  # leave it out for all of them
+      >>> print(check(params, x, jax.random.key(1), only=lines))
+      passed          shapes of the prior: 2 arrays
+      1 passed, 0 failed, 0 do not apply
+    """
+    names = LINES if only is None else tuple(only)
+    if unknown := [name for name in names if name not in LINES]:
+        raise ValueError(f"only must name lines of {LINES}, got {unknown}")
+    if num_samples < 100:
+        raise ValueError(f"num_samples must be at least 100, got {num_samples}")
+    x = as_float(x, jax.tree.leaves(params.decoder)[0].dtype)
+    chex.assert_shape(x, (None, params.spec.data_dim))
+    labels = None if labels is None else jnp.asarray(labels)
+    jitter_key, line_key = jax.random.split(key)
+    towards = direction(params, jitter_key, ("encoder", "decoder", *FAMILIES))
+    moved = along(params, towards, JITTER)
+    subject = Subject(params, moved, x, labels, num_samples)
+    return Report(
+        tuple(
+            _ask(name, subject, jax.random.fold_in(line_key, LINES.index(name)))
+            for name in names
+        )
+    )
+
+
+def _ask(name: str, subject: Subject, key: Key) -> Line:
+    """A line with its verdict; what the user's code raises is one."""
+    try:
+        return Line(name, *_QUESTIONS[name](subject, key))
+    except Exception as error:
+        # JAX's messages go on for pages, the cause comes first.
+        message = f"{type(error).__name__}: {error}".splitlines()[:3]
+        return Line(name, False, "", "\n".join([*message, "expected no exception"]))

@@ -1,0 +1,216 @@
+"""The model under check, ways to move its parameters, and the statistics of a line."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax import networks
+from vae_jax.model import decode, encode, log_prior, prior_params, trainable
+from vae_jax.priors import closed_form_kl
+from vae_jax.spec import Params
+from vae_jax.types import Array, Key, Posterior, PyTree
+
+STANDARD_ERRORS = 4.0
+LOG_RATIO_SPREAD = 0.5
+FAMILIES = ("posterior", "prior", "likelihood")
+
+
+class Outcome(NamedTuple):
+    """The verdict of a line without its name; as in `report.Line`."""
+
+    passed: bool | None
+    figure: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model under check and the examples it is checked at.
+
+    Attributes:
+      params: as the user gave them.
+      moved: the same, their biases and families moved off special points.
+      x: observations, `[B, D]`.
+      labels: of a conditional model, or None.
+      num_samples: draws of each expectation, N.
+    """
+
+    params: Params
+    moved: Params
+    x: Array
+    labels: Array | None
+    num_samples: int
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self.x.shape[0]
+
+    @property
+    def few(self) -> int:
+        """A number of samples that is not that of the examples: a swap shows."""
+        return self.batch + 1
+
+    @property
+    def epsilon(self) -> float:
+        """The relative rounding error of the model's numbers."""
+        return float(jnp.finfo(self.x.dtype).eps)
+
+    def posterior(self) -> Posterior:
+        """q(z|x) of the moved model."""
+        return encode(self.moved, self.x, labels=self.labels)
+
+    def repeated(self, count: int) -> "Subject":
+        """The same examples `count` times over, `[count * B]`."""
+
+        def tile(leaf: Array) -> Array:
+            return jnp.tile(leaf, (count, *[1] * (leaf.ndim - 1)))
+
+        x, labels = jax.tree.map(tile, (self.x, self.labels))
+        return replace(self, x=x, labels=labels)
+
+
+def why_without_density(posterior: Posterior) -> str | None:
+    """Why a line about log q does not apply, or None where it does."""
+    if posterior.has_density:
+        return None
+    return f"{type(posterior).__name__} has no density"
+
+
+def is_discrete(posterior: Posterior) -> bool:
+    """Whether no gradient flows through the samples."""
+    return not getattr(posterior, "is_reparameterizable", True)
+
+
+def kl_of(params: Params, posterior: Posterior, labels: Array | None) -> Array | None:
+    """The registered KL(q(z|x) || p(z)), `[B]`; None where there is none."""
+    closed_form = closed_form_kl(type(posterior), type(params.spec.prior))
+    if closed_form is None:
+        return None
+    return closed_form(posterior, params.spec.prior, prior_params(params, labels))
+
+
+def terms(
+    params: Params, x: Array, key: Key, labels: Array | None, *, num_samples: int
+) -> dict[str, Array]:
+    """The terms of the ELBO, `[B]` each, whatever the posterior can do.
+
+    No estimator of gradients stands between, so discrete latents are taken as well.
+    """
+    posterior = encode(params, x, labels=labels)
+    z, log_q = posterior.sample_and_log_prob(key, num_samples)
+    log_likelihood = decode(params, z, labels=labels).log_prob(x)
+    found = {"log p(x|z)": jnp.mean(log_likelihood, axis=0)}
+    divergence = kl_of(params, posterior, labels)
+    if divergence is not None:
+        found["the registered KL"] = divergence
+    if posterior.has_density:
+        ratio = log_q - log_prior(params, z, labels=labels)
+        found["log q(z|x) - log p(z)"] = jnp.mean(ratio, axis=0)
+    return found
+
+
+def random_of(key: Key) -> np.random.Generator:
+    """NumPy's generator at a key: what JAX need not trace is not compiled either."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+def normal_like(tree: PyTree, rng: np.random.Generator) -> PyTree:
+    """Normal numbers in place of arrays, scaled as weights are: by 1 / sqrt(fan-in)."""
+
+    def draw(leaf: Array) -> np.ndarray:
+        fan_in = max(1, np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 1
+        return (rng.normal(size=leaf.shape) / np.sqrt(fan_in)).astype(leaf.dtype)
+
+    return jax.tree.map(draw, tree)
+
+
+def direction(
+    params: Params, key: Key, parts: tuple[str, ...], *, whole: bool = False
+) -> Params:
+    """A random direction in some of the parameters, zero in the others.
+
+    Settings that training leaves alone stay: they need not be free to take any value.
+    Of a network the output bias alone is moved unless `whole`: that moves every output
+    and nothing else.
+    """
+    changes, rng = {}, random_of(key)
+    zero = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+    for part in parts:
+        changes[part] = normal_like(getattr(params, part), rng)
+        if not whole and part not in FAMILIES:
+            bias = networks.output_bias(changes[part])
+            changes[part] = networks.with_output_bias(getattr(zero, part), bias)
+    drawn = zero.replace(**changes)
+    return jax.tree.map(lambda leaf, free: leaf * free, drawn, trainable(params))
+
+
+def along(tree: PyTree, towards: PyTree, size: float) -> PyTree:
+    """`tree + size * towards`."""
+
+    def move(leaf: Array, step: Array) -> Array:
+        leaf = np.asarray(leaf)
+        return jnp.asarray((leaf + size * np.asarray(step)).astype(leaf.dtype))
+
+    return jax.tree.map(move, tree, towards)
+
+
+def off_zero(values: np.ndarray, epsilon: float) -> float:
+    """By how many standard errors the mean of independent numbers is off zero."""
+    values = np.asarray(values, np.float64)
+    # Numbers that do not vary are as exact as rounding lets them be.
+    rounding = 10 * epsilon * max(1.0, np.abs(values).mean())
+    error = values.std(ddof=1) / np.sqrt(values.size)
+    return float(abs(values.mean()) / max(error, rounding))
+
+
+def ratio_to_one(
+    log_density: Callable[[float], Array], epsilon: float
+) -> tuple[float, str]:
+    """Whether E[p'(y) / p(y)] = 1 over y ~ p, for a p' on either side of p.
+
+    A density with the mass of p integrates to it, so the identity holds for every p'
+    where p has mass, however far: it needs no derivative and no closed form. The step
+    is such that the log-ratio of the example that feels it most has a spread of a half;
+    then the mean of a thousand ratios is known to a few hundredths.
+
+    Args:
+      log_density: log p' of the draws, `[N, B]`, at a step of the given size.
+      epsilon: relative rounding error of the numbers.
+
+    Returns:
+      By how many standard errors it is off, and what came.
+    """
+    start = np.asarray(log_density(0.0), np.float64)
+    pilot = 0.1
+    spread = np.std(np.asarray(log_density(pilot), np.float64) - start, axis=0).max()
+    if not np.isfinite(spread):
+        return np.inf, "the log-density of its own draws is not finite"
+    size = min(1.0, pilot * LOG_RATIO_SPREAD / max(spread, 1e-9))
+    with np.errstate(over="ignore", invalid="ignore"):
+        above, below = (
+            np.exp(np.asarray(log_density(step), np.float64) - start).mean(axis=1)
+            for step in (size, -size)
+        )
+        off = [
+            off_zero((above - below) / 2, epsilon),
+            off_zero((above + below) / 2 - 1, epsilon),
+        ]
+        came = (
+            f"the mean ratio of the moved density to the density came to "
+            f"{above.mean():.4g} and {below.mean():.4g}, expected 1 and 1"
+        )
+    return float(np.max(np.nan_to_num(off, nan=np.inf))), came
+
+
+def worst(found: list[tuple[float, str]]) -> Outcome:
+    """The verdict on statistics that are zero but for their standard errors."""
+    off, came = max(found, key=lambda pair: pair[0])
+    passed = off <= STANDARD_ERRORS
+    figure = f"{off:.1f} standard errors off"
+    detail = f"{came}; {off:.1f} standard errors off, at most {STANDARD_ERRORS:.0f}"
+    return Outcome(passed, figure, "" if passed else detail)

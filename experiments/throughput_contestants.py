@@ -3,13 +3,13 @@
 Each is a function of a `Workload` that sets everything up and returns a function of a
 round's batches. All do the same work: equal initial weights, the same batches in the
 same order, the ELBO with one reparameterized sample and the KL in closed form, Adam.
-Only the noise differs.
+Only the noise differs. The other workloads build theirs of the same parts.
 """
 
 import importlib.util
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ import optax
 
 import vae_jax
 from vae_jax import data
-from vae_jax.types import Array, Key, PyTree
+from vae_jax.types import Array, Key, Objective, PyTree
 
 LEARNING_RATE = 1e-3
 OURS = "vae_jax"
 SCAN = "hand-written scan"
-NUMPYRO = "NumPyro SVI"
+NUMPYRO = "NumPyro"
 
 
 class Workload(NamedTuple):
@@ -33,7 +33,8 @@ class Workload(NamedTuple):
       images: the data on the device, uint8 `[n, D]`.
       num_levels: grey levels; a model sees value / (num_levels - 1).
       batch_shape: steps of a round and images of a step, (T, B).
-      key: root of the training noise.
+      key: root of the noise.
+      num_samples: posterior samples of each image.
     """
 
     params: vae_jax.Params
@@ -41,11 +42,13 @@ class Workload(NamedTuple):
     num_levels: int
     batch_shape: tuple[int, int]
     key: Key
+    num_samples: int = 1
 
 
-Run = Callable[[Array], Array]
+Run = Callable[[Array], Any]
 """Takes a round's batches, indices `[T, B]`, a step each, from where the last call
-stopped; returns the loss before every step, `[T]`, in nats per image."""
+stopped; training returns the loss before every step, `[T]`, in nats per image."""
+Preprocess = Callable[[Array, Key], Array]
 
 
 class Contestant(NamedTuple):
@@ -60,14 +63,20 @@ class Contestant(NamedTuple):
     prepare: Callable[[Workload], Run]
 
 
-def prepare_vae_jax(workload: Workload) -> Run:
+def installed(*entrants: Contestant) -> list[Contestant]:
+    """Those whose library is here."""
+    if importlib.util.find_spec("numpyro"):
+        # Here and not where it is used: the clock would count it.
+        importlib.import_module("numpyro")
+        return list(entrants)
+    return [entrant for entrant in entrants if entrant.name != NUMPYRO]
+
+
+def library_run(workload: Workload, objective: Objective, draw: Preprocess) -> Run:
     """This library, put together as in `experiments.mnist`."""
     adam = optax.adam(LEARNING_RATE)
     step = partial(
-        vae_jax.train_step,
-        objective=vae_jax.elbo_objective(),
-        optimizer=adam,
-        preprocess=lambda x, key: data.to_unit_interval(x, workload.num_levels),
+        vae_jax.train_step, objective=objective, optimizer=adam, preprocess=draw
     )
     params, key = jax.tree.map(jnp.copy, (workload.params, workload.key))
     state = vae_jax.init_state(params, key, optimizer=adam)
@@ -85,6 +94,15 @@ def prepare_vae_jax(workload: Workload) -> Run:
     return run
 
 
+def prepare_vae_jax(workload: Workload) -> Run:
+    """This library's ELBO."""
+    return library_run(
+        workload,
+        vae_jax.elbo_objective(),
+        lambda x, key: data.to_unit_interval(x, workload.num_levels),
+    )
+
+
 def plain_weights(params: vae_jax.Params) -> dict[str, list[dict[str, Array]]]:
     """Copies of the weights of two MLPs as lists of layers: kernel and bias."""
     networks = {"encoder": params.encoder, "decoder": params.decoder}
@@ -95,28 +113,27 @@ def plain_weights(params: vae_jax.Params) -> dict[str, list[dict[str, Array]]]:
     return jax.tree.map(jnp.copy, layers)
 
 
-def perceptron(layers: list[dict[str, Array]], inputs: Array) -> Array:
-    """An MLP with ReLU between its layers."""
+def perceptron(
+    layers: list[dict[str, Array]], inputs: Array, activation: Callable
+) -> Array:
+    """An MLP with an activation between its layers."""
     for layer in layers[:-1]:
-        inputs = jax.nn.relu(inputs @ layer["kernel"] + layer["bias"])
+        inputs = activation(inputs @ layer["kernel"] + layer["bias"])
     return inputs @ layers[-1]["kernel"] + layers[-1]["bias"]
 
 
-def prepare_scan(workload: Workload) -> Run:
-    """The same step in plain JAX and optax, a round one scan."""
+def bernoulli_log_prob(x: Array, logits: Array) -> Array:
+    """Log p(x|z) summed over pixels."""
+    # jax.nn.softplus does the same and makes a step 4% slower on a CPU.
+    tail = jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return jnp.sum(x * logits - jnp.maximum(logits, 0) - tail, axis=-1)
+
+
+def scan_run(workload: Workload, loss: Callable[[PyTree, Array, Key], Array]) -> Run:
+    """Plain JAX and optax, a round one scan; the loss is of weights, images, key."""
     adam = optax.adam(LEARNING_RATE)
     weights = plain_weights(workload.params)
     state = (weights, adam.init(weights), jnp.copy(workload.key))
-
-    def loss(weights: PyTree, x: Array, key: Key) -> Array:
-        mean, log_var = jnp.split(perceptron(weights["encoder"], x), 2, axis=-1)
-        noise = jax.random.normal(key, mean.shape)
-        logits = perceptron(weights["decoder"], mean + jnp.exp(log_var / 2) * noise)
-        # jax.nn.softplus does the same and makes a step 4% slower on a CPU.
-        tail = jnp.log1p(jnp.exp(-jnp.abs(logits)))
-        log_likelihood = jnp.sum(x * logits - jnp.maximum(logits, 0) - tail, axis=-1)
-        kl = jnp.sum(mean**2 + jnp.exp(log_var) - log_var - 1, axis=-1) / 2
-        return jnp.mean(kl - log_likelihood)
 
     @partial(jax.jit, donate_argnums=0)
     def train(state: PyTree, batches: Array, images: Array) -> tuple[PyTree, Array]:
@@ -133,51 +150,89 @@ def prepare_scan(workload: Workload) -> Run:
     return _keep_state(train, state, workload.images)
 
 
-def prepare_numpyro(workload: Workload) -> Run:
-    """NumPyro's SVI with `TraceMeanField_ELBO`, a round one scan.
+def prepare_scan(workload: Workload) -> Run:
+    """The same step written by hand."""
+    activation = workload.params.spec.encoder.activation
 
-    The other choice, `Trace_ELBO`, estimates the KL from samples; this one takes it
-    in closed form, as the other contestants do. Its loss is summed over the batch.
-    """
+    def loss(weights: PyTree, x: Array, key: Key) -> Array:
+        outputs = perceptron(weights["encoder"], x, activation)
+        mean, log_var = jnp.split(outputs, 2, axis=-1)
+        noise = jax.random.normal(key, mean.shape)
+        z = mean + jnp.exp(log_var / 2) * noise
+        log_likelihood = bernoulli_log_prob(
+            x, perceptron(weights["decoder"], z, activation)
+        )
+        kl = jnp.sum(mean**2 + jnp.exp(log_var) - log_var - 1, axis=-1) / 2
+        return jnp.mean(kl - log_likelihood)
+
+    return scan_run(workload, loss)
+
+
+def model_and_guide(workload: Workload) -> tuple[Callable, Callable]:
+    """The model of a batch `[B, D]` and its posterior as NumPyro programs."""
     import numpyro
-    from numpyro import distributions, infer
+    from numpyro import distributions
 
     weights = plain_weights(workload.params)
+    activation = workload.params.spec.encoder.activation
     latent_dim = workload.params.spec.latent_dim
-    batch_size = workload.batch_shape[1]
 
     def model(x: Array) -> None:
         layers = numpyro.param("decoder", weights["decoder"])
-        with numpyro.plate("batch", batch_size):
+        with numpyro.plate("batch", len(x)):
             prior = distributions.Normal(jnp.zeros(latent_dim), 1)
-            logits = perceptron(layers, numpyro.sample("z", prior.to_event(1)))
+            z = numpyro.sample("z", prior.to_event(1))
+            logits = perceptron(layers, z, activation)
             # Grey pixels are outside the support, which it would check.
             pixels = distributions.Bernoulli(logits=logits, validate_args=False)
             numpyro.sample("x", pixels.to_event(1), obs=x)
 
     def guide(x: Array) -> None:
         layers = numpyro.param("encoder", weights["encoder"])
-        mean, log_var = jnp.split(perceptron(layers, x), 2, axis=-1)
-        with numpyro.plate("batch", batch_size):
+        mean, log_var = jnp.split(perceptron(layers, x, activation), 2, axis=-1)
+        with numpyro.plate("batch", len(x)):
             posterior = distributions.Normal(mean, jnp.exp(log_var / 2))
             numpyro.sample("z", posterior.to_event(1))
 
+    return model, guide
+
+
+def svi_run(workload: Workload, elbo: Any, draw: Preprocess) -> Run:
+    """NumPyro's SVI, a round one scan. Its loss is summed over the batch."""
+    import numpyro
+    from numpyro import infer
+
+    batch_size = workload.batch_shape[1]
+    init_key, data_key = jax.random.split(workload.key)
     adam = numpyro.optim.Adam(LEARNING_RATE)
-    svi = infer.SVI(model, guide, adam, infer.TraceMeanField_ELBO())
+    svi = infer.SVI(*model_and_guide(workload), adam, elbo)
     blank = jnp.zeros((batch_size, workload.images.shape[1]))
     # Copies: it will donate them, and the model holds on to the weights.
-    state = jax.tree.map(jnp.copy, svi.init(workload.key, blank))
+    state = jax.tree.map(jnp.copy, svi.init(init_key, blank))
 
     @partial(jax.jit, donate_argnums=0)
     def train(state: PyTree, batches: Array, images: Array) -> tuple[PyTree, Array]:
         def step(state: PyTree, indices: Array) -> tuple[PyTree, Array]:
+            number = state.optim_state[0]
             x = images[indices] / (workload.num_levels - 1)
+            x = draw(x, jax.random.fold_in(data_key, number))
             state, value = svi.update(state, x)
             return state, value / batch_size
 
         return jax.lax.scan(step, state, batches)
 
     return _keep_state(train, state, workload.images)
+
+
+def prepare_numpyro(workload: Workload) -> Run:
+    """NumPyro's SVI with `TraceMeanField_ELBO`.
+
+    The other choice, `Trace_ELBO`, estimates the KL from samples; this one takes it
+    in closed form, as the other contestants do.
+    """
+    from numpyro import infer
+
+    return svi_run(workload, infer.TraceMeanField_ELBO(), lambda x, key: x)
 
 
 def _keep_state(train: Callable, state: PyTree, images: Array) -> Run:
@@ -193,9 +248,8 @@ def _keep_state(train: Callable, state: PyTree, images: Array) -> Run:
 
 def contestants() -> list[Contestant]:
     """All that are installed, this library first."""
-    found = [Contestant(OURS, prepare_vae_jax), Contestant(SCAN, prepare_scan)]
-    if importlib.util.find_spec("numpyro"):
-        # Here and not in `prepare_numpyro`, where the clock would count it.
-        importlib.import_module("numpyro")
-        found.append(Contestant(NUMPYRO, prepare_numpyro))
-    return found
+    return installed(
+        Contestant(OURS, prepare_vae_jax),
+        Contestant(SCAN, prepare_scan),
+        Contestant(NUMPYRO, prepare_numpyro),
+    )

@@ -3,6 +3,7 @@
 No speed is asserted: a test machine's is anybody's guess.
 """
 
+import functools
 import importlib.util
 import json
 
@@ -11,12 +12,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import throughput, throughput_gradients
-from experiments.throughput import Config, Contestant, Row, Spread
-from experiments.throughput_contestants import NUMPYRO, OURS, SCAN, contestants
+from experiments import (
+    throughput,
+    throughput_contestants,
+    throughput_evidence,
+    throughput_gradients,
+    throughput_importance,
+)
+from experiments.throughput import Config
+from experiments.throughput_contestants import NUMPYRO, OURS, SCAN, Contestant
+from experiments.throughput_report import (
+    Row,
+    Spread,
+    make_remarks,
+    make_rows,
+    table,
+)
 
 INSTALLED = [OURS, SCAN] + [NUMPYRO] * bool(importlib.util.find_spec("numpyro"))
 STEPS, REPEATS = 20, 1
+
+
+CONTESTANTS = throughput_contestants.contestants
 
 
 def without_noise_at_first(params):
@@ -61,7 +78,9 @@ def measured(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            throughput, "contestants", lambda: [recorded(c) for c in contestants()]
+            throughput_contestants,
+            "contestants",
+            lambda: [recorded(entrant) for entrant in CONTESTANTS()],
         )
         results = throughput.run(config)
     return results, folder, {name: np.array(found) for name, found in losses.items()}
@@ -86,7 +105,7 @@ def test_the_folder_holds_table_and_picture(measured):
     assert found["workload"] == "a"
     assert (folder / "figures" / "throughput.png").read_bytes()[1:4] == b"PNG"
     for name in INSTALLED:
-        assert name in throughput.table(results)
+        assert name in table(results)
 
 
 @pytest.mark.parametrize("name", INSTALLED[1:])
@@ -114,7 +133,7 @@ def test_same_losses_along_the_way(measured, name):
 def test_rows_from_known_times():
     # Two rounds; the second contestant takes twice, then four times as long.
     seconds = np.array([[1.0, 2.0], [2.0, 8.0]])
-    ours, other = throughput.make_rows([OURS, "x"], seconds, np.array([9.5, 1.0]), 80)
+    ours, other = make_rows([OURS, "x"], seconds, np.array([9.5, 1.0]), 80)
     assert ours == Row(OURS, Spread(60, 40, 80), Spread(1, 1, 1), 8.0)
     assert other == Row("x", Spread(25, 10, 40), Spread(3, 2, 4), 0.0)
 
@@ -122,18 +141,18 @@ def test_rows_from_known_times():
 def test_remarks():
     steady = Spread(100.0, 95.0, 105.0)
     everyone = [Row(name, steady, steady, 1.0) for name in (OURS, SCAN, NUMPYRO)]
-    assert throughput.make_remarks(everyone, load=0.1, cores=2) == ()
-    (missing,) = throughput.make_remarks(everyone[:2], load=0.1, cores=2)
+    assert make_remarks(everyone, load=0.1, cores=2) == ()
+    (missing,) = make_remarks(everyone[:2], load=0.1, cores=2)
     assert 'pip install -e ".[bench]"' in missing
-    (busy,) = throughput.make_remarks(everyone, load=1.5, cores=2)
+    (busy,) = make_remarks(everyone, load=1.5, cores=2)
     shaken = [*everyone[:2], Row(NUMPYRO, Spread(100.0, 50.0, 105.0), steady, 1.0)]
-    (drifting,) = throughput.make_remarks(shaken, load=0.1, cores=2)
+    (drifting,) = make_remarks(shaken, load=0.1, cores=2)
     assert busy.startswith("WARNING") and "55%" in drifting
 
 
 def test_without_numpyro_its_row_is_left_out(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert [contestant.name for contestant in contestants()] == [OURS, SCAN]
+    assert [entrant.name for entrant in CONTESTANTS()] == [OURS, SCAN]
 
 
 @pytest.mark.parametrize(
@@ -153,6 +172,126 @@ def test_bad_input_is_one_line_and_code_2(arguments, message, capsys):
     assert message in captured and captured.count("\n") == 1
 
 
+@pytest.fixture(scope="module")
+def bounds():
+    """Losses of the importance-weighted step by name: two rounds of ten steps.
+
+    Pixels are black or white, so that all draw the same bits; at first the posterior
+    is the prior and the decoder ignores z, so that no noise is left.
+    """
+    config = Config(
+        workload="b50", repeats=1, steps=10, batch_size=20, num_examples=200
+    )
+    workload, rounds = throughput.make_workload(config)
+    zero = functools.partial(jax.tree.map, jnp.zeros_like)
+    encoder, decoder = workload.params.encoder, workload.params.decoder
+    bias = jax.random.normal(jax.random.key(7), (784,))
+    params = workload.params.replace(
+        encoder=encoder | {"output": zero(encoder["output"])},
+        decoder=decoder | {"output": zero(decoder["output"]) | {"bias": bias}},
+    )
+    assert workload.num_samples == 50
+    images = jnp.where(workload.images > 127, 255, 0).astype(jnp.uint8)
+    workload = workload._replace(params=params, images=images, num_samples=3)
+
+    @functools.cache
+    def losses(name):
+        (entrant,) = (e for e in throughput_importance.contestants() if e.name == name)
+        run = entrant.prepare(workload)
+        return np.array([run(batches) for batches in rounds])
+
+    return losses
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name == NUMPYRO))
+        for name in INSTALLED[1:]
+    ],
+)
+def test_same_bound_before_the_first_step_and_along_the_way(name, bounds):
+    ours, theirs = bounds(OURS), bounds(name)
+    assert ours[0, 0] > 300
+    np.testing.assert_allclose(theirs[0, 0], ours[0, 0], rtol=1e-5)
+    # The same batches in the same order: only the noise of z differs.
+    np.testing.assert_allclose(theirs, ours, atol=10)
+    assert abs(np.mean(theirs - ours)) < 2
+    assert theirs[-1, -1] < theirs[0, 0] - 20
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory):
+    """A tiny run of workload c: results, folder, the log evidence that each found."""
+    found = {}
+
+    def recorded(entrant):
+        def prepare(workload):
+            # A posterior near the prior and a decoder near a constant: small errors.
+            params = jax.tree.map(lambda leaf: 0.3 * leaf, workload.params)
+            run = entrant.prepare(workload._replace(params=params))
+
+            def run_and_record(batches):
+                found[entrant.name] = run(batches)
+                return found[entrant.name]
+
+            return run_and_record
+
+        return entrant._replace(prepare=prepare)
+
+    folder = tmp_path_factory.mktemp("evidence")
+    entrants, sizes = (
+        throughput_evidence.contestants,
+        throughput_evidence.temporary_bytes,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            throughput_evidence,
+            "contestants",
+            lambda: [recorded(entrant) for entrant in entrants()],
+        )
+        # Of this library alone: compiling takes longer than the rest of the run.
+        patch.setattr(
+            throughput_evidence,
+            "temporary_bytes",
+            lambda _, workload: sizes(
+                entrants()[:1], workload._replace(num_samples=5000)
+            ),
+        )
+        results = throughput.run(
+            Config(
+                workload="c",
+                num_samples=200,
+                repeats=1,
+                batch_size=5,
+                num_examples=20,
+                run_dir=str(folder),
+            )
+        )
+    return results, folder, found
+
+
+@pytest.mark.parametrize("name", INSTALLED[1:])
+def test_same_log_evidence_within_its_error(name, evidence):
+    ours, theirs = evidence[2][OURS], evidence[2][name]
+    assert theirs.shape == (5,)
+    assert np.all(ours.standard_error < 0.2)
+    z = (ours.estimate - theirs) / (np.sqrt(2) * ours.standard_error)
+    assert np.abs(z).max() < 5
+
+
+def test_memory_does_not_grow_with_the_samples(evidence):
+    results, folder, _ = evidence
+    (sizes,) = results.temporary_bytes.values()
+    assert list(sizes) == [1000, 5000, 20_000]
+    # One array of a number for each pixel of the last few samples would be larger.
+    assert max(sizes.values()) < 1.1 * min(sizes.values())
+    found = json.loads((folder / "results.json").read_text())
+    assert found["workload"] == "c" and found["num_samples"] == 200
+    assert found["temporary_bytes"][OURS]["20000"] == sizes[20_000]
+    assert "20,000 samples" in table(results)
+
+
 def test_gradients_are_the_same_by_vmap_and_by_a_loop(tmp_path):
     key, indices = jax.random.key(4), jnp.arange(60).reshape(6, 10)
     sums = [
@@ -167,4 +306,4 @@ def test_gradients_are_the_same_by_vmap_and_by_a_loop(tmp_path):
     assert [row.name for row in results.rows] == [OURS, throughput_gradients.LOOP]
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["rows"][1]["gradients_per_second"]["median"] > 0
-    assert "gradients/s" in throughput.table(results)
+    assert "gradients/s" in table(results)

@@ -1,0 +1,130 @@
+"""The contestants of `experiments.throughput --workload=c`: log evidence of images.
+
+All take the same number of importance samples of each image from the same encoder,
+and weigh them with the same decoder. Only the noise differs. They go from image to
+image: samples of many images at once would fill the memory and be no faster.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+import vae_jax
+from experiments.throughput_contestants import (
+    NUMPYRO,
+    OURS,
+    SCAN,
+    Contestant,
+    Workload,
+    bernoulli_log_prob,
+    installed,
+    model_and_guide,
+    perceptron,
+    plain_weights,
+)
+from vae_jax.types import Array, Key, PyTree
+
+CHUNK_SIZE = 1000
+
+
+def prepare_vae_jax(workload: Workload) -> partial:
+    """This library's estimates with standard errors and effective sample sizes."""
+
+    @jax.jit
+    def run(params: vae_jax.Params, images: Array, key: Key, batches: Array):
+        x = _bits(images, batches)
+        return vae_jax.log_evidence(params, x, key, num_samples=workload.num_samples)
+
+    return partial(run, workload.params, workload.images, workload.key)
+
+
+def prepare_scan(workload: Workload) -> partial:
+    """The estimates alone, by hand, samples chunk by chunk."""
+    activation = workload.params.spec.encoder.activation
+    # Whole chunks alone, so that nothing need be masked.
+    chunk_size = math.gcd(workload.num_samples, CHUNK_SIZE)
+
+    def evidence(weights: PyTree, x: Array, key: Key) -> Array:
+        outputs = perceptron(weights["encoder"], x[None], activation)
+        mean, log_var = jnp.split(outputs, 2, axis=-1)
+
+        def add_chunk(log_sum: Array, key: Key) -> tuple[Array, None]:
+            noise = jax.random.normal(key, (chunk_size, mean.shape[-1]))
+            z = mean + jnp.exp(log_var / 2) * noise
+            logits = perceptron(weights["decoder"], z, activation)
+            # The constants of prior and posterior cancel.
+            log_ratio = jnp.sum(noise**2 + log_var - z**2, axis=-1) / 2
+            log_w = bernoulli_log_prob(x, logits) + log_ratio
+            return jnp.logaddexp(log_sum, jax.nn.logsumexp(log_w)), None
+
+        keys = jax.random.split(key, workload.num_samples // chunk_size)
+        log_sum, _ = jax.lax.scan(add_chunk, -jnp.inf, keys)
+        return log_sum - jnp.log(workload.num_samples)
+
+    @jax.jit
+    def run(weights: PyTree, images: Array, key: Key, batches: Array) -> Array:
+        x = _bits(images, batches)
+        keys = jax.random.split(key, len(x))
+        return jax.lax.map(lambda image: evidence(weights, *image), (x, keys))
+
+    return partial(run, plain_weights(workload.params), workload.images, workload.key)
+
+
+def prepare_numpyro(workload: Workload) -> partial:
+    """The estimates alone, by NumPyro's `RenyiELBO` of order 0, the same bound.
+
+    It takes all samples of an image at once: in chunks it is slower.
+    """
+    from numpyro import infer
+
+    model, guide = model_and_guide(workload)
+    bound = infer.RenyiELBO(alpha=0, num_particles=workload.num_samples)
+
+    @jax.jit
+    def run(weights: PyTree, images: Array, key: Key, batches: Array) -> Array:
+        x = _bits(images, batches)
+        keys = jax.random.split(key, len(x))
+        return jax.lax.map(
+            lambda image: -bound.loss(image[1], weights, model, guide, image[0][None]),
+            (x, keys),
+        )
+
+    return partial(run, plain_weights(workload.params), workload.images, workload.key)
+
+
+def _bits(images: Array, batches: Array) -> Array:
+    return images[batches.ravel()].astype(jnp.float32)
+
+
+def contestants() -> list[Contestant]:
+    """All that are installed, this library first."""
+    return installed(
+        Contestant(OURS, prepare_vae_jax),
+        Contestant(SCAN, prepare_scan),
+        Contestant(NUMPYRO, prepare_numpyro),
+    )
+
+
+def temporary_bytes(
+    entrants: Sequence[Contestant], workload: Workload
+) -> dict[str, dict[int, int]]:
+    """What the compiled programs hold beside their arguments and results.
+
+    By contestant, then for a fifth, once and four times the workload's samples.
+    """
+    samples = workload.num_samples
+    counts = sorted({max(1, samples // 5), samples, 4 * samples})
+    batches = jax.ShapeDtypeStruct(workload.batch_shape, jnp.int32)
+
+    def size(entrant: Contestant, count: int) -> int:
+        run = entrant.prepare(workload._replace(num_samples=count))
+        program = run.func.lower(*run.args, batches).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    return {
+        entrant.name: {count: size(entrant, count) for count in counts}
+        for entrant in entrants
+    }

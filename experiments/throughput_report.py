@@ -1,0 +1,159 @@
+"""What `experiments.throughput` makes of its times: a table, JSON and a figure."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.throughput_contestants import NUMPYRO, OURS
+from experiments.throughput_gradients import LOOP
+
+UNITS = dict.fromkeys(("a", "b1", "b50", "c"), "images") | {"gradients": "gradients"}
+
+
+class Spread(NamedTuple):
+    """A figure over the rounds."""
+
+    median: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Spread":
+        """Of one figure a round."""
+        return cls(float(np.median(values)), float(values.min()), float(values.max()))
+
+
+class Row(NamedTuple):
+    """Figures of one contestant.
+
+    Attributes:
+      name: the contestant.
+      per_second: images trained on or evaluated, or gradients drawn, in a second.
+      ratio: this library's over the contestant's in each round.
+      seconds_to_first_step: setting up and compiling.
+    """
+
+    name: str
+    per_second: Spread
+    ratio: Spread
+    seconds_to_first_step: float
+
+
+class Results(NamedTuple):
+    """The table, where it was measured, and what to know when reading it.
+
+    Attributes:
+      rows: the table.
+      environment: workload, sizes, versions, device.
+      remarks: for the reader.
+      temporary_bytes: of the compiled programs by contestant and number of samples;
+        empty where the workload does not ask.
+    """
+
+    rows: tuple[Row, ...]
+    environment: dict[str, Any]
+    remarks: tuple[str, ...]
+    temporary_bytes: dict[str, dict[int, int]]
+
+
+def make_rows(
+    names: Sequence[str], seconds: np.ndarray, first_seconds: np.ndarray, images: int
+) -> tuple[Row, ...]:
+    """The table of seconds `[R, C]` in which each did so many images."""
+    # The warm-up was a whole round too: what it took beyond one is the first step's.
+    to_first_step = np.maximum(first_seconds - np.median(seconds, axis=0), 0)
+    ratios = seconds / seconds[:, [names.index(OURS)]]
+    return tuple(
+        Row(
+            name,
+            Spread.of(images / seconds[:, i]),
+            Spread.of(ratios[:, i]),
+            float(first),
+        )
+        for i, (name, first) in enumerate(zip(names, to_first_step, strict=True))
+    )
+
+
+def make_remarks(rows: Sequence[Row], load: float, cores: int) -> tuple[str, ...]:
+    """What to know when reading the table: a missing row, a disturbed machine."""
+    remarks = []
+    names = [row.name for row in rows]
+    if NUMPYRO not in names and LOOP not in names:
+        remarks.append('no NumPyro here: pip install -e ".[bench]" adds its row')
+    speeds = [row.per_second for row in rows]
+    widest = max((speed.max - speed.min) / speed.median for speed in speeds)
+    if load > cores / 2 or widest > 0.2:
+        remarks.append(
+            f"WARNING: other load may have disturbed this: {load:.1f} busy processes "
+            f"on {cores} cores before the start, rounds up to {widest:.0%} apart"
+        )
+    return tuple(remarks)
+
+
+def table(results: Results) -> str:
+    """The results for a screen."""
+    heading = (
+        f"{'':18}{UNITS[results.environment['workload']] + '/s':>12}{'(min-max)':>24}"
+    )
+    lines = [f"{heading}{'ours/theirs':>13}{'(min-max)':>14}{'first step, s':>15}"]
+    for row in results.rows:
+        speed, ratio = row.per_second, row.ratio
+        # Log evidence is slow: whole numbers would say too little.
+        digits = ",.0f" if speed.median > 100 else ".1f"
+        spread = f"({speed.min:{digits}}-{speed.max:{digits}})"
+        lines.append(
+            f"{row.name:18}{speed.median:12{digits}}{spread:>24}{ratio.median:13.2f}"
+            f"{f'({ratio.min:.2f}-{ratio.max:.2f})':>14}{row.seconds_to_first_step:15.1f}"
+        )
+    lines += _memory_table(results.temporary_bytes)
+    return "\n".join([*lines, *results.remarks])
+
+
+def _memory_table(temporary_bytes: dict[str, dict[int, int]]) -> list[str]:
+    """A line for each contestant, a column for each number of samples."""
+    lines = []
+    for name, sizes in temporary_bytes.items():
+        if not lines:
+            columns = "".join(f"{f'{count:,} samples':>17}" for count in sizes)
+            lines.append(f"{'working memory':18}{columns}")
+        cells = "".join(f"{f'{size / 1e6:.1f} MB':>17}" for size in sizes.values())
+        lines.append(f"{name:18}{cells}")
+    return lines
+
+
+def draw(results: Results) -> Figure:
+    """Bars of the median speeds, whiskers from the least to the greatest."""
+    names = [row.name for row in results.rows]
+    speeds = np.array([row.per_second for row in results.rows])
+    medians, least, greatest = speeds.T
+    figure = Figure((7, 1.2 + 0.5 * len(names)), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    colors = ["tab:blue" if name == OURS else "0.7" for name in names]
+    whiskers = (medians - least, greatest - medians)
+    axes.barh(names, medians, xerr=whiskers, color=colors, capsize=3)
+    axes.invert_yaxis()
+    unit = UNITS[results.environment["workload"]]
+    axes.set_xlabel(f"{unit} per second (median, least and greatest of the rounds)")
+    title = "Throughput, workload {workload}, {device}, {cores} cores"
+    axes.set_title(title.format(**results.environment))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def save(results: Results, folder: Path) -> None:
+    """Writes results.json and figures/throughput.png."""
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    rows = [row._asdict() for row in results.rows]
+    unit = UNITS[results.environment["workload"]]
+    for row in rows:
+        row[f"{unit}_per_second"] = row.pop("per_second")._asdict()
+        row["ratio"] = row["ratio"]._asdict()
+    content = {**results.environment, "remarks": results.remarks, "rows": rows}
+    if results.temporary_bytes:
+        content["temporary_bytes"] = results.temporary_bytes
+    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
+    draw(results).savefig(folder / "figures" / "throughput.png")

@@ -58,7 +58,7 @@ NEEDS_DENSITY = {
 @pytest.mark.parametrize(
     "changes, not_applicable",
     [
-        ({}, set()),
+        pytest.param({}, set(), marks=pytest.mark.slow),
         pytest.param(
             {"posterior": Planar(2)},
             {
@@ -477,7 +477,24 @@ def assert_each_says_what_was_expected(report):
         assert line.passed is not False or "expected" in line.detail, line
 
 
-@pytest.mark.parametrize("name", DEFECTS)
+# What peers got wrong, and what is quick; `make test-slow` has them all.
+QUICK = (
+    "kl-of-log-var",
+    "all-over-the-variance",
+    "variance-for-deviation",
+    "mean-over-pixels",
+    "log-of-sigmoid",
+    "stopped-samples",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in DEFECTS
+    ],
+)
 def test_a_defect_fails_its_own_line(name):
     spec, lines = DEFECTS[name]
     report = report_of(spec, only=sorted(lines))

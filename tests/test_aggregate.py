@@ -69,6 +69,7 @@ def test_the_parts_are_those_of_quadrature(assert_mean):
         assert_mean(part, expected)
 
 
+@pytest.mark.slow
 def test_the_size_of_the_data_set_shifts_the_parts_and_not_their_sum():
     alone, of_many = decomposition(), decomposition(dataset_size=60_000)
     shift = np.log(60_000)

@@ -115,6 +115,7 @@ def curved_params():
     return params.replace(decoder=jax.tree.map(lambda leaf: 1.5 * leaf, params.decoder))
 
 
+@pytest.mark.slow
 def test_bidirectional_holds_a_nonlinear_models_evidence_as_quadrature_has_it(key):
     params, count = curved_params(), 100
     found = bidirectional(

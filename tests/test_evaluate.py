@@ -44,7 +44,7 @@ def evaluated(trained):
                 num_gap=5,
                 gap_steps=20,
                 num_annealed=0,
-                fitted_components=3,
+                fitted_components=0,
             )
         )
     return found, "\n".join(lines)
@@ -83,9 +83,12 @@ def test_the_table_names_what_it_shows(evaluated):
     assert f"{found['active_units']} of 2" in printed
 
 
-def test_a_prior_fitted_to_the_codes_is_better(trained, evaluated):
+@pytest.mark.slow
+def test_a_prior_fitted_to_the_codes_is_better(trained, capsys):
     folder, _ = trained
-    found, printed = evaluated
+    few = {"num_gap": 2, "gap_steps": 2, "num_annealed": 0, "fitted_components": 3}
+    found = evaluate.run(Config(str(folder), evaluation_samples=2, **few))
+    printed = capsys.readouterr().out
     assert found["fitted_prior"]["elbo"] > found["elbo"] - 0.05
     assert found["fitted_prior"]["kl_divergence"] < found["rate"] + 0.05
     assert (folder / "figures" / "samples_fitted_prior.png").exists()

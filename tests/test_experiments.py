@@ -313,23 +313,29 @@ def test_a_bad_loss_stops_the_run(tmp_path, monkeypatch, capsys, no_pictures):
             {"likelihood": "gaussian_per_pixel", "prior": "mixture"},
             marks=pytest.mark.slow,
         ),
-        {
-            "binarization": "fixed",
-            "num_samples": 3,
-            "batch_size": 5000,
-            "capacity": 2.0,
-        },
-        {
-            "binarization": "threshold",
-            "ema_decay": 0.9,
-            "free_bits": 0.3,
-            "beta_cycles": 2,
-        },
-        {"posterior": "iaf", "prior": "flow", "objective": "iwae", "num_samples": 3},
+        pytest.param(
+            {
+                "binarization": "fixed",
+                "num_samples": 3,
+                "batch_size": 5000,
+                "capacity": 2.0,
+            },
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {
+                "binarization": "threshold",
+                "ema_decay": 0.9,
+                "free_bits": 0.3,
+                "beta_cycles": 2,
+            },
+            marks=pytest.mark.slow,
+        ),
         *(
             pytest.param(changes, marks=pytest.mark.slow)
             for changes in (
                 {"network": "conv"},
+                {"posterior": "iaf", "prior": "flow", "objective": "iwae"},
                 {"network": "residual", "conditional": True},
                 {"network": "gated", "posterior": "full", "prior": "vamp"},
                 {"posterior": "low_rank", "likelihood": "gaussian_full"},
@@ -647,23 +653,30 @@ def wait_for_epochs(process, folder, epochs):
         time.sleep(0.01)
 
 
-def test_killed_and_interrupted_processes_resume_exactly(tmp_path):
-    """SIGKILL, then SIGINT; then to the end, as if nothing had been."""
+@pytest.mark.slow
+def test_an_interrupted_process_says_so_and_goes_on(tmp_path):
+    process = start(tmp_path / "run", ENDLESS)
+    wait_for_epochs(process, tmp_path / "run", 30)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert re.search(r"^interrupted: saved at step \d+;", printed, re.M)
+    again = start(tmp_path / "run", ENDLESS)
+    assert again.wait(timeout=120) == 0
+    steps = [row["step"] for row in rows_of(tmp_path / "run")]
+    assert steps == sorted(steps) and steps[-1] == 300 * 12
+
+
+def test_a_killed_process_resumes_exactly(tmp_path):
+    """SIGKILL, then to the end, as if nothing had been."""
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     whole = start(straight, ENDLESS)
-    for epochs, number, code in (
-        (30, signal.SIGKILL, -9),
-        (60, signal.SIGINT, 130),
-    ):
-        process = start(broken, ENDLESS)
-        wait_for_epochs(process, broken, epochs)
-        process.send_signal(number)
-        _, printed = process.communicate(timeout=60)
-        assert process.returncode == code, printed
-        if code > 0:
-            assert re.search(r"^interrupted: saved at step \d+;", printed, re.M)
-        newest = checkpoint.steps(broken / "checkpoints")[-1]
-        assert newest < 300 * 12
+    process = start(broken, ENDLESS)
+    wait_for_epochs(process, broken, 30)
+    process.send_signal(signal.SIGKILL)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == -9, printed
+    assert checkpoint.steps(broken / "checkpoints")[-1] < 300 * 12
     last = start(broken, ENDLESS)
     for process in (whole, last):
         printed = process.communicate(timeout=120)[1]

@@ -88,7 +88,16 @@ def test_flows_stay_finite_whatever_the_encoder_says(family, key):
                 assert np.all(np.isfinite(leaf)), (scale, leaf)
 
 
-@families
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(
+            family, marks=[] if isinstance(family, Householder) else pytest.mark.slow
+        )
+        for family in FAMILIES
+    ],
+    ids=lambda f: type(f).__name__,
+)
 def test_many_samples_compiled_are_those_of_one_operation_at_a_time(family, key):
     """A compiler's fusions may go wrong where arrays are large enough for threads."""
     posterior = jax.tree.map(jnp.float32, built(family))

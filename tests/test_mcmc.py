@@ -81,7 +81,13 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "hmc" else [])
+        for name in SAMPLERS
+    ],
+)
 def test_linear_gaussian_posterior_has_its_mean_and_covariance(name, key):
     starts = 3 * jax.random.normal(key, (NUM_CHAINS, 2))
     one = functools.partial(SAMPLERS[name], num_samples=NUM_SAMPLES, num_warmup=150)

@@ -203,6 +203,7 @@ def bounds():
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -271,6 +272,7 @@ def evidence(tmp_path_factory):
     return results, folder, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INSTALLED[1:])
 def test_same_log_evidence_within_its_error(name, evidence):
     ours, theirs = evidence[2][OURS], evidence[2][name]
@@ -280,6 +282,7 @@ def test_same_log_evidence_within_its_error(name, evidence):
     assert np.abs(z).max() < 5
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_samples(evidence):
     results, folder, _ = evidence
     (sizes,) = results.temporary_bytes.values()

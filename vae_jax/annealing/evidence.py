@@ -101,7 +101,7 @@ def annealed_log_evidence(
       >>> from vae_jax.annealing import annealed_log_evidence
       >>> params = init(ModelSpec(latent_dim=2, data_shape=(5,)), jax.random.key(0))
       >>> x, key = jnp.zeros((3, 5)), jax.random.key(1)
-      >>> annealed_log_evidence(params, x, key, num_temperatures=5).estimate.shape
+      >>> jax.eval_shape(annealed_log_evidence, params, x, key).estimate.shape
       (3,)
     """
     settings = Settings(num_chains, num_temperatures, num_leapfrog, initial_step_size)

@@ -21,7 +21,7 @@ def r_hat(samples: Array) -> Array:
       >>> import jax
       >>> from vae_jax.mcmc import r_hat
       >>> samples = jax.random.normal(jax.random.key(0), (500, 4, 2))
-      >>> print(r_hat(samples) < 1.01)
+      >>> print(jax.jit(r_hat)(samples) < 1.01)
       [ True  True]
     """
     from blackjax.diagnostics import rhat
@@ -46,7 +46,7 @@ def effective_sample_size(samples: Array) -> Array:
       >>> import jax
       >>> from vae_jax.mcmc import effective_sample_size
       >>> samples = jax.random.normal(jax.random.key(0), (500, 4, 2))
-      >>> effective_sample_size(samples).shape
+      >>> jax.eval_shape(effective_sample_size, samples).shape
       (2,)
     """
     from blackjax.diagnostics import effective_sample_size as of_chains

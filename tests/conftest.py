@@ -231,7 +231,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs an accelerator"))
 
 
-@pytest.fixture(params=[spec for _, spec in SPECS], ids=[name for name, _ in SPECS])
+# Their families have tests of their own; `make test-slow` holds them to the rest too.
+SLOWER = ("low-rank-full-covariance", "planar-per-pixel", "householder-vamp")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(spec, id=name, marks=pytest.mark.slow if name in SLOWER else [])
+        for name, spec in SPECS
+    ]
+)
 def spec(request) -> ModelSpec:
     return request.param
 

@@ -84,6 +84,7 @@ def test_forward_weight_is_unbiased_and_its_log_a_lower_bound(
         np.testing.assert_allclose(one[7:], other[:-7], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_reverse_weight_is_unbiased_and_its_log_an_upper_bound(
     linear_gaussian, key, assert_mean
 ):

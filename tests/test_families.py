@@ -232,6 +232,7 @@ def test_draws_of_layers_come_from_the_top_down(ladder, assert_mean):
     assert_mean(centred[:, :, None] * centred[:, None, :], covariance)
 
 
+@pytest.mark.slow
 def test_each_example_may_have_layers_of_its_own(ladder, key):
     posterior = encode(ladder, normal(2, 5))
     own = jax.tree.map(

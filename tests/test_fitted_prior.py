@@ -13,7 +13,9 @@ SPEC = dict(SPECS)["mlp-bernoulli"]
 X = np.random.default_rng(0).uniform(size=(300, SPEC.data_dim)).astype("f")
 
 
-@pytest.mark.parametrize("full_covariance", [True, False])
+@pytest.mark.parametrize(
+    "full_covariance", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_the_prior_is_the_mixture_that_scikit_learn_fits(full_covariance, key):
     params = jax.tree.map(jnp.asarray, random_params(SPEC))
     fitted = fit_mixture_prior(

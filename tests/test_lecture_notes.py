@@ -1244,11 +1244,13 @@ def deep():
     return float(train(key, circle)), float(linear.mean()), float(train(key, few))
 
 
+@pytest.mark.slow
 def test_S2_4_a_deep_autoencoder_beats_the_plane(deep):
     curved, linear, _ = deep
     assert curved < 0.2 * linear
 
 
+@pytest.mark.slow
 def test_S2_5_denoising_super_resolution_inpainting():
     applications = topic("applications")
     x = jnp.asarray(np.random.default_rng(0).uniform(0, 1, (5, 64)), jnp.float32)
@@ -1264,6 +1266,7 @@ def test_S2_5_denoising_super_resolution_inpainting():
     assert applications.psnr(x + 0.1, x) == pytest.approx(20, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_S2_6_a_small_data_set_is_learnt_by_heart(deep):
     assert deep[2] < 5e-3
 
@@ -1482,6 +1485,7 @@ def test_S3_11_recognition_and_generative_model(one_step):
     assert before.decoder["output"]["kernel"].shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_S3_12_a_decoder_of_means_and_covariances(linear_vae):
     """One variance, one for each pixel, and a full covariance, against SciPy."""
     spec = linear_spec(likelihood=PerPixelGaussian())
@@ -1499,6 +1503,7 @@ def test_S3_12_a_decoder_of_means_and_covariances(linear_vae):
     np.testing.assert_allclose(ours, oracle, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_S3_13_interpolation(linear_vae):
     x = jnp.asarray(X, jnp.float32)
     line = vae_jax.interpolate(linear_vae, x[:2], x[2:], num_steps=5)
@@ -1677,6 +1682,7 @@ def test_S3_L371_the_prior_has_a_covariance_matrix(linear_vae):
     np.testing.assert_allclose(vae_jax.log_prior(linear_vae, z)[0], oracle, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_S3_L376_narrow_q_belong_to_no_kl(plane, collapsed):
     """The note on narrow distributions stands under the wrong regime."""
     _, without = best_of(plane, 1, 0)
@@ -1695,6 +1701,7 @@ def test_S3_L376_narrow_q_belong_to_no_kl(plane, collapsed):
     np.testing.assert_allclose(gradient, 0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_S3_L400_the_aggregate_is_near_the_prior_and_each_q_is_narrower(linear_vae):
     """With the exact posterior the mean of q(z|x) over p(x) is p(z) itself."""
     x = vae_jax.generate(linear_vae, jax.random.key(0), num_samples=20_000, sample=True)

@@ -84,7 +84,7 @@ SAMPLERS = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name == "hmc" else [])
+        pytest.param(name, marks=pytest.mark.slow if name == "nuts" else [])
         for name in SAMPLERS
     ],
 )

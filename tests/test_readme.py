@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from experiments import figures
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 
 
 def test_every_python_block_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Drawing takes seconds and has tests of its own.
+    monkeypatch.setattr(figures, "draw_all", lambda *args, **kwargs: [])
     namespace = {"__name__": "readme"}
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     assert len(blocks) >= 8

@@ -129,7 +129,15 @@ def ascend(params, data, beta):
     return jax.lax.fori_loop(0, 6000, step, params)
 
 
-@pytest.mark.parametrize(("beta", "expected"), [(0.5, 2), (1.0, 2), (3.0, 1), (9.0, 0)])
+@pytest.mark.parametrize(
+    ("beta", "expected"),
+    [
+        pytest.param(0.5, 2, marks=pytest.mark.slow),
+        (1.0, 2),
+        (3.0, 1),
+        pytest.param(9.0, 0, marks=pytest.mark.slow),
+    ],
+)
 def test_training_kills_the_units_that_the_eigenvalues_say(beta, expected, x64):
     """Eigenvalues 4, 1, 0.1 against beta times the noise variance 0.5."""
     data = np.random.default_rng(1).normal(size=(2000, 3))

@@ -4,6 +4,7 @@ A new architecture or family inherits the whole suite with a line in `SPECS`.
 """
 
 import functools
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -64,6 +65,9 @@ from vae_jax import (
     init,
 )
 from vae_jax.posteriors import LOG_VAR_BOUND
+
+# Tracing makes objects by the million, and few of them are garbage.
+gc.set_threshold(100_000, 20, 50)
 
 
 class Gated(nn.Module):
@@ -232,7 +236,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # Their families have tests of their own; `make test-slow` holds them to the rest too.
-SLOWER = ("low-rank-full-covariance", "planar-per-pixel", "householder-vamp")
+SLOWER = (
+    "low-rank-full-covariance",
+    "sylvester-residual-continuous",
+    "planar-per-pixel",
+    "householder-vamp",
+)
 
 
 @pytest.fixture(

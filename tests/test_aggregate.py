@@ -140,6 +140,7 @@ def test_the_penalty_weighs_the_parts():
     )
 
 
+@pytest.mark.slow
 def test_the_mmd_takes_the_place_of_the_kl_also_for_an_autoencoder():
     total, metrics, _ = value_of(maximum_mean_discrepancy(0.0, kl_weight=0.25))
     expected = metrics["log_likelihood"] - 0.5 * metrics["kl_divergence"]

@@ -145,6 +145,7 @@ def test_the_fitted_posterior_is_the_best_of_its_family(correlated):
     np.testing.assert_allclose(fitted.log_var, best.log_var, atol=0.1)
 
 
+@pytest.mark.slow
 def test_the_gap_splits_into_family_and_encoder(correlated):
     model, x = correlated
     params = displaced(model)

@@ -14,7 +14,28 @@ MODULES = [vae_jax.__name__] + [
 ]
 
 
-@pytest.mark.parametrize("name", MODULES)
+# Much to compile, and each of their functions is tested by other means as well.
+SLOWER = (
+    "vae_jax.aggregate",
+    "vae_jax.check.contract",
+    "vae_jax.diagnostics",
+    "vae_jax.estimators.control_variate",
+    "vae_jax.estimators.discrete",
+    "vae_jax.estimators.measure_valued",
+    "vae_jax.estimators.moments",
+    "vae_jax.estimators.score_function",
+    "vae_jax.exact",
+    "vae_jax.mcmc.convergence",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOWER else [])
+        for name in MODULES
+    ],
+)
 def test_examples_run(name):
     module = importlib.import_module(name)
     failed, _ = doctest.testmod(module)

@@ -207,6 +207,7 @@ def test_draws_of_a_flow_prior_have_the_moments_of_its_density(
     assert_mean(np.asarray(draws) ** 2, square)
 
 
+@pytest.mark.slow
 def test_a_flow_is_fitted_to_each_example_with_weights_of_its_own(key):
     """What q reaches with one step of each kind, against the shared weights."""
     family = InverseAutoregressive(num_steps=1, hidden_dim=4, context_dim=2)

@@ -207,6 +207,7 @@ def vae_part(tmp_path_factory):
     return folder, results_of(folder)["rows"], "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_a_row_holds_the_variance_its_cost_and_the_agreement_of_the_means():
     model = only(vae.gaussian_model, ("reparameterization", "score_function"))(
         (4,), 2, 4

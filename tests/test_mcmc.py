@@ -113,6 +113,7 @@ def gibbs_of_bits(log_density, *args, **options):
     return gibbs(bit_conditional(log_density), *args, **options)
 
 
+@pytest.mark.slow
 def test_gibbs_on_bits_visits_states_as_often_as_enumeration_says(key):
     spec = ModelSpec(
         encoder=MLP((8,)),

@@ -53,6 +53,7 @@ def test_the_gradient_is_x_less_the_mean_everywhere_and_finite():
     assert np.all(np.isfinite(slope))
 
 
+@pytest.mark.slow
 def test_it_is_a_family_of_likelihoods():
     likelihood = ContinuousBernoulli().build({}, jnp.zeros((2, 3, 4)))
     np.testing.assert_array_equal(

@@ -17,6 +17,7 @@ MODULES = [vae_jax.__name__] + [
 # Much to compile, and each of their functions is tested by other means as well.
 SLOWER = (
     "vae_jax.aggregate",
+    "vae_jax.annealing.evidence",
     "vae_jax.check.contract",
     "vae_jax.diagnostics",
     "vae_jax.estimators.control_variate",
@@ -25,7 +26,10 @@ SLOWER = (
     "vae_jax.estimators.moments",
     "vae_jax.estimators.score_function",
     "vae_jax.exact",
+    "vae_jax.flows",
     "vae_jax.mcmc.convergence",
+    "vae_jax.priors.mixtures",
+    "vae_jax.training",
 )
 
 

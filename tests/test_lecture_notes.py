@@ -1347,6 +1347,7 @@ def collapsed(linear_vae):
     return linear_vae.replace(encoder=nothing(linear_vae.encoder), decoder=decoder)
 
 
+@pytest.mark.slow
 def test_S2_16_collapse_is_independence(collapsed):
     x = jnp.asarray(X, jnp.float32)
     information = vae_jax.aggregate_posterior(collapsed, x, jax.random.key(0))
@@ -1732,6 +1733,7 @@ def test_S3_L418_the_closed_forms_are_right(double):
     assert mean_is(values.sum(axis=1), float(ours))
 
 
+@pytest.mark.slow
 def test_S3_L444_the_exponential_of_the_log_variance():
     """As printed the log-variance cancels: -1/2 a unit at mean 0, and no gradient."""
 

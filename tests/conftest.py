@@ -237,6 +237,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 # Their families have tests of their own; `make test-slow` holds them to the rest too.
 SLOWER = (
+    "full-mixture-categorical-gated",
+    "autoregressive-flows-discretized-logistic",
     "low-rank-full-covariance",
     "sylvester-residual-continuous",
     "planar-per-pixel",

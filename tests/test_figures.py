@@ -88,7 +88,13 @@ def drawn(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.slow if number else [])
+        for number, case in enumerate(CASES)
+    ],
+)
 def test_draws_every_file(case, tmp_path, drawn):
     spec, n, labels, rows = CASES[case]
     files = draw(tmp_path / "a" / "b", spec, n, labels, rows)

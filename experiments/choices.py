@@ -12,7 +12,7 @@ import optax
 import vae_jax
 from vae_jax import data, estimators
 from vae_jax.penalties import Penalty, mean_kl
-from vae_jax.types import Objective
+from vae_jax.types import Array, Objective
 
 OBJECTIVES_OF_SEVERAL_SAMPLES = ("iwae", "miwae", "ciwae", "piwae", "renyi")
 
@@ -207,11 +207,40 @@ def _likelihood(config: Any, num_levels: int | None):
     }[config.likelihood]
 
 
-def objective(config: Any, *, steps_per_epoch: int, dataset_size: int) -> Objective:
+# Flags whose value may differ between the models of one compiled program.
+SETTINGS = (
+    "beta",
+    "beta_warmup_epochs",
+    "learning_rate",
+    "free_bits",
+    "capacity",
+    "elbo_share",
+    "tc_weight",
+    "mmd_weight",
+)
+Settings = dict[str, Any]
+
+
+def settings(config: Any) -> Settings:
+    """The real-valued flags of training, which may as well be traced arrays.
+
+    Args:
+      config: the configuration.
+
+    Returns:
+      Their values by name.
+    """
+    return {name: getattr(config, name) for name in SETTINGS}
+
+
+def objective(
+    config: Any, settings: Settings, *, steps_per_epoch: int, dataset_size: int
+) -> Objective:
     """What training maximises.
 
     Args:
-      config: the configuration, its epochs resolved.
+      config: says which terms there are; its epochs are resolved.
+      settings: says how large they are (`settings`).
       steps_per_epoch: for schedules.
       dataset_size: examples to train, for the total correlation.
 
@@ -229,41 +258,49 @@ def objective(config: Any, *, steps_per_epoch: int, dataset_size: int) -> Object
         reduction = {
             "iwae": estimators.log_mean_exp,
             "miwae": estimators.grouped(groups),
-            "ciwae": estimators.combined(config.elbo_share),
+            "ciwae": estimators.combined(settings["elbo_share"]),
             "renyi": estimators.renyi(config.renyi_alpha),
         }[config.objective]
         return vae_jax.importance_weighted_objective(
             num_samples=samples, reduction=reduction
         )
     return vae_jax.elbo_objective(
-        beta=beta_schedule(config, steps_per_epoch),
+        beta=_beta(config, settings, steps_per_epoch),
         num_samples=samples,
-        penalty=penalty(config, steps_per_epoch, dataset_size),
+        penalty=_penalty(config, settings, steps_per_epoch, dataset_size),
     )
 
 
-def beta_schedule(config: Any, steps_per_epoch: int) -> float | optax.Schedule:
+def _beta(
+    config: Any, settings: Settings, steps_per_epoch: int
+) -> float | Array | optax.Schedule:
     """Beta, or how it rises: once, or again in every cycle."""
-    warmup = int(config.beta_warmup_epochs * steps_per_epoch)
-    if warmup:
-        return optax.linear_schedule(0.0, config.beta, warmup)
+    beta = settings["beta"]
+    if config.beta_warmup_epochs:
+        num_steps = settings["beta_warmup_epochs"] * steps_per_epoch
+        return vae_jax.warmup_schedule(beta, num_steps=num_steps)
     if config.beta_cycles:
         period = math.ceil(config.epochs * steps_per_epoch / config.beta_cycles)
-        return vae_jax.cyclic_schedule(config.beta, period=period)
-    return config.beta
+        return vae_jax.cyclic_schedule(beta, period=period)
+    return beta
 
 
-def penalty(config: Any, steps_per_epoch: int, dataset_size: int) -> Penalty:
+def _penalty(
+    config: Any, settings: Settings, steps_per_epoch: int, dataset_size: int
+) -> Penalty:
     """What training charges for the KL."""
     if config.objective == "beta_tc":
-        return vae_jax.total_correlation(config.tc_weight, dataset_size=dataset_size)
+        return vae_jax.total_correlation(
+            settings["tc_weight"], dataset_size=dataset_size
+        )
     if config.objective == "mmd":
-        return vae_jax.maximum_mean_discrepancy(config.mmd_weight)
+        return vae_jax.maximum_mean_discrepancy(settings["mmd_weight"])
     if config.free_bits:
-        return vae_jax.free_bits(config.free_bits, per=config.free_bits_per)
+        return vae_jax.free_bits(settings["free_bits"], per=config.free_bits_per)
     if config.capacity is not None:
         rise = math.ceil(config.epochs * steps_per_epoch / 2)
-        return vae_jax.capacity(optax.linear_schedule(0.0, config.capacity, rise))
+        target = vae_jax.warmup_schedule(settings["capacity"], num_steps=rise)
+        return vae_jax.capacity(target)
     return mean_kl
 
 

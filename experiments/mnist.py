@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -266,39 +266,18 @@ def training_run(
     Returns:
       The run and its initial state.
     """
-    init_key, noise_key, order_key, _ = _keys(config)
-    num_examples = len(dataset.train)
-    epoch = partial(
-        jax.jit(vae_jax.shuffled_epoch, static_argnames=("num_examples", "batch_size")),
-        order_key,
-        num_examples=num_examples,
-        batch_size=config.batch_size,
-    )
+    epoch = data_order(config, len(dataset.train))
     batch_sizes = jax.eval_shape(epoch, 0).batch_sizes
-    optimizer = optax.adam(config.learning_rate)
     step = partial(
-        vae_jax.train_step,
-        objective=choices.objective(
-            config, steps_per_epoch=len(batch_sizes), dataset_size=num_examples
-        ),
-        optimizer=optimizer,
-        preprocess=partial(
-            _as_seen, binarization=config.binarization, num_levels=dataset.num_levels
-        ),
-        average_decay=config.ema_decay or 0.0,
+        training_step,
+        config=config,
+        dataset=dataset,
+        steps_per_epoch=len(batch_sizes),
+        settings=choices.settings(config),
     )
-    train_data = jnp.asarray(dataset.train)
-    if spec.num_classes:
-        train_data = vae_jax.Labelled(train_data, jnp.asarray(dataset.train_labels))
+    train_data = training_data(spec, dataset)
     test_data = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
-    mean = data.to_unit_interval(dataset.train.mean(axis=0), dataset.num_levels)
-    params = vae_jax.init(spec, init_key, x=mean[None])
-    if config.likelihood == "gaussian":
-        log_var = jnp.log(jnp.float32(config.variance))
-        params = params.replace(likelihood={"log_var": log_var})
-    state = vae_jax.init_state(
-        params, noise_key, optimizer=optimizer, average=config.ema_decay is not None
-    )
+    state = initial_state(config, spec, dataset)
     history = vae_jax.empty_history(step, state, epoch(0), train_data)
     train_epoch = partial(vae_jax.train_epoch, step=step)
     num_devices = config.num_devices
@@ -327,6 +306,89 @@ def training_run(
         ),
     )
     return run, state
+
+
+def data_order(
+    config: Config, num_examples: int
+) -> Callable[[int | jax.Array], vae_jax.Epoch]:
+    """The order of the data, a compiled function of the epoch's number."""
+    _, _, order_key, _ = _keys(config)
+    return partial(
+        jax.jit(vae_jax.shuffled_epoch, static_argnames=("num_examples", "batch_size")),
+        order_key,
+        num_examples=num_examples,
+        batch_size=config.batch_size,
+    )
+
+
+def training_data(
+    spec: vae_jax.ModelSpec, dataset: data.Dataset
+) -> jax.Array | vae_jax.Labelled:
+    """The examples to train on, on the device, with labels where the model asks."""
+    x = jnp.asarray(dataset.train)
+    if not spec.num_classes:
+        return x
+    return vae_jax.Labelled(x, jnp.asarray(dataset.train_labels))
+
+
+def initial_state(
+    config: Config, spec: vae_jax.ModelSpec, dataset: data.Dataset
+) -> TrainState:
+    """The state before step 0, the output bias at the data's mean."""
+    init_key, noise_key, *_ = _keys(config)
+    mean = data.to_unit_interval(dataset.train.mean(axis=0), dataset.num_levels)
+    params = vae_jax.init(spec, init_key, x=mean[None])
+    if config.likelihood == "gaussian":
+        log_var = jnp.log(jnp.float32(config.variance))
+        params = params.replace(likelihood={"log_var": log_var})
+    return vae_jax.init_state(
+        params,
+        noise_key,
+        optimizer=optax.adam(config.learning_rate),
+        average=config.ema_decay is not None,
+    )
+
+
+def training_step(
+    state: TrainState,
+    batch: jax.Array | vae_jax.Labelled,
+    *,
+    config: Config,
+    dataset: data.Dataset,
+    steps_per_epoch: int,
+    settings: choices.Settings,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`train_step` as the flags have it.
+
+    Args:
+      state: the state before the step.
+      batch: examples of the data set.
+      config: the configuration, resolved.
+      dataset: what is trained on.
+      steps_per_epoch: for schedules.
+      settings: the numbers of `choices.settings`, of which each may be traced.
+      axis_name: name of the mapped axis of devices.
+
+    Returns:
+      The state after it, and its figures.
+    """
+    return vae_jax.train_step(
+        state,
+        batch,
+        objective=choices.objective(
+            config,
+            settings,
+            steps_per_epoch=steps_per_epoch,
+            dataset_size=len(dataset.train),
+        ),
+        optimizer=optax.adam(settings["learning_rate"]),
+        preprocess=partial(
+            _as_seen, binarization=config.binarization, num_levels=dataset.num_levels
+        ),
+        average_decay=config.ema_decay or 0.0,
+        axis_name=axis_name,
+    )
 
 
 def _keys(config: Config) -> tuple[jax.Array, ...]:
@@ -392,21 +454,21 @@ def run(config: Config) -> dict[str, Any]:
     original = data.load(config.dataset, data_dir=config.data_dir)
     config = resolve(config, original)
     spec = choices.model_spec(
-        config, original, num_classes=_num_classes(config, original)
+        config, original, num_classes=num_classes(config, original)
     )
-    _say(*original.notes, *_warnings(config, original))
+    say(*original.notes, *warnings(config, original))
     dataset = binarized(config, original)
     folder = Path(config.run_dir or run_folder.default_folder("mnist", config))
     with run_folder.locked(folder):
-        _say(*run_folder.claim(folder, config, data_digest(original)))
-        print(_headline(config, dataset, folder), flush=True)
+        say(*run_folder.claim(folder, config, data_digest(original)))
+        print(headline(config, dataset, folder), flush=True)
         training, state = training_run(config, spec, dataset, folder)
         trained = train(training, state, started=started)
         return _report(config, dataset, folder, trained, started)
 
 
-def _num_classes(config: Config, dataset: data.Dataset) -> int:
-    """Of a conditional model, 0 for another."""
+def num_classes(config: Config, dataset: data.Dataset) -> int:
+    """Classes of a conditional model, 0 for another."""
     if not config.conditional:
         return 0
     if dataset.train_labels is None:
@@ -473,12 +535,13 @@ def _report(
     return results
 
 
-def _say(*notes: str) -> None:
+def say(*notes: str) -> None:
+    """Tells the user, a line each."""
     for note in notes:
         print(f"NOTE: {note}", flush=True)
 
 
-def _warnings(config: Config, dataset: data.Dataset) -> list[str]:
+def warnings(config: Config, dataset: data.Dataset) -> list[str]:
     """What is allowed and often not meant."""
     grey = dataset.num_levels != 2
     if config.likelihood == "bernoulli" and config.binarization == "none" and grey:
@@ -491,7 +554,8 @@ def _warnings(config: Config, dataset: data.Dataset) -> list[str]:
     return []
 
 
-def _headline(config: Config, dataset: data.Dataset, folder: Path) -> str:
+def headline(config: Config, dataset: data.Dataset, folder: Path) -> str:
+    """What a run is about, in a line."""
     shape = "x".join(map(str, dataset.data_shape))
     return (
         f"{config.dataset}: {len(dataset.train)} examples to train, "

@@ -171,7 +171,7 @@ class Metrics:
         self._events: SummaryWriter | None = None
 
     def add(self, row: dict[str, Any]) -> None:
-        """Appends a row; figures that are numbers become TensorBoard scalars."""
+        """Appends a row; figures, and lists of them, become TensorBoard scalars."""
         row = _finite(row)
         self.rows.append(row)
         with open(self._path, "a") as file:
@@ -179,8 +179,12 @@ class Metrics:
         # Not before there is something to say: a writer leaves a file behind.
         self._events = self._events or self._open_events()
         for name, value in row.items():
+            tag = f"{name}/{row['split']}"
             if isinstance(value, float):
-                self._events.add_scalar(f"{name}/{row['split']}", value, row["step"])
+                self._events.add_scalar(tag, value, row["step"])
+            for model, one in enumerate(value if isinstance(value, list) else ()):
+                if one is not None:
+                    self._events.add_scalar(f"{tag}/{model}", one, row["step"])
 
     def flush(self) -> None:
         """Makes the rows survive a power cut, before a checkpoint counts on them."""
@@ -234,6 +238,8 @@ def _write(path: Path, text: str) -> None:
 def _finite(content: Any) -> Any:
     if isinstance(content, dict):
         return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
     if isinstance(content, float) and not math.isfinite(content):
         return None
     return content

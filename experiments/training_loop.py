@@ -29,7 +29,8 @@ SECONDS_PER_PIECE = 2.0
 CHECKPOINTS_TO_KEEP = 2
 
 History = dict[str, Array]
-Figures = dict[str, float]
+Figures = dict[str, float | list[float]]
+"""Of one model, or lists of many."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Run:
       train: `f(state, epoch, history, stop) -> (state, history)`, compiled.
       empty_history: `f() -> history` before the first step of an epoch.
       evaluate: `f(state) -> figures` of the test set.
+      num_models: models in the state; with several, histories and figures have one
+        entry for each, and the run goes on while one of them is finite.
     """
 
     folder: Path
@@ -57,6 +60,7 @@ class Run:
     train: Callable[..., tuple[TrainState, History]]
     empty_history: Callable[[], History]
     evaluate: Callable[[TrainState], Figures]
+    num_models: int = 1
 
     @property
     def num_steps(self) -> int:
@@ -164,10 +168,11 @@ def _pieces(
         state, history = run.train(state, order, history, stop)
         objective = np.asarray(history["objective"])
         seconds = time.perf_counter() - began
-        bad = np.flatnonzero(~np.isfinite(objective[position:stop]))
+        finite = np.isfinite(objective[position:stop].reshape(stop - position, -1))
+        bad = np.flatnonzero(~finite.any(axis=1))
         if bad.size:
             _fail_not_finite(run, epoch * run.num_steps + position + int(bad[0]))
-        num_images = sum(run.batch_sizes[position:stop])
+        num_images = run.num_models * sum(run.batch_sizes[position:stop])
         pace.measure(stop - position, seconds)
         yield Piece(state, history, stop - position, num_images, seconds)
         position = stop
@@ -207,8 +212,7 @@ def restore_newest(run: Run, state: TrainState) -> tuple[TrainState, History]:
 
 def _save(run: Run, state: TrainState, history: History, metrics: Metrics) -> None:
     """Saves a checkpoint; keeps the newest ones and the best."""
-    leaves = jax.tree.leaves(state.params)
-    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves):
+    if not finite_models(run, state).any():
         _fail_not_finite(run, int(state.step))
     metrics.flush()
     step = int(state.step)
@@ -222,6 +226,23 @@ def _save(run: Run, state: TrainState, history: History, metrics: Metrics) -> No
             checkpoint.remove(run.checkpoints / str(old))
 
 
+def finite_models(run: Run, state: TrainState) -> np.ndarray:
+    """Which models have finite parameters, `[M]`; of a single one `[1]`.
+
+    Args:
+      run: the run.
+      state: its state.
+
+    Returns:
+      Booleans.
+    """
+    finite = [
+        np.isfinite(np.asarray(leaf)).reshape(run.num_models, -1).all(axis=1)
+        for leaf in jax.tree.leaves(state.params)
+    ]
+    return np.all(finite, axis=0)
+
+
 def _update_best(run: Run, step: int, rows: list[dict]) -> int | None:
     """Names the checkpoint with the highest test ELBO in best.json."""
     path = run.checkpoints / "best.json"
@@ -229,7 +250,7 @@ def _update_best(run: Run, step: int, rows: list[dict]) -> int | None:
     candidates += [
         {"step": row["step"], "epoch": row["epoch"], "test_elbo": row["elbo"]}
         for row in rows[-1:]
-        if row["step"] == step and row["elbo"] is not None
+        if row["step"] == step and isinstance(row["elbo"], float)
     ]
     kept = checkpoint.steps(run.checkpoints)
     candidates = [entry for entry in candidates if entry["step"] in kept]
@@ -243,7 +264,9 @@ def _update_best(run: Run, step: int, rows: list[dict]) -> int | None:
 def _average(run: Run, history: History) -> Figures:
     """Means over the examples of an epoch."""
     return {
-        name: float(np.average(np.asarray(values, float), weights=run.batch_sizes))
+        name: np.average(
+            np.asarray(values, float), axis=0, weights=run.batch_sizes
+        ).tolist()
         for name, values in history.items()
     }
 
@@ -264,10 +287,20 @@ def _log_epoch(
         )
     if epoch % max(1, run.num_epochs // 10) == 0 or epoch == run.num_epochs:
         tqdm.write(
-            f"epoch {epoch}/{run.num_epochs}: ELBO {train['elbo']:.2f} train, "
-            f"{test['elbo']:.2f} test; KL {test['kl_divergence']:.2f} nats; "
+            f"epoch {epoch}/{run.num_epochs}: ELBO {_span(train['elbo'])} train, "
+            f"{_span(test['elbo'])} test; KL {_span(test['kl_divergence'])} nats; "
             f"{speed:,.0f} images/s"
         )
+
+
+def _span(figure: np.typing.ArrayLike, digits: int = 2) -> str:
+    """A figure, or the least and the greatest of many models."""
+    figure = np.asarray(figure, float)
+    finite = figure[np.isfinite(figure)]
+    if not finite.size:
+        return "nan"
+    ends = dict.fromkeys(f"{end:.{digits}f}" for end in (finite.min(), finite.max()))
+    return " to ".join(ends)
 
 
 def _fail_not_finite(run: Run, step: int) -> NoReturn:
@@ -318,8 +351,8 @@ def _show(bar: tqdm, piece: Piece) -> None:
     """Live figures: of the last step taken."""
     last = int(piece.state.step - 1) % len(piece.history["elbo"])
     bar.set_postfix(
-        ELBO=f"{float(piece.history['elbo'][last]):.1f}",
-        KL=f"{float(piece.history['kl_divergence'][last]):.1f}",
+        ELBO=_span(piece.history["elbo"][last], digits=1),
+        KL=_span(piece.history["kl_divergence"][last], digits=1),
         images_per_second=f"{piece.num_images / piece.seconds:,.0f}",
     )
     bar.update(piece.num_steps)

@@ -516,6 +516,7 @@ class RootOfWeight(Bernoulli):
         )
 
 
+@pytest.mark.slow
 def test_the_given_parameters_are_asked_as_they_are():
     spec = replace(SMALL, likelihood=RootOfWeight())
     params = jax.tree.map(jnp.asarray, random_params(spec))

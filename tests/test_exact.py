@@ -133,7 +133,7 @@ def ascend(params, data, beta):
     ("beta", "expected"),
     [
         pytest.param(0.5, 2, marks=pytest.mark.slow),
-        (1.0, 2),
+        pytest.param(1.0, 2, marks=pytest.mark.slow),
         (3.0, 1),
         pytest.param(9.0, 0, marks=pytest.mark.slow),
     ],

@@ -67,7 +67,11 @@ def covariance_of(posterior, b):
     return factor @ factor.T + np.diag(np.exp(np.float64(posterior.log_var[b])))
 
 
-@pytest.mark.parametrize("family", [FullGaussian(), LowRankGaussian(2)], ids=repr)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(FullGaussian(), marks=pytest.mark.slow), LowRankGaussian(2)],
+    ids=repr,
+)
 def test_correlated_posteriors_are_scipys(family, key, assert_mean):
     posterior = family.build({}, normal(2, family.num_outputs(3)))
     z, log_q = jax.jit(lambda: posterior.sample_and_log_prob(key, 5000))()
@@ -107,6 +111,7 @@ def test_a_turned_gaussian_is_as_far_from_the_standard_normal(key, assert_mean):
     assert_mean(samples, closed_form(posterior, StandardNormal(), {}))
 
 
+@pytest.mark.slow
 def test_a_mixture_with_correlations_is_scikit_learns(assert_mean):
     prior = MixtureOfGaussians(3, full_covariance=True)
     shapes = {"logits": (3,), "mean": (3, 2), "log_var": (3, 2), "below": (3, 1)}

@@ -122,6 +122,7 @@ def test_draws_every_file(case, tmp_path, drawn):
         assert all(panel.y1 <= titles[1].y0 for panel in panels)
 
 
+@pytest.mark.slow
 def test_equal_inputs_give_equal_files(tmp_path):
     case = small((1,), 1, likelihood=Gaussian()), 3, None, []
     first, second = draw(tmp_path / "1", *case), draw(tmp_path / "2", *case)
@@ -130,6 +131,7 @@ def test_equal_inputs_give_equal_files(tmp_path):
         assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_draws_a_model_that_diverged(tmp_path):
     def diverged(weights):
         bias = np.full(weights["output"]["bias"].shape, np.inf, np.float32)

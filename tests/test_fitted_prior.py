@@ -14,7 +14,7 @@ X = np.random.default_rng(0).uniform(size=(300, SPEC.data_dim)).astype("f")
 
 
 @pytest.mark.parametrize(
-    "full_covariance", [True, pytest.param(False, marks=pytest.mark.slow)]
+    "full_covariance", [pytest.param(True, marks=pytest.mark.slow), False]
 )
 def test_the_prior_is_the_mixture_that_scikit_learn_fits(full_covariance, key):
     params = jax.tree.map(jnp.asarray, random_params(SPEC))

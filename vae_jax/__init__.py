@@ -73,6 +73,7 @@ from vae_jax.penalties import (
     free_bits,
     maximum_mean_discrepancy,
     total_correlation,
+    warmup_schedule,
 )
 from vae_jax.posteriors import (
     DiagonalGaussian,
@@ -96,6 +97,13 @@ from vae_jax.priors import (
     register_kl,
 )
 from vae_jax.spec import ModelSpec, Params
+from vae_jax.sweep import (
+    empty_sweep_history,
+    jit_sweep,
+    select,
+    stack_states,
+    sweep_epoch,
+)
 from vae_jax.training import (
     Epoch,
     Labelled,
@@ -162,6 +170,7 @@ __all__ = [
     "elbo_objective",
     "elbo_terms",
     "empty_history",
+    "empty_sweep_history",
     "encode",
     "evaluate",
     "fit_mixture_prior",
@@ -175,6 +184,7 @@ __all__ = [
     "init_state",
     "interpolate",
     "jit_step",
+    "jit_sweep",
     "kl_per_unit",
     "load_run",
     "log_evidence",
@@ -189,12 +199,16 @@ __all__ = [
     "reparameterization",
     "reparameterize",
     "reverse_annealed_log_evidence",
+    "select",
     "shard_batch",
     "shard_epoch",
     "shard_map_step",
     "shuffled_epoch",
+    "stack_states",
+    "sweep_epoch",
     "total_correlation",
     "train_epoch",
     "train_step",
     "trainable",
+    "warmup_schedule",
 ]

@@ -89,20 +89,24 @@ def save(
     _flush(folder.parent)
 
 
-def restore(folder: str | Path, *, spec: ModelSpec | None = None) -> Params:
+def restore(
+    folder: str | Path, *, spec: ModelSpec | None = None, model: int | None = None
+) -> Params:
     """The parameters of a checkpoint: the average where one was kept.
 
     Args:
       folder: a checkpoint's folder, `.../<step>`.
       spec: the spec, where it cannot be rebuilt from its import paths (a class that
         was defined in a script or has moved).
+      model: number of the model, in the checkpoint of many (`vae_jax.sweep`).
 
     Returns:
       `Params` on the host's default device.
 
     Raises:
       CorruptCheckpoint: a file or an array is not what was written.
-      ValueError: the spec cannot be rebuilt, or does not fit the arrays.
+      ValueError: the spec cannot be rebuilt, or does not fit the arrays; the
+        checkpoint holds many models and `model` names none of them, or the reverse.
       FileNotFoundError: there is no such checkpoint.
 
     Example:
@@ -115,7 +119,31 @@ def restore(folder: str | Path, *, spec: ModelSpec | None = None) -> Params:
     averaged = any(name.startswith(f"{_STATE}.average.") for name in leaves)
     field = "average" if averaged else "params"
     like = jax.eval_shape(lambda key: init(spec, key), jax.random.key(0))
+    leaves = _of_model(leaves, f"{_STATE}.key", model)
     return _unflatten({_STATE: {field: like}}, leaves, dtypes=False)[_STATE][field]
+
+
+def _of_model(
+    leaves: dict[str, np.ndarray], key_name: str, model: int | None
+) -> dict[str, np.ndarray]:
+    """The leaves of one model; those of a single one are taken as they are."""
+    key = leaves.get(key_name)
+    # A key is two words or four, many keys are a matrix.
+    count = len(key) if key is not None and key.ndim == 2 else None
+    if count is None:
+        if model is not None:
+            raise ValueError(f"model is {model}, but the checkpoint holds a single one")
+        return leaves
+    if model is None or not 0 <= model < count:
+        raise ValueError(
+            f"the checkpoint holds {count} models: model must be one of 0 to "
+            f"{count - 1}, got {model}"
+        )
+    return {
+        name: leaf[model]
+        for name, leaf in leaves.items()
+        if name.startswith(f"{_STATE}.") and leaf.ndim
+    }
 
 
 def restore_state(folder: str | Path, like: PyTree, *, extra: PyTree = None) -> tuple:
@@ -202,7 +230,11 @@ def remove(folder: str | Path) -> None:
 
 
 def load_run(
-    folder: str | Path, *, step: int | None = None, spec: ModelSpec | None = None
+    folder: str | Path,
+    *,
+    step: int | None = None,
+    spec: ModelSpec | None = None,
+    model: int | None = None,
 ) -> Params:
     """Parameters of a trained run, for a script or a notebook.
 
@@ -211,6 +243,7 @@ def load_run(
       step: the checkpoint to take; the newest by default, whose figures stand in
         `results.json`.
       spec: as in `restore`.
+      model: as in `restore`: which of the many models of a sweep.
 
     Returns:
       `Params`.
@@ -231,7 +264,7 @@ def load_run(
     step = available[-1] if step is None else step
     if step not in available:
         raise ValueError(f"step must be one of {available}, got {step}")
-    return restore(checkpoints / str(step), spec=spec)
+    return restore(checkpoints / str(step), spec=spec, model=model)
 
 
 def _flatten(tree: PyTree) -> dict[str, np.ndarray]:

@@ -187,8 +187,33 @@ def maximum_mean_discrepancy(
     return penalty
 
 
+def warmup_schedule(peak: float | Array, *, num_steps: float | Array) -> optax.Schedule:
+    """Beta that rises linearly from 0 and stays (Bowman et al. 2016 rise it too).
+
+    peak min(1, step / num_steps). What `optax.linear_schedule` does, and both numbers
+    may be traced, so that `vmap` can sweep them.
+
+    Args:
+      peak: the value that it reaches.
+      num_steps: steps of the rise; 0 for none.
+
+    Returns:
+      An optax schedule, a function of the step.
+
+    Example:
+      >>> from vae_jax import warmup_schedule
+      >>> beta = warmup_schedule(2.0, num_steps=100)
+      >>> print(*(float(beta(step)) for step in (0, 50, 100, 150)))
+      0.0 1.0 2.0 2.0
+    """
+    # A rise of no steps is over at step 0, without 0 / 0.
+    return lambda step: (
+        peak * jnp.where(step < num_steps, step / jnp.maximum(num_steps, 1), 1.0)
+    )
+
+
 def cyclic_schedule(
-    peak: float, *, period: int, rising_share: float = 0.5
+    peak: float | Array, *, period: int, rising_share: float = 0.5
 ) -> optax.Schedule:
     """Beta that rises from 0 to its peak, stays, and starts again (Fu et al. 2019).
 

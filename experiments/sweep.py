@@ -1,0 +1,469 @@
+"""Train many models at once: settings and seeds, in one compiled program.
+
+    python -m experiments.sweep --beta 0.1 0.3 1 3 10 --num_seeds 8
+
+trains 40 variational autoencoders, the product of all values given and all seeds, each
+equal to its own run of experiments.mnist up to rounding. It ends in the table of the
+best settings and the rate-distortion curve, means and standard errors over seeds. The
+same command on the same folder goes on where it stopped;
+`vae_jax.load_run(folder, model=3)` is one of the models.
+"""
+
+import dataclasses
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import vae_jax
+from experiments import choices, mnist, run_folder, sweep_report
+from experiments.command_line import execute, parse
+from experiments.evaluation_report import elbo_figures, importance_weighted_figures
+from experiments.training_loop import Run, Trained, finite_models, train
+from vae_jax import data
+from vae_jax.training import TrainState
+from vae_jax.types import Array
+
+# Of the memory that is free, what the program may take.
+MEMORY_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Config(mnist.Config):
+    """Train a model for every combination of settings and every seed, all at once.
+
+    The flags are those of experiments.mnist; these take several values.
+    """
+
+    beta: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    """Weights of the KL term in training; evaluation is always at 1."""
+    learning_rate: tuple[float, ...] = (1e-3,)
+    """Of Adam."""
+    beta_warmup_epochs: tuple[float, ...] = (0.0,)
+    """Epochs over which beta rises linearly from 0."""
+    free_bits: tuple[float, ...] = (0.0,)
+    """KL in nats that is not charged for in training, of each latent unit."""
+    capacity: tuple[float, ...] = ()
+    """Targets of the KL in nats; none by default."""
+    variance: tuple[float, ...] = (1.0,)
+    """Variances of a pixel of --likelihood=gaussian."""
+    elbo_share: tuple[float, ...] = (0.5,)
+    """Shares of the ELBO in --objective=ciwae."""
+    tc_weight: tuple[float, ...] = (6.0,)
+    """Weights of the total correlation in --objective=beta_tc."""
+    mmd_weight: tuple[float, ...] = (100.0,)
+    """Weights of the squared MMD in --objective=mmd."""
+    num_seeds: int = 1
+    """Seeds of each setting, from --seed on: weights, noise and order of the data."""
+    num_devices: int = 1
+    """Devices to share the models."""
+    evaluation_samples: int = 0
+    """Importance samples an image for log p(x) at the end; 0 leaves it out."""
+    models_at_once: int | None = None
+    """Models in one program; by default all for which there is memory."""
+
+
+SWEPT = (*choices.SETTINGS, "variance")
+
+
+def grid(config: Config) -> list[mnist.Config]:
+    """The run of experiments.mnist that each model is, in the order of the models.
+
+    Args:
+      config: the configuration of the sweep.
+
+    Returns:
+      One configuration for each combination of values, seeds changing fastest.
+
+    Raises:
+      ValueError: a flag without values.
+    """
+    values = {name: getattr(config, name) for name in SWEPT}
+    values["capacity"] = config.capacity or (None,)
+    for name, given in values.items():
+        if not given:
+            raise ValueError(f"--{name} must have one value or more, got none")
+        if len(set(given)) < len(given):
+            raise ValueError(f"--{name} must name each value once, got {given}")
+    common = {
+        field.name: getattr(config, field.name)
+        for field in fields(mnist.Config)
+        if field.name not in SWEPT
+    } | {"num_devices": 1}
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    return [
+        mnist.Config(**common | dict(zip(values, chosen, strict=True)) | {"seed": seed})
+        for chosen in itertools.product(*values.values())
+        for seed in seeds
+    ]
+
+
+def check(config: Config) -> None:
+    """Refuses values that no sweep can have, before anything is written.
+
+    Args:
+      config: the configuration.
+
+    Raises:
+      ValueError: names the flag, its value and what was expected.
+    """
+    for name in ("num_seeds", "num_devices", "models_at_once"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if config.num_devices > jax.local_device_count():
+        raise ValueError(
+            f"--num_devices is {config.num_devices}, but there are "
+            f"{jax.local_device_count()} ({jax.devices()[0].platform})"
+        )
+    if config.binarization == "fixed" and config.num_seeds > 1:
+        raise ValueError(
+            "--binarization=fixed draws another data set for each seed, and the models "
+            "of a sweep share theirs: --num_seeds must be 1"
+        )
+    for single in grid(config):
+        mnist.check(single)
+
+
+class Chunks(NamedTuple):
+    """How the models are shared out among programs that run in turn.
+
+    Attributes:
+      indices: models of each turn, `[C, K]`; the last turn repeats the last model
+        until it is as long as the others.
+      reason: a sentence for the user.
+    """
+
+    indices: np.ndarray
+    reason: str
+
+    @classmethod
+    def of(
+        cls, num_models: int, *, at_once: int, num_devices: int, reason: str
+    ) -> "Chunks":
+        """As few turns as `at_once` allows, all of one length."""
+        turns = math.ceil(num_models / at_once)
+        length = math.ceil(num_models / turns / num_devices) * num_devices
+        indices = np.minimum(np.arange(turns * length), num_models - 1)
+        return cls(indices.reshape(turns, length), reason)
+
+
+Program = Callable[..., tuple[TrainState, dict[str, Array]]]
+
+
+def compile_chunks(
+    compiled: Callable[[np.ndarray], Any], config: Config, num_models: int
+) -> tuple[Chunks, Any]:
+    """Compiles the program of as many models at once as there is memory for.
+
+    Args:
+      compiled: `f(indices)`, the compiled program of these models.
+      config: the configuration.
+      num_models: M.
+
+    Returns:
+      How the models are shared out, and the program.
+    """
+    free, at_once = free_bytes(), config.models_at_once or num_models
+    asked = config.models_at_once is not None
+    reason = "as --models_at_once asks" if asked else "all of them"
+    while True:
+        chunks = Chunks.of(
+            num_models, at_once=at_once, num_devices=config.num_devices, reason=reason
+        )
+        program = compiled(chunks.indices[0])
+        needed, size = program_bytes(program), chunks.indices.shape[1]
+        fits = needed <= MEMORY_SHARE * free
+        if asked or fits or size == config.num_devices:
+            told = f"{size} at once: {reason}"
+            return chunks._replace(
+                reason=f"{told}; they take {needed / 1e9:.2f} of {free / 1e9:.1f} GB "
+                "that are free"
+            ), program
+        at_once = math.ceil(size / 2)
+        reason = f"{size} would need {needed / 1e9:.2f} GB of memory"
+
+
+def program_bytes(program: Any) -> int:
+    """What a compiled program holds on a device while it runs."""
+    memory = program.memory_analysis()
+    return (
+        memory.temp_size_in_bytes
+        + memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+def free_bytes() -> int:
+    """Memory that is free where the models will be: the accelerator's or the host's."""
+    statistics = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return statistics["bytes_limit"] - statistics["bytes_in_use"]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def sweep_run(
+    config: Config,
+    models: Sequence[mnist.Config],
+    spec: vae_jax.ModelSpec,
+    dataset: data.Dataset,
+    folder: Path,
+) -> tuple[Run, TrainState, Chunks]:
+    """What the loop needs: the compiled functions and the state before step 0.
+
+    Args:
+      config: the configuration of the sweep.
+      models: one for each model, resolved.
+      spec: of all models.
+      dataset: binarized as the configuration says.
+      folder: the sweep's folder.
+
+    Returns:
+      The run, its initial state, and how the models are shared out.
+    """
+    # What any model asks for is in the program; the others have it at 0.
+    structure = dataclasses.replace(
+        models[0],
+        **{name: max(getattr(model, name) or 0 for model in models) for name in RISING},
+    )
+    orders = [mnist.data_order(model, len(dataset.train)) for model in models]
+    batch_sizes = jax.eval_shape(orders[0], 0).batch_sizes
+    settings = jax.tree.map(
+        lambda *values: jnp.array(values, jnp.float32),
+        *map(choices.settings, models),
+    )
+
+    def step(state, batch, setting):
+        return mnist.training_step(
+            state,
+            batch,
+            config=structure,
+            dataset=dataset,
+            steps_per_epoch=len(batch_sizes),
+            settings=setting,
+        )
+
+    def epoch(number: int) -> vae_jax.Epoch:
+        return jax.tree.map(
+            lambda *leaves: jnp.stack(leaves), *(order(number) for order in orders)
+        )
+
+    train_data = mnist.training_data(spec, dataset)
+    test_data = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
+    state = vae_jax.stack_states(
+        [mnist.initial_state(model, spec, dataset) for model in models]
+    )
+    history = vae_jax.empty_sweep_history(step, state, epoch(0), train_data, settings)
+    devices = jax.local_devices()[: config.num_devices]
+    jitted = vae_jax.jit_sweep(step, devices=devices)
+
+    def arguments(indices, state, order, history, stop):
+        return (
+            # A donated state must not take the step of the next turn with it.
+            dataclasses.replace(
+                vae_jax.select(state, indices), step=jnp.copy(state.step)
+            ),
+            vae_jax.select(order, indices),
+            train_data,
+            {name: values[:, indices] for name, values in history.items()},
+            jnp.int32(stop),
+            vae_jax.select(settings, indices),
+        )
+
+    def compiled(indices: np.ndarray):
+        return jitted.lower(*arguments(indices, state, epoch(0), history, 0)).compile()
+
+    chunks, program = compile_chunks(compiled, config, len(models))
+
+    def train_all(state, order, history, stop):
+        parts = []
+        for indices in chunks.indices:
+            given = arguments(indices, state, order, history, stop)
+            parts.append(program(*jax.device_put(given, program.input_shardings[0])))
+        return _merged(parts, len(models))
+
+    run = Run(
+        folder=folder,
+        spec=spec,
+        num_epochs=structure.epochs,
+        batch_sizes=batch_sizes,
+        checkpoint_every=structure.checkpoint_every,
+        epoch=epoch,
+        train=train_all,
+        empty_history=lambda: jax.tree.map(jnp.copy, history),
+        evaluate=lambda state: in_turn(
+            lambda params: elbo_figures(params, test_data, dataset.test_labels), state
+        ),
+        num_models=len(models),
+    )
+    return run, state, chunks
+
+
+# Flags for which 0, in a program that has the term, is the same as its absence.
+RISING = ("beta_warmup_epochs", "free_bits")
+
+
+def _merged(parts: Sequence[tuple[TrainState, dict]], num_models: int) -> tuple:
+    """States and histories of the turns as those of all models."""
+    states, histories = zip(*parts, strict=True)
+    whole = partial(jnp.concatenate, axis=0)
+    joined = jax.tree.map(
+        lambda *leaves: whole(leaves)[:num_models] if leaves[0].ndim else leaves[0],
+        *states,
+    )
+    history = {
+        name: jnp.concatenate([part[name] for part in histories], 1)[:, :num_models]
+        for name in histories[0]
+    }
+    return joined, history
+
+
+def in_turn(
+    figures: Callable[[vae_jax.Params], dict[str, Any]], state: TrainState
+) -> dict[str, list]:
+    """Figures of every model, one after the other, on one device.
+
+    Args:
+      figures: of one model's parameters.
+      state: of many.
+
+    Returns:
+      A list for each figure.
+    """
+    params, device = state.evaluation_params, jax.local_devices()[0]
+    found = [
+        figures(jax.device_put(vae_jax.select(params, index), device))
+        for index in range(len(jax.tree.leaves(params)[0]))
+    ]
+    return {name: [one[name] for one in found] for name in found[0]}
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Trains, evaluates, draws; goes on where the sweep's folder stands.
+
+    Args:
+      config: the configuration.
+
+    Returns:
+      The figures of results.json.
+
+    Raises:
+      ValueError: bad input.
+      CommandFailed: no model is finite any more.
+      Interrupted: a signal came; the state is saved.
+    """
+    started = time.perf_counter()
+    check(config)
+    original = data.load(config.dataset, data_dir=config.data_dir)
+    models = [mnist.resolve(single, original) for single in grid(config)]
+    config = dataclasses.replace(
+        config,
+        **{
+            name: getattr(models[0], name)
+            for name in ("dataset", "epochs", "binarization", "checkpoint_every")
+        },
+    )
+    spec = choices.model_spec(
+        config, original, num_classes=mnist.num_classes(models[0], original)
+    )
+    mnist.say(*original.notes, *mnist.warnings(models[0], original))
+    dataset = mnist.binarized(models[0], original)
+    folder = Path(config.run_dir or run_folder.default_folder("sweep", config))
+    with run_folder.locked(folder):
+        mnist.say(*run_folder.claim(folder, config, mnist.data_digest(original)))
+        print(mnist.headline(models[0], dataset, folder), flush=True)
+        training, state, chunks = sweep_run(config, models, spec, dataset, folder)
+        print(f"{len(models)} models, {chunks.reason}", flush=True)
+        trained = train(training, state, started=started)
+        results = _results(config, models, training, trained, dataset)
+        results["models_at_once"] = chunks.indices.shape[1]
+        results["seconds"] = time.perf_counter() - started
+        run_folder.write_json(folder / "results.json", results)
+        sweep_report.draw_all(folder / "figures", results, trained.rows)
+        print(sweep_report.table(results, folder))
+        return results
+
+
+def _results(
+    config: Config,
+    models: Sequence[mnist.Config],
+    training: Run,
+    trained: Trained,
+    dataset: data.Dataset,
+) -> dict[str, Any]:
+    """Figures of every model, and of every setting over its seeds."""
+    x = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
+    active_units = jax.jit(vae_jax.active_units)
+
+    def figures(params: vae_jax.Params) -> dict[str, Any]:
+        found = elbo_figures(params, x, dataset.test_labels)
+        found |= importance_weighted_figures(
+            params, x, dataset.test_labels, num_samples=config.evaluation_samples
+        )
+        given = choices.labels_of(params, dataset.test_labels)
+        active = active_units(params, x, **given).count
+        return {
+            "test_elbo": found["elbo"],
+            "rate": found["kl_divergence"],
+            "distortion": -found["log_likelihood"],
+            "active_units": int(active),
+            "log_evidence": found["importance_weighted_log_likelihood"],
+        }
+
+    found = in_turn(figures, trained.state)
+    finite = finite_models(training, trained.state)
+    rows = [
+        {name: getattr(model, name) for name in (*swept(config), "seed")}
+        | {"finite": bool(finite[index])}
+        | {name: values[index] for name, values in found.items()}
+        for index, model in enumerate(models)
+    ]
+    return {
+        "dataset": config.dataset,
+        "binarization": models[0].binarization,
+        "swept": swept(config),
+        "models": rows,
+        "not_finite": sweep_report.not_finite(rows, trained.rows),
+        "settings": sweep_report.over_seeds(rows, swept(config)),
+        "images_per_second": trained.images_per_second,
+        "seconds_to_first_step": trained.seconds_to_first_step,
+        "epochs": models[0].epochs,
+        "step": int(trained.state.step),
+        "jax_version": jax.__version__,
+        "device": f"{config.num_devices} x {jax.devices()[0].device_kind}",
+    }
+
+
+def swept(config: Config) -> list[str]:
+    """The flags that have several values; beta where none has."""
+    names = [name for name in SWEPT if len(getattr(config, name)) > 1]
+    return names or ["beta"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command.
+
+    Args:
+      argv: its arguments; those of the process where None.
+    """
+    config = parse(Config, argv, command="python -m experiments.sweep")
+    execute(lambda: run(config))
+
+
+if __name__ == "__main__":
+    main()

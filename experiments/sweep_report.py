@@ -1,0 +1,237 @@
+"""What `experiments.sweep` makes of its models: a table, and two figures."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+MEASURES = ("test_elbo", "rate", "distortion", "active_units", "log_evidence")
+ROWS_SHOWN = 20
+Row = dict[str, Any]
+
+
+def over_seeds(rows: Sequence[Row], swept: Sequence[str]) -> list[Row]:
+    """Means and standard errors of each setting over its finite models.
+
+    Args:
+      rows: one for each model, its settings and its measures.
+      swept: names of the settings.
+
+    Returns:
+      One row for each setting, in the order of the models; a measure is a mapping of
+      `mean` and `standard_error`, each None where it is undefined.
+    """
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in swept), []).append(row)
+    return [
+        dict(zip(swept, chosen, strict=True))
+        | {"num_models": len(group), "num_finite": sum(row["finite"] for row in group)}
+        | {name: _mean(group, name) for name in MEASURES}
+        for chosen, group in groups.items()
+    ]
+
+
+def _mean(group: Sequence[Row], name: str) -> dict[str, float | None]:
+    values = [row[name] for row in group if row["finite"] and row[name] is not None]
+    if not values:
+        return {"mean": None, "standard_error": None}
+    several = len(values) > 1
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if several else None
+    return {"mean": float(np.mean(values)), "standard_error": error}
+
+
+def not_finite(rows: Sequence[Row], metrics: Sequence[Row]) -> list[dict[str, int]]:
+    """The models that are not finite, and the epoch in which they ceased to be.
+
+    Args:
+      rows: one for each model.
+      metrics: the rows of metrics.jsonl.
+
+    Returns:
+      `model` and `epoch` of each.
+    """
+    found = []
+    for model, row in enumerate(rows):
+        bad = [
+            line["epoch"]
+            for line in metrics
+            if line["split"] == "train" and line["elbo"][model] is None
+        ]
+        if bad or not row["finite"]:
+            found.append({"model": model, "epoch": min(bad) if bad else None})
+    return found
+
+
+def table(results: dict[str, Any], folder: os.PathLike) -> str:
+    """The settings, best first, for a screen.
+
+    Args:
+      results: what results.json holds.
+      folder: the sweep's folder.
+
+    Returns:
+      Lines of text.
+    """
+    swept = results["swept"]
+    ranked = sorted(results["settings"], key=_rank, reverse=True)
+    measures = [
+        name
+        for name in MEASURES
+        if any(row[name]["mean"] is not None for row in ranked)
+    ]
+    lines = [
+        "".join(f"{name:>20}" for name in swept)
+        + "".join(f"{name.replace('_', ' '):>20}" for name in measures)
+    ]
+    for row in ranked[:ROWS_SHOWN]:
+        cells = [f"{row[name]:g}" for name in swept]
+        cells += [_measured(row[name]) for name in measures]
+        lines.append("".join(f"{cell:>20}" for cell in cells))
+    if len(ranked) > ROWS_SHOWN:
+        lines.append(f"... {len(ranked) - ROWS_SHOWN} more in results.json")
+    best = best_model(results["models"])
+    if best is not None:
+        lines.append(
+            f"best test ELBO: model {best}, {describe(results['models'][best], swept)}"
+        )
+    for bad in results["not_finite"]:
+        model = results["models"][bad["model"]]
+        lines.append(
+            f"WARNING: model {bad['model']}, {describe(model, swept)}, is not finite "
+            f"since epoch {bad['epoch']}"
+        )
+    speed = results["images_per_second"]
+    if speed is not None:
+        lines.append(f"{speed:,.0f} images/s over all {len(results['models'])} models")
+    return "\n".join([*lines, f"files: {folder}"])
+
+
+def best_model(models: Sequence[Row]) -> int | None:
+    """Number of the model with the highest test ELBO; None where none is finite."""
+    finite = [number for number, model in enumerate(models) if model["finite"]]
+    return max(finite, key=lambda number: models[number]["test_elbo"], default=None)
+
+
+def describe(model: Row, swept: Sequence[str]) -> str:
+    """What sets a model apart: `beta 0.3, seed 2`."""
+    return ", ".join(f"{name} {model[name]:g}" for name in (*swept, "seed"))
+
+
+def _rank(row: Row) -> float:
+    mean = row["test_elbo"]["mean"]
+    return -math.inf if mean is None else mean
+
+
+def _measured(figure: dict[str, float | None]) -> str:
+    if figure["mean"] is None:
+        return "-"
+    error = figure["standard_error"]
+    return f"{figure['mean']:.2f}" + (f" +- {error:.2f}" if error is not None else "")
+
+
+def draw_all(folder: Path, results: dict[str, Any], metrics: Sequence[Row]) -> None:
+    """Draws the figures of a sweep into `folder`, made if absent.
+
+    Args:
+      folder: where to.
+      results: what results.json holds.
+      metrics: the rows of metrics.jsonl.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {
+        "rate_distortion": draw_rate_distortion(results),
+        "training_curves": draw_training_curves(results, metrics),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png")
+
+
+def draw_rate_distortion(results: dict[str, Any]) -> Figure:
+    """Distortion against rate, a point for each setting, bars over its seeds."""
+    rows = [row for row in results["settings"] if row["rate"]["mean"] is not None]
+    figure = Figure((8, 6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for row, color in zip(rows, _colors(len(rows)), strict=True):
+        axes.errorbar(
+            row["rate"]["mean"],
+            row["distortion"]["mean"],
+            xerr=row["rate"]["standard_error"],
+            yerr=row["distortion"]["standard_error"],
+            fmt="o",
+            color=color,
+            capsize=3,
+            label=_label(row, results["swept"]),
+        )
+    _draw_equal_elbo(axes)
+    seeds = max((row["num_models"] for row in rows), default=0)
+    axes.set(
+        title=f"{results['dataset']}: rate and distortion of the test set\n"
+        f"(mean and standard error over {seeds} seeds; grey: equal ELBO)",
+        xlabel="rate KL(q(z|x) || p(z)), nats per example",
+        ylabel="distortion -E log p(x|z), nats per example",
+    )
+    _add_legend(axes, len(rows))
+    return figure
+
+
+def _draw_equal_elbo(axes) -> None:
+    """Lines on which rate and distortion have one sum."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    for total in np.linspace(left + low, right + high, 9)[1:-1]:
+        axes.plot([left, right], [total - left, total - right], color="0.85", zorder=0)
+    axes.set(xlim=(left, right), ylim=(low, high))
+
+
+def draw_training_curves(results: dict[str, Any], metrics: Sequence[Row]) -> Figure:
+    """The test ELBO of every model against the epoch, a colour for each setting."""
+    figure = Figure((8, 6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    rows, swept = results["settings"], results["swept"]
+    numbers = {_label(row, swept): number for number, row in enumerate(rows)}
+    colors, named = _colors(len(rows)), set()
+    test = [row for row in metrics if row["split"] == "test"]
+    epochs = [row["epoch"] for row in test]
+    for number, model in enumerate(results["models"]):
+        label = _label(model, swept)
+        values = np.array([row["elbo"][number] for row in test], float)
+        axes.plot(
+            epochs,
+            values,
+            color=colors[numbers[label]],
+            label=None if label in named else label,
+            linewidth=1,
+            marker="." if len(epochs) < 3 else None,
+        )
+        named.add(label)
+    axes.set(
+        title=f"{results['dataset']}: test ELBO of {len(results['models'])} models",
+        xlabel="epoch",
+        ylabel="ELBO at beta 1, nats per example",
+    )
+    late = np.array([row["elbo"] for row in test[len(test) // 10 :]], float)
+    late = late[np.isfinite(late)]
+    if late.size and np.ptp(late) > 0:
+        margin = 0.05 * np.ptp(late)
+        axes.set_ylim(late.min() - margin, late.max() + margin)
+    _add_legend(axes, len(rows))
+    return figure
+
+
+def _label(row: Row, swept: Sequence[str]) -> str:
+    return ", ".join(f"{name} {row[name]:g}" for name in swept)
+
+
+def _colors(count: int) -> np.ndarray:
+    return colormaps["viridis"](np.linspace(0, 0.95, max(count, 1)))[:count]
+
+
+def _add_legend(axes, count: int) -> None:
+    """Beside the axes; none where it would hide them."""
+    if 0 < count <= ROWS_SHOWN:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")

@@ -1,0 +1,281 @@
+"""Many models trained in one compiled program: `vmap` over the models of a state.
+
+M models of one spec, which differ in weights, noise, order of the data and any
+real-valued setting, are one `TrainState` whose leaves lead with an axis `[M]`; only
+`step` is shared. Nothing of a model enters another: each is the model that trains
+alone, up to rounding, and one that turns non-finite stays alone with it.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from vae_jax.training import Epoch, Metrics, TrainState, train_epoch
+from vae_jax.types import Array, PyTree
+
+AXIS = "model"
+SweepStep = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]
+
+
+def stack_states(states: Sequence[TrainState]) -> TrainState:
+    """One state of M models out of M states.
+
+    Args:
+      states: states of one spec at one step.
+
+    Returns:
+      A state whose leaves lead with `[M]`, `step` excepted.
+
+    Raises:
+      ValueError: no states, or states of several specs, structures or steps.
+
+    Example:
+      >>> import jax, optax
+      >>> from vae_jax import ModelSpec, init, init_state, select, stack_states
+      >>> adam, spec = optax.adam(1e-3), ModelSpec(latent_dim=2)
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> states = [init_state(init(spec, key), key, optimizer=adam) for key in keys]
+      >>> sweep = stack_states(states)
+      >>> sweep.params.decoder["output"]["bias"].shape
+      (3, 784)
+      >>> select(sweep.params, 1).decoder["output"]["bias"].shape
+      (784,)
+    """
+    if not states:
+        raise ValueError("states must hold at least one state, got none")
+    structures = {jax.tree.structure(state) for state in states}
+    if len(structures) > 1:
+        raise ValueError(
+            f"states must be of one spec and one optimizer, got {len(structures)} "
+            "structures"
+        )
+    steps = sorted({int(state.step) for state in states})
+    if len(steps) > 1:
+        raise ValueError(f"states must stand at one step, got {steps}")
+    return jax.tree.map(_stack_unless_step, _axes(states[0]), *states)
+
+
+def _axes(state: TrainState) -> TrainState:
+    """The state with True where a leaf has an axis of models."""
+    everywhere = jax.tree.map(lambda leaf: True, state)
+    return TrainState(
+        everywhere.params,
+        everywhere.opt_state,
+        False,
+        everywhere.key,
+        everywhere.average,
+    )
+
+
+def _stack_unless_step(is_of_model: bool, *leaves: Array) -> Array:
+    return jnp.stack(leaves) if is_of_model else leaves[0]
+
+
+def select(sweep: PyTree, index: int | Array) -> PyTree:
+    """One model out of many, for use wherever a single one is used.
+
+    Args:
+      sweep: a `TrainState` of M models, or `Params` (or any pytree) whose leaves all
+        lead with `[M]`.
+      index: the model's number, or indices or a slice of several.
+
+    Returns:
+      The same structure; `[M]` is gone, or as long as the indices.
+
+    Raises:
+      IndexError: there is no such model.
+
+    Example:
+      See `stack_states`.
+    """
+    count = num_models(sweep)
+    if isinstance(index, int) and not -count <= index < count:
+        raise IndexError(f"index must be a model of {count}, got {index}")
+    if isinstance(sweep, TrainState):
+        return jax.tree.map(
+            lambda is_of_model, leaf: leaf[index] if is_of_model else leaf,
+            _axes(sweep),
+            sweep,
+        )
+    return jax.tree.map(lambda leaf: leaf[index], sweep)
+
+
+def num_models(sweep: PyTree) -> int:
+    """M, the number of models in a `TrainState`, `Params` or pytree of many.
+
+    Args:
+      sweep: as for `select`.
+
+    Returns:
+      The length of the leading axis.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.sweep import num_models
+      >>> num_models({"beta": jnp.array([0.1, 1.0, 10.0])})
+      3
+    """
+    params = sweep.params if isinstance(sweep, TrainState) else sweep
+    return jax.tree.leaves(params)[0].shape[0]
+
+
+def sweep_epoch(
+    states: TrainState,
+    epochs: Epoch,
+    data: PyTree,
+    history: Metrics,
+    stop: int | Array,
+    settings: PyTree,
+    *,
+    step: SweepStep,
+) -> tuple[TrainState, Metrics]:
+    """`train_epoch` of many models at once; compile it with `jit_sweep`.
+
+    Args:
+      states: a state of M models (`stack_states`).
+      epochs: the order of the examples for each model, `[M, T, B]` and `[M, R]`.
+      data: the data set, `[n, ...]`, which all models share.
+      history: figures of the steps so far, `[T, M]` (`empty_sweep_history`).
+      stop: step of the epoch to stop before.
+      settings: what a model differs in besides its state: a pytree of `[M, ...]`.
+      step: `f(state, batch, setting) -> (state, metrics)`, a `train_step` whose
+        objective and optimizer are made of one model's setting.
+
+    Returns:
+      The state, and the history with the figures of the steps taken.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, vae_jax
+      >>> def step(state, batch, setting):
+      ...     objective = vae_jax.elbo_objective(beta=setting["beta"])
+      ...     adam = optax.adam(setting["learning_rate"])
+      ...     return vae_jax.train_step(
+      ...         state, batch, objective=objective, optimizer=adam
+      ...     )
+      >>> settings = {
+      ...     "beta": jnp.array([0.5, 1.0, 4.0]),
+      ...     "learning_rate": jnp.array([1e-3, 1e-3, 3e-4]),
+      ... }
+      >>> spec = vae_jax.ModelSpec(latent_dim=2)
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> states = vae_jax.stack_states([
+      ...     vae_jax.init_state(
+      ...         vae_jax.init(spec, key), key, optimizer=optax.adam(1e-3)
+      ...     )
+      ...     for key in keys
+      ... ])
+      >>> def epoch_of(key):
+      ...     return vae_jax.shuffled_epoch(key, 0, num_examples=10, batch_size=4)
+      >>> epochs, data = jax.vmap(epoch_of)(keys), jnp.zeros((10, 784))
+      >>> history = vae_jax.empty_sweep_history(step, states, epochs, data, settings)
+      >>> run = vae_jax.jit_sweep(step)
+      >>> states, history = run(states, epochs, data, history, 3, settings)
+      >>> history["elbo"].shape
+      (3, 3)
+    """
+
+    def one(state, epoch, history, setting):
+        return train_epoch(
+            state,
+            epoch,
+            data,
+            history,
+            stop,
+            step=lambda state, batch: step(state, batch, setting),
+        )
+
+    # The step is not mapped: where an epoch begins and ends is one question for all,
+    # and the loop stays a loop, without a choice between states at every step.
+    axes = TrainState(params=0, opt_state=0, step=None, key=0, average=0)
+    mapped = jax.vmap(one, in_axes=(axes, 0, 1, 0), out_axes=(axes, 1))
+    return mapped(states, epochs, history, settings)
+
+
+def empty_sweep_history(
+    step: SweepStep,
+    states: TrainState,
+    epochs: Epoch,
+    data: PyTree,
+    settings: PyTree,
+) -> Metrics:
+    """Room for the figures of an epoch's steps, nan where no step was taken yet.
+
+    Args:
+      step: as for `sweep_epoch`, and so are the others.
+      states: a state of M models.
+      epochs: any epoch of each.
+      data: the data set, `[n, ...]`.
+      settings: a pytree of `[M, ...]`.
+
+    Returns:
+      `[T, M]` for each figure that the step gives.
+
+    Example:
+      See `sweep_epoch`.
+    """
+    first = jax.tree.map(lambda leaf: leaf[:1], data)
+    shapes = jax.eval_shape(
+        lambda: step(select(states, 0), first, select(settings, 0))[1]
+    )
+    shape = (len(epochs.batch_sizes), num_models(states))
+    return {
+        name: jnp.full(shape, jnp.nan, figure.dtype) for name, figure in shapes.items()
+    }
+
+
+def jit_sweep(
+    step: SweepStep, *, devices: Sequence[jax.Device] | None = None
+) -> Callable[..., Any]:
+    """Compiles `sweep_epoch`, the models shared out among devices; states are donated.
+
+    A device trains its models without a word to the others.
+
+    Args:
+      step: as for `sweep_epoch`.
+      devices: N devices; JAX's default device alone where None.
+
+    Returns:
+      `f(states, epochs, data, history, stop, settings)`, a jitted function.
+
+    Raises:
+      ValueError: when it is called, N does not divide M.
+
+    Example:
+      See `sweep_epoch`.
+    """
+    run = partial(sweep_epoch, step=step)
+    if devices is not None and len(devices) > 1:
+        run = _on_devices(run, devices)
+    return jax.jit(run, donate_argnums=0)
+
+
+def _on_devices(
+    run: Callable[..., Any], devices: Sequence[jax.Device]
+) -> Callable[..., Any]:
+    """`run` with a share of the models on each device."""
+    own, all_of_it, steps_first = P(AXIS), P(), P(None, AXIS)
+    states = TrainState(params=own, opt_state=own, step=P(), key=own, average=own)
+    mapped = jax.shard_map(
+        run,
+        mesh=jax.make_mesh(
+            (len(devices),), (AXIS,), devices=devices, axis_types=(AxisType.Auto,)
+        ),
+        in_specs=(states, own, all_of_it, steps_first, all_of_it, own),
+        out_specs=(states, steps_first),
+        check_vma=False,
+    )
+
+    def checked(states: TrainState, *arguments: PyTree):
+        if num_models(states) % len(devices):
+            raise ValueError(
+                f"{num_models(states)} models do not divide among {len(devices)} "
+                "devices"
+            )
+        return mapped(states, *arguments)
+
+    return checked

@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 import vae_jax
-from experiments import choices, figures, run_folder
+from experiments import choices, figures, processes, run_folder
 from experiments.command_line import execute, parse
 from experiments.evaluation_report import (
     elbo_figures,
@@ -148,7 +148,7 @@ evaluated."""
     seed: int = 0
     """Of weights, noise and order of the data."""
     num_devices: int = 1
-    """Devices to share each batch."""
+    """Devices to share each batch; several processes always use all they have."""
     run_dir: str | None = None
     """The run's folder; by default runs/mnist/<data set>-<digest of the flags>."""
     overwrite: bool = False
@@ -158,6 +158,15 @@ evaluated."""
     checkpoint_every: int | None = None
     """Epochs between checkpoints, by default a tenth of the run and at most 5; the \
 last epoch is always saved."""
+    compilation_cache: str | None = None
+    """A folder to keep compiled programs in, so that the next run starts at once."""
+    coordinator_address: str | None = None
+    """host:port of the first of several processes, which all run the same command; \
+auto where a cluster's environment knows it."""
+    num_processes: int | None = None
+    """Processes in all; left out where the cluster's environment knows."""
+    process_id: int | None = None
+    """Number of this one, from 0 on; likewise."""
 
 
 def check(config: Config) -> None:
@@ -217,10 +226,15 @@ def check(config: Config) -> None:
         )
     if config.seed >= 2**63:
         raise ValueError(f"--seed must be below 2**63, got {config.seed}")
-    if config.num_devices > jax.local_device_count():
+    if config.num_devices > jax.device_count():
         raise ValueError(
             f"--num_devices is {config.num_devices}, but there are "
-            f"{jax.local_device_count()} ({jax.devices()[0].platform})"
+            f"{jax.device_count()} ({jax.devices()[0].platform})"
+        )
+    if jax.process_count() > 1 and config.num_devices != jax.device_count():
+        raise ValueError(
+            f"--num_devices must be all {jax.device_count()} of the "
+            f"{jax.process_count()} processes, got {config.num_devices}"
         )
     if config.batch_size % config.num_devices:
         raise ValueError(
@@ -279,33 +293,70 @@ def training_run(
     test_data = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
     state = initial_state(config, spec, dataset)
     history = vae_jax.empty_history(step, state, epoch(0), train_data)
-    train_epoch = partial(vae_jax.train_epoch, step=step)
-    num_devices = config.num_devices
-    if num_devices == 1:
-        compiled = vae_jax.jit_step(train_epoch)
-    else:
-        devices = jax.local_devices()[:num_devices]
-        compiled = vae_jax.pmap_step(train_epoch, devices=devices)
+    placed, train_placed = placement(config, epoch, train_data, step)
     run = Run(
         folder=folder,
         spec=spec,
         num_epochs=config.epochs,
         batch_sizes=batch_sizes,
         checkpoint_every=config.checkpoint_every,
-        epoch=(
-            epoch
-            if num_devices == 1
-            else lambda number: vae_jax.shard_epoch(epoch(number), num_devices)
-        ),
-        train=lambda state, order, history, stop: compiled(
-            state, order, train_data, history, stop
-        ),
+        epoch=placed,
+        train=train_placed,
         empty_history=lambda: jax.tree.map(jnp.copy, history),
         evaluate=lambda state: elbo_figures(
             _on_one_device(state), test_data, dataset.test_labels
         ),
     )
     return run, state
+
+
+def placement(
+    config: Config,
+    epoch: Callable[[int], vae_jax.Epoch],
+    examples: jax.Array | vae_jax.Labelled,
+    step: Callable[..., Any],
+) -> tuple[Callable[[int], Any], Callable[..., Any]]:
+    """Where the examples of an epoch are, and the compiled program that takes them.
+
+    One device holds the data set. Of several, each is given its share of every epoch,
+    by the process that it belongs to.
+
+    Args:
+      config: the configuration.
+      epoch: `f(number)`, the order of the data.
+      examples: the data set.
+      step: `train_step` with its options given.
+
+    Returns:
+      `f(number) -> order`, and `f(state, order, history, stop) -> (state, history)`.
+    """
+    if config.num_devices == 1:
+        compiled = vae_jax.jit_step(partial(vae_jax.train_epoch, step=step))
+        return epoch, lambda state, order, history, stop: compiled(
+            state, order, examples, history, stop
+        )
+    devices = jax.devices()[: config.num_devices]
+    host_examples = jax.device_get(examples)
+
+    def shares(number: int):
+        orders = jax.device_get(vae_jax.shard_epoch(epoch(number), len(devices)))
+
+        def share(device: int):
+            own = jax.tree.map(lambda leaf: leaf[device], orders)
+            return vae_jax.own_examples(own, host_examples)
+
+        return vae_jax.put_on_devices(share, devices=devices)
+
+    def train_share(state, share, history, stop, *, axis_name):
+        order, own = share
+        return vae_jax.train_epoch(
+            state, order, own, history, stop, step=step, axis_name=axis_name
+        )
+
+    # pmap is of one process here; its arguments would be each process's own.
+    one_process = jax.process_count() == 1
+    executor = vae_jax.pmap_step if one_process else vae_jax.shard_map_step
+    return shares, executor(train_share, devices=devices)
 
 
 def data_order(
@@ -431,8 +482,8 @@ def _as_seen(
 
 
 def _on_one_device(state: TrainState) -> vae_jax.Params:
-    """The parameters to evaluate, off the devices that training spreads over."""
-    return jax.device_put(state.evaluation_params, jax.local_devices()[0])
+    """The parameters to evaluate, on one of the devices that have them."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), state.evaluation_params)
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -450,7 +501,22 @@ def run(config: Config) -> dict[str, Any]:
       Interrupted: a signal came; the state is saved.
     """
     started = time.perf_counter()
+    processes.join(config)
+    with processes.silent_unless_first(), processes.lost_process_ends_the_run():
+        return _run(_on_all_devices(config), started)
+
+
+def _on_all_devices(config: Config) -> Config:
+    """Several processes use every device, where the flags do not say otherwise."""
+    if jax.process_count() == 1 or config.num_devices != 1:
+        return config
+    return dataclasses.replace(config, num_devices=jax.device_count())
+
+
+def _run(config: Config, started: float) -> dict[str, Any]:
+    """`run` in one of the processes."""
     check(config)
+    _keep_compiled(config)
     original = data.load(config.dataset, data_dir=config.data_dir)
     config = resolve(config, original)
     spec = choices.model_spec(
@@ -459,12 +525,24 @@ def run(config: Config) -> dict[str, Any]:
     say(*original.notes, *warnings(config, original))
     dataset = binarized(config, original)
     folder = Path(config.run_dir or run_folder.default_folder("mnist", config))
-    with run_folder.locked(folder):
-        say(*run_folder.claim(folder, config, data_digest(original)))
+    with processes.first_alone(run_folder.locked(folder)):
+        if processes.is_first():
+            say(*run_folder.claim(folder, config, data_digest(original)))
         print(headline(config, dataset, folder), flush=True)
         training, state = training_run(config, spec, dataset, folder)
         trained = train(training, state, started=started)
+        if not processes.is_first():
+            return {}
         return _report(config, dataset, folder, trained, started)
+
+
+def _keep_compiled(config: Config) -> None:
+    """Has every program written to the cache, and taken from there."""
+    if config.compilation_cache is None:
+        return
+    jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 def num_classes(config: Config, dataset: data.Dataset) -> int:

@@ -31,6 +31,11 @@ IGNORED = (
     "evaluation_samples",
     "checkpoint_every",
     "num_devices",
+    "models_at_once",
+    "coordinator_address",
+    "num_processes",
+    "process_id",
+    "compilation_cache",
 )
 
 
@@ -195,6 +200,25 @@ class Metrics:
         """Flushes and closes the TensorBoard events."""
         if self._events is not None:
             self._events.close()
+
+
+class NoMetrics:
+    """The metrics of a process that writes none.
+
+    Attributes:
+      rows: none.
+    """
+
+    rows: tuple = ()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Does nothing, as the others."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

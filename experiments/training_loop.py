@@ -20,8 +20,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from experiments import processes
 from experiments.command_line import CommandFailed, Interrupted
-from experiments.run_folder import Metrics, write_json
+from experiments.run_folder import Metrics, NoMetrics, write_json
 from vae_jax import Epoch, ModelSpec, TrainState, checkpoint
 from vae_jax.types import Array
 
@@ -116,8 +117,11 @@ def train(run: Run, state: TrainState, *, started: float) -> Trained:
     """
     state, history = restore_newest(run, state)
     first_epoch, position = divmod(int(state.step), run.num_steps)
-    metrics = Metrics(run.folder, epoch=first_epoch, step=int(state.step) - position)
-    pace, totals, to_first_step = _Pace(), np.zeros(2), None
+    metrics = NoMetrics()
+    if processes.is_first():
+        step = int(state.step) - position
+        metrics = Metrics(run.folder, epoch=first_epoch, step=step)
+    pace, totals, to_first_step, stopping = _Pace(), np.zeros(2), None, 0
     with _signals() as received, contextlib.closing(metrics), _bar(run) as bar:
         bar.update(int(state.step))
         if first_epoch < run.num_epochs:
@@ -131,18 +135,19 @@ def train(run: Run, state: TrainState, *, started: float) -> Trained:
                 state, history = piece.state, piece.history
                 epoch_totals += piece.num_images, piece.seconds
                 _show(bar, piece)
-                if received and int(state.step) % run.num_steps:
+                (stopping,) = processes.agree([received[0] if received else 0])
+                if stopping and int(state.step) % run.num_steps:
                     _save(run, state, history, metrics)
-                    _stop(received[0], state)
+                    _stop(stopping, state)
             totals += epoch_totals
             speed = float(epoch_totals[0] / epoch_totals[1])
             _log_epoch(run, metrics, state, _average(run, history), speed)
             history = run.empty_history()
             last = epoch + 1 == run.num_epochs
-            if last or received or (epoch + 1) % run.checkpoint_every == 0:
+            if last or stopping or (epoch + 1) % run.checkpoint_every == 0:
                 _save(run, state, history, metrics)
-            if received and not last:
-                _stop(received[0], state)
+            if stopping and not last:
+                _stop(stopping, state)
     speed = float(totals[0] / totals[1]) if totals[1] else None
     return Trained(state, metrics.rows, speed, to_first_step)
 
@@ -163,7 +168,8 @@ def _pieces(
     order = run.epoch(epoch)
     position = int(state.step) % run.num_steps
     while position < run.num_steps:
-        stop = min(position + pace.num_steps, run.num_steps)
+        (num_steps,) = processes.agree([pace.num_steps])
+        stop = min(position + int(num_steps), run.num_steps)
         began = time.perf_counter()
         state, history = run.train(state, order, history, stop)
         objective = np.asarray(history["objective"])
@@ -196,18 +202,30 @@ def restore_newest(run: Run, state: TrainState) -> tuple[TrainState, History]:
         step = steps.pop()
         folder = run.checkpoints / str(step)
         try:
-            return checkpoint.restore_state(folder, state, extra=history)
+            found = checkpoint.restore_state(folder, state, extra=history)
         except checkpoint.CorruptCheckpoint as error:
+            found, problem = None, error
+        # If one process cannot read it, none goes on from it.
+        if not processes.agree([found is None])[0]:
+            return found
+        if processes.is_first():
             before = steps[-1] if steps else 0
+            _put_aside(run, step)
             print(
-                f"warning: corrupt checkpoint {step}: {error}; going on from {before}",
+                f"warning: corrupt checkpoint {step}: "
+                f"{problem if found is None else 'to another process'}; going on from "
+                f"{before}",
                 file=sys.stderr,
             )
-            aside = run.folder / "corrupt" / str(step)
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.parent.mkdir(exist_ok=True)
-            folder.rename(aside)
     return state, history
+
+
+def _put_aside(run: Run, step: int) -> None:
+    """Moves a checkpoint to where no run looks."""
+    aside = run.folder / "corrupt" / str(step)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.parent.mkdir(exist_ok=True)
+    (run.checkpoints / str(step)).rename(aside)
 
 
 def _save(run: Run, state: TrainState, history: History, metrics: Metrics) -> None:
@@ -220,6 +238,8 @@ def _save(run: Run, state: TrainState, history: History, metrics: Metrics) -> No
         checkpoint.save(
             run.checkpoints / str(step), state, spec=run.spec, extra=history
         )
+    if not processes.is_first():
+        return
     best = _update_best(run, step, metrics.rows)
     for old in checkpoint.steps(run.checkpoints)[:-CHECKPOINTS_TO_KEEP]:
         if old != best:
@@ -275,6 +295,8 @@ def _log_epoch(
     run: Run, metrics: Metrics, state: TrainState, train: Figures, speed: float
 ) -> None:
     """Adds the rows of an epoch; prints about ten of them in a run."""
+    if not processes.is_first():
+        return
     step = int(state.step)
     epoch = step // run.num_steps
     test = run.evaluate(state)
@@ -344,15 +366,17 @@ def _signals() -> Iterator[list[int]]:
 def _bar(run: Run) -> tqdm:
     """A progress bar over all steps; silent where nobody watches."""
     total = run.num_epochs * run.num_steps
-    return tqdm(total=total, unit="step", disable=None, dynamic_ncols=True)
+    silent = None if processes.is_first() else True
+    return tqdm(total=total, unit="step", disable=silent, dynamic_ncols=True)
 
 
 def _show(bar: tqdm, piece: Piece) -> None:
     """Live figures: of the last step taken."""
-    last = int(piece.state.step - 1) % len(piece.history["elbo"])
+    history = jax.tree.map(np.asarray, piece.history)
+    last = (int(piece.state.step) - 1) % len(history["elbo"])
     bar.set_postfix(
-        ELBO=_span(piece.history["elbo"][last], digits=1),
-        KL=_span(piece.history["kl_divergence"][last], digits=1),
+        ELBO=_span(history["elbo"][last], digits=1),
+        KL=_span(history["kl_divergence"][last], digits=1),
         images_per_second=f"{piece.num_images / piece.seconds:,.0f}",
     )
     bar.update(piece.num_steps)

@@ -62,7 +62,9 @@ from vae_jax.objectives import (
 )
 from vae_jax.parallel import (
     jit_step,
+    own_examples,
     pmap_step,
+    put_on_devices,
     shard_batch,
     shard_epoch,
     shard_map_step,
@@ -192,8 +194,10 @@ __all__ = [
     "log_prior",
     "log_weight",
     "maximum_mean_discrepancy",
+    "own_examples",
     "partially_importance_weighted_bound",
     "pmap_step",
+    "put_on_devices",
     "reconstruct",
     "register_kl",
     "reparameterization",

@@ -6,6 +6,9 @@ A checkpoint is a folder named by its step:
     <step>/spec.json        import paths and fields of the `ModelSpec`
     <step>/manifest.json    shape, dtype and sha256 of each leaf, sha256 of each file
 
+Of several processes all call `save`, on a folder that they share, with one state that
+is the same in each; orbax writes the arrays and the first process the rest.
+
 It is written beside the others and moved into place whole, so that a folder with a
 number for a name is complete. orbax does not notice a flipped bit in an array; the
 digests do.
@@ -21,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from vae_jax.model import init
 from vae_jax.spec import ModelSpec, Params
@@ -65,13 +69,25 @@ def save(
         raise FileExistsError(f"checkpoint {folder} exists")
     # Beside the folder of checkpoints: in there only numbers are names.
     draft = folder.parent.parent / f".{folder.parent.name}-{folder.name}.draft"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    is_first = jax.process_index() == 0
+    if is_first:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+    multihost_utils.sync_global_devices("vae_jax.checkpoint: draft")
     leaves = _flatten({_STATE: state, _EXTRA: extra})
     with ocp.PyTreeCheckpointer() as checkpointer:
         # orbax stores no empty arrays; the manifest has all there is to know of them.
         arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}
         checkpointer.save(draft / "arrays", arrays)
+    if is_first:
+        _finish(draft, folder, leaves, spec)
+    multihost_utils.sync_global_devices("vae_jax.checkpoint: in place")
+
+
+def _finish(
+    draft: Path, folder: Path, leaves: dict[str, np.ndarray], spec: ModelSpec
+) -> None:
+    """Adds spec and manifest to the arrays, and moves all into place."""
     (draft / "spec.json").write_text(json.dumps(spec_to_json(spec), indent=2))
     manifest = {
         "step": folder.name,
@@ -314,7 +330,14 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
         if _digest(path.read_bytes()) != digest:
             raise CorruptCheckpoint(f"{name} has another sha256 than was written")
     with ocp.PyTreeCheckpointer() as checkpointer:
-        leaves = checkpointer.restore((folder / "arrays").absolute())
+        # As NumPy arrays: on how many devices they were, here, is not asked.
+        stored = {name: 0 for name in described if 0 not in described[name]["shape"]}
+        leaves = checkpointer.restore(
+            (folder / "arrays").absolute(),
+            restore_args=jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored
+            ),
+        )
     empty = {
         name: np.zeros(description["shape"], description["dtype"])
         for name, description in described.items()

@@ -6,6 +6,10 @@ leading axis `[N, ...]`, one entry a device; state, further arguments and result
 replicated and unstacked, so a checkpoint looks the same for any N. Each device draws
 noise of its own: N devices equal one in expectation, not bit for bit.
 
+Several processes run one program over all their devices: `shard_map_step` over
+`jax.devices()`, each process handing over what its own devices need
+(`put_on_devices`).
+
 Since JAX 0.8 `pmap` is itself `jit` of `shard_map`, in maintenance mode; per call it
 costs a little more, around a whole epoch there is no difference to be seen.
 """
@@ -15,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vae_jax.training import Epoch
@@ -133,10 +138,56 @@ def _with_replicated_state(mapped: Step, mesh: Mesh) -> Step:
     replicated_sharding = NamedSharding(mesh, PartitionSpec())
 
     def run(state: PyTree, batch: PyTree, *replicated: PyTree):
-        state, replicated = jax.device_put((state, replicated), replicated_sharding)
+        state, replicated = _replicate((state, replicated), replicated_sharding)
         return mapped(state, batch, replicated)
 
     return run
+
+
+def _replicate(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """The tree on every device of a mesh, which may be of several processes."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    leaves = jax.tree.leaves(tree)
+    if all(getattr(leaf, "sharding", None) == sharding for leaf in leaves):
+        return tree
+    # device_put reaches this process's devices only; a program reaches all.
+    return jax.jit(lambda tree: tree, out_shardings=sharding)(tree)
+
+
+def put_on_devices(
+    part: Callable[[int], PyTree], *, devices: Sequence[jax.Device]
+) -> PyTree:
+    """Puts a part of a batch or a data set on each device, `[N, ...]` in all.
+
+    A process makes the parts of its own devices and never sees the others'.
+
+    Args:
+      part: `f(number) -> part` for the device of that number, arrays of equal shapes.
+      devices: the N devices, of all processes.
+
+    Returns:
+      The parts as one pytree with a leading axis `[N, ...]`, one entry a device.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from vae_jax import put_on_devices
+      >>> parts = put_on_devices(lambda d: np.full(3, d), devices=jax.devices()[:1])
+      >>> parts.shape
+      (1, 3)
+    """
+    sharding = NamedSharding(_mesh(devices), PartitionSpec(AXIS))
+    own = [
+        jax.device_put(jax.tree.map(lambda leaf: leaf[None], part(number)), device)
+        for number, device in enumerate(devices)
+        if device.process_index == jax.process_index()
+    ]
+
+    def whole(*leaves: Array) -> Array:
+        shape = (len(devices), *leaves[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, list(leaves))
+
+    return jax.tree.map(whole, *own)
 
 
 def shard_batch(batch: PyTree, num_devices: int) -> PyTree:
@@ -168,6 +219,37 @@ def shard_batch(batch: PyTree, num_devices: int) -> PyTree:
         return leaf.reshape(num_devices, len(leaf) // num_devices, *leaf.shape[1:])
 
     return jax.tree.map(cut, batch)
+
+
+def own_examples(epoch: Epoch, data: PyTree) -> tuple[Epoch, PyTree]:
+    """The examples that one device meets in an epoch, in the order of meeting them.
+
+    So a device holds its share of the data set and no more.
+
+    Args:
+      epoch: the device's share of an epoch, `[T, B / N]` and `[R]`.
+      data: the data set, `[n, ...]`, on the host.
+
+    Returns:
+      The same epoch as indices of those examples, and the examples, `[T B / N + R,
+      ...]`.
+
+    Example:
+      >>> import numpy as np
+      >>> from vae_jax import Epoch, own_examples
+      >>> epoch = Epoch(batches=np.array([[4, 2]]), rest=np.array([0]))
+      >>> epoch, data = own_examples(epoch, np.arange(5) * 10)
+      >>> print(epoch.batches, epoch.rest, data)
+      [[0 1]] [2] [40 20  0]
+    """
+    order = np.concatenate([np.ravel(epoch.batches), epoch.rest])
+    positions = np.arange(len(order), dtype=np.int32)
+    num_full = np.size(epoch.batches)
+    own = Epoch(
+        batches=positions[:num_full].reshape(np.shape(epoch.batches)),
+        rest=positions[num_full:],
+    )
+    return own, jax.tree.map(lambda leaf: np.asarray(leaf)[order], data)
 
 
 def shard_epoch(epoch: Epoch, num_devices: int) -> Epoch:

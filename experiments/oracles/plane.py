@@ -106,6 +106,6 @@ def trained_model(config: Any, dataset: data.Dataset, folder: Path, **changes: A
         **changes,
     )
     mnist.run(run)
-    test = mnist.binarized(mnist.resolve(run, dataset), dataset).test
-    x = data.to_unit_interval(jnp.asarray(test), 2)
+    seen = mnist.binarized(mnist.resolve(run, dataset), dataset)
+    x = data.to_unit_interval(jnp.asarray(seen.test), seen.num_levels)
     return vae_jax.load_run(folder), x

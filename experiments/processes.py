@@ -1,0 +1,131 @@
+"""Several processes under one experiment: how they meet, and who talks.
+
+Every process runs the same command; only the first writes and prints. What they do
+together (a piece of an epoch, a checkpoint) they must do alike, so what a clock or a
+signal decides is agreed upon first.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments.command_line import CommandFailed
+
+# Of a process that is not heard of; one that is killed is noticed at once.
+SECONDS_UNTIL_LOST = 20
+
+
+def join(config: Any) -> None:
+    """Makes this process one of several, where the flags or the cluster say so.
+
+    Args:
+      config: with `coordinator_address`, `num_processes` and `process_id`; all None
+        for a single process, the address alone where the environment of a cluster
+        (SLURM, Open MPI, Cloud TPU) supplies the others.
+
+    Raises:
+      ValueError: flags that do not fit together.
+      CommandFailed: the others could not be reached.
+    """
+    address, count, own = (
+        config.coordinator_address,
+        config.num_processes,
+        config.process_id,
+    )
+    if address is None:
+        if count is not None or own is not None:
+            raise ValueError(
+                "--num_processes and --process_id need --coordinator_address"
+            )
+        return
+    if (count is None) != (own is None):
+        raise ValueError("--num_processes and --process_id go together")
+    if count is not None and not 0 <= own < count:
+        raise ValueError(f"--process_id must be 0 to {count - 1}, got {own}")
+    if jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(
+            coordinator_address=None if address == "auto" else address,
+            num_processes=count,
+            process_id=own,
+            initialization_timeout=60,
+            heartbeat_timeout_seconds=SECONDS_UNTIL_LOST,
+            shutdown_timeout_seconds=SECONDS_UNTIL_LOST,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise CommandFailed(
+            f"could not meet the other processes at --coordinator_address {address}: "
+            f"{error}"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def first_alone(manager: contextlib.AbstractContextManager) -> Iterator[None]:
+    """A context that the first process alone enters, before and until after the others.
+
+    Args:
+      manager: entered by the first process; the others wait until it has.
+    """
+    with manager if is_first() else contextlib.nullcontext():
+        agree([0])
+        yield
+        agree([0])
+
+
+@contextlib.contextmanager
+def silent_unless_first() -> Iterator[None]:
+    """Sends what the other processes print nowhere; errors still show."""
+    if is_first():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def agree(values: Sequence[int]) -> np.ndarray:
+    """The greatest of each value over all processes, the same for all of them.
+
+    Args:
+      values: as many in every process.
+
+    Returns:
+      An array of integers.
+    """
+    own = np.asarray(values, np.int32)
+    if jax.process_count() == 1:
+        return own
+    return np.max(multihost_utils.process_allgather(own), axis=0)
+
+
+@contextlib.contextmanager
+def lost_process_ends_the_run() -> Iterator[None]:
+    """Turns the error of a step that another process left into one line, and ends.
+
+    The process exits with code 1 at once: whatever else it did would wait for the one
+    that is gone.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, multihost_utils.ProcessFailureError) as error:
+        if jax.process_count() == 1:
+            raise
+        print(
+            f"error: process {jax.process_index()} lost another one "
+            f"({str(error).splitlines()[0][:200]}); start all of them again, and they "
+            "go on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)

@@ -1,0 +1,164 @@
+"""Several processes under one experiment: the same training, and one that is lost."""
+
+import dataclasses
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import vae_jax
+from experiments import mnist, processes
+from experiments.command_line import CommandFailed
+from vae_jax import checkpoint
+
+ROOT = Path(__file__).parents[1]
+TINY = mnist.Config(
+    dataset="digits", epochs=1, hidden_dims=(16,), latent_dim=2, evaluation_samples=0
+)
+FLAGS = "--dataset=digits --hidden_dims 16 --latent_dim=2 --evaluation_samples=0"
+
+
+def start_two(folder, *flags):
+    """Two processes with two devices each, and their output in files."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    xla = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+    command = [sys.executable, "-u", "-m", "experiments.mnist", *FLAGS.split(), *flags]
+    command += [f"--run_dir={folder}", f"--coordinator_address={address}"]
+    started = []
+    for number in range(2):
+        out, err = (Path(f"{folder}.{number}.{kind}") for kind in ("out", "err"))
+        with out.open("w") as stdout, err.open("w") as stderr:
+            process = subprocess.Popen(
+                [*command, "--num_processes=2", f"--process_id={number}"],
+                cwd=ROOT,
+                env=os.environ | {"XLA_FLAGS": xla},
+                stdout=stdout,
+                stderr=stderr,
+            )
+        started.append(process)
+    return started
+
+
+def output(folder, number, kind="out"):
+    return Path(f"{folder}.{number}.{kind}").read_text()
+
+
+def largest_difference(one, other):
+    return max(
+        float(np.max(np.abs(one - other)))
+        for one, other in zip(
+            jax.tree.leaves(vae_jax.load_run(one)),
+            jax.tree.leaves(vae_jax.load_run(other)),
+            strict=True,
+        )
+    )
+
+
+def test_two_processes_are_one_with_as_many_devices(tmp_path, monkeypatch):
+    monkeypatch.setattr(mnist.figures, "draw_all", lambda *args, **kwargs: [])
+    both = start_two(tmp_path / "two", "--epochs=1")
+    mnist.run(dataclasses.replace(TINY, run_dir=str(tmp_path / "one"), num_devices=4))
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert largest_difference(tmp_path / "two", tmp_path / "one") < 1e-6
+    assert "test ELBO" in output(tmp_path / "two", 0)
+    assert "ELBO" not in output(tmp_path / "two", 1)
+    checkpoint.verify(tmp_path / "two" / "checkpoints" / "12")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_other_and_all_can_go_on(tmp_path, lost):
+    folder = tmp_path / "run"
+    both = start_two(folder, "--epochs=1000", "--checkpoint_every=1")
+    wait_for(lambda: checkpoint.steps(folder / "checkpoints"))
+    both[lost].send_signal(signal.SIGKILL)
+    both[lost].wait()
+    # The transport notices at once, or the coordinator after the heartbeat's limit.
+    assert both[1 - lost].wait(processes.SECONDS_UNTIL_LOST + 40) not in (0, None)
+    said = output(folder, 1 - lost, "err")
+    assert re.search("error: process . lost another one|another task died", said)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"epochs": 1000', '"epochs": 1'))
+    step = checkpoint.steps(folder / "checkpoints")[-1]
+    epochs = step // 12 + 1
+    both = start_two(folder, f"--epochs={epochs}", "--checkpoint_every=1")
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert checkpoint.steps(folder / "checkpoints")[-1] == 12 * epochs
+    results = mnist.run(
+        dataclasses.replace(TINY, run_dir=str(folder), epochs=epochs + 1)
+    )
+    assert results["step"] == 12 * (epochs + 1)
+
+
+def wait_for(condition, seconds=120):
+    for _ in range(10 * seconds):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not happen")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_processes": 2}, "need --coordinator_address"),
+        (
+            {"coordinator_address": "localhost:1", "num_processes": 2},
+            "--num_processes and --process_id go together",
+        ),
+        (
+            {"coordinator_address": "localhost:1", "num_processes": 2, "process_id": 2},
+            "--process_id must be 0 to 1, got 2",
+        ),
+    ],
+)
+def test_flags_of_processes_go_together(changes, message):
+    with pytest.raises(ValueError, match=message):
+        processes.join(dataclasses.replace(TINY, **changes))
+
+
+def test_others_that_cannot_be_met_are_said_so(monkeypatch):
+    def fail(**options):
+        raise RuntimeError("nobody there")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    config = dataclasses.replace(TINY, coordinator_address="localhost:1")
+    with pytest.raises(CommandFailed, match="localhost:1: nobody there"):
+        processes.join(config)
+
+
+def test_one_process_agrees_with_itself():
+    assert processes.is_first()
+    np.testing.assert_array_equal(processes.agree([3, 0]), [3, 0])
+
+
+def test_each_device_is_given_its_own_examples():
+    """Together they are what the whole epoch takes, in the same order."""
+    data = np.random.default_rng(0).normal(size=(10, 3))
+    epoch = vae_jax.shuffled_epoch(jax.random.key(0), 0, num_examples=10, batch_size=4)
+    orders = jax.device_get(vae_jax.shard_epoch(epoch, 2))
+
+    def share(device):
+        own = jax.tree.map(lambda leaf: leaf[device], orders)
+        return vae_jax.own_examples(own, data)
+
+    devices = jax.devices()[:2]
+    order, examples = vae_jax.put_on_devices(share, devices=devices)
+    assert examples.shape == (2, 6, 3)
+    assert {shard.device for shard in examples.addressable_shards} == set(devices)
+    for device in range(2):
+        met = np.asarray(examples[device])[np.asarray(order.batches[device])]
+        expected = data[np.asarray(epoch.batches)[:, 2 * device : 2 * device + 2]]
+        np.testing.assert_allclose(met, expected, rtol=1e-6)
+        rest = np.asarray(examples[device])[np.asarray(order.rest[device])]
+        np.testing.assert_allclose(rest, data[np.asarray(epoch.rest)], rtol=1e-6)

@@ -36,6 +36,7 @@ from vae_jax.estimators import (
     rebar,
     sample_mean,
     score_function,
+    sigma_points,
     straight_through,
     vimco,
 )
@@ -1093,3 +1094,55 @@ def test_a_singular_covariance_is_refused_where_it_is_known(log_var, key):
     for estimator in (score_function, path_derivative):
         with pytest.raises(ValueError, match="covariance with a variance of 0"):
             jax.grad(estimate)(jnp.zeros((1, 2)), estimator)
+
+
+def quadratic(z, log_q):
+    """Linear, squared, crossed and cubed terms, whose expectation has a closed form."""
+    crossed = jnp.prod(z, axis=-1)
+    return jnp.sum(z + 2 * z**2 + z**3, axis=-1) + crossed
+
+
+def expected_quadratic(mean, var):
+    cubes = mean**3 + 3 * mean * var
+    return jnp.sum(mean + 2 * (mean**2 + var) + cubes, -1) + jnp.prod(mean, -1)
+
+
+def test_sigma_points_are_exact_to_the_third_degree(x64):
+    mean = jnp.array([[0.7, -1.2], [0.1, 2.0]])
+    log_var = jnp.array([[0.3, -1.0], [-2.0, 0.5]])
+
+    def value(mean, log_var):
+        q = DiagonalGaussianPosterior(mean, log_var)
+        return sigma_points(quadratic, q, jax.random.key(0))
+
+    def exact(mean, log_var):
+        return expected_quadratic(mean, jnp.exp(log_var))
+
+    np.testing.assert_allclose(value(mean, log_var), exact(mean, log_var), rtol=1e-12)
+    for argument in (0, 1):
+        found, expected = (
+            jax.grad(lambda *args, f=f: jnp.sum(f(*args)), argument)(mean, log_var)
+            for f in (value, exact)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_sigma_points_know_the_log_density_and_nothing_of_the_fourth_degree(x64):
+    q = DiagonalGaussianPosterior(jnp.zeros((1, 3)), jnp.log(jnp.full((1, 3), 0.5)))
+    entropy = -sigma_points(lambda z, log_q: log_q, q, jax.random.key(0))
+    expected = scipy.stats.norm(scale=np.sqrt(0.5)).entropy() * 3
+    np.testing.assert_allclose(entropy, expected, rtol=1e-12)
+    two = DiagonalGaussianPosterior(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
+    fourth = sigma_points(lambda z, log_q: jnp.sum(z**4, -1), two, jax.random.key(0))
+    # L sigma^4 of each unit, in place of 3 sigma^4.
+    assert fourth[0] == pytest.approx(4.0)
+
+
+def test_sigma_points_refuse_what_they_cannot_do(key):
+    q = DiagonalGaussianPosterior(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
+    with pytest.raises(ValueError, match="diagonal Gaussian, got PointMassPosterior"):
+        sigma_points(quadratic, PointMassPosterior(jnp.zeros((1, 2))), key)
+    with pytest.raises(ValueError, match="must be 1, got 2"):
+        sigma_points(quadratic, q, key, num_samples=2)
+    with pytest.raises(ValueError, match="no other reduction"):
+        sigma_points(quadratic, q, key, reduction=log_mean_exp)

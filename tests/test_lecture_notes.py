@@ -24,7 +24,6 @@ from sklearn.decomposition import PCA
 
 import vae_jax
 from experiments.lecture import evidence, mixtures, reparameterization
-from experiments.lecture.evidence import sigma_points as without_noise
 from vae_jax import (
     MLP,
     DiagonalGaussianPrior,
@@ -40,6 +39,7 @@ from vae_jax import (
 )
 from vae_jax.distributions import discrete, gaussian, multivariate_gaussian
 from vae_jax.estimators import exact_variance
+from vae_jax.estimators import sigma_points as without_noise
 from vae_jax.posteriors import DiagonalGaussianPosterior
 
 

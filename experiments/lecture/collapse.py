@@ -20,12 +20,12 @@ import optax
 from matplotlib.figure import Figure
 
 import vae_jax
-from experiments.lecture.evidence import sigma_points
 from experiments.lecture.images import Images, binary_test, load
 from experiments.lecture.report import Check, Report, command, run_topic
 from experiments.lecture.training import epochs_for, fit
 from vae_jax import MLP, Gaussian, Linear, ModelSpec, Params, data, exact
 from vae_jax.distributions import bernoulli
+from vae_jax.estimators import sigma_points
 from vae_jax.types import Array, Key
 
 NOISE_VAR, LINEAR_LATENTS = 0.05, 12

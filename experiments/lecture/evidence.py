@@ -25,9 +25,9 @@ import vae_jax
 from experiments.lecture.report import Check, Report, command, run_topic
 from vae_jax import Gaussian, Linear, ModelSpec, Params, exact
 from vae_jax.distributions import gaussian, multivariate_gaussian
-from vae_jax.estimators.reductions import Reduction, sample_mean
+from vae_jax.estimators import sigma_points
 from vae_jax.posteriors import DiagonalGaussianPosterior
-from vae_jax.types import Array, Key, PyTree
+from vae_jax.types import Array, Key
 
 DATA_DIM, LATENT_DIM, NUM_EXAMPLES, NOISE_VAR = 6, 2, 200, 0.3
 
@@ -46,26 +46,6 @@ class Config:
     """Of data, weights and noise."""
     run_dir: str = "runs/lecture/evidence"
     """Where results.json and figures/ go."""
-
-
-def sigma_points(
-    integrand,
-    posterior: DiagonalGaussianPosterior,
-    key: Key,
-    *,
-    num_samples: int = 1,
-    reduction: Reduction = sample_mean,
-) -> PyTree:
-    """E_q[f] by 2 L points, exact for a quadratic f: an estimator without noise.
-
-    The points mean +- sqrt(L) sigma_l e_l have the mean and the covariance of q. It
-    obeys `types.Estimator`, so `elbo` takes it like any other.
-    """
-    size = posterior.mean.shape[-1]
-    axes = math.sqrt(size) * jnp.eye(size, dtype=posterior.mean.dtype)
-    noise = jnp.concatenate([axes, -axes])[:, None]
-    z = posterior.from_noise(noise)
-    return jax.tree.map(reduction, integrand(z, posterior.log_prob(z)))
 
 
 class Figures(NamedTuple):

@@ -20,10 +20,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import vae_jax
-from experiments.lecture.evidence import gap_to_posterior, sigma_points
+from experiments.lecture.evidence import gap_to_posterior
 from experiments.lecture.report import Check, Report, command, run_topic
 from experiments.lecture.training import fit
 from vae_jax import MLP, Gaussian, Linear, ModelSpec, Params, exact, mcmc
+from vae_jax.estimators import sigma_points
 from vae_jax.types import Array, Key
 
 DATA_DIM, LATENT_DIM, NOISE_VAR = 8, 3, 0.3

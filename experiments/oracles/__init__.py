@@ -47,9 +47,9 @@ class Config:
     """Gradient steps of part linear; the sweep over beta takes half of them."""
     num_images: int = 20
     """Test images of parts plane and families."""
-    num_temperatures: int = 300
+    num_temperatures: int = 1000
     """Of annealing."""
-    num_samples: int = 5000
+    num_samples: int = 10_000
     """Importance samples an image."""
     gap_steps: int = 2000
     """Steps of the search for the best q."""

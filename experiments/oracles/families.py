@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
-from experiments.oracles.plane import trained_model
+from experiments.oracles.plane import log_evidence_by, trained_model
 from experiments.oracles.rows import Row, mean_row
 from vae_jax import data
-from vae_jax.estimators import log_mean_exp, value_only
+from vae_jax.estimators import value_only
 from vae_jax.posteriors import (
     FullGaussianPosterior,
     HouseholderPosterior,
@@ -73,16 +73,7 @@ def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
         for name, start in starts(encoded, keys[1]).items()
     }
 
-    @jax.jit
-    def log_evidence(q: Posterior):
-        def weights(key):
-            draws = q.sample_and_log_prob(key, 1000)
-            return vae_jax.log_weight(params, x, *draws)
-
-        log_w = jax.lax.map(weights, jax.random.split(keys[2], 10))
-        return log_mean_exp(log_w.reshape(-1, len(x)))
-
-    evidence = np.asarray(log_evidence(best["full"]), np.float64)
+    evidence = log_evidence_by(params, x, keys[2], best["full"], config)
     gaps = {
         name: evidence - np.asarray(elbo(params, x, keys[3], posterior=q).elbo)
         for name, q in ({"the encoder's, diagonal": encoded} | best).items()

@@ -38,6 +38,7 @@ from vae_jax.estimators.score_function import (
     score_function,
     vimco,
 )
+from vae_jax.estimators.sigma_points import sigma_points
 
 __all__ = [
     "GradientMoments",
@@ -63,6 +64,7 @@ __all__ = [
     "reparameterization",
     "sample_mean",
     "score_function",
+    "sigma_points",
     "straight_through",
     "value_only",
     "vimco",

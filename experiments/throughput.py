@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 import vae_jax
 from experiments import (
-    throughput_contestants,
+    throughput_elbo,
     throughput_evidence,
     throughput_gradients,
     throughput_importance,
@@ -176,7 +176,7 @@ def find_contestants(config: Config) -> list[Contestant]:
     if config.workload == "c":
         return throughput_evidence.contestants()
     if config.workload == "a":
-        return throughput_contestants.contestants()
+        return throughput_elbo.contestants()
     return throughput_importance.contestants()
 
 

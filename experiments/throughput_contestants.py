@@ -1,9 +1,8 @@
-"""The contestants of `experiments.throughput`: ways to train one model.
+"""What the contestants of `experiments.throughput` are made of.
 
 Each is a function of a `Workload` that sets everything up and returns a function of a
 round's batches. All do the same work: equal initial weights, the same batches in the
-same order, the ELBO with one reparameterized sample and the KL in closed form, Adam.
-Only the noise differs. The other workloads build theirs of the same parts.
+same order, Adam. Only the noise differs.
 """
 
 import importlib.util
@@ -13,15 +12,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import vae_jax
-from vae_jax import data
 from vae_jax.types import Array, Key, Objective, PyTree
 
 LEARNING_RATE = 1e-3
 OURS = "vae_jax"
 SCAN = "hand-written scan"
+LOOP = "step by step"
 NUMPYRO = "NumPyro"
 
 
@@ -57,19 +57,25 @@ class Contestant(NamedTuple):
     Attributes:
       name: for the table.
       prepare: sets it up; the arrays it is given are not its own to donate.
+      needs: the library that it needs besides, if any.
     """
 
     name: str
     prepare: Callable[[Workload], Run]
+    needs: str | None = None
 
 
 def installed(*entrants: Contestant) -> list[Contestant]:
     """Those whose library is here."""
-    if importlib.util.find_spec("numpyro"):
-        # Here and not where it is used: the clock would count it.
-        importlib.import_module("numpyro")
-        return list(entrants)
-    return [entrant for entrant in entrants if entrant.name != NUMPYRO]
+    found = []
+    for entrant in entrants:
+        if entrant.needs and not importlib.util.find_spec(entrant.needs):
+            continue
+        if entrant.needs:
+            # Here and not where it is used: the clock would count it.
+            importlib.import_module(entrant.needs)
+        found.append(entrant)
+    return found
 
 
 def library_run(workload: Workload, objective: Objective, draw: Preprocess) -> Run:
@@ -92,15 +98,6 @@ def library_run(workload: Workload, objective: Objective, draw: Preprocess) -> R
         return -history["objective"]
 
     return run
-
-
-def prepare_vae_jax(workload: Workload) -> Run:
-    """This library's ELBO."""
-    return library_run(
-        workload,
-        vae_jax.elbo_objective(),
-        lambda x, key: data.to_unit_interval(x, workload.num_levels),
-    )
 
 
 def plain_weights(params: vae_jax.Params) -> dict[str, list[dict[str, Array]]]:
@@ -150,22 +147,30 @@ def scan_run(workload: Workload, loss: Callable[[PyTree, Array, Key], Array]) ->
     return _keep_state(train, state, workload.images)
 
 
-def prepare_scan(workload: Workload) -> Run:
-    """The same step written by hand."""
-    activation = workload.params.spec.encoder.activation
+def loop_run(workload: Workload, loss: Callable[[PyTree, Array, Key], Array]) -> Run:
+    """A Python loop over a compiled step, which is handed NumPy's batches."""
+    adam = optax.adam(LEARNING_RATE)
+    weights = plain_weights(workload.params)
+    state = (weights, adam.init(weights), jnp.copy(workload.key))
+    images = np.asarray(workload.images, np.float32) / (workload.num_levels - 1)
 
-    def loss(weights: PyTree, x: Array, key: Key) -> Array:
-        outputs = perceptron(weights["encoder"], x, activation)
-        mean, log_var = jnp.split(outputs, 2, axis=-1)
-        noise = jax.random.normal(key, mean.shape)
-        z = mean + jnp.exp(log_var / 2) * noise
-        log_likelihood = bernoulli_log_prob(
-            x, perceptron(weights["decoder"], z, activation)
-        )
-        kl = jnp.sum(mean**2 + jnp.exp(log_var) - log_var - 1, axis=-1) / 2
-        return jnp.mean(kl - log_likelihood)
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: PyTree, x: Array) -> tuple[PyTree, Array]:
+        weights, opt_state, key = state
+        key, step_key = jax.random.split(key)
+        value, gradients = jax.value_and_grad(loss)(weights, x, step_key)
+        updates, opt_state = adam.update(gradients, opt_state)
+        return (optax.apply_updates(weights, updates), opt_state, key), value
 
-    return scan_run(workload, loss)
+    def run(batches: Array) -> list[Array]:
+        nonlocal state
+        losses = []
+        for indices in np.asarray(batches):
+            state, value = step(state, images[indices])
+            losses.append(value)
+        return losses
+
+    return run
 
 
 def model_and_guide(workload: Workload) -> tuple[Callable, Callable]:
@@ -224,17 +229,6 @@ def svi_run(workload: Workload, elbo: Any, draw: Preprocess) -> Run:
     return _keep_state(train, state, workload.images)
 
 
-def prepare_numpyro(workload: Workload) -> Run:
-    """NumPyro's SVI with `TraceMeanField_ELBO`.
-
-    The other choice, `Trace_ELBO`, estimates the KL from samples; this one takes it
-    in closed form, as the other contestants do.
-    """
-    from numpyro import infer
-
-    return svi_run(workload, infer.TraceMeanField_ELBO(), lambda x, key: x)
-
-
 def _keep_state(train: Callable, state: PyTree, images: Array) -> Run:
     """Feeds the state that a round ends with to the next."""
 
@@ -244,12 +238,3 @@ def _keep_state(train: Callable, state: PyTree, images: Array) -> Run:
         return losses
 
     return run
-
-
-def contestants() -> list[Contestant]:
-    """All that are installed, this library first."""
-    return installed(
-        Contestant(OURS, prepare_vae_jax),
-        Contestant(SCAN, prepare_scan),
-        Contestant(NUMPYRO, prepare_numpyro),
-    )

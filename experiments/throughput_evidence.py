@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 import vae_jax
+from experiments import throughput_torch
 from experiments.throughput_contestants import (
     NUMPYRO,
     OURS,
@@ -104,7 +105,12 @@ def contestants() -> list[Contestant]:
     return installed(
         Contestant(OURS, prepare_vae_jax),
         Contestant(SCAN, prepare_scan),
-        Contestant(NUMPYRO, prepare_numpyro),
+        Contestant(NUMPYRO, prepare_numpyro, "numpyro"),
+        Contestant(
+            throughput_torch.EAGER,
+            throughput_torch.evidence_run,
+            throughput_torch.TORCH,
+        ),
     )
 
 
@@ -127,4 +133,5 @@ def temporary_bytes(
     return {
         entrant.name: {count: size(entrant, count) for count in counts}
         for entrant in entrants
+        if entrant.needs != throughput_torch.TORCH
     }

@@ -4,11 +4,15 @@ All raise the importance-weighted bound of the same number of samples, on bits t
 are drawn afresh at every step.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 import vae_jax
+from experiments import throughput_limit, throughput_torch
 from experiments.throughput_contestants import (
+    LOOP,
     NUMPYRO,
     OURS,
     SCAN,
@@ -18,6 +22,7 @@ from experiments.throughput_contestants import (
     bernoulli_log_prob,
     installed,
     library_run,
+    loop_run,
     perceptron,
     scan_run,
     svi_run,
@@ -37,8 +42,8 @@ def prepare_vae_jax(workload: Workload) -> Run:
     )
 
 
-def prepare_scan(workload: Workload) -> Run:
-    """The same step written by hand: the encoder runs once, all samples at once."""
+def bound_loss(workload: Workload) -> Callable[[PyTree, Array, Key], Array]:
+    """Minus the bound, by hand: the encoder runs once, all samples at once."""
     activation = workload.params.spec.encoder.activation
 
     def loss(weights: PyTree, grey: Array, key: Key) -> Array:
@@ -55,7 +60,17 @@ def prepare_scan(workload: Workload) -> Run:
         bound = jax.nn.logsumexp(log_w, axis=0) - jnp.log(workload.num_samples)
         return -jnp.mean(bound)
 
-    return scan_run(workload, loss)
+    return loss
+
+
+def prepare_scan(workload: Workload) -> Run:
+    """The same step written by hand, a round one scan."""
+    return scan_run(workload, bound_loss(workload))
+
+
+def prepare_loop(workload: Workload) -> Run:
+    """The same step, compiled alone, batches from the host."""
+    return loop_run(workload, bound_loss(workload))
 
 
 def prepare_numpyro(workload: Workload) -> Run:
@@ -69,9 +84,14 @@ def prepare_numpyro(workload: Workload) -> Run:
 
 
 def contestants() -> list[Contestant]:
-    """All that are installed, this library first."""
+    """All that are installed, this library first, the machine's limit at the end."""
     return installed(
         Contestant(OURS, prepare_vae_jax),
         Contestant(SCAN, prepare_scan),
-        Contestant(NUMPYRO, prepare_numpyro),
+        Contestant(LOOP, prepare_loop),
+        Contestant(NUMPYRO, prepare_numpyro, "numpyro"),
+        *throughput_torch.training_contestants(
+            throughput_torch.bound_loss, loader=False
+        ),
+        *throughput_limit.contestants(),
     )

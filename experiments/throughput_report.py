@@ -9,7 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.throughput_contestants import NUMPYRO, OURS
-from experiments.throughput_gradients import LOOP
+from experiments.throughput_gradients import LOOP as GRADIENT_LOOP
+from experiments.throughput_limit import ADAM, PRODUCTS
+from experiments.throughput_torch import EAGER
 
 UNITS = dict.fromkeys(("a", "b1", "b50", "c"), "images") | {"gradients": "gradients"}
 
@@ -81,9 +83,18 @@ def make_rows(
 def make_remarks(rows: Sequence[Row], load: float, cores: int) -> tuple[str, ...]:
     """What to know when reading the table: a missing row, a disturbed machine."""
     remarks = []
-    names = [row.name for row in rows]
-    if NUMPYRO not in names and LOOP not in names:
-        remarks.append('no NumPyro here: pip install -e ".[bench]" adds its row')
+    by_name = {row.name: row for row in rows}
+    if GRADIENT_LOOP not in by_name:
+        if NUMPYRO not in by_name:
+            remarks.append('no NumPyro here: pip install -e ".[bench]" adds its row')
+        if EAGER not in by_name:
+            remarks.append('no PyTorch here: pip install -e ".[peers]" adds its rows')
+    if PRODUCTS in by_name:
+        shares = [by_name[name].ratio.median for name in (PRODUCTS, ADAM)]
+        remarks.append(
+            f"share of the limit: products and Adam alone take {shares[0]:.2f} + "
+            f"{shares[1]:.2f} = {sum(shares):.2f} of the time of {OURS}"
+        )
     speeds = [row.per_second for row in rows]
     widest = max((speed.max - speed.min) / speed.median for speed in speeds)
     if load > cores / 2 or widest > 0.2:

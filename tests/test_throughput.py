@@ -14,13 +14,22 @@ import pytest
 
 from experiments import (
     throughput,
-    throughput_contestants,
+    throughput_elbo,
     throughput_evidence,
     throughput_gradients,
     throughput_importance,
+    throughput_limit,
+    throughput_torch,
 )
 from experiments.throughput import Config
-from experiments.throughput_contestants import NUMPYRO, OURS, SCAN, Contestant
+from experiments.throughput_contestants import (
+    LOOP,
+    NUMPYRO,
+    OURS,
+    SCAN,
+    Contestant,
+)
+from experiments.throughput_limit import ADAM, PRODUCTS
 from experiments.throughput_report import (
     Row,
     Spread,
@@ -29,11 +38,12 @@ from experiments.throughput_report import (
     table,
 )
 
-INSTALLED = [OURS, SCAN] + [NUMPYRO] * bool(importlib.util.find_spec("numpyro"))
+INSTALLED = [OURS, SCAN, LOOP] + [NUMPYRO] * bool(importlib.util.find_spec("numpyro"))
+LIMIT = [PRODUCTS, ADAM]
 STEPS, REPEATS = 20, 1
-
-
-CONTESTANTS = throughput_contestants.contestants
+# Compiling them takes a minute; they have a slow test of their own.
+TORCH = throughput_torch.TORCH
+CONTESTANTS = throughput_elbo.contestants
 
 
 def without_noise_at_first(params):
@@ -61,7 +71,8 @@ def measured(tmp_path_factory):
 
             def run_and_record(batches):
                 found = run(batches)
-                losses[contestant.name].append(np.asarray(found))
+                if contestant.name not in LIMIT:
+                    losses[contestant.name].append(np.asarray(found))
                 return found
 
             return run_and_record
@@ -78,9 +89,11 @@ def measured(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            throughput_contestants,
+            throughput_elbo,
             "contestants",
-            lambda: [recorded(entrant) for entrant in CONTESTANTS()],
+            lambda: [
+                recorded(entrant) for entrant in CONTESTANTS() if entrant.needs != TORCH
+            ],
         )
         results = throughput.run(config)
     return results, folder, {name: np.array(found) for name, found in losses.items()}
@@ -88,18 +101,19 @@ def measured(tmp_path_factory):
 
 def test_a_row_for_everyone_installed(measured):
     results, _, losses = measured
-    assert [row.name for row in results.rows] == INSTALLED
+    assert [row.name for row in results.rows] == INSTALLED + LIMIT
     for row in results.rows:
         assert 0 < row.per_second.min <= row.per_second.median
         assert row.per_second.median <= row.per_second.max
-        assert losses[row.name].shape == (1 + REPEATS, STEPS)
+    for name in INSTALLED:
+        assert losses[name].shape == (1 + REPEATS, STEPS)
     assert results.rows[0].ratio == (1, 1, 1)
 
 
 def test_the_folder_holds_table_and_picture(measured):
     results, folder, _ = measured
     found = json.loads((folder / "results.json").read_text())
-    assert [row["name"] for row in found["rows"]] == INSTALLED
+    assert [row["name"] for row in found["rows"]] == INSTALLED + LIMIT
     assert found["rows"][0]["images_per_second"].keys() == {"median", "min", "max"}
     assert found["jax_version"] == jax.__version__
     assert found["workload"] == "a"
@@ -140,19 +154,44 @@ def test_rows_from_known_times():
 
 def test_remarks():
     steady = Spread(100.0, 95.0, 105.0)
-    everyone = [Row(name, steady, steady, 1.0) for name in (OURS, SCAN, NUMPYRO)]
+    names = (OURS, throughput_torch.EAGER, NUMPYRO)
+    everyone = [Row(name, steady, steady, 1.0) for name in names]
     assert make_remarks(everyone, load=0.1, cores=2) == ()
-    (missing,) = make_remarks(everyone[:2], load=0.1, cores=2)
-    assert 'pip install -e ".[bench]"' in missing
+    no_numpyro, no_torch = make_remarks(everyone[:1], load=0.1, cores=2)
+    assert 'pip install -e ".[bench]"' in no_numpyro
+    assert 'pip install -e ".[peers]"' in no_torch
     (busy,) = make_remarks(everyone, load=1.5, cores=2)
     shaken = [*everyone[:2], Row(NUMPYRO, Spread(100.0, 50.0, 105.0), steady, 1.0)]
     (drifting,) = make_remarks(shaken, load=0.1, cores=2)
     assert busy.startswith("WARNING") and "55%" in drifting
+    limit = [
+        Row(name, steady, Spread(share, share, share), 1.0)
+        for name, share in zip(LIMIT, (0.5, 0.2), strict=True)
+    ]
+    (share,) = make_remarks(everyone + limit, load=0.1, cores=2)
+    assert "0.50 + 0.20 = 0.70 of the time" in share
+
+
+def test_the_limit_does_the_products_of_a_step():
+    """Two operations a weight forward, four backward, but two in the first layer."""
+    config = Config(steps=2, batch_size=4, num_examples=8)
+    workload, rounds = throughput.make_workload(config)
+    first, others = 784 * 400, 400 * 40 + 20 * 400 + 400 * 784
+    assert throughput_limit.operations(workload) == 4 * (4 * first + 6 * others)
+    more = workload._replace(num_samples=3)
+    decoder = 20 * 400 + 400 * 784
+    added = throughput_limit.operations(more) - throughput_limit.operations(workload)
+    assert added == 2 * 4 * 6 * decoder
+    run = throughput_limit.prepare_products(workload)
+    # Products of ones have as many ones in them as rows meet.
+    total = sum(inner for _, inner, _ in throughput_limit.product_shapes(workload))
+    assert run(rounds[0]) == pytest.approx(2e-30 * total)
 
 
 def test_without_numpyro_its_row_is_left_out(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert [entrant.name for entrant in CONTESTANTS()] == [OURS, SCAN]
+    found = [entrant.name for entrant in CONTESTANTS()]
+    assert found == [OURS, SCAN, LOOP] + LIMIT
 
 
 @pytest.mark.parametrize(
@@ -293,6 +332,27 @@ def test_memory_does_not_grow_with_the_samples(evidence):
     assert found["workload"] == "c" and found["num_samples"] == 200
     assert found["temporary_bytes"][OURS]["20000"] == sizes[20_000]
     assert "20,000 samples" in table(results)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec(TORCH), reason="PyTorch is not here")
+def test_pytorch_does_the_same_work(measured, bounds):
+    """The same losses and bounds, up to the noise of z."""
+    workload, rounds = throughput.make_workload(
+        Config(steps=STEPS, batch_size=32, num_examples=STEPS * 32 + 5, repeats=REPEATS)
+    )
+    params = without_noise_at_first(workload.params)
+    ours = measured[2][OURS]
+    entrants = [entrant for entrant in CONTESTANTS() if entrant.needs == TORCH]
+    assert len(entrants) == 3
+    for entrant in entrants:
+        run = entrant.prepare(workload._replace(params=params))
+        losses = np.array([run(batches) for batches in rounds])
+        np.testing.assert_allclose(losses[0, 0], ours[0, 0], rtol=1e-5)
+        assert np.abs(losses - ours).max() < 2
+    theirs = bounds(throughput_torch.EAGER)
+    np.testing.assert_allclose(theirs[0, 0], bounds(OURS)[0, 0], rtol=1e-5)
+    np.testing.assert_allclose(theirs, bounds(OURS), atol=10)
 
 
 def test_gradients_are_the_same_by_vmap_and_by_a_loop(tmp_path):

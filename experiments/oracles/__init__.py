@@ -49,6 +49,8 @@ class Config:
     """Test images of parts plane and families."""
     num_temperatures: int = 1000
     """Of annealing."""
+    num_chains: int = 64
+    """Of annealing, for each image."""
     num_samples: int = 10_000
     """Importance samples an image."""
     gap_steps: int = 2000
@@ -70,6 +72,7 @@ def check(config: Config) -> None:
         ("linear_steps", 1),
         ("num_images", 2),
         ("num_temperatures", 2),
+        ("num_chains", 1),
         ("num_samples", 2),
         ("gap_steps", 1),
         ("seed", 0),

@@ -46,13 +46,18 @@ def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
         params, x, keys[0]
     )
     annealed = jax.jit(
-        partial(vae_jax.annealed_log_evidence, num_temperatures=config.num_temperatures)
+        partial(
+            vae_jax.annealed_log_evidence,
+            num_temperatures=config.num_temperatures,
+            num_chains=config.num_chains,
+        )
     )(params, x, keys[1])
     both = jax.jit(
         partial(
             vae_jax.bidirectional_log_evidence,
             num_examples=config.num_images,
             num_temperatures=config.num_temperatures,
+            num_chains=config.num_chains,
         )
     )(params, keys[2])
     simulated = quadrature(params, both.x)

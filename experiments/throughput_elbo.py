@@ -1,0 +1,90 @@
+"""The contestants of `experiments.throughput --workload=a`: ways to train one model.
+
+All raise the ELBO with one reparameterized sample and the KL in closed form.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+import vae_jax
+from experiments import throughput_limit, throughput_torch
+from experiments.throughput_contestants import (
+    LOOP,
+    NUMPYRO,
+    OURS,
+    SCAN,
+    Contestant,
+    Run,
+    Workload,
+    bernoulli_log_prob,
+    installed,
+    library_run,
+    loop_run,
+    perceptron,
+    scan_run,
+    svi_run,
+)
+from vae_jax import data
+from vae_jax.types import Array, Key, PyTree
+
+
+def prepare_vae_jax(workload: Workload) -> Run:
+    """This library's ELBO."""
+    return library_run(
+        workload,
+        vae_jax.elbo_objective(),
+        lambda x, key: data.to_unit_interval(x, workload.num_levels),
+    )
+
+
+def elbo_loss(workload: Workload) -> Callable[[PyTree, Array, Key], Array]:
+    """Minus the ELBO of weights, grey images and a key, written by hand."""
+    activation = workload.params.spec.encoder.activation
+
+    def loss(weights: PyTree, x: Array, key: Key) -> Array:
+        outputs = perceptron(weights["encoder"], x, activation)
+        mean, log_var = jnp.split(outputs, 2, axis=-1)
+        noise = jax.random.normal(key, mean.shape)
+        z = mean + jnp.exp(log_var / 2) * noise
+        log_likelihood = bernoulli_log_prob(
+            x, perceptron(weights["decoder"], z, activation)
+        )
+        kl = jnp.sum(mean**2 + jnp.exp(log_var) - log_var - 1, axis=-1) / 2
+        return jnp.mean(kl - log_likelihood)
+
+    return loss
+
+
+def prepare_scan(workload: Workload) -> Run:
+    """The same step written by hand, a round one scan."""
+    return scan_run(workload, elbo_loss(workload))
+
+
+def prepare_loop(workload: Workload) -> Run:
+    """The same step as in flax's examples: compiled alone, batches from the host."""
+    return loop_run(workload, elbo_loss(workload))
+
+
+def prepare_numpyro(workload: Workload) -> Run:
+    """NumPyro's SVI with `TraceMeanField_ELBO`.
+
+    The other choice, `Trace_ELBO`, estimates the KL from samples; this one takes it
+    in closed form, as the other contestants do.
+    """
+    from numpyro import infer
+
+    return svi_run(workload, infer.TraceMeanField_ELBO(), lambda x, key: x)
+
+
+def contestants() -> list[Contestant]:
+    """All that are installed, this library first, the machine's limit at the end."""
+    return installed(
+        Contestant(OURS, prepare_vae_jax),
+        Contestant(SCAN, prepare_scan),
+        Contestant(LOOP, prepare_loop),
+        Contestant(NUMPYRO, prepare_numpyro, "numpyro"),
+        *throughput_torch.training_contestants(throughput_torch.elbo_loss, loader=True),
+        *throughput_limit.contestants(),
+    )

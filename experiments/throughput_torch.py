@@ -1,0 +1,190 @@
+"""PyTorch's contestants of `experiments.throughput`: eager, compiled, DataLoader.
+
+They are given the same weights, batches and data as the others, and use the fused
+Adam. The modules here are functions of lists of layers, as the hand-written scan's.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.throughput_contestants import (
+    LEARNING_RATE,
+    Contestant,
+    Run,
+    Workload,
+    plain_weights,
+)
+
+EAGER, COMPILED, LOADER = "torch eager", "torch.compile", "torch DataLoader"
+TORCH = "torch"
+
+
+def _to_torch(array: Any) -> Any:
+    import torch
+
+    return torch.from_numpy(np.array(array))
+
+
+def _weights(workload: Workload) -> dict[str, list[dict[str, Any]]]:
+    return jax.tree.map(_to_torch, plain_weights(workload.params))
+
+
+def _activation(workload: Workload) -> Callable:
+    import torch
+
+    is_tanh = workload.params.spec.encoder.activation is jax.numpy.tanh
+    return torch.tanh if is_tanh else torch.relu
+
+
+def _perceptron(layers: list[dict[str, Any]], inputs: Any, activation: Callable) -> Any:
+    import torch
+
+    for number, layer in enumerate(layers):
+        inputs = torch.addmm(layer["bias"], inputs, layer["kernel"])
+        if number + 1 < len(layers):
+            inputs = activation(inputs)
+    return inputs
+
+
+def _log_likelihood(logits: Any, x: Any) -> Any:
+    import torch
+
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, x, reduction="none"
+    )
+    return -losses.sum(-1)
+
+
+def elbo_loss(workload: Workload) -> Callable[[Any, Any], Any]:
+    """Minus the ELBO of grey pixels, one sample, the KL in closed form."""
+    import torch
+
+    activation = _activation(workload)
+
+    def loss(weights: Any, x: Any) -> Any:
+        outputs = _perceptron(weights["encoder"], x, activation)
+        mean, log_var = outputs.chunk(2, dim=-1)
+        z = mean + torch.exp(log_var / 2) * torch.randn_like(mean)
+        log_likelihood = _log_likelihood(
+            _perceptron(weights["decoder"], z, activation), x
+        )
+        kl = (mean**2 + log_var.exp() - log_var - 1).sum(-1) / 2
+        return (kl - log_likelihood).mean()
+
+    return loss
+
+
+def _log_weights(workload: Workload, weights: Any, x: Any, num_samples: int) -> Any:
+    """Log p(x, z) / q(z|x) of samples of bits `[B, D]`, `[S, B]`."""
+    import torch
+
+    activation = _activation(workload)
+    outputs = _perceptron(weights["encoder"], x, activation)
+    mean, log_var = outputs.chunk(2, dim=-1)
+    noise = torch.randn(num_samples, *mean.shape)
+    z = mean + torch.exp(log_var / 2) * noise
+    logits = _perceptron(weights["decoder"], z.flatten(0, 1), activation)
+    logits = logits.view(num_samples, *x.shape)
+    log_ratio = (noise**2 + log_var - z**2).sum(-1) / 2
+    return _log_likelihood(logits, x.expand_as(logits)) + log_ratio
+
+
+def bound_loss(workload: Workload) -> Callable[[Any, Any], Any]:
+    """Minus the importance-weighted bound of bits that are drawn afresh."""
+    import torch
+
+    def loss(weights: Any, grey: Any) -> Any:
+        log_w = _log_weights(
+            workload, weights, torch.bernoulli(grey), workload.num_samples
+        )
+        bound = torch.logsumexp(log_w, 0) - math.log(workload.num_samples)
+        return -bound.mean()
+
+    return loss
+
+
+def train_run(
+    workload: Workload,
+    make_loss: Callable[[Workload], Callable],
+    *,
+    compiled: bool = False,
+    loader: bool = False,
+) -> Run:
+    """A loop of steps over one tensor of data, or over a DataLoader's batches."""
+    import torch
+
+    torch.manual_seed(0)
+    weights = _weights(workload)
+    leaves = [leaf.requires_grad_() for leaf in jax.tree.leaves(weights)]
+    adam = torch.optim.Adam(leaves, lr=LEARNING_RATE, fused=True)
+    images, scale = _to_torch(workload.images), workload.num_levels - 1
+    loss = make_loss(workload)
+    loss = torch.compile(loss) if compiled else loss
+
+    def batches_of(indices: np.ndarray):
+        if not loader:
+            return (images[row] for row in torch.from_numpy(indices))
+        data = torch.utils.data.TensorDataset(images)
+        batches = torch.utils.data.DataLoader(data, batch_sampler=indices.tolist())
+        return (batch for (batch,) in batches)
+
+    def run(batches: Any) -> np.ndarray:
+        losses = []
+        for batch in batches_of(np.array(batches, np.int64)):
+            adam.zero_grad(set_to_none=True)
+            value = loss(weights, batch.float() / scale)
+            value.backward()
+            adam.step()
+            losses.append(value.detach())
+        return torch.stack(losses).numpy()
+
+    return run
+
+
+def evidence_run(workload: Workload) -> Run:
+    """Log evidence image by image, the samples in chunks of 1000."""
+    import torch
+
+    torch.manual_seed(0)
+    weights, images = _weights(workload), _to_torch(workload.images)
+    chunk_size = math.gcd(workload.num_samples, 1000)
+
+    def run(batches: Any) -> np.ndarray:
+        found = []
+        with torch.inference_mode():
+            for index in np.ravel(np.array(batches)):
+                x = images[int(index)][None].float()
+                chunks = [
+                    torch.logsumexp(
+                        _log_weights(workload, weights, x, chunk_size)[:, 0], 0
+                    )
+                    for _ in range(workload.num_samples // chunk_size)
+                ]
+                total = torch.logsumexp(torch.stack(chunks), 0)
+                found.append(total - math.log(workload.num_samples))
+        return torch.stack(found).numpy()
+
+    return run
+
+
+def training_contestants(make_loss: Callable, *, loader: bool) -> list[Contestant]:
+    """Eager and compiled, on request the DataLoader as well."""
+    found = [
+        Contestant(EAGER, lambda work: train_run(work, make_loss), TORCH),
+        Contestant(
+            COMPILED, lambda work: train_run(work, make_loss, compiled=True), TORCH
+        ),
+    ]
+    if loader:
+        prepare = lambda work: train_run(work, make_loss, loader=True)  # noqa: E731
+        found.append(Contestant(LOADER, prepare, TORCH))
+    return found
+
+
+def evidence_contestant() -> Contestant:
+    """Log evidence, eager."""
+    return Contestant(EAGER, evidence_run, TORCH)

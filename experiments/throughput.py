@@ -33,7 +33,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ from tqdm import tqdm
 
 import vae_jax
 from experiments import (
+    throughput_curves,
     throughput_elbo,
     throughput_evidence,
     throughput_gradients,
@@ -63,6 +64,7 @@ from vae_jax.types import Array, Key
 # Steps of a round and images of a step, where the flags leave them open.
 SIZES = {"a": (200, 128), "b1": (200, 20), "b50": (50, 20), "c": (1, 100)}
 SIZES["gradients"] = SIZES["a"]
+SIZES["curves"] = (50, 128)
 TRAINING_SAMPLES = {"a": 1, "b1": 1, "b50": 50}
 
 
@@ -70,10 +72,11 @@ TRAINING_SAMPLES = {"a": 1, "b1": 1, "b50": 50}
 class Config:
     """Measure throughput; the table also goes to the run folder."""
 
-    workload: Literal["a", "b1", "b50", "c", "gradients"] = "a"
+    workload: Literal["a", "b1", "b50", "c", "gradients", "curves"] = "a"
     """a: training an MLP of 400 hidden units, ELBO with one sample; b1, b50: training \
 two layers of 200 with the bound of 1 and 50 samples; c: log evidence by the network \
-of b; gradients: draws of a score-function gradient."""
+of b; gradients: draws of a score-function gradient; curves: the cost of a step by \
+images, width, samples and models."""
     repeats: int = 7
     """Rounds; in each, every contestant runs once."""
     steps: int | None = None
@@ -207,14 +210,14 @@ def measure(
     return make_rows(names, seconds, np.array(first_seconds), rounds[0].size)
 
 
-def run(config: Config) -> Results:
+def run(config: Config) -> Results | list[throughput_curves.Point]:
     """Measures and writes the run folder.
 
     Args:
       config: what to measure.
 
     Returns:
-      The table and what belongs to it.
+      The table and what belongs to it; of the curves, their points.
 
     Raises:
       ValueError: sizes that do not fit, or no data.
@@ -223,24 +226,41 @@ def run(config: Config) -> Results:
     check(config)
     load = os.getloadavg()[0]
     cores = os.cpu_count() or 1
+    if config.workload == "curves":
+        return run_curves(config, cores)
     workload, rounds = make_workload(config)
     entrants = find_contestants(config)
     rows = measure(entrants, workload, rounds)
     memory = {}
     if config.workload == "c":
         memory = throughput_evidence.temporary_bytes(entrants, workload)
-    environment = {
+    samples = getattr(workload, "num_samples", 1)
+    environment = environment_of(config, cores) | {"num_samples": samples}
+    remarks = make_remarks(rows, load, cores)
+    results = Results(rows, environment, remarks, memory)
+    save(results, Path(config.run_dir))
+    return results
+
+
+def environment_of(config: Config, cores: int) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
         **asdict(config),
-        "num_samples": getattr(workload, "num_samples", 1),
         "jax_version": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "cores": cores,
         "date": datetime.date.today().isoformat(),
     }
-    remarks = make_remarks(rows, load, cores)
-    results = Results(rows, environment, remarks, memory)
-    save(results, Path(config.run_dir))
-    return results
+
+
+def run_curves(config: Config, cores: int) -> list[throughput_curves.Point]:
+    """Measures how the cost grows and writes the run folder."""
+    points = throughput_curves.measure(
+        throughput_curves.SIZES, num_steps=config.steps, repeats=config.repeats
+    )
+    environment = environment_of(config, cores)
+    throughput_curves.save(points, environment, Path(config.run_dir))
+    return points
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -250,7 +270,14 @@ def main(argv: Sequence[str] | None = None) -> None:
       argv: its arguments; those of the process where None.
     """
     config = parse(Config, argv, command="python -m experiments.throughput")
-    execute(lambda: print(table(run(config))))
+    execute(lambda: show(run(config)))
+
+
+def show(found: Results | list[throughput_curves.Point]) -> None:
+    """Prints the table."""
+    print(
+        table(found) if isinstance(found, Results) else throughput_curves.table(found)
+    )
 
 
 if __name__ == "__main__":

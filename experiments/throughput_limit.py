@@ -56,7 +56,7 @@ def prepare_products(workload: Workload) -> Run:
     def run(batches: Array, pairs: Sequence[tuple[Array, Array]]) -> Array:
         def step(total: Array, _: Array) -> tuple[Array, None]:
             # What the last step found enters, or the loop would be done once.
-            products = [left @ (right + total) for left, right in pairs]
+            products = [(left + total) @ right for left, right in pairs]
             products = jax.lax.optimization_barrier(products)
             return total + 1e-30 * sum(product[0, 0] for product in products), None
 

@@ -49,7 +49,7 @@ class Config:
     """Test images of parts plane and families."""
     num_temperatures: int = 1000
     """Of annealing."""
-    num_chains: int = 64
+    num_chains: int = 32
     """Of annealing, for each image."""
     num_samples: int = 10_000
     """Importance samples an image."""

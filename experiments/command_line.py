@@ -75,6 +75,12 @@ def execute(run: Callable[[], Any]) -> None:
         _fail("nothing is lost: the same command goes on", 130, label="interrupted")
 
 
+def say(*notes: str) -> None:
+    """Tells the user, a line each."""
+    for note in notes:
+        print(f"NOTE: {note}", flush=True)
+
+
 def _fail(message: str, code: int, label: str = "error") -> NoReturn:
     print(f"{label}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

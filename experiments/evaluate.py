@@ -24,7 +24,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import vae_jax
-from experiments import mnist, run_folder
+from experiments import mnist, run_folder, training_setup
 from experiments.choices import labels_of
 from experiments.command_line import execute, parse
 from experiments.evaluation_report import (
@@ -116,12 +116,12 @@ def load_data(config: Config) -> tuple[mnist.Config, RunData]:
         known[name] = tuple(known.get(name, ()))
     trained = mnist.Config(**known)
     original = data.load(trained.dataset, data_dir=config.data_dir or trained.data_dir)
-    if mnist.data_digest(original) != found["data_sha256"]:
+    if training_setup.data_digest(original) != found["data_sha256"]:
         raise ValueError(
             f"the {trained.dataset} data found are not those of the run in "
             f"{config.run_folder}"
         )
-    dataset = mnist.binarized(trained, original)
+    dataset = training_setup.binarized(trained, original)
     test = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
     train = data.to_unit_interval(jnp.asarray(dataset.train), dataset.num_levels)
     if trained.binarization == "dynamic":

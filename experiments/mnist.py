@@ -12,32 +12,34 @@ digits. The same command on the same folder goes on where it stopped.
 """
 
 import dataclasses
-import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 
-import vae_jax
 from experiments import choices, figures, processes, run_folder
-from experiments.command_line import execute, parse
+from experiments.command_line import execute, parse, say
 from experiments.evaluation_report import (
     elbo_figures,
     evaluation_keys,
     importance_weighted_figures,
     table,
 )
-from experiments.training_loop import Run, Trained, train
+from experiments.training_loop import Trained, train
+from experiments.training_setup import (
+    binarized,
+    data_digest,
+    keep_compiled,
+    num_classes,
+    on_one_device,
+    training_run,
+)
 from vae_jax import data
-from vae_jax.training import TrainState
 
 # Where the epochs are not given: small data sets are seen more often.
 STEPS_WANTED = 8000
@@ -266,226 +268,6 @@ def resolve(config: Config, dataset: data.Dataset) -> Config:
     )
 
 
-def training_run(
-    config: Config, spec: vae_jax.ModelSpec, dataset: data.Dataset, folder: Path
-) -> tuple[Run, TrainState]:
-    """What the loop needs: the compiled functions and the state before step 0.
-
-    Args:
-      config: the configuration, resolved.
-      spec: the model.
-      dataset: binarized as the configuration says.
-      folder: the run's folder.
-
-    Returns:
-      The run and its initial state.
-    """
-    epoch = data_order(config, len(dataset.train))
-    batch_sizes = jax.eval_shape(epoch, 0).batch_sizes
-    step = partial(
-        training_step,
-        config=config,
-        dataset=dataset,
-        steps_per_epoch=len(batch_sizes),
-        settings=choices.settings(config),
-    )
-    train_data = training_data(spec, dataset)
-    test_data = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
-    state = initial_state(config, spec, dataset)
-    history = vae_jax.empty_history(step, state, epoch(0), train_data)
-    placed, train_placed = placement(config, epoch, train_data, step)
-    run = Run(
-        folder=folder,
-        spec=spec,
-        num_epochs=config.epochs,
-        batch_sizes=batch_sizes,
-        checkpoint_every=config.checkpoint_every,
-        epoch=placed,
-        train=train_placed,
-        empty_history=lambda: jax.tree.map(jnp.copy, history),
-        evaluate=lambda state: elbo_figures(
-            _on_one_device(state), test_data, dataset.test_labels
-        ),
-    )
-    return run, state
-
-
-def placement(
-    config: Config,
-    epoch: Callable[[int], vae_jax.Epoch],
-    examples: jax.Array | vae_jax.Labelled,
-    step: Callable[..., Any],
-) -> tuple[Callable[[int], Any], Callable[..., Any]]:
-    """Where the examples of an epoch are, and the compiled program that takes them.
-
-    One device holds the data set. Of several, each is given its share of every epoch,
-    by the process that it belongs to.
-
-    Args:
-      config: the configuration.
-      epoch: `f(number)`, the order of the data.
-      examples: the data set.
-      step: `train_step` with its options given.
-
-    Returns:
-      `f(number) -> order`, and `f(state, order, history, stop) -> (state, history)`.
-    """
-    if config.num_devices == 1:
-        compiled = vae_jax.jit_step(partial(vae_jax.train_epoch, step=step))
-        return epoch, lambda state, order, history, stop: compiled(
-            state, order, examples, history, stop
-        )
-    devices = jax.devices()[: config.num_devices]
-    host_examples = jax.device_get(examples)
-
-    def shares(number: int):
-        orders = jax.device_get(vae_jax.shard_epoch(epoch(number), len(devices)))
-
-        def share(device: int):
-            own = jax.tree.map(lambda leaf: leaf[device], orders)
-            return vae_jax.own_examples(own, host_examples)
-
-        return vae_jax.put_on_devices(share, devices=devices)
-
-    def train_share(state, share, history, stop, *, axis_name):
-        order, own = share
-        return vae_jax.train_epoch(
-            state, order, own, history, stop, step=step, axis_name=axis_name
-        )
-
-    # pmap is of one process here; its arguments would be each process's own.
-    one_process = jax.process_count() == 1
-    executor = vae_jax.pmap_step if one_process else vae_jax.shard_map_step
-    return shares, executor(train_share, devices=devices)
-
-
-def data_order(
-    config: Config, num_examples: int
-) -> Callable[[int | jax.Array], vae_jax.Epoch]:
-    """The order of the data, a compiled function of the epoch's number."""
-    _, _, order_key, _ = _keys(config)
-    return partial(
-        jax.jit(vae_jax.shuffled_epoch, static_argnames=("num_examples", "batch_size")),
-        order_key,
-        num_examples=num_examples,
-        batch_size=config.batch_size,
-    )
-
-
-def training_data(
-    spec: vae_jax.ModelSpec, dataset: data.Dataset
-) -> jax.Array | vae_jax.Labelled:
-    """The examples to train on, on the device, with labels where the model asks."""
-    x = jnp.asarray(dataset.train)
-    if not spec.num_classes:
-        return x
-    return vae_jax.Labelled(x, jnp.asarray(dataset.train_labels))
-
-
-def initial_state(
-    config: Config, spec: vae_jax.ModelSpec, dataset: data.Dataset
-) -> TrainState:
-    """The state before step 0, the output bias at the data's mean."""
-    init_key, noise_key, *_ = _keys(config)
-    mean = data.to_unit_interval(dataset.train.mean(axis=0), dataset.num_levels)
-    params = vae_jax.init(spec, init_key, x=mean[None])
-    if config.likelihood == "gaussian":
-        log_var = jnp.log(jnp.float32(config.variance))
-        params = params.replace(likelihood={"log_var": log_var})
-    return vae_jax.init_state(
-        params,
-        noise_key,
-        optimizer=optax.adam(config.learning_rate),
-        average=config.ema_decay is not None,
-    )
-
-
-def training_step(
-    state: TrainState,
-    batch: jax.Array | vae_jax.Labelled,
-    *,
-    config: Config,
-    dataset: data.Dataset,
-    steps_per_epoch: int,
-    settings: choices.Settings,
-    axis_name: str | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """`train_step` as the flags have it.
-
-    Args:
-      state: the state before the step.
-      batch: examples of the data set.
-      config: the configuration, resolved.
-      dataset: what is trained on.
-      steps_per_epoch: for schedules.
-      settings: the numbers of `choices.settings`, of which each may be traced.
-      axis_name: name of the mapped axis of devices.
-
-    Returns:
-      The state after it, and its figures.
-    """
-    return vae_jax.train_step(
-        state,
-        batch,
-        objective=choices.objective(
-            config,
-            settings,
-            steps_per_epoch=steps_per_epoch,
-            dataset_size=len(dataset.train),
-        ),
-        optimizer=optax.adam(settings["learning_rate"]),
-        preprocess=partial(
-            _as_seen, binarization=config.binarization, num_levels=dataset.num_levels
-        ),
-        average_decay=config.ema_decay or 0.0,
-        axis_name=axis_name,
-    )
-
-
-def _keys(config: Config) -> tuple[jax.Array, ...]:
-    """Of the weights, the noise, the order of the data, and its fixed binarization."""
-    return tuple(jax.random.split(jax.random.key(config.seed), 4))
-
-
-def binarized(config: Config, original: data.Dataset) -> data.Dataset:
-    """The data set that a run trains on and is tested on.
-
-    Args:
-      config: the configuration, resolved.
-      original: the data as loaded.
-
-    Returns:
-      The data, binarized as the configuration says; the test set always alike.
-    """
-    *_, train_key = _keys(config)
-    return data.binarize_dataset(
-        original,
-        evaluation_keys().data,
-        method=config.binarization,
-        train_key=train_key,
-    )
-
-
-def _as_seen(
-    batch: jax.Array | vae_jax.Labelled,
-    key: jax.Array,
-    *,
-    binarization: str,
-    num_levels: int | None,
-) -> jax.Array | vae_jax.Labelled:
-    """Examples as the model sees them in one step."""
-    if isinstance(batch, vae_jax.Labelled):
-        options = {"binarization": binarization, "num_levels": num_levels}
-        return batch._replace(x=_as_seen(batch.x, key, **options))
-    x = data.to_unit_interval(batch, num_levels)
-    return data.binarize(x, key) if binarization == "dynamic" else x
-
-
-def _on_one_device(state: TrainState) -> vae_jax.Params:
-    """The parameters to evaluate, on one of the devices that have them."""
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), state.evaluation_params)
-
-
 def run(config: Config) -> dict[str, Any]:
     """Trains, evaluates, draws; goes on where the run's folder stands.
 
@@ -516,7 +298,7 @@ def _on_all_devices(config: Config) -> Config:
 def _run(config: Config, started: float) -> dict[str, Any]:
     """`run` in one of the processes."""
     check(config)
-    _keep_compiled(config)
+    keep_compiled(config)
     original = data.load(config.dataset, data_dir=config.data_dir)
     config = resolve(config, original)
     spec = choices.model_spec(
@@ -534,24 +316,6 @@ def _run(config: Config, started: float) -> dict[str, Any]:
         if not processes.is_first():
             return {}
         return _report(config, dataset, folder, trained, started)
-
-
-def _keep_compiled(config: Config) -> None:
-    """Has every program written to the cache, and taken from there."""
-    if config.compilation_cache is None:
-        return
-    jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-
-
-def num_classes(config: Config, dataset: data.Dataset) -> int:
-    """Classes of a conditional model, 0 for another."""
-    if not config.conditional:
-        return 0
-    if dataset.train_labels is None:
-        raise ValueError(f"--conditional needs labels, and {dataset.name} has none")
-    return int(max(np.max(dataset.train_labels), np.max(dataset.test_labels))) + 1
 
 
 def _report(
@@ -573,7 +337,7 @@ def _report(
         print(f"complete: checkpoint {step} verified, nothing left to train")
         print(table(found, folder))
         return found
-    params = _on_one_device(trained.state)
+    params = on_one_device(trained.state)
     x = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
     labels = dataset.test_labels
     speeds = [
@@ -613,12 +377,6 @@ def _report(
     return results
 
 
-def say(*notes: str) -> None:
-    """Tells the user, a line each."""
-    for note in notes:
-        print(f"NOTE: {note}", flush=True)
-
-
 def warnings(config: Config, dataset: data.Dataset) -> list[str]:
     """What is allowed and often not meant."""
     grey = dataset.num_levels != 2
@@ -640,14 +398,6 @@ def headline(config: Config, dataset: data.Dataset, folder: Path) -> str:
         f"{len(dataset.test)} to test, {shape}, {config.binarization} binarization; "
         f"{config.epochs} epochs; {folder}"
     )
-
-
-def data_digest(dataset: data.Dataset) -> str:
-    """Of the data as loaded: a file that changed is another run."""
-    digest = hashlib.sha256()
-    for array in (dataset.train, dataset.test):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
-from experiments import choices, mnist, run_folder, sweep_report
-from experiments.command_line import execute, parse
+from experiments import choices, mnist, run_folder, sweep_report, training_setup
+from experiments.command_line import execute, parse, say
 from experiments.evaluation_report import elbo_figures, importance_weighted_figures
 from experiments.training_loop import Run, Trained, finite_models, train
 from vae_jax import data
@@ -124,6 +124,11 @@ def check(config: Config) -> None:
         raise ValueError(
             f"--num_devices is {config.num_devices}, but there are "
             f"{jax.local_device_count()} ({jax.devices()[0].platform})"
+        )
+    if config.coordinator_address is not None:
+        raise ValueError(
+            "a sweep is one process: --coordinator_address is of experiments.mnist, "
+            f"got {config.coordinator_address}"
         )
     if config.binarization == "fixed" and config.num_seeds > 1:
         raise ValueError(
@@ -241,7 +246,7 @@ def sweep_run(
         models[0],
         **{name: max(getattr(model, name) or 0 for model in models) for name in RISING},
     )
-    orders = [mnist.data_order(model, len(dataset.train)) for model in models]
+    orders = [training_setup.data_order(model, len(dataset.train)) for model in models]
     batch_sizes = jax.eval_shape(orders[0], 0).batch_sizes
     settings = jax.tree.map(
         lambda *values: jnp.array(values, jnp.float32),
@@ -249,7 +254,7 @@ def sweep_run(
     )
 
     def step(state, batch, setting):
-        return mnist.training_step(
+        return training_setup.training_step(
             state,
             batch,
             config=structure,
@@ -263,10 +268,10 @@ def sweep_run(
             lambda *leaves: jnp.stack(leaves), *(order(number) for order in orders)
         )
 
-    train_data = mnist.training_data(spec, dataset)
+    train_data = training_setup.training_data(spec, dataset)
     test_data = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
     state = vae_jax.stack_states(
-        [mnist.initial_state(model, spec, dataset) for model in models]
+        [training_setup.initial_state(model, spec, dataset) for model in models]
     )
     history = vae_jax.empty_sweep_history(step, state, epoch(0), train_data, settings)
     devices = jax.local_devices()[: config.num_devices]
@@ -369,6 +374,7 @@ def run(config: Config) -> dict[str, Any]:
     """
     started = time.perf_counter()
     check(config)
+    training_setup.keep_compiled(config)
     original = data.load(config.dataset, data_dir=config.data_dir)
     models = [mnist.resolve(single, original) for single in grid(config)]
     config = dataclasses.replace(
@@ -379,13 +385,13 @@ def run(config: Config) -> dict[str, Any]:
         },
     )
     spec = choices.model_spec(
-        config, original, num_classes=mnist.num_classes(models[0], original)
+        config, original, num_classes=training_setup.num_classes(models[0], original)
     )
-    mnist.say(*original.notes, *mnist.warnings(models[0], original))
-    dataset = mnist.binarized(models[0], original)
+    say(*original.notes, *mnist.warnings(models[0], original))
+    dataset = training_setup.binarized(models[0], original)
     folder = Path(config.run_dir or run_folder.default_folder("sweep", config))
     with run_folder.locked(folder):
-        mnist.say(*run_folder.claim(folder, config, mnist.data_digest(original)))
+        say(*run_folder.claim(folder, config, training_setup.data_digest(original)))
         print(mnist.headline(models[0], dataset, folder), flush=True)
         training, state, chunks = sweep_run(config, models, spec, dataset, folder)
         print(f"{len(models)} models, {chunks.reason}", flush=True)

@@ -42,6 +42,7 @@ from tqdm import tqdm
 
 import vae_jax
 from experiments import (
+    throughput_anatomy,
     throughput_curves,
     throughput_elbo,
     throughput_evidence,
@@ -63,7 +64,7 @@ from vae_jax.types import Array, Key
 
 # Steps of a round and images of a step, where the flags leave them open.
 SIZES = {"a": (200, 128), "b1": (200, 20), "b50": (50, 20), "c": (1, 100)}
-SIZES["gradients"] = SIZES["a"]
+SIZES["gradients"] = SIZES["anatomy"] = SIZES["a"]
 SIZES["curves"] = (50, 128)
 TRAINING_SAMPLES = {"a": 1, "b1": 1, "b50": 50}
 
@@ -72,11 +73,11 @@ TRAINING_SAMPLES = {"a": 1, "b1": 1, "b50": 50}
 class Config:
     """Measure throughput; the table also goes to the run folder."""
 
-    workload: Literal["a", "b1", "b50", "c", "gradients", "curves"] = "a"
+    workload: Literal["a", "b1", "b50", "c", "anatomy", "curves", "gradients"] = "a"
     """a: training an MLP of 400 hidden units, ELBO with one sample; b1, b50: training \
 two layers of 200 with the bound of 1 and 50 samples; c: log evidence by the network \
-of b; gradients: draws of a score-function gradient; curves: the cost of a step by \
-images, width, samples and models."""
+of b; anatomy: the parts of a; curves: the cost of a step by images, width, samples \
+and models; gradients: draws of a score-function gradient."""
     repeats: int = 7
     """Rounds; in each, every contestant runs once."""
     steps: int | None = None
@@ -142,7 +143,7 @@ def load_images(config: Config) -> tuple[np.ndarray, int]:
 
 def make_spec(config: Config) -> vae_jax.ModelSpec:
     """The workload's model."""
-    if config.workload == "a":
+    if config.workload in ("a", "anatomy"):
         return vae_jax.ModelSpec()
     network = vae_jax.MLP((200, 200), jnp.tanh)
     return vae_jax.ModelSpec(encoder=network, decoder=network, latent_dim=50)
@@ -180,6 +181,8 @@ def find_contestants(config: Config) -> list[Contestant]:
         return throughput_evidence.contestants()
     if config.workload == "a":
         return throughput_elbo.contestants()
+    if config.workload == "anatomy":
+        return throughput_anatomy.contestants()
     return throughput_importance.contestants()
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from experiments import (
     throughput,
+    throughput_anatomy,
+    throughput_curves,
     throughput_elbo,
     throughput_evidence,
     throughput_gradients,
@@ -370,3 +372,53 @@ def test_gradients_are_the_same_by_vmap_and_by_a_loop(tmp_path):
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["rows"][1]["gradients_per_second"]["median"] > 0
     assert "gradients/s" in table(results)
+
+
+def test_the_variants_of_a_step_are_the_step_but_for_one_thing():
+    config = Config(workload="anatomy", steps=2, batch_size=8, num_examples=24)
+    workload, rounds = throughput.make_workload(config)
+    workload = workload._replace(params=without_noise_at_first(workload.params))
+    whole = throughput_elbo.prepare_scan(workload)(rounds[0])
+    for name in ("gathered once", "own gradient", "no noise"):
+        run = throughput_anatomy.step_run(workload, **throughput_anatomy.VARIANTS[name])
+        np.testing.assert_allclose(run(rounds[0])[0], whole[0], rtol=1e-5)
+    left_out = throughput_anatomy.VARIANTS["no exp, no log1p"]
+    run = throughput_anatomy.step_run(workload, **left_out)
+    assert abs(run(rounds[0])[0] - whole[0]) > 10
+
+
+def test_a_gradient_written_by_hand_is_that_of_jax(x64):
+    x, logits = np.random.default_rng(0).normal(size=(2, 3, 4))
+    found, expected = (
+        jax.grad(lambda logits, f=f: f(x, logits).sum())(logits)
+        for f in (
+            throughput_anatomy.closed_gradient_log_prob,
+            throughput_anatomy.softplus_log_prob,
+        )
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_curves_grow_with_their_sizes(tmp_path):
+    sizes = {"images": (2, 4), "samples": (1, 2), "small models": (1, 3)}
+    points = throughput_curves.measure(sizes, num_steps=2, repeats=1)
+    assert [(point.curve, point.size) for point in points] == [
+        (curve, size) for curve, chosen in sizes.items() for size in chosen
+    ]
+    by_size = {(point.curve, point.size): point for point in points}
+    images = [by_size["images", size].operations for size in (2, 4)]
+    models = [by_size["small models", size].operations for size in (1, 3)]
+    assert images[1] == 2 * images[0] and models[1] == 3 * models[0]
+    assert all(point.seconds > 0 for point in points)
+    throughput_curves.save(points, {"device": "cpu", "cores": 2}, tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert len(found["points"]) == 6
+    assert (tmp_path / "figures" / "curves.png").read_bytes()[1:4] == b"PNG"
+    lines = throughput_curves.table(points).splitlines()
+    assert lines[1].split()[:2] == ["images", "2"] and lines[1].endswith("1.00")
+
+
+def test_the_cost_of_twice_the_work_in_twice_the_time_is_one():
+    first = throughput_curves.Point("images", 1, 100, 0.5, 0.5, 0.5)
+    second = throughput_curves.Point("images", 2, 200, 1.5, 1.5, 1.5)
+    assert throughput_curves.relative_cost(second, first) == 1.5

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
-from experiments import mnist
+from experiments import mnist, training_setup
 from experiments.oracles.rows import Row, mean_row
 from vae_jax import data, exact, mcmc
 from vae_jax.estimators import log_mean_exp
@@ -160,6 +160,6 @@ def trained_model(config: Any, dataset: data.Dataset, folder: Path, **changes: A
         **changes,
     )
     mnist.run(run)
-    seen = mnist.binarized(mnist.resolve(run, dataset), dataset)
+    seen = training_setup.binarized(mnist.resolve(run, dataset), dataset)
     x = data.to_unit_interval(jnp.asarray(seen.test), seen.num_levels)
     return vae_jax.load_run(folder), x

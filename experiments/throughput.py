@@ -52,6 +52,7 @@ from experiments import (
 from experiments.command_line import execute, parse
 from experiments.throughput_contestants import Contestant, Workload
 from experiments.throughput_report import (
+    BESIDE_PEERS,
     Results,
     Row,
     make_remarks,
@@ -239,7 +240,8 @@ def run(config: Config) -> Results | list[throughput_curves.Point]:
         memory = throughput_evidence.temporary_bytes(entrants, workload)
     samples = getattr(workload, "num_samples", 1)
     environment = environment_of(config, cores) | {"num_samples": samples}
-    remarks = make_remarks(rows, load, cores)
+    peers = config.workload in BESIDE_PEERS
+    remarks = make_remarks(rows, load, cores, peers=peers)
     results = Results(rows, environment, remarks, memory)
     save(results, Path(config.run_dir))
     return results

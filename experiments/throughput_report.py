@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.throughput_contestants import LOOP, NUMPYRO, OURS
+from experiments.throughput_contestants import NUMPYRO, OURS
 from experiments.throughput_limit import ADAM, PRODUCTS
 from experiments.throughput_torch import EAGER
 
-UNITS = dict.fromkeys(("a", "b1", "b50", "c", "anatomy"), "images") | {
-    "gradients": "gradients"
-}
+BESIDE_PEERS = ("a", "b1", "b50", "c")
+UNITS = dict.fromkeys((*BESIDE_PEERS, "anatomy"), "images")
+UNITS["gradients"] = "gradients"
 
 
 class Spread(NamedTuple):
@@ -81,11 +81,13 @@ def make_rows(
     )
 
 
-def make_remarks(rows: Sequence[Row], load: float, cores: int) -> tuple[str, ...]:
+def make_remarks(
+    rows: Sequence[Row], load: float, cores: int, *, peers: bool = True
+) -> tuple[str, ...]:
     """What to know when reading the table: a missing row, a disturbed machine."""
     remarks = []
     by_name = {row.name: row for row in rows}
-    if LOOP in by_name:
+    if peers:
         if NUMPYRO not in by_name:
             remarks.append('no NumPyro here: pip install -e ".[bench]" adds its row')
         if EAGER not in by_name:

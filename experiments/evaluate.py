@@ -24,7 +24,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import vae_jax
-from experiments import mnist, run_folder, training_setup
+from experiments import mnist, run_folder, sweep, training_setup
 from experiments.choices import labels_of
 from experiments.command_line import execute, parse
 from experiments.evaluation_report import (
@@ -43,7 +43,9 @@ class Config:
     """Evaluate a trained run; evaluation.json and figures go to its folder."""
 
     run_folder: tyro.conf.Positional[str]
-    """The folder of a run of experiments.mnist."""
+    """The folder of a run of experiments.mnist, or of a sweep."""
+    model: int | None = None
+    """Which model of a sweep; what is found goes to its model-<number> folder."""
     data_dir: str | None = None
     """Where the data lie; by default where the run found them."""
     step: int | None = None
@@ -110,11 +112,7 @@ def load_data(config: Config) -> tuple[mnist.Config, RunData]:
     if not path.exists():
         raise ValueError(f"{config.run_folder} holds no config.json of a run")
     found = json.loads(path.read_text())
-    names = {field.name for field in fields(mnist.Config)}
-    known = {name: value for name, value in found.items() if name in names}
-    for name in ("hidden_dims", "upper_latent_dims"):
-        known[name] = tuple(known.get(name, ()))
-    trained = mnist.Config(**known)
+    trained = _trained(found, config.model)
     original = data.load(trained.dataset, data_dir=config.data_dir or trained.data_dir)
     if training_setup.data_digest(original) != found["data_sha256"]:
         raise ValueError(
@@ -130,6 +128,27 @@ def load_data(config: Config) -> tuple[mnist.Config, RunData]:
     if not trained.conditional:
         labels = (None, None)
     return trained, RunData(train, test, *labels)
+
+
+def _trained(found: dict[str, Any], model: int | None) -> mnist.Config:
+    """The configuration of a run, or of one model of a sweep, out of config.json."""
+    many = "num_seeds" in found
+    config_class = sweep.Config if many else mnist.Config
+    names = {field.name for field in fields(config_class)}
+    known = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in found.items()
+        if name in names
+    }
+    trained = config_class(**known)
+    if not many:
+        return trained
+    models = sweep.grid(trained)
+    if model is None or not 0 <= model < len(models):
+        raise ValueError(
+            f"--model must be one of the sweep's 0 to {len(models) - 1}, got {model}"
+        )
+    return models[model]
 
 
 def evaluate(
@@ -373,11 +392,13 @@ def run(config: Config) -> dict[str, Any]:
     check(config)
     trained, run_data = load_data(config)
     x = run_data.test
-    params = vae_jax.load_run(config.run_folder, step=config.step)
+    params = vae_jax.load_run(config.run_folder, step=config.step, model=config.model)
     folder = Path(config.run_folder)
     with run_folder.locked(folder):
+        if config.model is not None:
+            folder = folder / f"model-{config.model}"
         figures = evaluate(params, x, run_data.test_labels, config)
-        (folder / "figures").mkdir(exist_ok=True)
+        (folder / "figures").mkdir(exist_ok=True, parents=True)
         figures["fitted_prior"] = fitted_prior(
             params, run_data, config, folder / "figures"
         )

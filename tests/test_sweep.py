@@ -14,7 +14,7 @@ import pytest
 from conftest import SPECS, random_params
 
 import vae_jax
-from experiments import mnist, sweep, sweep_report, training_loop
+from experiments import evaluate, mnist, sweep, sweep_report, training_loop
 from experiments.command_line import CommandFailed, Interrupted
 from vae_jax import checkpoint
 
@@ -233,6 +233,20 @@ def test_chunks_change_nothing(tmp_path, no_pictures, monkeypatch):
         np.testing.assert_allclose(
             measures_of(chunks)[name], measures_of(whole)[name], rtol=1e-4
         )
+
+
+def test_a_model_of_a_sweep_is_evaluated_by_its_number(tmp_path, no_pictures, capsys):
+    results = run_tiny(tmp_path, epochs=1, num_seeds=1)
+    options = {"num_gap": 2, "gap_steps": 2, "num_annealed": 0, "evaluation_samples": 2}
+    found = evaluate.run(
+        evaluate.Config(str(tmp_path), model=1, fitted_components=0, **options)
+    )
+    assert found["elbo"] == pytest.approx(results["models"][1]["test_elbo"])
+    assert "beta 2," in capsys.readouterr().out
+    assert (tmp_path / "model-1" / "evaluation.json").exists()
+    for model in (None, 2):
+        with pytest.raises(ValueError, match=f"--model must be .* 0 to 1, got {model}"):
+            evaluate.run(evaluate.Config(str(tmp_path), model=model))
 
 
 def test_as_many_models_at_once_as_there_is_memory_for():

@@ -67,7 +67,7 @@ from vae_jax.types import Array, Key
 SIZES = {"a": (200, 128), "b1": (200, 20), "b50": (50, 20), "c": (1, 100)}
 SIZES["gradients"] = SIZES["anatomy"] = SIZES["a"]
 SIZES["curves"] = (50, 128)
-TRAINING_SAMPLES = {"a": 1, "b1": 1, "b50": 50}
+TRAINING_SAMPLES = {"a": 1, "anatomy": 1, "b1": 1, "b50": 50}
 
 
 @dataclass(frozen=True)

@@ -377,6 +377,7 @@ def test_gradients_are_the_same_by_vmap_and_by_a_loop(tmp_path):
 def test_the_variants_of_a_step_are_the_step_but_for_one_thing():
     config = Config(workload="anatomy", steps=2, batch_size=8, num_examples=24)
     workload, rounds = throughput.make_workload(config)
+    assert workload.num_samples == 1
     workload = workload._replace(params=without_noise_at_first(workload.params))
     whole = throughput_elbo.prepare_scan(workload)(rounds[0])
     for name in ("gathered once", "own gradient", "no noise"):

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from experiments import choices, figures, processes, run_folder
+from experiments import choices, processes, run_folder
 from experiments.command_line import execute, parse, say
 from experiments.evaluation_report import (
     elbo_figures,
@@ -337,6 +337,9 @@ def _report(
         print(f"complete: checkpoint {step} verified, nothing left to train")
         print(table(found, folder))
         return found
+    # Takes a second to import; the first step does not wait for it.
+    from experiments import figures
+
     params = on_one_device(trained.state)
     x = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
     labels = dataset.test_labels

@@ -11,7 +11,6 @@ figures/         pictures
 import contextlib
 import dataclasses
 import fcntl
-import functools
 import hashlib
 import json
 import math
@@ -20,8 +19,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from tensorboardX import SummaryWriter
 
 # May differ between two commands that share a run.
 IGNORED = (
@@ -168,12 +165,8 @@ class Metrics:
         self._path = folder / "metrics.jsonl"
         self.rows = [row for row in _read_rows(self._path) if row["epoch"] <= epoch]
         _write(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self._open_events = functools.partial(
-            SummaryWriter,
-            str(folder / "tensorboard"),
-            purge_step=step + 1 if step else None,
-        )
-        self._events: SummaryWriter | None = None
+        self._folder, self._step = folder, step
+        self._events = None
 
     def add(self, row: dict[str, Any]) -> None:
         """Appends a row; figures, and lists of them, become TensorBoard scalars."""
@@ -190,6 +183,15 @@ class Metrics:
             for model, one in enumerate(value if isinstance(value, list) else ()):
                 if one is not None:
                     self._events.add_scalar(f"{tag}/{model}", one, row["step"])
+
+    def _open_events(self):
+        # Not at the top: it imports PyTorch where there is one.
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(
+            str(self._folder / "tensorboard"),
+            purge_step=self._step + 1 if self._step else None,
+        )
 
     def flush(self) -> None:
         """Makes the rows survive a power cut, before a checkpoint counts on them."""

@@ -20,6 +20,7 @@ from experiments.evaluation_report import elbo_figures, evaluation_keys
 from experiments.training_loop import Run
 from vae_jax import data
 from vae_jax.training import TrainState
+from vae_jax.types import Array, Key
 
 
 def training_run(
@@ -38,12 +39,15 @@ def training_run(
     """
     epoch = data_order(config, len(dataset.train))
     batch_sizes = jax.eval_shape(epoch, 0).batch_sizes
-    step = partial(
-        training_step,
-        config=config,
-        dataset=dataset,
-        steps_per_epoch=len(batch_sizes),
-        settings=choices.settings(config),
+    step = jax.jit(
+        partial(
+            training_step,
+            config=config,
+            dataset=dataset,
+            steps_per_epoch=len(batch_sizes),
+            settings=choices.settings(config),
+        ),
+        static_argnames="axis_name",
     )
     train_data = training_data(spec, dataset)
     test_data = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
@@ -144,16 +148,21 @@ def initial_state(
     """The state before step 0, the output bias at the data's mean."""
     init_key, noise_key, *_ = _keys(config)
     mean = data.to_unit_interval(dataset.train.mean(axis=0), dataset.num_levels)
-    params = vae_jax.init(spec, init_key, x=mean[None])
-    if config.likelihood == "gaussian":
-        log_var = jnp.log(jnp.float32(config.variance))
-        params = params.replace(likelihood={"log_var": log_var})
-    return vae_jax.init_state(
-        params,
-        noise_key,
-        optimizer=optax.adam(config.learning_rate),
-        average=config.ema_decay is not None,
-    )
+
+    # One program: compiled one operation at a time it takes a second longer.
+    @jax.jit
+    def start(init_key: Key, noise_key: Key, x: Array, variance: Array):
+        params = vae_jax.init(spec, init_key, x=x)
+        if config.likelihood == "gaussian":
+            params = params.replace(likelihood={"log_var": jnp.log(variance)})
+        return vae_jax.init_state(
+            params,
+            noise_key,
+            optimizer=optax.adam(config.learning_rate),
+            average=config.ema_decay is not None,
+        )
+
+    return start(init_key, noise_key, mean[None], jnp.float32(config.variance))
 
 
 def training_step(

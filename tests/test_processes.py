@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import vae_jax
-from experiments import mnist, processes
+from experiments import figures, mnist, processes
 from experiments.command_line import CommandFailed
 from vae_jax import checkpoint
 
@@ -65,7 +65,7 @@ def largest_difference(one, other):
 
 
 def test_two_processes_are_one_with_as_many_devices(tmp_path, monkeypatch):
-    monkeypatch.setattr(mnist.figures, "draw_all", lambda *args, **kwargs: [])
+    monkeypatch.setattr(figures, "draw_all", lambda *args, **kwargs: [])
     both = start_two(tmp_path / "two", "--epochs=1")
     mnist.run(dataclasses.replace(TINY, run_dir=str(tmp_path / "one"), num_devices=4))
     assert [process.wait(120) for process in both] == [0, 0]

@@ -14,7 +14,14 @@ import pytest
 from conftest import SPECS, random_params
 
 import vae_jax
-from experiments import evaluate, mnist, sweep, sweep_report, training_loop
+from experiments import (
+    evaluate,
+    figures,
+    mnist,
+    sweep,
+    sweep_report,
+    training_loop,
+)
 from experiments.command_line import CommandFailed, Interrupted
 from vae_jax import checkpoint
 
@@ -184,7 +191,7 @@ def test_a_checkpoint_of_many_gives_each(tmp_path):
 @pytest.fixture
 def no_pictures(monkeypatch):
     monkeypatch.setattr(sweep_report, "draw_all", lambda *args: None)
-    monkeypatch.setattr(mnist.figures, "draw_all", lambda *args, **kwargs: [])
+    monkeypatch.setattr(figures, "draw_all", lambda *args, **kwargs: [])
 
 
 def run_tiny(folder, **changes):
@@ -235,6 +242,7 @@ def test_chunks_change_nothing(tmp_path, no_pictures, monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_a_model_of_a_sweep_is_evaluated_by_its_number(tmp_path, no_pictures, capsys):
     results = run_tiny(tmp_path, epochs=1, num_seeds=1)
     options = {"num_gap": 2, "gap_steps": 2, "num_annealed": 0, "evaluation_samples": 2}

@@ -374,6 +374,7 @@ def test_gradients_are_the_same_by_vmap_and_by_a_loop(tmp_path):
     assert "gradients/s" in table(results)
 
 
+@pytest.mark.slow
 def test_the_variants_of_a_step_are_the_step_but_for_one_thing():
     config = Config(workload="anatomy", steps=2, batch_size=8, num_examples=24)
     workload, rounds = throughput.make_workload(config)
@@ -400,6 +401,7 @@ def test_a_gradient_written_by_hand_is_that_of_jax(x64):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_curves_grow_with_their_sizes(tmp_path):
     sizes = {"images": (2, 4), "samples": (1, 2), "small models": (1, 3)}
     points = throughput_curves.measure(sizes, num_steps=2, repeats=1)

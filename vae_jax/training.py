@@ -460,7 +460,8 @@ def empty_history(
     Example:
       See `train_epoch`.
     """
-    first = jax.tree.map(lambda leaf: leaf[:1], data)
+    # A batch as the steps meet it, so that a compiled step is traced once for both.
+    first = jax.tree.map(lambda leaf: leaf[: epoch.batch_sizes[0]], data)
     _, metrics = jax.eval_shape(step, state, first)
     shape = (len(epoch.batch_sizes),)
     return {

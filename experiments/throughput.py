@@ -1,8 +1,10 @@
-"""Throughput against hand-written JAX and NumPyro: training, log evidence, gradients.
+"""Throughput beside hand-written JAX, NumPyro and PyTorch; where the time goes.
 
     python -m experiments.throughput
     python -m experiments.throughput --workload=b50
     python -m experiments.throughput --workload=c
+    python -m experiments.throughput --workload=anatomy
+    python -m experiments.throughput --workload=curves
     python -m experiments.throughput --workload=gradients
 
 Workload a: a multilayer perceptron 784-400-(20+20)-400-784, ReLU, Bernoulli on grey
@@ -10,21 +12,23 @@ pixels, the ELBO with one sample and the analytic KL, Adam at 1e-3, batches of 1
 of 60,000 images that lie on the device as uint8. A round is an epoch shuffled afresh
 and cut short after `steps` batches, the same for everyone; shuffling is not timed.
 A machine's speed drifts by more than the contestants differ, so they take turns, in
-another order each round: read the ratios. Random pixels cost the same as digits.
+another order each round: read the ratios. Random pixels cost the same as digits. Two
+rows are the limit: the step's matrix products and Adam, alone.
 
 Workloads b1 and b50: 784-200-200-(50+50)-200-200-784, tanh, pixels drawn as bits at
 every step, the importance-weighted bound of 1 and 50 samples, batches of 20.
 
 Workload c: the log evidence of 100 images from 5000 importance samples each, by b's
-network; also how much memory each way works in, by the number of samples. On two
-busy cores 11 images/s, 0.96 of the hand-written scan and 1.2 of NumPyro, in 1.2 MB.
+network; also how much memory each way works in, by the number of samples.
 
-Workload gradients: as many gradients of a known integrand, one draw each, drawn by
-`vmap` as `gradient_moments` does it, and by a Python loop over a compiled draw.
+Workload anatomy: a with one part left out or done otherwise at a time. Curves: how the
+cost of a step grows with images, width, samples and models. Gradients: as many
+gradients of a known integrand, one draw each, drawn by `vmap` as `gradient_moments`
+does it, and by a Python loop over a compiled draw.
 
-On two virtual cores, a minute: 22,400 images/s, 0.98 of the hand-written scan and 1.03
-of NumPyro; first step after 3, 1 and 4 s. On a busy machine many short rounds find the
-ratios better than few long ones: --steps=25 --repeats=120.
+Two cores take one to three minutes for each; experiments/PERFORMANCE.md has what they
+found. On a busy machine many short rounds find the ratios better than few long ones:
+--steps=25 --repeats=120.
 """
 
 import datetime

@@ -11,30 +11,24 @@ same command on the same folder goes on where it stopped;
 
 import dataclasses
 import itertools
-import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import vae_jax
 from experiments import choices, mnist, run_folder, sweep_report, training_setup
 from experiments.command_line import execute, parse, say
 from experiments.evaluation_report import elbo_figures, importance_weighted_figures
+from experiments.sweep_chunks import Chunks, compile_chunks, in_chunks
 from experiments.training_loop import Run, Trained, finite_models, train
 from vae_jax import data
 from vae_jax.training import TrainState
-from vae_jax.types import Array
-
-# Of the memory that is free, what the program may take.
-MEMORY_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -139,87 +133,8 @@ def check(config: Config) -> None:
         mnist.check(single)
 
 
-class Chunks(NamedTuple):
-    """How the models are shared out among programs that run in turn.
-
-    Attributes:
-      indices: models of each turn, `[C, K]`; the last turn repeats the last model
-        until it is as long as the others.
-      reason: a sentence for the user.
-    """
-
-    indices: np.ndarray
-    reason: str
-
-    @classmethod
-    def of(
-        cls, num_models: int, *, at_once: int, num_devices: int, reason: str
-    ) -> "Chunks":
-        """As few turns as `at_once` allows, all of one length."""
-        turns = math.ceil(num_models / at_once)
-        length = math.ceil(num_models / turns / num_devices) * num_devices
-        indices = np.minimum(np.arange(turns * length), num_models - 1)
-        return cls(indices.reshape(turns, length), reason)
-
-
-Program = Callable[..., tuple[TrainState, dict[str, Array]]]
-
-
-def compile_chunks(
-    compiled: Callable[[np.ndarray], Any], config: Config, num_models: int
-) -> tuple[Chunks, Any]:
-    """Compiles the program of as many models at once as there is memory for.
-
-    Args:
-      compiled: `f(indices)`, the compiled program of these models.
-      config: the configuration.
-      num_models: M.
-
-    Returns:
-      How the models are shared out, and the program.
-    """
-    free, at_once = free_bytes(), config.models_at_once or num_models
-    asked = config.models_at_once is not None
-    reason = "as --models_at_once asks" if asked else "all of them"
-    while True:
-        chunks = Chunks.of(
-            num_models, at_once=at_once, num_devices=config.num_devices, reason=reason
-        )
-        program = compiled(chunks.indices[0])
-        needed, size = program_bytes(program), chunks.indices.shape[1]
-        fits = needed <= MEMORY_SHARE * free
-        if asked or fits or size == config.num_devices:
-            told = f"{size} at once: {reason}"
-            return chunks._replace(
-                reason=f"{told}; they take {needed / 1e9:.2f} of {free / 1e9:.1f} GB "
-                "that are free"
-            ), program
-        at_once = math.ceil(size / 2)
-        reason = f"{size} would need {needed / 1e9:.2f} GB of memory"
-
-
-def program_bytes(program: Any) -> int:
-    """What a compiled program holds on a device while it runs."""
-    memory = program.memory_analysis()
-    return (
-        memory.temp_size_in_bytes
-        + memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
-
-
-def free_bytes() -> int:
-    """Memory that is free where the models will be: the accelerator's or the host's."""
-    statistics = jax.devices()[0].memory_stats() or {}
-    if "bytes_limit" in statistics:
-        return statistics["bytes_limit"] - statistics["bytes_in_use"]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+# Flags for which 0, in a program that has the term, is the same as its absence.
+RISING = ("beta_warmup_epochs", "free_bits")
 
 
 def sweep_run(
@@ -268,40 +183,19 @@ def sweep_run(
             lambda *leaves: jnp.stack(leaves), *(order(number) for order in orders)
         )
 
-    train_data = training_setup.training_data(spec, dataset)
-    test_data = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
     state = vae_jax.stack_states(
         [training_setup.initial_state(model, spec, dataset) for model in models]
     )
-    history = vae_jax.empty_sweep_history(step, state, epoch(0), train_data, settings)
+    examples = training_setup.training_data(spec, dataset)
+    history = vae_jax.empty_sweep_history(step, state, epoch(0), examples, settings)
     devices = jax.local_devices()[: config.num_devices]
-    jitted = vae_jax.jit_sweep(step, devices=devices)
-
-    def arguments(indices, state, order, history, stop):
-        return (
-            # A donated state must not take the step of the next turn with it.
-            dataclasses.replace(
-                vae_jax.select(state, indices), step=jnp.copy(state.step)
-            ),
-            vae_jax.select(order, indices),
-            train_data,
-            {name: values[:, indices] for name, values in history.items()},
-            jnp.int32(stop),
-            vae_jax.select(settings, indices),
-        )
-
-    def compiled(indices: np.ndarray):
-        return jitted.lower(*arguments(indices, state, epoch(0), history, 0)).compile()
-
-    chunks, program = compile_chunks(compiled, config, len(models))
-
-    def train_all(state, order, history, stop):
-        parts = []
-        for indices in chunks.indices:
-            given = arguments(indices, state, order, history, stop)
-            parts.append(program(*jax.device_put(given, program.input_shardings[0])))
-        return _merged(parts, len(models))
-
+    train_chunks, compiled = in_chunks(
+        vae_jax.jit_sweep(step, devices=devices), examples, settings
+    )
+    chunks, program = compile_chunks(
+        lambda indices: compiled(indices, state, epoch(0), history), config, len(models)
+    )
+    test_data = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
     run = Run(
         folder=folder,
         spec=spec,
@@ -309,7 +203,7 @@ def sweep_run(
         batch_sizes=batch_sizes,
         checkpoint_every=structure.checkpoint_every,
         epoch=epoch,
-        train=train_all,
+        train=partial(train_chunks, program, chunks),
         empty_history=lambda: jax.tree.map(jnp.copy, history),
         evaluate=lambda state: in_turn(
             lambda params: elbo_figures(params, test_data, dataset.test_labels), state
@@ -317,25 +211,6 @@ def sweep_run(
         num_models=len(models),
     )
     return run, state, chunks
-
-
-# Flags for which 0, in a program that has the term, is the same as its absence.
-RISING = ("beta_warmup_epochs", "free_bits")
-
-
-def _merged(parts: Sequence[tuple[TrainState, dict]], num_models: int) -> tuple:
-    """States and histories of the turns as those of all models."""
-    states, histories = zip(*parts, strict=True)
-    whole = partial(jnp.concatenate, axis=0)
-    joined = jax.tree.map(
-        lambda *leaves: whole(leaves)[:num_models] if leaves[0].ndim else leaves[0],
-        *states,
-    )
-    history = {
-        name: jnp.concatenate([part[name] for part in histories], 1)[:, :num_models]
-        for name in histories[0]
-    }
-    return joined, history
 
 
 def in_turn(
@@ -353,7 +228,7 @@ def in_turn(
     params, device = state.evaluation_params, jax.local_devices()[0]
     found = [
         figures(jax.device_put(vae_jax.select(params, index), device))
-        for index in range(len(jax.tree.leaves(params)[0]))
+        for index in range(vae_jax.num_models(params))
     ]
     return {name: [one[name] for one in found] for name in found[0]}
 

@@ -148,21 +148,35 @@ def initial_state(
     """The state before step 0, the output bias at the data's mean."""
     init_key, noise_key, *_ = _keys(config)
     mean = data.to_unit_interval(dataset.train.mean(axis=0), dataset.num_levels)
+    variance = config.variance if config.likelihood == "gaussian" else None
+    return _initial_state(
+        init_key,
+        noise_key,
+        mean[None],
+        variance,
+        spec=spec,
+        average=config.ema_decay is not None,
+    )
 
-    # One program: compiled one operation at a time it takes a second longer.
-    @jax.jit
-    def start(init_key: Key, noise_key: Key, x: Array, variance: Array):
-        params = vae_jax.init(spec, init_key, x=x)
-        if config.likelihood == "gaussian":
-            params = params.replace(likelihood={"log_var": jnp.log(variance)})
-        return vae_jax.init_state(
-            params,
-            noise_key,
-            optimizer=optax.adam(config.learning_rate),
-            average=config.ema_decay is not None,
-        )
 
-    return start(init_key, noise_key, mean[None], jnp.float32(config.variance))
+# One program: compiled one operation at a time it takes a second longer.
+@partial(jax.jit, static_argnames=("spec", "average"))
+def _initial_state(
+    init_key: Key,
+    noise_key: Key,
+    x: Array,
+    variance: float | None,
+    *,
+    spec: vae_jax.ModelSpec,
+    average: bool,
+) -> TrainState:
+    params = vae_jax.init(spec, init_key, x=x)
+    if variance is not None:
+        log_var = jnp.log(jnp.float32(variance))
+        params = params.replace(likelihood={"log_var": log_var})
+    # Of any learning rate: Adam's state does not depend on it.
+    adam = optax.adam(1e-3)
+    return vae_jax.init_state(params, noise_key, optimizer=adam, average=average)
 
 
 def training_step(

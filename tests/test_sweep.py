@@ -19,6 +19,7 @@ from experiments import (
     figures,
     mnist,
     sweep,
+    sweep_chunks,
     sweep_report,
     training_loop,
 )
@@ -279,8 +280,8 @@ def test_as_many_models_at_once_as_there_is_memory_for():
     def chosen(free, num_models=12, **changes):
         config = dataclasses.replace(TINY, **changes)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sweep, "free_bytes", lambda: free)
-            chunks, _ = sweep.compile_chunks(compile_these, config, num_models)
+            patch.setattr(sweep_chunks, "free_bytes", lambda: free)
+            chunks, _ = sweep_chunks.compile_chunks(compile_these, config, num_models)
         return chunks
 
     # Each takes 150 bytes, and 0.8 of what is free may be used.
@@ -292,7 +293,7 @@ def test_as_many_models_at_once_as_there_is_memory_for():
     assert chosen(0, num_devices=4).indices.shape == (3, 4)
     asked = chosen(0, num_models=7, models_at_once=3)
     assert asked.indices.tolist() == [[0, 1, 2], [3, 4, 5], [6, 6, 6]]
-    assert sweep.free_bytes() > 2**20
+    assert sweep_chunks.free_bytes() > 2**20
 
 
 def test_an_interrupted_sweep_goes_on_exactly(tmp_path, no_pictures, monkeypatch):

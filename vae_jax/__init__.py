@@ -102,6 +102,7 @@ from vae_jax.spec import ModelSpec, Params
 from vae_jax.sweep import (
     empty_sweep_history,
     jit_sweep,
+    num_models,
     select,
     stack_states,
     sweep_epoch,
@@ -194,6 +195,7 @@ __all__ = [
     "log_prior",
     "log_weight",
     "maximum_mean_discrepancy",
+    "num_models",
     "own_examples",
     "partially_importance_weighted_bound",
     "pmap_step",

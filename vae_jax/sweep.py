@@ -116,7 +116,7 @@ def num_models(sweep: PyTree) -> int:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.sweep import num_models
+      >>> from vae_jax import num_models
       >>> num_models({"beta": jnp.array([0.1, 1.0, 10.0])})
       3
     """

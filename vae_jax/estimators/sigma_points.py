@@ -46,7 +46,7 @@ def sigma_points(
       >>> from vae_jax.posteriors import DiagonalGaussianPosterior
       >>> q = DiagonalGaussianPosterior(jnp.ones((1, 2)), jnp.zeros((1, 2)))
       >>> square = lambda z, log_q: jnp.sum(z**2, axis=-1)
-      >>> print(sigma_points(square, q, jax.random.key(0)))
+      >>> print(sigma_points(square, q, jax.random.key(0)).round(3))
       [4.]
     """
     if not isinstance(posterior, DiagonalGaussianPosterior):

@@ -1,0 +1,158 @@
+"""How many models of a sweep are in one program: as many as there is memory for."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import vae_jax
+from vae_jax.training import TrainState
+from vae_jax.types import Array, PyTree
+
+# Of the memory that is free, what the program may take.
+MEMORY_SHARE = 0.8
+
+
+class Chunks(NamedTuple):
+    """How the models are shared out among programs that run in turn.
+
+    Attributes:
+      indices: models of each turn, `[C, K]`; the last turn repeats the last model
+        until it is as long as the others.
+      reason: a sentence for the user.
+    """
+
+    indices: np.ndarray
+    reason: str
+
+    @classmethod
+    def of(
+        cls, num_models: int, *, at_once: int, num_devices: int, reason: str
+    ) -> "Chunks":
+        """As few turns as `at_once` allows, all of one length."""
+        turns = math.ceil(num_models / at_once)
+        length = math.ceil(num_models / turns / num_devices) * num_devices
+        indices = np.minimum(np.arange(turns * length), num_models - 1)
+        return cls(indices.reshape(turns, length), reason)
+
+
+Program = Callable[..., tuple[TrainState, dict[str, Array]]]
+
+
+def compile_chunks(
+    compiled: Callable[[np.ndarray], Any], config: Any, num_models: int
+) -> tuple[Chunks, Any]:
+    """Compiles the program of as many models at once as there is memory for.
+
+    Args:
+      compiled: `f(indices)`, the compiled program of these models.
+      config: with `models_at_once` and `num_devices`.
+      num_models: M.
+
+    Returns:
+      How the models are shared out, and the program.
+    """
+    free, at_once = free_bytes(), config.models_at_once or num_models
+    asked = config.models_at_once is not None
+    reason = "as --models_at_once asks" if asked else "all of them"
+    while True:
+        chunks = Chunks.of(
+            num_models, at_once=at_once, num_devices=config.num_devices, reason=reason
+        )
+        program = compiled(chunks.indices[0])
+        needed, size = program_bytes(program), chunks.indices.shape[1]
+        fits = needed <= MEMORY_SHARE * free
+        if asked or fits or size == config.num_devices:
+            told = f"{size} at once: {reason}"
+            return chunks._replace(
+                reason=f"{told}; they take {needed / 1e9:.2f} of {free / 1e9:.1f} GB "
+                "that are free"
+            ), program
+        at_once = math.ceil(size / 2)
+        reason = f"{size} would need {needed / 1e9:.2f} GB of memory"
+
+
+def program_bytes(program: Any) -> int:
+    """What a compiled program holds on a device while it runs."""
+    memory = program.memory_analysis()
+    return (
+        memory.temp_size_in_bytes
+        + memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+def free_bytes() -> int:
+    """Memory that is free where the models will be: the accelerator's or the host's."""
+    statistics = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return statistics["bytes_limit"] - statistics["bytes_in_use"]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def in_chunks(
+    jitted: Any, data: PyTree, settings: PyTree
+) -> tuple[Callable[..., tuple], Callable[..., Any]]:
+    """`jit_sweep`'s function for some of the models, and what compiles it for them.
+
+    Args:
+      jitted: what `jit_sweep` gave.
+      data: the data set.
+      settings: of all models, `[M, ...]`.
+
+    Returns:
+      `f(program, chunks, state, order, history, stop)`, which takes the chunks in
+      turn, and `f(indices, state, order, history)`, the program of these models.
+    """
+
+    def arguments(indices, state, order, history, stop):
+        # A donated state must not take the step of the next turn with it.
+        own = vae_jax.select(state, indices)
+        return (
+            dataclasses.replace(own, step=jnp.copy(state.step)),
+            vae_jax.select(order, indices),
+            data,
+            {name: values[:, indices] for name, values in history.items()},
+            jnp.int32(stop),
+            vae_jax.select(settings, indices),
+        )
+
+    def compiled(indices, state, order, history):
+        return jitted.lower(*arguments(indices, state, order, history, 0)).compile()
+
+    def train(program, chunks, state, order, history, stop):
+        parts = []
+        for indices in chunks.indices:
+            given = arguments(indices, state, order, history, stop)
+            parts.append(program(*jax.device_put(given, program.input_shardings[0])))
+        return _merged(parts, vae_jax.num_models(state))
+
+    return train, compiled
+
+
+def _merged(parts: Sequence[tuple[TrainState, dict]], num_models: int) -> tuple:
+    """States and histories of the turns as those of all models."""
+    states, histories = zip(*parts, strict=True)
+    whole = partial(jnp.concatenate, axis=0)
+    joined = jax.tree.map(
+        lambda *leaves: whole(leaves)[:num_models] if leaves[0].ndim else leaves[0],
+        *states,
+    )
+    history = {
+        name: jnp.concatenate([part[name] for part in histories], 1)[:, :num_models]
+        for name in histories[0]
+    }
+    return joined, history

@@ -306,6 +306,9 @@ def _results(
             "log_evidence": found["importance_weighted_log_likelihood"],
         }
 
+    speeds = [
+        row["images_per_second"] for row in trained.rows if row["split"] == "train"
+    ]
     found = in_turn(figures, trained.state)
     finite = finite_models(training, trained.state)
     rows = [
@@ -321,7 +324,7 @@ def _results(
         "models": rows,
         "not_finite": sweep_report.not_finite(rows, trained.rows),
         "settings": sweep_report.over_seeds(rows, swept(config)),
-        "images_per_second": trained.images_per_second,
+        "images_per_second": trained.images_per_second or speeds[-1],
         "seconds_to_first_step": trained.seconds_to_first_step,
         "epochs": models[0].epochs,
         "step": int(trained.state.step),

@@ -6,6 +6,7 @@ real-valued setting, are one `TrainState` whose leaves lead with an axis `[M]`; 
 alone, up to rounding, and one that turns non-finite stays alone with it.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -62,14 +63,7 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
 
 def _axes(state: TrainState) -> TrainState:
     """The state with True where a leaf has an axis of models."""
-    everywhere = jax.tree.map(lambda leaf: True, state)
-    return TrainState(
-        everywhere.params,
-        everywhere.opt_state,
-        False,
-        everywhere.key,
-        everywhere.average,
-    )
+    return dataclasses.replace(jax.tree.map(lambda leaf: True, state), step=False)
 
 
 def _stack_unless_step(is_of_model: bool, *leaves: Array) -> Array:

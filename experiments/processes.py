@@ -94,19 +94,19 @@ def silent_unless_first() -> Iterator[None]:
         yield
 
 
-def agree(values: Sequence[int]) -> np.ndarray:
+def agree(values: Sequence[int]) -> list[int]:
     """The greatest of each value over all processes, the same for all of them.
 
     Args:
       values: as many in every process.
 
     Returns:
-      An array of integers.
+      As many integers.
     """
-    own = np.asarray(values, np.int32)
     if jax.process_count() == 1:
-        return own
-    return np.max(multihost_utils.process_allgather(own), axis=0)
+        return list(values)
+    every = multihost_utils.process_allgather(np.asarray(values, np.int32))
+    return np.max(every, axis=0).tolist()
 
 
 @contextlib.contextmanager

@@ -169,7 +169,7 @@ def _pieces(
     position = int(state.step) % run.num_steps
     while position < run.num_steps:
         (num_steps,) = processes.agree([pace.num_steps])
-        stop = min(position + int(num_steps), run.num_steps)
+        stop = min(position + num_steps, run.num_steps)
         began = time.perf_counter()
         state, history = run.train(state, order, history, stop)
         objective = np.asarray(history["objective"])

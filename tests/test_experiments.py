@@ -663,7 +663,8 @@ def test_an_interrupted_process_says_so_and_goes_on(tmp_path):
     assert process.returncode == 130, printed
     assert re.search(r"^interrupted: saved at step \d+;", printed, re.M)
     again = start(tmp_path / "run", ENDLESS)
-    assert again.wait(timeout=120) == 0
+    _, printed = again.communicate(timeout=120)
+    assert again.returncode == 0, printed
     steps = [row["step"] for row in rows_of(tmp_path / "run")]
     assert steps == sorted(steps) and steps[-1] == 300 * 12
 

@@ -168,6 +168,11 @@ def draw_rate_distortion(results: dict[str, Any]) -> Figure:
             capsize=3,
             label=_label(row, results["swept"]),
         )
+    if len(results["swept"]) == 1:
+        points = [
+            [row[name]["mean"] for row in rows] for name in ("rate", "distortion")
+        ]
+        axes.plot(*points, color="0.5", linewidth=1, zorder=1)
     _draw_equal_elbo(axes)
     seeds = max((row["num_models"] for row in rows), default=0)
     axes.set(

@@ -669,7 +669,6 @@ def test_an_interrupted_process_says_so_and_goes_on(tmp_path):
     assert steps == sorted(steps) and steps[-1] == 300 * 12
 
 
-@pytest.mark.slow
 def test_a_killed_process_resumes_exactly(tmp_path):
     """SIGKILL, then to the end, as if nothing had been."""
     straight, broken = tmp_path / "straight", tmp_path / "broken"

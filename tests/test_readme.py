@@ -14,25 +14,14 @@ TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 
 
-def execute(blocks):
-    namespace = {"__name__": "readme"}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
-    return namespace
-
-
-def test_the_first_python_blocks_run_and_all_imports_are_there():
-    imports = re.findall(r"^(?:from|import) .*$", "\n".join(BLOCKS), re.M)
-    execute([*BLOCKS[:2], *imports])
-
-
-@pytest.mark.slow
 def test_every_python_block_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # Drawing takes seconds and has tests of its own.
     monkeypatch.setattr(figures, "draw_all", lambda *args, **kwargs: [])
     assert len(BLOCKS) >= 8
-    namespace = execute(BLOCKS)
+    namespace = {"__name__": "readme"}
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), namespace)
     assert namespace["pictures"].shape == (16, 64)
     assert namespace["between"].shape == (5, 8, 64)
 

@@ -12,15 +12,20 @@ import scipy.stats
 from vae_jax import (
     DiagonalGaussian,
     FactorizedBernoulli,
+    FullGaussian,
+    Householder,
+    LowRankGaussian,
     PointMass,
     StandardNormal,
     reparameterize,
 )
+from vae_jax.distributions.multivariate_gaussian import low_rank_log_prob
 from vae_jax.posteriors import (
     LOG_VAR_BOUND,
     MAX_ENUMERABLE_BITS,
     BernoulliPosterior,
     DiagonalGaussianPosterior,
+    bound_factor,
     bound_log_var,
 )
 from vae_jax.priors import closed_form_kl
@@ -78,20 +83,45 @@ def test_reparameterize_is_the_first_half_of_sample_and_log_prob(key):
     assert jax.eval_shape(reparameterize, posterior, key).shape == (1, 4, 3)
 
 
-def test_an_encoder_that_runs_away_gives_finite_divergences_and_gradients(key):
+@pytest.mark.parametrize(
+    "family",
+    [DiagonalGaussian(), FullGaussian(), LowRankGaussian(rank=3), Householder(2)],
+    ids=repr,
+)
+def test_an_encoder_that_runs_away_gives_finite_divergences_and_gradients(family, key):
     @jax.jit
     @jax.value_and_grad
     def total(raw):
-        posterior = DiagonalGaussian().build({}, raw)
+        posterior = family.build({}, raw)
         closed_form = closed_form_kl(type(posterior), StandardNormal)
         z, log_q = posterior.sample_and_log_prob(key, 2)
         divergence = closed_form(posterior, StandardNormal(), {})
         return jnp.sum(divergence) + jnp.sum(log_q) + 1e-9 * jnp.sum(z)
 
-    for scale in (1e4, -1e4, 1e9, -1e9):
-        for raw in (outputs(scale), np.full((4, 6), scale, np.float32)):
-            value, gradient = total(raw)
+    shape = (4, family.num_outputs(latent_dim=3))
+    drawn = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    signs = np.where(np.arange(shape[1]) % 6 < 3, 1, -1).astype(np.float32)
+    for scale in (1e3, -1e3, 1e9, -1e9):
+        for raw in (scale * drawn, np.full(shape, scale), scale * signs + 0 * drawn):
+            value, gradient = total(np.float32(raw))
             assert np.isfinite(value) and np.all(np.isfinite(gradient))
+
+
+def test_a_long_factor_keeps_its_direction_and_a_short_one_its_length():
+    """In float64, so that a covariance at the bound can be compared with SciPy."""
+    raw = np.random.default_rng(1).normal(size=(3, 2))
+    with jax.enable_x64():
+        log_var = jnp.array([0.0, -6.0, 2.0])
+        short, long = (bound_factor(size * raw, log_var) for size in (1.0, 1e12))
+        np.testing.assert_allclose(short, raw, rtol=1e-3)
+        np.testing.assert_allclose(long / long[0, 0], raw / raw[0, 0], rtol=1e-12)
+        loading = long * jnp.exp(-log_var / 2)[:, None]
+        np.testing.assert_allclose(jnp.linalg.norm(loading), 1000, rtol=1e-6)
+        covariance = long @ long.T + jnp.diag(jnp.exp(log_var))
+        value = jnp.array([0.1, -0.2, 0.3])
+        expected = scipy.stats.multivariate_normal.logpdf(value, cov=covariance)
+        found = low_rank_log_prob(value, jnp.zeros(3), log_var, long)
+        np.testing.assert_allclose(found, expected, rtol=1e-7)
 
 
 def test_the_gradient_of_log_q_flows_through_the_samples(key):

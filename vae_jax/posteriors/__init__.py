@@ -28,6 +28,7 @@ from vae_jax.posteriors.gaussian import (
     FullGaussianPosterior,
     LowRankGaussian,
     LowRankGaussianPosterior,
+    bound_factor,
     bound_log_var,
     unbound_log_var,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "PointMassPosterior",
     "Sylvester",
     "SylvesterPosterior",
+    "bound_factor",
     "bound_log_var",
     "unbound_log_var",
 ]

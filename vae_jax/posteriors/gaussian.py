@@ -10,6 +10,8 @@ from vae_jax.distributions import gaussian, multivariate_gaussian
 from vae_jax.types import Array, Key, PyTree
 
 LOG_VAR_BOUND = 20.0
+# Rounding of float32 then stays below 1, the smallest eigenvalue of I + F' D^-1 F.
+LOADING_BOUND = 1e3
 
 
 def bound_log_var(raw: Array) -> Array:
@@ -52,6 +54,34 @@ def unbound_log_var(log_var: Array) -> Array:
       -0.5
     """
     return LOG_VAR_BOUND * jnp.arctanh(log_var / LOG_VAR_BOUND)
+
+
+def bound_factor(raw: Array, log_var: Array) -> Array:
+    """Shrinks a factor F whose loadings D^-1/2 F are together longer than 1000.
+
+    F = raw / sqrt(1 + |D^-1/2 raw|^2 / 1000^2), D = diag(exp(log_var)): nearly
+    unchanged up to a hundred standard deviations of D. Columns much longer hide D
+    from float32's seven digits, and the covariance would be singular to rounding.
+
+    Args:
+      raw: a network's output, `[..., L, R]`.
+      log_var: log of the diagonal D, `[..., L]`.
+
+    Returns:
+      F, `[..., L, R]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.posteriors import bound_factor
+      >>> print(f"{bound_factor(jnp.array([[1e9]]), jnp.zeros(1)).item():.0f}")
+      1000
+    """
+    loading = raw * jnp.exp(-0.5 * log_var)[..., None] / LOADING_BOUND
+    # The scale cancels; without it the squares overflow.
+    largest = jnp.max(jnp.abs(loading), axis=(-2, -1), keepdims=True)
+    scale = jax.lax.stop_gradient(jnp.maximum(largest, 1.0))
+    squares = jnp.sum(jnp.square(loading / scale), axis=(-2, -1), keepdims=True)
+    return raw / scale * jax.lax.rsqrt(squares + jnp.square(1 / scale))
 
 
 @jax.tree_util.register_dataclass
@@ -218,6 +248,8 @@ class LowRankGaussianPosterior:
 class LowRankGaussian:
     """The family N(mean(x), F(x) F(x)' + diag(exp(log_var(x)))).
 
+    The log-variances are bounded by `bound_log_var`, F by `bound_factor`.
+
     Attributes:
       rank: R, the columns of F.
 
@@ -245,4 +277,5 @@ class LowRankGaussian:
         latent_dim = outputs.shape[-1] // (2 + self.rank)
         mean, raw, factor = jnp.split(outputs, (latent_dim, 2 * latent_dim), axis=-1)
         factor = factor.reshape(*factor.shape[:-1], latent_dim, self.rank)
-        return LowRankGaussianPosterior(mean, bound_log_var(raw), factor)
+        log_var = bound_log_var(raw)
+        return LowRankGaussianPosterior(mean, log_var, bound_factor(factor, log_var))

@@ -30,6 +30,7 @@ from vae_jax.types import Array, Key, Latents
 NUM_DIRECTIONS = 2
 SHRINK = 0.8
 SMALLEST_EFFECTIVE_SHARE = 0.1
+SMALLEST_SHARE_OF_A_GAUSSIAN = 0.5
 
 
 def log_q_agrees(subject: Subject, key: Key) -> Outcome:
@@ -165,7 +166,11 @@ def posterior_has_mass_one(subject: Subject, key: Key) -> Outcome:
         return Outcome(False, "", "log q came not finite at its own samples")
     scaled = np.exp(log_ratio - log_ratio.max(axis=0))
     effective = scaled.sum(axis=0) ** 2 / np.square(scaled).sum(axis=0)
-    if effective.min() < SMALLEST_EFFECTIVE_SHARE * len(scaled):
+    # What it would be for a Gaussian q. Far below it the ratio has a heavy tail, and
+    # the standard error of a few hundred ratios is too small.
+    gaussian_share = (SHRINK * (2 - SHRINK)) ** (flat.shape[-1] / 2)
+    share = max(SMALLEST_EFFECTIVE_SHARE, SMALLEST_SHARE_OF_A_GAUSSIAN * gaussian_share)
+    if effective.min() < share * len(scaled):
         return Outcome(None, "", "q is too far from a Gaussian for this many samples")
     with np.errstate(over="ignore"):
         ratio = np.exp(log_ratio).mean(axis=1)

@@ -37,7 +37,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,6 @@ from experiments import (
 from experiments.command_line import execute, parse
 from experiments.throughput_contestants import Contestant, Workload
 from experiments.throughput_report import (
-    BESIDE_PEERS,
     Results,
     Row,
     make_remarks,
@@ -67,11 +67,36 @@ from experiments.throughput_report import (
 from vae_jax import data
 from vae_jax.types import Array, Key
 
-# Steps of a round and images of a step, where the flags leave them open.
-SIZES = {"a": (200, 128), "b1": (200, 20), "b50": (50, 20), "c": (1, 100)}
-SIZES["gradients"] = SIZES["anatomy"] = SIZES["a"]
-SIZES["curves"] = (50, 128)
-TRAINING_SAMPLES = {"a": 1, "anatomy": 1, "b1": 1, "b50": 50}
+
+class Kind(NamedTuple):
+    """What a workload decides.
+
+    Attributes:
+      module: where its `contestants` are; None for the curves.
+      steps: of a round, where the flags leave it open.
+      batch_size: images of a step, likewise.
+      num_samples: posterior samples of an image in training; None where the flag says.
+      is_deep: two layers of 200, tanh; else the reference model.
+      peers: whether NumPyro and PyTorch take part where they are installed.
+    """
+
+    module: ModuleType | None
+    steps: int
+    batch_size: int
+    num_samples: int | None = 1
+    is_deep: bool = False
+    peers: bool = False
+
+
+KINDS = {
+    "a": Kind(throughput_elbo, 200, 128, peers=True),
+    "b1": Kind(throughput_importance, 200, 20, is_deep=True, peers=True),
+    "b50": Kind(throughput_importance, 50, 20, 50, is_deep=True, peers=True),
+    "c": Kind(throughput_evidence, 1, 100, None, is_deep=True, peers=True),
+    "anatomy": Kind(throughput_anatomy, 200, 128),
+    "curves": Kind(None, 50, 128),
+    "gradients": Kind(throughput_gradients, 200, 128),
+}
 
 
 @dataclass(frozen=True)
@@ -106,11 +131,11 @@ and models; gradients: draws of a score-function gradient."""
 
 def with_sizes(config: Config) -> Config:
     """Fills in what the workload decides where the flags do not."""
-    steps, batch_size = SIZES[config.workload]
+    kind = KINDS[config.workload]
     return replace(
         config,
-        steps=steps if config.steps is None else config.steps,
-        batch_size=batch_size if config.batch_size is None else config.batch_size,
+        steps=kind.steps if config.steps is None else config.steps,
+        batch_size=kind.batch_size if config.batch_size is None else config.batch_size,
     )
 
 
@@ -148,7 +173,7 @@ def load_images(config: Config) -> tuple[np.ndarray, int]:
 
 def make_spec(config: Config) -> vae_jax.ModelSpec:
     """The workload's model."""
-    if config.workload in ("a", "anatomy"):
+    if not KINDS[config.workload].is_deep:
         return vae_jax.ModelSpec()
     network = vae_jax.MLP((200, 200), jnp.tanh)
     return vae_jax.ModelSpec(encoder=network, decoder=network, latent_dim=50)
@@ -173,22 +198,9 @@ def make_workload(config: Config) -> tuple[Workload | Key, list[Array]]:
         num_levels=num_levels,
         batch_shape=(config.steps, config.batch_size),
         key=noise_key,
-        num_samples=TRAINING_SAMPLES.get(config.workload, config.num_samples),
+        num_samples=KINDS[config.workload].num_samples or config.num_samples,
     )
     return jax.block_until_ready((workload, rounds))
-
-
-def find_contestants(config: Config) -> list[Contestant]:
-    """Who does the workload here, this library first."""
-    if config.workload == "gradients":
-        return throughput_gradients.contestants()
-    if config.workload == "c":
-        return throughput_evidence.contestants()
-    if config.workload == "a":
-        return throughput_elbo.contestants()
-    if config.workload == "anatomy":
-        return throughput_anatomy.contestants()
-    return throughput_importance.contestants()
 
 
 def measure(
@@ -237,15 +249,15 @@ def run(config: Config) -> Results | list[throughput_curves.Point]:
     if config.workload == "curves":
         return run_curves(config, cores)
     workload, rounds = make_workload(config)
-    entrants = find_contestants(config)
+    kind = KINDS[config.workload]
+    entrants = kind.module.contestants()
     rows = measure(entrants, workload, rounds)
     memory = {}
     if config.workload == "c":
         memory = throughput_evidence.temporary_bytes(entrants, workload)
     samples = getattr(workload, "num_samples", 1)
     environment = environment_of(config, cores) | {"num_samples": samples}
-    peers = config.workload in BESIDE_PEERS
-    remarks = make_remarks(rows, load, cores, peers=peers)
+    remarks = make_remarks(rows, load, cores, peers=kind.peers)
     results = Results(rows, environment, remarks, memory)
     save(results, Path(config.run_dir))
     return results

@@ -6,7 +6,6 @@ time a step and train nothing of use. The ratio of a row is this library's speed
 its own, so a row at 0.9 gains a tenth.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,19 +14,17 @@ import jax.numpy as jnp
 import optax
 
 from experiments.throughput_contestants import (
-    LEARNING_RATE,
     OURS,
     SCAN,
     Contestant,
     Run,
     Workload,
     bernoulli_log_prob,
-    perceptron,
-    plain_weights,
+    scan_run,
 )
-from experiments.throughput_elbo import prepare_scan, prepare_vae_jax
+from experiments.throughput_elbo import elbo_loss, prepare_scan, prepare_vae_jax
 from experiments.throughput_limit import contestants as limit
-from vae_jax.types import Array, Key, PyTree
+from vae_jax.types import Array
 
 
 @jax.custom_vjp
@@ -59,69 +56,6 @@ def linear_log_prob(x: Array, logits: Array) -> Array:
     return jnp.sum(x * logits, axis=-1)
 
 
-def step_run(
-    workload: Workload,
-    *,
-    log_prob: Callable[[Array, Array], Array] = bernoulli_log_prob,
-    noise: bool = True,
-    gather: str = "step",
-    optimizer: Callable[[float], Any] = optax.adam,
-    dtype: Any = jnp.float32,
-    unroll: int = 1,
-) -> Run:
-    """The scan of `throughput_elbo.prepare_scan`, with a choice for each of its parts.
-
-    Args:
-      workload: the work.
-      log_prob: of the pixels.
-      noise: draw z; else take the mean.
-      gather: rows at every `step`, once an `epoch`, or `none`: always the first ones.
-      optimizer: of optax.
-      dtype: of the products.
-      unroll: steps of the loop's body.
-
-    Returns:
-      The run.
-    """
-    activation = workload.params.spec.encoder.activation
-    update = optimizer(LEARNING_RATE)
-    weights = plain_weights(workload.params)
-    state = (weights, update.init(weights), jnp.copy(workload.key))
-
-    def loss(weights: PyTree, x: Array, key: Key) -> Array:
-        weights, inputs = jax.tree.map(lambda leaf: leaf.astype(dtype), (weights, x))
-        outputs = perceptron(weights["encoder"], inputs, activation)
-        mean, log_var = jnp.split(outputs, 2, axis=-1)
-        draw = jax.random.normal(key, mean.shape, dtype) if noise else 0
-        z = mean + jnp.exp(log_var / 2) * draw
-        logits = perceptron(weights["decoder"], z, activation).astype(jnp.float32)
-        kl = jnp.sum(mean**2 + jnp.exp(log_var) - log_var - 1, axis=-1) / 2
-        return jnp.mean(kl - log_prob(x, logits))
-
-    @partial(jax.jit, donate_argnums=0)
-    def train(state: PyTree, batches: Array, images: Array) -> tuple[PyTree, Array]:
-        size = batches.shape[1]
-        ordered = images[batches] if gather == "epoch" else batches
-
-        def step(state: PyTree, batch: Array) -> tuple[PyTree, Array]:
-            weights, opt_state, key = state
-            key, step_key = jax.random.split(key)
-            rows = {"step": lambda: images[batch], "epoch": lambda: batch}
-            x = rows.get(gather, lambda: images[:size])() / (workload.num_levels - 1)
-            value, gradients = jax.value_and_grad(loss)(weights, x, step_key)
-            updates, opt_state = update.update(gradients, opt_state)
-            return (optax.apply_updates(weights, updates), opt_state, key), value
-
-        return jax.lax.scan(step, state, ordered, unroll=unroll)
-
-    def run(batches: Array) -> Array:
-        nonlocal state
-        state, losses = train(state, batches, workload.images)
-        return losses
-
-    return run
-
-
 VARIANTS = {
     "no noise": {"noise": False},
     "no exp, no log1p": {"log_prob": linear_log_prob},
@@ -133,6 +67,13 @@ VARIANTS = {
     "unrolled 4 times": {"unroll": 4},
     "bfloat16": {"dtype": jnp.bfloat16},
 }
+OF_THE_LOSS = ("log_prob", "noise", "dtype")
+
+
+def prepare_variant(workload: Workload, **options: Any) -> Run:
+    """The scan with options of `elbo_loss` and `scan_run`."""
+    of_loss = {name: options.pop(name) for name in OF_THE_LOSS if name in options}
+    return scan_run(workload, elbo_loss(workload, **of_loss), **options)
 
 
 def contestants() -> list[Contestant]:
@@ -141,7 +82,7 @@ def contestants() -> list[Contestant]:
         Contestant(OURS, prepare_vae_jax),
         Contestant(SCAN, prepare_scan),
         *(
-            Contestant(name, partial(step_run, **options))
+            Contestant(name, partial(prepare_variant, **options))
             for name, options in VARIANTS.items()
         ),
         *limit(),

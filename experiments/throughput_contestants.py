@@ -8,7 +8,7 @@ same order, Adam. Only the noise differs.
 import importlib.util
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -126,47 +126,77 @@ def bernoulli_log_prob(x: Array, logits: Array) -> Array:
     return jnp.sum(x * logits - jnp.maximum(logits, 0) - tail, axis=-1)
 
 
-def scan_run(workload: Workload, loss: Callable[[PyTree, Array, Key], Array]) -> Run:
-    """Plain JAX and optax, a round one scan; the loss is of weights, images, key."""
-    adam = optax.adam(LEARNING_RATE)
+Loss = Callable[[PyTree, Array, Key], Array]
+"""Of weights, images `[B, D]` in [0, 1] and a key: the mean over images, in nats."""
+
+
+def plain_step(
+    workload: Workload, loss: Loss, optimizer: Callable[[float], Any] = optax.adam
+) -> tuple[PyTree, Callable[[PyTree, Array], tuple[PyTree, Array]]]:
+    """The initial state, and a step by grey images `[B, D]`, in plain JAX and optax."""
+    update = optimizer(LEARNING_RATE)
     weights = plain_weights(workload.params)
-    state = (weights, adam.init(weights), jnp.copy(workload.key))
+
+    def step(state: PyTree, grey: Array) -> tuple[PyTree, Array]:
+        weights, opt_state, key = state
+        key, step_key = jax.random.split(key)
+        x = grey / (workload.num_levels - 1)
+        value, gradients = jax.value_and_grad(loss)(weights, x, step_key)
+        updates, opt_state = update.update(gradients, opt_state)
+        return (optax.apply_updates(weights, updates), opt_state, key), value
+
+    return (weights, update.init(weights), jnp.copy(workload.key)), step
+
+
+def scan_run(
+    workload: Workload,
+    loss: Loss,
+    *,
+    optimizer: Callable[[float], Any] = optax.adam,
+    gather: Literal["step", "epoch", "none"] = "step",
+    unroll: int = 1,
+) -> Run:
+    """Plain JAX and optax, a round one scan.
+
+    Args:
+      workload: the work.
+      loss: to minimise.
+      optimizer: of optax.
+      gather: the rows of a batch at every `step`, those of the round at once (`epoch`),
+        or `none`: always the first ones.
+      unroll: steps of the loop's body.
+
+    Returns:
+      The run.
+    """
+    state, step = plain_step(workload, loss, optimizer)
 
     @partial(jax.jit, donate_argnums=0)
     def train(state: PyTree, batches: Array, images: Array) -> tuple[PyTree, Array]:
-        def step(state: PyTree, indices: Array) -> tuple[PyTree, Array]:
-            weights, opt_state, key = state
-            key, step_key = jax.random.split(key)
-            x = images[indices] / (workload.num_levels - 1)
-            value, gradients = jax.value_and_grad(loss)(weights, x, step_key)
-            updates, opt_state = adam.update(gradients, opt_state)
-            return (optax.apply_updates(weights, updates), opt_state, key), value
-
-        return jax.lax.scan(step, state, batches)
+        rows = {
+            "step": lambda indices: images[indices],
+            "epoch": lambda batch: batch,
+            "none": lambda indices: images[: len(indices)],
+        }[gather]
+        ordered = images[batches] if gather == "epoch" else batches
+        return jax.lax.scan(
+            lambda state, batch: step(state, rows(batch)), state, ordered, unroll=unroll
+        )
 
     return _keep_state(train, state, workload.images)
 
 
-def loop_run(workload: Workload, loss: Callable[[PyTree, Array, Key], Array]) -> Run:
+def loop_run(workload: Workload, loss: Loss) -> Run:
     """A Python loop over a compiled step, which is handed NumPy's batches."""
-    adam = optax.adam(LEARNING_RATE)
-    weights = plain_weights(workload.params)
-    state = (weights, adam.init(weights), jnp.copy(workload.key))
-    images = np.asarray(workload.images, np.float32) / (workload.num_levels - 1)
-
-    @partial(jax.jit, donate_argnums=0)
-    def step(state: PyTree, x: Array) -> tuple[PyTree, Array]:
-        weights, opt_state, key = state
-        key, step_key = jax.random.split(key)
-        value, gradients = jax.value_and_grad(loss)(weights, x, step_key)
-        updates, opt_state = adam.update(gradients, opt_state)
-        return (optax.apply_updates(weights, updates), opt_state, key), value
+    state, step = plain_step(workload, loss)
+    compiled = jax.jit(step, donate_argnums=0)
+    images = np.asarray(workload.images, np.float32)
 
     def run(batches: Array) -> list[Array]:
         nonlocal state
         losses = []
         for indices in np.asarray(batches):
-            state, value = step(state, images[indices])
+            state, value = compiled(state, images[indices])
             losses.append(value)
         return losses
 

@@ -4,6 +4,7 @@ All raise the ELBO with one reparameterized sample and the KL in closed form.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from experiments.throughput_contestants import (
     OURS,
     SCAN,
     Contestant,
+    Loss,
     Run,
     Workload,
     bernoulli_log_prob,
@@ -39,20 +41,35 @@ def prepare_vae_jax(workload: Workload) -> Run:
     )
 
 
-def elbo_loss(workload: Workload) -> Callable[[PyTree, Array, Key], Array]:
-    """Minus the ELBO of weights, grey images and a key, written by hand."""
+def elbo_loss(
+    workload: Workload,
+    *,
+    log_prob: Callable[[Array, Array], Array] = bernoulli_log_prob,
+    noise: bool = True,
+    dtype: Any = jnp.float32,
+) -> Loss:
+    """Minus the ELBO, written by hand.
+
+    Args:
+      workload: the work.
+      log_prob: of pixels and logits `[B, D]`, summed over D.
+      noise: draw z; else take its mean.
+      dtype: of the networks.
+
+    Returns:
+      The loss.
+    """
     activation = workload.params.spec.encoder.activation
 
     def loss(weights: PyTree, x: Array, key: Key) -> Array:
-        outputs = perceptron(weights["encoder"], x, activation)
+        weights, inputs = jax.tree.map(lambda leaf: leaf.astype(dtype), (weights, x))
+        outputs = perceptron(weights["encoder"], inputs, activation)
         mean, log_var = jnp.split(outputs, 2, axis=-1)
-        noise = jax.random.normal(key, mean.shape)
-        z = mean + jnp.exp(log_var / 2) * noise
-        log_likelihood = bernoulli_log_prob(
-            x, perceptron(weights["decoder"], z, activation)
-        )
+        draw = jax.random.normal(key, mean.shape, dtype) if noise else 0
+        z = mean + jnp.exp(log_var / 2) * draw
+        logits = perceptron(weights["decoder"], z, activation).astype(jnp.float32)
         kl = jnp.sum(mean**2 + jnp.exp(log_var) - log_var - 1, axis=-1) / 2
-        return jnp.mean(kl - log_likelihood)
+        return jnp.mean(kl - log_prob(x, logits))
 
     return loss
 

@@ -4,8 +4,6 @@ All raise the importance-weighted bound of the same number of samples, on bits t
 are drawn afresh at every step.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -17,6 +15,7 @@ from experiments.throughput_contestants import (
     OURS,
     SCAN,
     Contestant,
+    Loss,
     Run,
     Workload,
     bernoulli_log_prob,
@@ -42,7 +41,7 @@ def prepare_vae_jax(workload: Workload) -> Run:
     )
 
 
-def bound_loss(workload: Workload) -> Callable[[PyTree, Array, Key], Array]:
+def bound_loss(workload: Workload) -> Loss:
     """Minus the bound, by hand: the encoder runs once, all samples at once."""
     activation = workload.params.spec.encoder.activation
 

@@ -12,8 +12,7 @@ from experiments.throughput_contestants import NUMPYRO, OURS
 from experiments.throughput_limit import ADAM, PRODUCTS
 from experiments.throughput_torch import EAGER
 
-BESIDE_PEERS = ("a", "b1", "b50", "c")
-UNITS = dict.fromkeys((*BESIDE_PEERS, "anatomy"), "images")
+UNITS = dict.fromkeys(("a", "b1", "b50", "c", "anatomy"), "images")
 UNITS["gradients"] = "gradients"
 
 

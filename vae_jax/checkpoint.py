@@ -135,15 +135,15 @@ def restore(
     averaged = any(name.startswith(f"{_STATE}.average.") for name in leaves)
     field = "average" if averaged else "params"
     like = jax.eval_shape(lambda key: init(spec, key), jax.random.key(0))
-    leaves = _of_model(leaves, f"{_STATE}.key", model)
+    leaves = _of_model(leaves, model)
     return _unflatten({_STATE: {field: like}}, leaves, dtypes=False)[_STATE][field]
 
 
 def _of_model(
-    leaves: dict[str, np.ndarray], key_name: str, model: int | None
+    leaves: dict[str, np.ndarray], model: int | None
 ) -> dict[str, np.ndarray]:
     """The leaves of one model; those of a single one are taken as they are."""
-    key = leaves.get(key_name)
+    key = leaves.get(f"{_STATE}.key")
     # A key is two words or four, many keys are a matrix.
     count = len(key) if key is not None and key.ndim == 2 else None
     if count is None:

@@ -1,9 +1,10 @@
-"""Models whose evidence is known: linear-Gaussian, few latents, few states.
+"""Models whose evidence is known: linear-Gaussian, mixtures, few latents, few states.
 
 A linear decoder with Gaussian noise is probabilistic PCA (Tipping & Bishop 1999), and
 everything about it has a closed form: a VAE with linear networks has the same optimum
-(Lucas, Tucker, Grosse & Norouzi 2019). With one or two latents the evidence of any
-decoder is an integral on a grid; with bits for latents it is a sum.
+(Lucas, Tucker, Grosse & Norouzi 2019); under a mixture prior the evidence is a
+mixture as well. With one or two latents the evidence of any decoder is an integral on
+a grid; with bits for latents it is a sum.
 """
 
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from vae_jax.likelihoods import Gaussian
 from vae_jax.model import as_float, decode, log_prior
 from vae_jax.networks import Linear
 from vae_jax.posteriors import DiagonalGaussian, unbound_log_var
-from vae_jax.priors import StandardNormal
+from vae_jax.priors import MixtureOfGaussians, StandardNormal
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.types import Array
 
@@ -69,20 +70,25 @@ def linear_gaussian(params: Params) -> LinearGaussian:
       >>> exact.linear_gaussian(init(spec, jax.random.key(0))).weights.shape
       (5, 20)
     """
-    for name, wanted in (
-        ("decoder", Linear),
-        ("likelihood", Gaussian),
-        ("prior", StandardNormal),
-    ):
-        found = getattr(params.spec, name)
-        if not isinstance(found, wanted):
-            raise ValueError(
-                f"a linear-Gaussian model has the {name} {wanted.__name__}, got {found}"
-            )
+    _check_choice(params, "prior", StandardNormal)
+    return _linear_decoder(params)
+
+
+def _linear_decoder(params: Params) -> LinearGaussian:
+    _check_choice(params, "decoder", Linear)
+    _check_choice(params, "likelihood", Gaussian)
     output = params.decoder["output"]
     likelihood = params.spec.likelihood.build(params.likelihood, output["bias"])
     noise_var = jnp.exp(likelihood.log_var)
     return LinearGaussian(output["kernel"].T, output["bias"], noise_var)
+
+
+def _check_choice(params: Params, name: str, wanted: type) -> None:
+    found = getattr(params.spec, name)
+    if not isinstance(found, wanted):
+        raise ValueError(
+            f"a linear-Gaussian model has the {name} {wanted.__name__}, got {found}"
+        )
 
 
 def linear_vae(model: LinearGaussian) -> Params:
@@ -159,6 +165,52 @@ def log_evidence(model: LinearGaussian, x: Array) -> Array:
     log_det = (data_dim - latent_dim) * jnp.log(model.noise_var)
     log_det = log_det + jnp.linalg.slogdet(precision)[1]
     return -0.5 * (data_dim * LOG_2PI + log_det + squares)
+
+
+def mixture_log_evidence(params: Params, x: Array) -> Array:
+    """Log p(x) of a linear decoder under a mixture prior in nats, exactly.
+
+    log sum_k w_k N(x; W m_k + b, W S_k W' + s^2 I): each component is a
+    linear-Gaussian model with the weights W A_k, where S_k = A_k A_k', and the bias
+    W m_k + b (Bishop 2006, eq. 2.115).
+
+    Args:
+      params: of a model with a `Linear` decoder, a `Gaussian` likelihood and a
+        `MixtureOfGaussians` prior, which `fit_mixture_prior` gives as well.
+      x: observations, `[B, D]`.
+
+    Returns:
+      `[B]`.
+
+    Raises:
+      ValueError: another decoder, likelihood or prior.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import Gaussian, Linear, MixtureOfGaussians, ModelSpec
+      >>> from vae_jax import exact, init
+      >>> spec = ModelSpec(
+      ...     Linear(),
+      ...     Linear(),
+      ...     prior=MixtureOfGaussians(3),
+      ...     likelihood=Gaussian(),
+      ...     data_shape=(5,),
+      ... )
+      >>> params = init(spec, jax.random.key(0))
+      >>> exact.mixture_log_evidence(params, jnp.zeros((2, 5))).shape
+      (2,)
+    """
+    _check_choice(params, "prior", MixtureOfGaussians)
+    weights, bias, noise_var = _linear_decoder(params)
+    components = params.spec.prior.components(params.prior)
+
+    def of_component(mean: Array, scale_tril: Array) -> Array:
+        model = LinearGaussian(weights @ scale_tril, bias + weights @ mean, noise_var)
+        return log_evidence(model, x)
+
+    each = jax.vmap(of_component)(components.mean, components.scale_tril)
+    log_weights = jax.nn.log_softmax(params.prior["logits"])
+    return jax.nn.logsumexp(each + log_weights[:, None], axis=0)
 
 
 def posterior(model: LinearGaussian, x: Array) -> tuple[Array, Array]:

@@ -98,6 +98,12 @@ class DiagonalGaussianPosterior:
     log_var: Array
     has_density: ClassVar[bool] = True
 
+    @property
+    def scale_tril(self) -> Array:
+        """diag(exp(log_var / 2)), `[B, L, L]`."""
+        scale = jnp.exp(0.5 * self.log_var)
+        return scale[..., None] * jnp.eye(scale.shape[-1], dtype=scale.dtype)
+
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
         """Reparameterized samples `[S, B, L]` and their log q in nats, `[S, B]`."""
         z = gaussian.diagonal_sample(

@@ -148,12 +148,9 @@ def _full_to_standard(
 def _full_to_diagonal(
     posterior: FullGaussianPosterior, prior: Prior, prior_params: PyTree
 ) -> Array:
-    scale = jnp.exp(0.5 * prior_params["log_var"])
+    other = DiagonalGaussianPosterior(prior_params["mean"], prior_params["log_var"])
     return multivariate_gaussian.full_kl_divergence(
-        posterior.mean,
-        posterior.scale_tril,
-        prior_params["mean"],
-        scale[..., None] * jnp.eye(scale.shape[-1], dtype=scale.dtype),
+        posterior.mean, posterior.scale_tril, other.mean, other.scale_tril
     )
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.posteriors import DiagonalGaussianPosterior, FullGaussianPosterior
-from vae_jax.types import Array, Encode, Key, Posterior, PyTree
+from vae_jax.types import Array, Encode, Key, PyTree
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,14 @@ class MixtureOfGaussians:
         self, prior_params: PyTree, z: Array, *, encode: Encode | None
     ) -> Array:
         """Log p(z) in nats, `[S, B]` for `[S, B, L]`."""
-        each = self._components(prior_params).log_prob(z[..., None, :])
+        each = self.components(prior_params).log_prob(z[..., None, :])
         log_weights = jax.nn.log_softmax(prior_params["logits"])
         return jax.nn.logsumexp(each + log_weights, axis=-1)
 
-    def _components(self, prior_params: PyTree) -> Posterior:
-        """The components, as a batch of K."""
+    def components(
+        self, prior_params: PyTree
+    ) -> DiagonalGaussianPosterior | FullGaussianPosterior:
+        """N(mean_k, S_k) of every k, a batch of K."""
         leaves = {n: leaf for n, leaf in prior_params.items() if n != "logits"}
         family = (
             FullGaussianPosterior if self.full_covariance else DiagonalGaussianPosterior
@@ -82,7 +84,7 @@ class MixtureOfGaussians:
             component_key, prior_params["logits"], shape=(num_samples,)
         )
         chosen = jax.tree.map(lambda leaf: leaf[component], prior_params)
-        z, _ = self._components(chosen).sample_and_log_prob(noise_key, 1)
+        z, _ = self.components(chosen).sample_and_log_prob(noise_key, 1)
         return z[0]
 
 

@@ -36,6 +36,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -56,6 +57,7 @@ from experiments import (
 )
 from experiments.command_line import execute, parse
 from experiments.throughput_contestants import Contestant, Workload
+from experiments.throughput_memory import peak_bytes
 from experiments.throughput_report import (
     Results,
     Row,
@@ -125,6 +127,8 @@ and models; gradients: draws of a score-function gradient."""
     """Where MNIST is looked for and downloaded to."""
     seed: int = 0
     """Of pixels, initial weights, noise and the order of the images."""
+    peak_memory: bool = False
+    """Also run each contestant alone, in a process of its own, for its memory."""
     run_dir: str = "runs/throughput"
     """Where results.json and figures/throughput.png go."""
 
@@ -148,6 +152,8 @@ def check(config: Config) -> None:
     for name in ("repeats", "steps", "batch_size", "num_samples", "num_examples"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+    if config.peak_memory and config.workload == "curves":
+        raise ValueError("peak_memory is of contestants, and curves has none")
     longest = config.num_examples // config.batch_size
     if config.steps > longest:
         raise ValueError(
@@ -252,15 +258,27 @@ def run(config: Config) -> Results | list[throughput_curves.Point]:
     kind = KINDS[config.workload]
     entrants = kind.module.contestants()
     rows = measure(entrants, workload, rounds)
-    memory = {}
+    temporary, peaks = {}, {}
     if config.workload == "c":
-        memory = throughput_evidence.temporary_bytes(entrants, workload)
+        temporary = throughput_evidence.temporary_bytes(entrants, workload)
+    if config.peak_memory:
+        peaks = peak_bytes([row.name for row in rows], partial(prepared, config))
     samples = getattr(workload, "num_samples", 1)
     environment = environment_of(config, cores) | {"num_samples": samples}
     remarks = make_remarks(rows, load, cores, peers=kind.peers)
-    results = Results(rows, environment, remarks, memory)
+    results = Results(rows, environment, remarks, temporary, peaks)
     save(results, Path(config.run_dir))
     return results
+
+
+def prepared(
+    config: Config, name: str
+) -> tuple[Contestant, Workload | Key, list[Array]]:
+    """A contestant, its workload and the rounds, for a process of its own."""
+    workload, rounds = make_workload(config)
+    entrants = KINDS[config.workload].module.contestants()
+    (entrant,) = (entrant for entrant in entrants if entrant.name == name)
+    return entrant, workload, rounds
 
 
 def environment_of(config: Config, cores: int) -> dict[str, Any]:

@@ -54,12 +54,15 @@ class Results(NamedTuple):
       remarks: for the reader.
       temporary_bytes: of the compiled programs by contestant and number of samples;
         empty where the workload does not ask.
+      peak_bytes: resident memory by contestant, while compiling and while running;
+        empty where the flags do not ask.
     """
 
     rows: tuple[Row, ...]
     environment: dict[str, Any]
     remarks: tuple[str, ...]
     temporary_bytes: dict[str, dict[int, int]]
+    peak_bytes: dict[str, dict[str, int]]
 
 
 def make_rows(
@@ -122,18 +125,22 @@ def table(results: Results) -> str:
             f"{row.name:18}{speed.median:12{digits}}{spread:>24}{ratio.median:13.2f}"
             f"{f'({ratio.min:.2f}-{ratio.max:.2f})':>14}{row.seconds_to_first_step:15.1f}"
         )
-    lines += _memory_table(results.temporary_bytes)
+    samples = {
+        name: {f"{count:,} samples": size for count, size in sizes.items()}
+        for name, sizes in results.temporary_bytes.items()
+    }
+    lines += _memory_table("working memory", samples)
+    lines += _memory_table("peak memory", results.peak_bytes)
     return "\n".join([*lines, *results.remarks])
 
 
-def _memory_table(temporary_bytes: dict[str, dict[int, int]]) -> list[str]:
-    """A line for each contestant, a column for each number of samples."""
+def _memory_table(title: str, found: dict[str, dict[str, int]]) -> list[str]:
+    """A line for each contestant, in columns."""
     lines = []
-    for name, sizes in temporary_bytes.items():
+    for name, sizes in found.items():
         if not lines:
-            columns = "".join(f"{f'{count:,} samples':>17}" for count in sizes)
-            lines.append(f"{'working memory':18}{columns}")
-        cells = "".join(f"{f'{size / 1e6:.1f} MB':>17}" for size in sizes.values())
+            lines.append(f"{title:18}{''.join(f'{column:>17}' for column in sizes)}")
+        cells = "".join(f"{f'{size / 1e6:,.1f} MB':>17}" for size in sizes.values())
         lines.append(f"{name:18}{cells}")
     return lines
 
@@ -166,7 +173,8 @@ def save(results: Results, folder: Path) -> None:
         row[f"{unit}_per_second"] = row.pop("per_second")._asdict()
         row["ratio"] = row["ratio"]._asdict()
     content = {**results.environment, "remarks": results.remarks, "rows": rows}
-    if results.temporary_bytes:
-        content["temporary_bytes"] = results.temporary_bytes
+    for name in ("temporary_bytes", "peak_bytes"):
+        if found := getattr(results, name):
+            content[name] = found
     (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
     draw(results).savefig(folder / "figures" / "throughput.png")

@@ -6,6 +6,7 @@ No speed is asserted: a test machine's is anybody's guess.
 import functools
 import importlib.util
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ from experiments.throughput_contestants import (
     Contestant,
 )
 from experiments.throughput_limit import ADAM, PRODUCTS
+from experiments.throughput_memory import peak_bytes
 from experiments.throughput_report import (
     Row,
     Spread,
@@ -357,6 +359,38 @@ def test_pytorch_does_the_same_work(measured, bounds):
     theirs = bounds(throughput_torch.EAGER)
     np.testing.assert_allclose(theirs[0, 0], bounds(OURS)[0, 0], rtol=1e-5)
     np.testing.assert_allclose(theirs, bounds(OURS), atol=10)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_peak_memory_is_that_of_the_contestant_alone():
+    """One that keeps 50 MB, and takes 250 MB in one round and 50 MB in the next."""
+    ours = np.ones(400_000_000 // 8)
+    found = peak_bytes(["hungry"], hungry)["hungry"]
+    assert found["compiling"] == pytest.approx(300e6, rel=0.2)
+    assert found["running"] == pytest.approx(100e6, rel=0.4)
+    assert ours.all()
+
+
+def hungry(name):
+    """For `peak_bytes`. What NumPy lets go of is the system's again at once."""
+
+    def prepare(workload):
+        kept = np.ones(50_000_000 // 8)
+
+        def run(batches):
+            scratch = np.ones(batches // 8)
+            return scratch[:1] + kept[:1]
+
+        return run
+
+    return Contestant(name, prepare), None, [250_000_000, 50_000_000]
+
+
+def test_peak_memory_is_refused_where_there_is_nobody(capsys):
+    with pytest.raises(SystemExit):
+        throughput.main(["--workload=curves", "--peak_memory"])
+    assert "peak_memory is of contestants" in capsys.readouterr().err
 
 
 def test_gradients_are_the_same_by_vmap_and_by_a_loop(tmp_path):

@@ -251,6 +251,8 @@ def draw_sweep(betas, counts, values) -> Figure:
     alive = (values[:, None] > line * NOISE_VAR).sum(axis=0)
     exact_counts = np.minimum(alive, LINEAR_LATENTS)
     axes.semilogx(line, exact_counts, color="0.5", label="eigenvalues above β s²")
+    axes.set_xticks(ticks := [3, 5, 10, 20], labels=map(str, ticks))
+    axes.minorticks_off()
     axes.plot(betas, counts, "o", color="tab:blue", label="active units after training")
     axes.set(xlabel="β", ylabel=f"units of {LINEAR_LATENTS}")
     axes.set_title("A linear VAE collapses unit by unit, where it should")

@@ -132,6 +132,7 @@ def model_spec(
         latent_dim=config.latent_dim,
         data_shape=dataset.data_shape,
         num_classes=num_classes,
+        compute_dtype=config.compute_dtype,
     )
 
 

@@ -86,6 +86,9 @@ two hidden layers of 100."""
     """Give the labels to encoder, decoder and, if it is standard, the prior."""
     network: Literal["linear", "mlp", "gated", "conv", "residual"] = "mlp"
     """Encoder and decoder; gated is an MLP with gates, residual is convolutional."""
+    compute_dtype: Literal["bfloat16"] | None = None
+    """What the networks compute in; by default float32. Weights, densities and sums \
+are float32 all the same."""
     posterior: Literal[
         "point",
         "diagonal",

@@ -1,10 +1,13 @@
 """Networks: their arithmetic by hand, and the order of what the output layer gives."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from vae_jax import (
     MLP,
@@ -14,6 +17,7 @@ from vae_jax import (
     Linear,
     ModelSpec,
     decode,
+    elbo,
     encode,
     init,
     networks,
@@ -201,3 +205,37 @@ def test_the_output_bias_can_be_set_and_nothing_else_changes():
     np.testing.assert_array_equal(networks.output_bias(weights), 0)
     assert changed["network"] is weights["network"]
     assert changed["output"]["kernel"] is weights["output"]["kernel"]
+
+
+def test_a_network_in_bfloat16_is_its_rounded_operands_multiplied():
+    """Eight bits of the operands and of the outputs, and no more lost between."""
+    module = networks.with_output_layer(Linear(), 5, (5,))
+    weights = networks.init(module, jax.random.key(0), jnp.ones((1, 30)))
+    inputs = jax.random.normal(jax.random.key(1), (4, 30))
+    found = networks.apply(module, weights, inputs, dtype="bfloat16")
+    assert found.dtype == jnp.float32
+    rounded = [
+        np.asarray(jnp.asarray(array, jnp.bfloat16), np.float64)
+        for array in (inputs, weights["output"]["kernel"])
+    ]
+    product = rounded[0] @ rounded[1]
+    np.testing.assert_allclose(found, product, rtol=2**-8, atol=1e-3)
+    assert np.abs(found - networks.apply(module, weights, inputs)).max() > 1e-3
+
+
+def test_a_model_in_bfloat16_multiplies_in_it_and_learns_in_float32(key):
+    spec = ModelSpec(MLP((6,)), MLP((6,)), latent_dim=3, data_shape=(8,))
+    full = init(spec, key)
+    half = full.replace(spec=dataclasses.replace(spec, compute_dtype="bfloat16"))
+    x = jax.random.bernoulli(key, 0.3, (16, 8)).astype(jnp.float32)
+    program = str(jax.make_jaxpr(jax.grad(elbo))(half, x, key))
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    assert len(products) >= 4 + 7 and all(":bf16" in line for line in products)
+    (value, slopes), (expected, exact) = (
+        jax.value_and_grad(elbo)(params, x, key) for params in (half, full)
+    )
+    np.testing.assert_allclose(value, expected, rtol=0.01)
+    for name in ("encoder", "decoder"):
+        found, wanted = (ravel_pytree(getattr(t, name))[0] for t in (slopes, exact))
+        assert found.dtype == jnp.float32
+        assert jnp.linalg.norm(found - wanted) < 0.05 * jnp.linalg.norm(wanted)

@@ -81,6 +81,11 @@ def test_a_size_that_is_no_positive_integer_is_refused(size):
         ModelSpec(data_shape=(3, size))
 
 
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(ValueError, match="compute_dtype must be one of.*got 'half'"):
+        ModelSpec(compute_dtype="half")
+
+
 @pytest.mark.parametrize("shape", [(), [28, 28], 784, "28", None])
 def test_a_data_shape_that_is_no_tuple_of_sizes_is_refused(shape):
     with pytest.raises(ValueError, match="data_shape"):
@@ -112,6 +117,7 @@ def test_equal_specs_are_equal_and_hash_equal(spec):
         {"likelihood": Gaussian()},
         {"latent_dim": 21},
         {"data_shape": (784,)},
+        {"compute_dtype": "bfloat16"},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -213,7 +213,12 @@ def encode(params: Params, x: Array, *, labels: Array | None = None) -> Posterio
     x = as_float(x, jax.tree.leaves(params.encoder)[0].dtype)
     chex.assert_shape(x, (None, params.spec.data_dim))
     inputs = _encoder_inputs(params.spec, x, labels)
-    outputs = networks.apply(_encoder_module(params.spec), params.encoder, inputs)
+    outputs = networks.apply(
+        _encoder_module(params.spec),
+        params.encoder,
+        inputs,
+        dtype=params.spec.compute_dtype,
+    )
     return params.spec.posterior.build(params.posterior, outputs)
 
 
@@ -264,7 +269,12 @@ def decode(params: Params, z: Latents, *, labels: Array | None = None) -> Likeli
       (3, 8, 784)
     """
     inputs = _decoder_inputs(params.spec, z, labels)
-    outputs = networks.apply(_decoder_module(params.spec), params.decoder, inputs)
+    outputs = networks.apply(
+        _decoder_module(params.spec),
+        params.decoder,
+        inputs,
+        dtype=params.spec.compute_dtype,
+    )
     return params.spec.likelihood.build(params.likelihood, outputs)
 
 

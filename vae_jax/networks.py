@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from vae_jax.types import Array, Key, PyTree
@@ -283,19 +284,27 @@ def init(module: nn.Module, key: Key, inputs: Array) -> PyTree:
     return variables.get("params", {})
 
 
-def apply(module: nn.Module, weights: PyTree, inputs: Array) -> Array:
+def apply(
+    module: nn.Module, weights: PyTree, inputs: Array, *, dtype: str | None = None
+) -> Array:
     """Applies a completed network with leading axes of any number.
 
     Args:
       module: what `with_output_layer` returned.
       weights: what `init` returned.
       inputs: `[..., D]` or `[..., L]`.
+      dtype: what to compute in; None for that of weights and inputs.
 
     Returns:
-      Outputs, `[..., num_outputs]`.
+      Outputs, `[..., num_outputs]`, in the dtype that they have where `dtype` is None.
     """
     flat = inputs.reshape(-1, inputs.shape[-1])
-    outputs = module.apply({"params": weights}, flat)
+    if dtype is None:
+        outputs = module.apply({"params": weights}, flat)
+    else:
+        own = jnp.result_type(flat, *jax.tree.leaves(weights))
+        weights, flat = jax.tree.map(lambda leaf: leaf.astype(dtype), (weights, flat))
+        outputs = module.apply({"params": weights}, flat).astype(own)
     return outputs.reshape(*inputs.shape[:-1], -1)
 
 

@@ -18,6 +18,7 @@ from vae_jax.posteriors import DiagonalGaussian
 from vae_jax.priors import StandardNormal
 from vae_jax.types import LikelihoodFamily, Network, PosteriorFamily, Prior, PyTree
 
+COMPUTE_DTYPES = (None, "bfloat16", "float16", "float32", "float64")
 _METHODS = {
     "encoder": ("init", "apply"),
     "decoder": ("init", "apply"),
@@ -29,7 +30,7 @@ _METHODS = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Five choices and three sizes; the defaults are the MNIST reference model.
+    """Five choices, three sizes, a dtype; the defaults are the MNIST reference model.
 
     A spec holds integers, strings, tuples, classes and Linen modules only, so that
     it hashes and two equal specs share their compiled programs. Real-valued
@@ -46,10 +47,14 @@ class ModelSpec:
       num_classes: C of a conditional model, whose functions take `labels`: encoder
         and decoder are given them beside their input, a prior that depends on them
         as well; 0 for a model without.
+      compute_dtype: what encoder and decoder compute in, `"bfloat16"` for accelerators
+        whose products are faster in it; parameters, gradients, samples and densities
+        keep their own dtype. None computes in that of the parameters.
 
     Raises:
       ValueError: a field cannot be hashed, is of the wrong kind, a size is not
-        positive, or posterior and prior differ in their stochastic layers.
+        positive, the dtype has no such name, or posterior and prior differ in their
+        stochastic layers.
 
     Example:
       >>> from vae_jax import MLP, ModelSpec
@@ -66,6 +71,7 @@ class ModelSpec:
     latent_dim: int = 20
     data_shape: tuple[int, ...] = (28, 28)
     num_classes: int = 0
+    compute_dtype: str | None = None
 
     def __post_init__(self):
         for name, methods in _METHODS.items():
@@ -79,6 +85,11 @@ class ModelSpec:
             _check_size("data_shape", size)
         if self.num_classes != 0:
             _check_size("num_classes", self.num_classes)
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ValueError(
+                f"compute_dtype must be one of {COMPUTE_DTYPES}, got "
+                f"{self.compute_dtype!r}"
+            )
         _check_agreement(self)
 
     @property

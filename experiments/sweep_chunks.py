@@ -1,6 +1,5 @@
 """How many models of a sweep are in one program: as many as there is memory for."""
 
-import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -119,10 +118,8 @@ def in_chunks(
     """
 
     def arguments(indices, state, order, history, stop):
-        # A donated state must not take the step of the next turn with it.
-        own = vae_jax.select(state, indices)
         return (
-            dataclasses.replace(own, step=jnp.copy(state.step)),
+            vae_jax.select(state, indices),
             vae_jax.select(order, indices),
             data,
             {name: values[:, indices] for name, values in history.items()},

@@ -564,6 +564,22 @@ def test_one_key_gives_one_report_and_a_line_does_not_depend_on_the_others():
     assert report_of(SMALL, only=[name]).lines == several.lines[1:]
 
 
+def test_a_model_in_float32_passes_where_float64_is_allowed(x64):
+    """N(0, I) has no parameters that would tell it the dtype of its draws."""
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, "float32"), random_params(SMALL)
+    )
+    only = ["shapes of the prior", "prior keeps its mass"]
+    report = check(params, jnp.asarray(X, "float32"), jax.random.key(2), only=only)
+    assert report.passed and not without(report), str(report)
+
+
+def test_too_few_samples_for_the_latents_are_no_failure():
+    spec = replace(SMALL, latent_dim=60)
+    report = report_of(spec, num_samples=100, only=["posterior has mass one"])
+    assert report.lines[0].passed is None and "too few samples" in str(report)
+
+
 def test_a_report_reads_as_a_table():
     report = Report(
         (

@@ -155,6 +155,22 @@ def test_a_flipped_bit_that_the_file_digest_does_not_know_is_found(copy):
         checkpoint.verify(copy)
 
 
+@pytest.mark.parametrize("damage", ["rename", "remove", "empty"])
+def test_a_manifest_of_other_arrays_is_found(copy, damage):
+    """A flipped bit in a name: orbax asks for arrays that are not there."""
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    name = "state.params.encoder.output.bias"
+    leaf = manifest["leaves"].pop(name)
+    if damage == "rename":
+        manifest["leaves"][name.replace("bias", "bkas")] = leaf
+    if damage == "empty":
+        manifest["leaves"][name] = leaf | {"shape": [0]}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CorruptCheckpoint, match="manifest.json does not describe"):
+        checkpoint.verify(copy)
+
+
 @pytest.mark.parametrize("damage", ["truncate", "delete", "empty"])
 @pytest.mark.parametrize("name", ["spec.json", "manifest.json", "arrays/_METADATA"])
 def test_damaged_files_are_named(copy, damage, name):

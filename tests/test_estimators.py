@@ -1149,3 +1149,5 @@ def test_sigma_points_refuse_what_they_cannot_do(key):
         sigma_points(quadratic, q, key, num_samples=2)
     with pytest.raises(ValueError, match="no other reduction"):
         sigma_points(quadratic, q, key, reduction=log_mean_exp)
+    with pytest.raises(AssertionError, match="equal"):
+        sigma_points(lambda z, log_q: z, q, key)

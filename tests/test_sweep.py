@@ -108,7 +108,8 @@ def assert_close(one, other, rtol=1e-5):
     def check(one, other):
         if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
             one, other = jax.random.key_data(one), jax.random.key_data(other)
-        np.testing.assert_allclose(one, other, rtol=rtol, atol=1e-6)
+        atol = 1e-6 if rtol else 0
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=atol)
 
     jax.tree.map(check, one, other)
 
@@ -144,6 +145,44 @@ def test_a_model_that_turns_non_finite_stays_alone_with_it():
     )
 
 
+def test_a_model_taken_out_of_a_running_sweep_stays_alive():
+    """The sweep's state is donated; what was handed in and taken out is not."""
+    alone = [state_of(seed) for seed in range(4)]
+    states = vae_jax.stack_states(alone)
+    orders = [order_of(seed) for seed in range(4)]
+    epochs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *orders)
+    history = vae_jax.empty_sweep_history(step, states, epochs, data(), SETTINGS)
+    taken = vae_jax.select(states, 1)
+    run_of(1)(states, epochs, data(), history, 1, SETTINGS)
+    assert int(taken.step) == int(alone[0].step) == 0
+    assert_close(taken, alone[1], rtol=0)
+
+
+def test_a_sweep_is_on_the_device_it_is_given():
+    device = jax.devices()[2]
+    run = vae_jax.jit_sweep(step, devices=[device])
+    states = vae_jax.stack_states([state_of(0)])
+    epochs = jax.tree.map(lambda leaf: leaf[None], order_of(0))
+    settings = {name: values[:1] for name, values in SETTINGS.items()}
+    history = vae_jax.empty_sweep_history(step, states, epochs, data(), settings)
+    states, history = run(states, epochs, data(), history, 0, settings)
+    places = {leaf.device for leaf in jax.tree.leaves((states, history))}
+    assert places == {device}
+
+
+def test_a_sweep_of_seeds_alone_needs_no_settings():
+    def plain(state, batch, setting):
+        return step(state, batch, {"beta": 1.0, "learning_rate": 1e-2})
+
+    states = vae_jax.stack_states([state_of(0), state_of(1)])
+    epochs = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), order_of(0))
+    history = vae_jax.empty_sweep_history(plain, states, epochs, data(), {})
+    shape = jax.eval_shape(
+        vae_jax.jit_sweep(plain), states, epochs, data(), history, 1, {}
+    )[1]["elbo"].shape
+    assert history["elbo"].shape == shape == (3, 2)
+
+
 def test_models_that_do_not_divide_among_devices_are_refused():
     three = jax.tree.map(lambda leaf: leaf[:3], SETTINGS)
     with pytest.raises(ValueError, match="3 models do not divide among 4 devices"):
@@ -171,8 +210,11 @@ def test_a_model_is_selected_by_its_number():
     one = vae_jax.select(states, 1)
     assert_close(one, state_of(1), rtol=0)
     assert one.params.spec == SPEC
-    with pytest.raises(IndexError, match="a model of 2, got 2"):
-        vae_jax.select(states, 2)
+    for index in (2, np.int64(-3), jnp.array([0, 99])):
+        with pytest.raises(IndexError, match="a model of 2, got"):
+            vae_jax.select(states, index)
+    traced = jax.jit(vae_jax.select)(states.params, 1)
+    assert_close(traced, one.params, rtol=0)
 
 
 def test_a_checkpoint_of_many_gives_each(tmp_path):

@@ -1,6 +1,7 @@
 """Training: one step by hand, and an epoch as one program that can be cut anywhere."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,14 @@ import pytest
 from conftest import SPECS, example_data, random_params
 
 from vae_jax import (
+    FactorizedBernoulli,
+    FactorizedBernoulliPrior,
     elbo,
     elbo_objective,
     elbo_terms,
     empty_history,
+    importance_weighted_objective,
+    init,
     init_state,
     jit_step,
     shuffled_epoch,
@@ -21,6 +26,7 @@ from vae_jax import (
     train_step,
     trainable,
 )
+from vae_jax.estimators import leave_one_out, log_mean_exp
 
 SPEC = dict(SPECS)["linear-gaussian"]
 PARAMS = random_params(SPEC)
@@ -203,6 +209,26 @@ def test_the_objective_hands_its_options_on():
         value(num_samples=0)(ROOT)
     with pytest.raises(TypeError, match="bata"):
         value(bata=1.0)(ROOT)
+
+
+def test_the_objective_of_a_bound_keeps_the_guards_of_the_bound():
+    """It has a way of its own to draw the samples once."""
+
+    def value(params, **options):
+        objective = importance_weighted_objective(**options)
+        return objective(params, BATCH, ROOT, 0)[0]
+
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        value(PARAMS, num_samples=0)
+    with pytest.raises(TypeError, match="reducton"):
+        value(PARAMS, num_samples=4, reducton=log_mean_exp)
+    bits = replace(
+        PARAMS.spec, posterior=FactorizedBernoulli(), prior=FactorizedBernoulliPrior()
+    )
+    with pytest.raises(ValueError, match="are discrete: use leave_one_out"):
+        value(init(bits, ROOT), num_samples=4)
+    unbiased = value(init(bits, ROOT), num_samples=4, estimator=leave_one_out)
+    assert jnp.isfinite(unbiased)
 
 
 def test_beta_can_be_traced():

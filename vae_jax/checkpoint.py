@@ -329,15 +329,22 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
             raise CorruptCheckpoint(f"{name} is missing")
         if _digest(path.read_bytes()) != digest:
             raise CorruptCheckpoint(f"{name} has another sha256 than was written")
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        # As NumPy arrays: on how many devices they were, here, is not asked.
-        stored = {name: 0 for name in described if 0 not in described[name]["shape"]}
-        leaves = checkpointer.restore(
-            (folder / "arrays").absolute(),
-            restore_args=jax.tree.map(
-                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored
-            ),
-        )
+    # As NumPy arrays: on how many devices they were, here, is not asked.
+    wanted = {
+        name: ocp.RestoreArgs(restore_type=np.ndarray)
+        for name, description in described.items()
+        if 0 not in description["shape"]
+    }
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            leaves = checkpointer.restore(
+                (folder / "arrays").absolute(), restore_args=wanted
+            )
+    except (ValueError, KeyError) as error:
+        # The files are what was written, so the manifest is not.
+        raise CorruptCheckpoint(
+            f"manifest.json does not describe the arrays ({error})"
+        ) from error
     empty = {
         name: np.zeros(description["shape"], description["dtype"])
         for name, description in described.items()

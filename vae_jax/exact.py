@@ -61,7 +61,7 @@ def linear_gaussian(params: Params) -> LinearGaussian:
       The model; the encoder does not enter.
 
     Raises:
-      ValueError: another decoder, likelihood or prior.
+      ValueError: another decoder, likelihood or prior, or a conditional model.
 
     Example:
       >>> import jax
@@ -77,6 +77,11 @@ def linear_gaussian(params: Params) -> LinearGaussian:
 def _linear_decoder(params: Params) -> LinearGaussian:
     _check_choice(params, "decoder", Linear)
     _check_choice(params, "likelihood", Gaussian)
+    if params.spec.num_classes:
+        raise ValueError(
+            "a linear decoder that is given labels has another bias for each class: "
+            f"num_classes must be 0, got {params.spec.num_classes}"
+        )
     output = params.decoder["output"]
     likelihood = params.spec.likelihood.build(params.likelihood, output["bias"])
     noise_var = jnp.exp(likelihood.log_var)
@@ -87,7 +92,7 @@ def _check_choice(params: Params, name: str, wanted: type) -> None:
     found = getattr(params.spec, name)
     if not isinstance(found, wanted):
         raise ValueError(
-            f"a linear-Gaussian model has the {name} {wanted.__name__}, got {found}"
+            f"this exact answer is for the {name} {wanted.__name__}, got {found}"
         )
 
 
@@ -183,7 +188,7 @@ def mixture_log_evidence(params: Params, x: Array) -> Array:
       `[B]`.
 
     Raises:
-      ValueError: another decoder, likelihood or prior.
+      ValueError: another decoder, likelihood or prior, or a conditional model.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -15,6 +15,7 @@ costs a little more, around a whole epoch there is no difference to be seen.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import jax
@@ -148,11 +149,20 @@ def _replicate(tree: PyTree, sharding: NamedSharding) -> PyTree:
     """The tree on every device of a mesh, which may be of several processes."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
-    leaves = jax.tree.leaves(tree)
-    if all(getattr(leaf, "sharding", None) == sharding for leaf in leaves):
-        return tree
     # device_put reaches this process's devices only; a program reaches all.
-    return jax.jit(lambda tree: tree, out_shardings=sharding)(tree)
+    place = _program_that_places(sharding)
+    return jax.tree.map(
+        lambda leaf: leaf if _is_at(leaf, sharding) else place(leaf), tree
+    )
+
+
+def _is_at(leaf: Any, sharding: NamedSharding) -> bool:
+    return getattr(leaf, "sharding", None) == sharding
+
+
+@cache
+def _program_that_places(sharding: NamedSharding) -> Callable[[Any], Array]:
+    return jax.jit(lambda leaf: leaf, out_shardings=sharding)
 
 
 def put_on_devices(

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -67,7 +68,8 @@ def _axes(state: TrainState) -> TrainState:
 
 
 def _stack_unless_step(is_of_model: bool, *leaves: Array) -> Array:
-    return jnp.stack(leaves) if is_of_model else leaves[0]
+    # A copy: `jit_sweep` donates it, and the states handed in are the caller's.
+    return jnp.stack(leaves) if is_of_model else jnp.copy(leaves[0])
 
 
 def select(sweep: PyTree, index: int | Array) -> PyTree:
@@ -76,7 +78,7 @@ def select(sweep: PyTree, index: int | Array) -> PyTree:
     Args:
       sweep: a `TrainState` of M models, or `Params` (or any pytree) whose leaves all
         lead with `[M]`.
-      index: the model's number, or indices or a slice of several.
+      index: the model's number, or indices or a slice of several; may be traced.
 
     Returns:
       The same structure; `[M]` is gone, or as long as the indices.
@@ -87,16 +89,23 @@ def select(sweep: PyTree, index: int | Array) -> PyTree:
     Example:
       See `stack_states`.
     """
-    count = num_models(sweep)
-    if isinstance(index, int) and not -count <= index < count:
-        raise IndexError(f"index must be a model of {count}, got {index}")
+    _check_index(index, num_models(sweep))
     if isinstance(sweep, TrainState):
         return jax.tree.map(
-            lambda is_of_model, leaf: leaf[index] if is_of_model else leaf,
+            lambda is_of_model, leaf: leaf[index] if is_of_model else jnp.copy(leaf),
             _axes(sweep),
             sweep,
         )
     return jax.tree.map(lambda leaf: leaf[index], sweep)
+
+
+def _check_index(index: int | Array | slice, count: int) -> None:
+    """Refuses numbers that JAX would clamp to the last model, where they are known."""
+    if isinstance(index, slice | jax.core.Tracer):
+        return
+    numbers = np.asarray(index)
+    if numbers.dtype != bool and np.any((numbers < -count) | (numbers >= count)):
+        raise IndexError(f"index must be a model of {count}, got {index}")
 
 
 def num_models(sweep: PyTree) -> int:
@@ -136,7 +145,8 @@ def sweep_epoch(
       data: the data set, `[n, ...]`, which all models share.
       history: figures of the steps so far, `[T, M]` (`empty_sweep_history`).
       stop: step of the epoch to stop before.
-      settings: what a model differs in besides its state: a pytree of `[M, ...]`.
+      settings: what a model differs in besides its state: a pytree of `[M, ...]`,
+        empty where the seeds are all.
       step: `f(state, batch, setting) -> (state, metrics)`, a `train_step` whose
         objective and optimizer are made of one model's setting.
 
@@ -213,9 +223,8 @@ def empty_sweep_history(
       See `sweep_epoch`.
     """
     first = jax.tree.map(lambda leaf: leaf[:1], data)
-    shapes = jax.eval_shape(
-        lambda: step(select(states, 0), first, select(settings, 0))[1]
-    )
+    setting = jax.tree.map(lambda leaf: leaf[0], settings)
+    shapes = jax.eval_shape(lambda: step(select(states, 0), first, setting)[1])
     shape = (len(epochs.batch_sizes), num_models(states))
     return {
         name: jnp.full(shape, jnp.nan, figure.dtype) for name, figure in shapes.items()
@@ -243,7 +252,7 @@ def jit_sweep(
       See `sweep_epoch`.
     """
     run = partial(sweep_epoch, step=step)
-    if devices is not None and len(devices) > 1:
+    if devices is not None:
         run = _on_devices(run, devices)
     return jax.jit(run, donate_argnums=0)
 

@@ -196,8 +196,10 @@ def importance_weighted_objective(
         terms = elbo_terms(params, x, key, estimator=value_only, **shared)
         return value, jax.lax.stop_gradient(_logged(terms))
 
-    plain = bound is importance_weighted_bound and (
-        options.get("estimator", reparameterization) is reparameterization
+    plain = (
+        bound is importance_weighted_bound
+        and set(options) <= {"estimator", "reduction"}
+        and options.get("estimator", reparameterization) is reparameterization
     )
     return objective
 
@@ -219,9 +221,16 @@ def _bound_and_logged(
     x = as_float(x, jax.tree.leaves(params.decoder)[0].dtype)
     posterior = encode(params, x, labels=labels)
     require_density(posterior, "an importance-weighted bound")
-    z, log_q = posterior.sample_and_log_prob(key, num_samples)
-    log_likelihood = decode(params, z, labels=labels).log_prob(x)
-    log_ratio = log_q - log_prior(params, z, labels=labels)
+    log_likelihood, log_ratio = reparameterization(
+        lambda z, log_q: (
+            decode(params, z, labels=labels).log_prob(x),
+            log_q - log_prior(params, z, labels=labels),
+        ),
+        posterior,
+        key,
+        num_samples=num_samples,
+        reduction=lambda values: values,
+    )
     value = jnp.mean(reduction(log_likelihood - log_ratio))
     closed_form = closed_form_kl(type(posterior), type(params.spec.prior))
     own = prior_params(params, labels)

@@ -82,14 +82,18 @@ def prior_shapes(subject: Subject, key: Key) -> Outcome:
 
 
 def draw_prior(subject: Subject, key: Key) -> Latents:
-    """A draw of the prior for each example, `[B, L]`."""
-    return subject.params.spec.prior.sample(
+    """A draw of the prior for each example, `[B, L]`, in the dtype of the data.
+
+    A prior without parameters cannot know it.
+    """
+    z = subject.params.spec.prior.sample(
         prior_params(subject.moved, subject.labels),
         key,
         num_samples=subject.batch,
         latent_dim=subject.params.spec.latent_dim,
         encode=partial(encode, subject.moved),
     )
+    return jax.tree.map(lambda leaf: leaf.astype(subject.x.dtype), z)
 
 
 def likelihood_shapes(subject: Subject, key: Key) -> Outcome:

@@ -5,7 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 
-from vae_jax.estimators.contract import Integrand, Reduction, sample_mean
+from vae_jax.estimators.contract import (
+    Integrand,
+    Reduction,
+    sample_mean,
+    values_of,
+)
 from vae_jax.posteriors import DiagonalGaussianPosterior
 from vae_jax.types import Key, PyTree
 
@@ -60,4 +65,4 @@ def sigma_points(
     size = posterior.mean.shape[-1]
     axes = math.sqrt(size) * jnp.eye(size, dtype=posterior.mean.dtype)
     z = posterior.from_noise(jnp.concatenate([axes, -axes])[:, None])
-    return jax.tree.map(reduction, integrand(z, posterior.log_prob(z)))
+    return jax.tree.map(reduction, values_of(integrand, z, posterior.log_prob(z)))

@@ -113,6 +113,18 @@ def test_at_the_exact_posterior_the_evidence_is_exact(linear_gaussian):
     np.testing.assert_allclose(found.effective_sample_size, 1000, rtol=1e-10)
 
 
+def test_another_q_may_be_drawn_from(linear_gaussian):
+    """The exact posterior in place of an encoder that is shifted and too narrow."""
+    bad = linear_gaussian.with_encoder(np.array([3.0, -3.0]), 0.01)
+    q = encode(linear_gaussian.params, linear_gaussian.x)
+    evidence = functools.partial(log_evidence, num_samples=7, chunk_size=3)
+    found = jax.jit(evidence)(bad, linear_gaussian.x, jax.random.key(0), posterior=q)
+    np.testing.assert_allclose(found.estimate, linear_gaussian.log_evidence, rtol=1e-6)
+    np.testing.assert_allclose(found.effective_sample_size, 7, rtol=1e-6)
+    alone = evidence(bad, linear_gaussian.x, jax.random.key(0))
+    assert np.all(alone.estimate < linear_gaussian.log_evidence - 5)
+
+
 def test_elsewhere_the_standard_error_is_calibrated(linear_gaussian):
     """z-scores over many keys have mean 0 and variance 1."""
     case = linear_gaussian

@@ -246,6 +246,17 @@ def test_quadrature_in_two_dimensions_is_the_linear_evidence(linear_gaussian):
     )
 
 
+def test_the_posterior_on_a_grid_is_the_linear_one(linear_gaussian):
+    model = exact.linear_gaussian(linear_gaussian.params)
+    mean, covariance = exact.posterior(model, linear_gaussian.x)
+    found = exact.quadrature_posterior(
+        linear_gaussian.params, linear_gaussian.x, num_points=200
+    )
+    np.testing.assert_allclose(found[0], mean, rtol=1e-5, atol=1e-6)
+    variances = np.broadcast_to(np.diag(covariance), mean.shape)
+    np.testing.assert_allclose(found[1], variances, rtol=1e-5)
+
+
 def test_a_grid_that_is_too_coarse_says_so(linear_gaussian):
     found = exact.quadrature_log_evidence(
         linear_gaussian.params, linear_gaussian.x, num_points=8
@@ -307,6 +318,10 @@ def test_the_elbo_is_below_the_evidence_by_the_kl_to_the_true_posterior(
         ),
         (
             lambda p: exact.quadrature_log_evidence(p, np.zeros((1, 3))),
+            "serves 1 or 2 latents, got 3",
+        ),
+        (
+            lambda p: exact.quadrature_posterior(p, np.zeros((1, 3))),
             "serves 1 or 2 latents, got 3",
         ),
         (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import oracles
-from experiments.oracles import families, linear
+from experiments.oracles import families, linear, pictures
 from experiments.oracles.rows import Row, mean_row, table
 from vae_jax import StandardNormal
 from vae_jax.posteriors import DiagonalGaussianPosterior
@@ -81,6 +81,9 @@ def test_the_parts_agree_with_exact_answers_on_digits(tmp_path, capsys):
     assert oracles.agrees(results), capsys.readouterr().out
     assert json.loads((tmp_path / "results.json").read_text())["dataset"] == "digits"
     assert (tmp_path / "plane.png").exists()
+    rows = [Row(row["name"], row["measured"]) for row in results["plane"]]
+    drawn = [row.name.strip() for row in rows if pictures.selected("plane", row)]
+    assert len(drawn) == 5 and drawn[0].startswith("samples of the encoder's q")
 
 
 def test_bad_input_is_one_line_and_exit_code_2(capsys):

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vae_jax.estimators import log_mean_exp, value_only
+from vae_jax.estimators import value_only
+from vae_jax.evaluation import log_evidence
 from vae_jax.model import encode, log_prior, prior_params
-from vae_jax.objectives import elbo_terms, log_weight, require_density
+from vae_jax.objectives import elbo_terms, require_density
 from vae_jax.priors import unit_kl
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Posterior
@@ -333,14 +334,14 @@ def inference_gap(
 
     own, fitted = elbo_of(encoded), elbo_of(best)
 
-    def log_weights(key: Key) -> Array:
-        draws = best.sample_and_log_prob(key, num_samples)
-        return log_weight(params, x, *draws, labels=labels)
-
-    # A few calls in turn: their samples need not all be in memory.
-    keys = jax.random.split(evidence_key, EVIDENCE_FACTOR)
-    log_w = jax.lax.map(log_weights, keys).reshape(-1, x.shape[0])
-    evidence = log_mean_exp(log_w)
+    evidence = log_evidence(
+        params,
+        x,
+        evidence_key,
+        num_samples=EVIDENCE_FACTOR * num_samples,
+        posterior=best,
+        labels=labels,
+    ).estimate
     chex.assert_equal_shape([own, fitted, evidence])
     return InferenceGap(
         log_evidence=evidence,

@@ -18,7 +18,7 @@ from vae_jax.estimators import value_only
 from vae_jax.model import encode
 from vae_jax.objectives import ELBOTerms, elbo_terms, log_weight, require_density
 from vae_jax.spec import Params
-from vae_jax.types import Array, Key, PyTree
+from vae_jax.types import Array, Key, Posterior, PyTree
 
 
 class LogEvidence(NamedTuple):
@@ -97,6 +97,7 @@ def log_evidence(
     num_samples: int = 5000,
     first: int | Array = 0,
     chunk_size: int = 1000,
+    posterior: Posterior | None = None,
     labels: Array | None = None,
 ) -> LogEvidence:
     """Importance-sampling estimate of log p(x) of every example, in nats.
@@ -117,6 +118,8 @@ def log_evidence(
       num_samples: importance samples S of each example.
       first: number of the first example, where `x` is part of a data set.
       chunk_size: latents decoded at once; bounds the memory.
+      posterior: q to draw from in place of the encoder's, each of its arrays `[B,
+        ...]`; that of `fit_posterior`, say, made wider.
       labels: of a conditional model, as for `encode`, `[B]` or `[B, C]`.
 
     Returns:
@@ -144,7 +147,7 @@ def log_evidence(
             num_samples=num_samples,
             samples_at_once=samples_at_once,
         ),
-        (x, labels),
+        (x, labels, posterior),
         key,
         first=first,
         images_at_once=max(1, chunk_size // samples_at_once),
@@ -155,13 +158,15 @@ def _image_log_evidence(
     params: Params,
     x: Array,
     labels: Array | None,
+    posterior: Posterior | None,
     key: Key,
     *,
     num_samples: int,
     samples_at_once: int,
 ) -> LogEvidence:
     """`log_evidence` of one example, `[1, D]`."""
-    posterior = encode(params, x, labels=labels)
+    if posterior is None:
+        posterior = encode(params, x, labels=labels)
     require_density(posterior, "importance-sampled log evidence")
 
     def sample(index: Array) -> tuple[PyTree, Array]:
@@ -193,14 +198,14 @@ def _image_log_evidence(
 
 
 def _map_images(
-    function: Callable[[Array, Array | None, Key], PyTree],
-    examples: tuple[Array, Array | None],
+    function: Callable[..., PyTree],
+    examples: tuple[PyTree, ...],
     key: Key,
     *,
     first: int | Array,
     images_at_once: int,
 ) -> PyTree:
-    """`function(x[i], labels[i], fold_in(key, first + i))` of batches of one.
+    """`function(x[i], labels[i], ..., fold_in(key, first + i))` of batches of one.
 
     A chunk of images is computed at a time.
     """

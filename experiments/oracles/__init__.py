@@ -62,7 +62,8 @@ class Config:
     seed: int = 0
     """Of weights, noise and order of the data."""
     run_dir: str | None = None
-    """The run's folder; by default runs/oracles/<data set>."""
+    """The run's folder; by default runs/oracles/<data set>-epochs<n>-seed<n>, whose \
+results.json keeps the parts that other commands measured."""
 
 
 def check(config: Config) -> None:
@@ -102,9 +103,10 @@ def run(config: Config) -> dict[str, Any]:
     dataset = data.load(config.dataset, data_dir=config.data_dir)
     for note in dataset.notes:
         print(f"NOTE: {note}", flush=True)
-    folder = Path(config.run_dir or f"runs/oracles/{Path(dataset.name).stem}")
-    results: dict[str, Any] = {"dataset": dataset.name}
+    name = f"{Path(dataset.name).stem}-epochs{config.epochs}-seed{config.seed}"
+    folder = Path(config.run_dir or f"runs/oracles/{name}")
     with run_folder.locked(folder):
+        results = {"dataset": dataset.name} | (run_folder.read_results(folder) or {})
         for name, part in PARTS.items():
             if config.part not in ("all", name):
                 continue

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
-from experiments.oracles.plane import log_evidence_by, trained_model
+from experiments.oracles.plane import trained_model
 from experiments.oracles.rows import Row, mean_row
 from vae_jax import data
 from vae_jax.estimators import value_only
@@ -73,7 +73,9 @@ def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
         for name, start in starts(encoded, keys[1]).items()
     }
 
-    evidence = log_evidence_by(params, x, keys[2], best["full"], config)
+    importance = jax.jit(partial(vae_jax.log_evidence, num_samples=config.num_samples))
+    sampled = importance(params, x, keys[2], posterior=best["full"])
+    evidence = np.asarray(sampled.estimate, np.float64)
     gaps = {
         name: evidence - np.asarray(elbo(params, x, keys[3], posterior=q).elbo)
         for name, q in ({"the encoder's, diagonal": encoded} | best).items()

@@ -26,11 +26,11 @@ def check_combinations(config: Any) -> None:
     Raises:
       ValueError: names the flags.
     """
-    for one, other in (
-        ("beta_warmup_epochs", "beta_cycles"),
-        ("free_bits", "capacity"),
+    for one, other, off in (
+        ("beta_warmup_epochs", "beta_cycles", 0),
+        ("free_bits", "capacity", None),
     ):
-        if getattr(config, one) and getattr(config, other) not in (None, 0):
+        if getattr(config, one) and getattr(config, other) != off:
             raise ValueError(
                 f"--{one} {getattr(config, one)} and --{other} "
                 f"{getattr(config, other)} exclude one another"
@@ -229,9 +229,11 @@ def settings(config: Any) -> Settings:
       config: the configuration.
 
     Returns:
-      Their values by name.
+      Their values by name; no free bits are an allowance of -inf, below which even an
+      estimate of a KL that came out negative is not.
     """
-    return {name: getattr(config, name) for name in SETTINGS}
+    values = {name: getattr(config, name) for name in SETTINGS}
+    return values | {"free_bits": config.free_bits or -math.inf}
 
 
 def objective(

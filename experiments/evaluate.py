@@ -114,7 +114,7 @@ def load_data(config: Config) -> tuple[mnist.Config, RunData]:
     found = json.loads(path.read_text())
     trained = _trained(found, config.model)
     original = data.load(trained.dataset, data_dir=config.data_dir or trained.data_dir)
-    if training_setup.data_digest(original) != found["data_sha256"]:
+    if training_setup.data_digest(trained, original) != found["data_sha256"]:
         raise ValueError(
             f"the {trained.dataset} data found are not those of the run in "
             f"{config.run_folder}"

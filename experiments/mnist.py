@@ -164,7 +164,7 @@ evaluated."""
     """Epochs between checkpoints, by default a tenth of the run and at most 5; the \
 last epoch is always saved."""
     compilation_cache: str | None = None
-    """A folder to keep compiled programs in, so that the next run starts at once."""
+    """A folder to keep compiled programs in, so that the next run starts sooner."""
     coordinator_address: str | None = None
     """host:port of the first of several processes, which all run the same command; \
 auto where a cluster's environment knows it."""
@@ -309,10 +309,12 @@ def _run(config: Config, started: float) -> dict[str, Any]:
     )
     say(*original.notes, *warnings(config, original))
     dataset = binarized(config, original)
+    digest = data_digest(config, original)
+    processes.require_alike(config, digest)
     folder = Path(config.run_dir or run_folder.default_folder("mnist", config))
     with processes.first_alone(run_folder.locked(folder)):
         if processes.is_first():
-            say(*run_folder.claim(folder, config, data_digest(original)))
+            say(*run_folder.claim(folder, config, digest))
         print(headline(config, dataset, folder), flush=True)
         training, state = training_run(config, spec, dataset, folder)
         trained = train(training, state, started=started)

@@ -6,6 +6,9 @@ signal decides is agreed upon first.
 """
 
 import contextlib
+import dataclasses
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -46,6 +49,8 @@ def join(config: Any) -> None:
         return
     if (count is None) != (own is None):
         raise ValueError("--num_processes and --process_id go together")
+    if count is not None and count < 1:
+        raise ValueError(f"--num_processes must be at least 1, got {count}")
     if count is not None and not 0 <= own < count:
         raise ValueError(f"--process_id must be 0 to {count - 1}, got {own}")
     if jax.distributed.is_initialized():
@@ -69,6 +74,27 @@ def join(config: Any) -> None:
 def is_first() -> bool:
     """Whether this is the process that writes and prints."""
     return jax.process_index() == 0
+
+
+def require_alike(config: Any, data_digest: str) -> None:
+    """Refuses processes that were given different flags, or found different data.
+
+    Args:
+      config: the configuration, resolved.
+      data_digest: of the data.
+
+    Raises:
+      ValueError: in every process, where one differs.
+    """
+    own = {"process_id": None, "data_dir": None, "data_sha256": data_digest}
+    described = json.dumps(dataclasses.asdict(config) | own, sort_keys=True)
+    number = int(hashlib.sha256(described.encode()).hexdigest()[:7], 16)
+    greatest, negative_least = agree([number, -number])
+    if greatest != -negative_least:
+        raise ValueError(
+            "the processes differ in their flags or their data: give all of them the "
+            "same ones but for --process_id and --data_dir"
+        )
 
 
 @contextlib.contextmanager
@@ -122,7 +148,7 @@ def lost_process_ends_the_run() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         print(
-            f"error: process {jax.process_index()} lost another one "
+            f"error: process {jax.process_index()} lost another one, or failed itself "
             f"({str(error).splitlines()[0][:200]}); start all of them again, and they "
             "go on from the last checkpoint",
             file=sys.stderr,

@@ -280,8 +280,10 @@ def _remove_drafts(folder: Path) -> None:
 
 
 def _remove_run(folder: Path) -> None:
-    """Removes what a run wrote and nothing else; config.json, its mark, at the end."""
-    for name in ("checkpoints", "corrupt", "figures", "tensorboard"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("results.json", "metrics.jsonl", "config.json"):
+    """Removes what a run and its evaluation wrote; its mark, config.json, last."""
+    folders = [folder / n for n in ("checkpoints", "corrupt", "figures", "tensorboard")]
+    for path in (*folders, *folder.glob("model-*")):
+        shutil.rmtree(path, ignore_errors=True)
+    names = ("results.json", "evaluation.json", "metrics.jsonl", "config.json")
+    for name in names:
         (folder / name).unlink(missing_ok=True)

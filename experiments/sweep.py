@@ -11,6 +11,7 @@ same command on the same folder goes on where it stopped;
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -38,8 +39,9 @@ class Config(mnist.Config):
     The flags are those of experiments.mnist; these take several values.
     """
 
-    beta: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
-    """Weights of the KL term in training; evaluation is always at 1."""
+    beta: tuple[float, ...] = ()
+    """Weights of the KL term in training, by default 0.1 0.3 1 3 10, or 1 where the \
+objective is a bound without one; evaluation is always at 1."""
     learning_rate: tuple[float, ...] = (1e-3,)
     """Of Adam."""
     beta_warmup_epochs: tuple[float, ...] = (0.0,)
@@ -67,6 +69,22 @@ class Config(mnist.Config):
 
 
 SWEPT = (*choices.SETTINGS, "variance")
+BETAS = (0.1, 0.3, 1.0, 3.0, 10.0)
+# Flags of one choice, which all others have no use for.
+USED_BY = {
+    "elbo_share": ("objective", "ciwae"),
+    "tc_weight": ("objective", "beta_tc"),
+    "mmd_weight": ("objective", "mmd"),
+    "variance": ("likelihood", "gaussian"),
+}
+
+
+def with_betas(config: Config) -> Config:
+    """The configuration with what `--beta` is by default."""
+    if config.beta:
+        return config
+    is_bound = config.objective in choices.OBJECTIVES_OF_SEVERAL_SAMPLES
+    return dataclasses.replace(config, beta=(1.0,) if is_bound else BETAS)
 
 
 def grid(config: Config) -> list[mnist.Config]:
@@ -119,11 +137,18 @@ def check(config: Config) -> None:
             f"--num_devices is {config.num_devices}, but there are "
             f"{jax.local_device_count()} ({jax.devices()[0].platform})"
         )
-    if config.coordinator_address is not None:
-        raise ValueError(
-            "a sweep is one process: --coordinator_address is of experiments.mnist, "
-            f"got {config.coordinator_address}"
-        )
+    for name in ("coordinator_address", "num_processes", "process_id"):
+        if getattr(config, name) is not None:
+            raise ValueError(
+                f"a sweep is one process: --{name} is of experiments.mnist, got "
+                f"{getattr(config, name)}"
+            )
+    for name, (choice, user) in USED_BY.items():
+        if len(getattr(config, name)) > 1 and getattr(config, choice) != user:
+            raise ValueError(
+                f"--{name} {getattr(config, name)} would train the same model again: "
+                f"only --{choice}={user} uses it, got {getattr(config, choice)}"
+            )
     if config.binarization == "fixed" and config.num_seeds > 1:
         raise ValueError(
             "--binarization=fixed draws another data set for each seed, and the models "
@@ -133,7 +158,7 @@ def check(config: Config) -> None:
         mnist.check(single)
 
 
-# Flags for which 0, in a program that has the term, is the same as its absence.
+# Terms that are in the program where one model has them, and say nothing in others.
 RISING = ("beta_warmup_epochs", "free_bits")
 
 
@@ -156,7 +181,6 @@ def sweep_run(
     Returns:
       The run, its initial state, and how the models are shared out.
     """
-    # What any model asks for is in the program; the others have it at 0.
     structure = dataclasses.replace(
         models[0],
         **{name: max(getattr(model, name) or 0 for model in models) for name in RISING},
@@ -193,7 +217,10 @@ def sweep_run(
         vae_jax.jit_sweep(step, devices=devices), examples, settings
     )
     chunks, program = compile_chunks(
-        lambda indices: compiled(indices, state, epoch(0), history), config, len(models)
+        lambda indices: compiled(indices, state, epoch(0), history),
+        config,
+        len(models),
+        state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
     )
     test_data = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
     run = Run(
@@ -248,6 +275,7 @@ def run(config: Config) -> dict[str, Any]:
       Interrupted: a signal came; the state is saved.
     """
     started = time.perf_counter()
+    config = with_betas(config)
     check(config)
     training_setup.keep_compiled(config)
     original = data.load(config.dataset, data_dir=config.data_dir)
@@ -266,7 +294,8 @@ def run(config: Config) -> dict[str, Any]:
     dataset = training_setup.binarized(models[0], original)
     folder = Path(config.run_dir or run_folder.default_folder("sweep", config))
     with run_folder.locked(folder):
-        say(*run_folder.claim(folder, config, training_setup.data_digest(original)))
+        digest = training_setup.data_digest(config, original)
+        say(*run_folder.claim(folder, config, digest))
         print(mnist.headline(models[0], dataset, folder), flush=True)
         training, state, chunks = sweep_run(config, models, spec, dataset, folder)
         print(f"{len(models)} models, {chunks.reason}", flush=True)
@@ -313,7 +342,7 @@ def _results(
     finite = finite_models(training, trained.state)
     rows = [
         {name: getattr(model, name) for name in (*swept(config), "seed")}
-        | {"finite": bool(finite[index])}
+        | {"finite": bool(finite[index] and math.isfinite(found["test_elbo"][index]))}
         | {name: values[index] for name, values in found.items()}
         for index, model in enumerate(models)
     ]

@@ -46,7 +46,11 @@ Program = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
 def compile_chunks(
-    compiled: Callable[[np.ndarray], Any], config: Any, num_models: int
+    compiled: Callable[[np.ndarray], Any],
+    config: Any,
+    num_models: int,
+    *,
+    state_bytes: int,
 ) -> tuple[Chunks, Any]:
     """Compiles the program of as many models at once as there is memory for.
 
@@ -54,19 +58,24 @@ def compile_chunks(
       compiled: `f(indices)`, the compiled program of these models.
       config: with `models_at_once` and `num_devices`.
       num_models: M.
+      state_bytes: of the state of all models, which several turns hold twice beside
+        the program: as it was, and as the turns left it.
 
     Returns:
       How the models are shared out, and the program.
     """
     free, at_once = free_bytes(), config.models_at_once or num_models
     asked = config.models_at_once is not None
-    reason = "as --models_at_once asks" if asked else "all of them"
+    reason = "all of them"
+    if asked:
+        reason = f"--models_at_once {at_once} on {config.num_devices} devices"
     while True:
         chunks = Chunks.of(
             num_models, at_once=at_once, num_devices=config.num_devices, reason=reason
         )
         program = compiled(chunks.indices[0])
-        needed, size = program_bytes(program), chunks.indices.shape[1]
+        turns, size = chunks.indices.shape
+        needed = program_bytes(program) + (2 * state_bytes if turns > 1 else 0)
         fits = needed <= MEMORY_SHARE * free
         if asked or fits or size == config.num_devices:
             told = f"{size} at once: {reason}"
@@ -131,6 +140,9 @@ def in_chunks(
         return jitted.lower(*arguments(indices, state, order, history, 0)).compile()
 
     def train(program, chunks, state, order, history, stop):
+        if chunks.indices.shape == (1, vae_jax.num_models(state)):
+            given = (state, order, data, history, jnp.int32(stop), settings)
+            return program(*jax.device_put(given, program.input_shardings[0]))
         parts = []
         for indices in chunks.indices:
             given = arguments(indices, state, order, history, stop)

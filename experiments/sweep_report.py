@@ -47,7 +47,7 @@ def _mean(group: Sequence[Row], name: str) -> dict[str, float | None]:
 
 
 def not_finite(rows: Sequence[Row], metrics: Sequence[Row]) -> list[dict[str, int]]:
-    """The models that are not finite, and the epoch in which they ceased to be.
+    """The models that are not finite, and the first epoch of which that is known.
 
     Args:
       rows: one for each model.
@@ -58,13 +58,14 @@ def not_finite(rows: Sequence[Row], metrics: Sequence[Row]) -> list[dict[str, in
     """
     found = []
     for model, row in enumerate(rows):
+        if row["finite"]:
+            continue
         bad = [
             line["epoch"]
             for line in metrics
             if line["split"] == "train" and line["elbo"][model] is None
         ]
-        if bad or not row["finite"]:
-            found.append({"model": model, "epoch": min(bad) if bad else None})
+        found.append({"model": model, "epoch": min(bad, default=None)})
     return found
 
 

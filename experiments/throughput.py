@@ -57,7 +57,7 @@ from experiments import (
 )
 from experiments.command_line import execute, parse
 from experiments.throughput_contestants import Contestant, Workload
-from experiments.throughput_memory import peak_bytes
+from experiments.throughput_memory import is_known, peak_bytes
 from experiments.throughput_report import (
     Results,
     Row,
@@ -80,6 +80,7 @@ class Kind(NamedTuple):
       num_samples: posterior samples of an image in training; None where the flag says.
       is_deep: two layers of 200, tanh; else the reference model.
       peers: whether NumPyro and PyTorch take part where they are installed.
+      unused: flags that it has no use for.
     """
 
     module: ModuleType | None
@@ -88,16 +89,32 @@ class Kind(NamedTuple):
     num_samples: int | None = 1
     is_deep: bool = False
     peers: bool = False
+    unused: tuple[str, ...] = ("num_samples",)
 
 
 KINDS = {
     "a": Kind(throughput_elbo, 200, 128, peers=True),
     "b1": Kind(throughput_importance, 200, 20, is_deep=True, peers=True),
     "b50": Kind(throughput_importance, 50, 20, 50, is_deep=True, peers=True),
-    "c": Kind(throughput_evidence, 1, 100, None, is_deep=True, peers=True),
+    "c": Kind(throughput_evidence, 1, 100, None, is_deep=True, peers=True, unused=()),
     "anatomy": Kind(throughput_anatomy, 200, 128),
-    "curves": Kind(None, 50, 128),
-    "gradients": Kind(throughput_gradients, 200, 128),
+    "curves": Kind(
+        None,
+        50,
+        128,
+        unused=(
+            "batch_size",
+            "num_samples",
+            "num_examples",
+            "dataset",
+            "data_dir",
+            "seed",
+            "peak_memory",
+        ),
+    ),
+    "gradients": Kind(
+        throughput_gradients, 200, 128, unused=("num_samples", "dataset", "data_dir")
+    ),
 }
 
 
@@ -143,6 +160,20 @@ def with_sizes(config: Config) -> Config:
     )
 
 
+def refuse_unused(config: Config) -> None:
+    """Refuses flags that the workload would ignore, sizes not filled in yet.
+
+    Raises:
+      ValueError: naming the flag.
+    """
+    for name in KINDS[config.workload].unused:
+        if getattr(config, name) != getattr(Config, name):
+            raise ValueError(
+                f"{name} is not for workload {config.workload}, got "
+                f"{getattr(config, name)}"
+            )
+
+
 def check(config: Config) -> None:
     """Refuses sizes that leave nothing to measure.
 
@@ -152,8 +183,14 @@ def check(config: Config) -> None:
     for name in ("repeats", "steps", "batch_size", "num_samples", "num_examples"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
-    if config.peak_memory and config.workload == "curves":
-        raise ValueError("peak_memory is of contestants, and curves has none")
+    multiple = throughput_evidence.CHUNK_SIZE
+    if config.workload == "c" and config.num_samples % multiple:
+        raise ValueError(
+            f"num_samples must be a multiple of {multiple}, of which the contestants "
+            f"decode some at once, got {config.num_samples}"
+        )
+    if config.peak_memory and not is_known():
+        raise ValueError("peak_memory is read from /proc, which only Linux has")
     longest = config.num_examples // config.batch_size
     if config.steps > longest:
         raise ValueError(
@@ -248,6 +285,7 @@ def run(config: Config) -> Results | list[throughput_curves.Point]:
     Raises:
       ValueError: sizes that do not fit, or no data.
     """
+    refuse_unused(config)
     config = with_sizes(config)
     check(config)
     load = os.getloadavg()[0]
@@ -283,8 +321,10 @@ def prepared(
 
 def environment_of(config: Config, cores: int) -> dict[str, Any]:
     """What the figures depend on."""
+    unused = KINDS[config.workload].unused
+    flags = {name: flag for name, flag in asdict(config).items() if name not in unused}
     return {
-        **asdict(config),
+        **flags,
         "jax_version": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "cores": cores,

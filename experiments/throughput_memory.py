@@ -18,6 +18,11 @@ from vae_jax.types import Array
 STATUS, FORGET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
+def is_known() -> bool:
+    """Whether this system tells: Linux does."""
+    return FORGET_PEAK.exists()
+
+
 def peak_bytes(
     names: Sequence[str], prepared: Callable[[str], tuple[Contestant, Workload, list]]
 ) -> dict[str, dict[str, int]]:
@@ -30,12 +35,7 @@ def peak_bytes(
     Returns:
       Bytes by name, then by `compiling` (and the first round) and `running` (the
       second).
-
-    Raises:
-      ValueError: a system without /proc.
     """
-    if not FORGET_PEAK.exists():
-        raise ValueError("peak_memory is read from /proc, which only Linux has")
     found = {}
     for name in names:
         # Spawned: a fork would begin with this process's memory.

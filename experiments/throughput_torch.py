@@ -183,8 +183,3 @@ def training_contestants(make_loss: Callable, *, loader: bool) -> list[Contestan
         prepare = lambda work: train_run(work, make_loss, loader=True)  # noqa: E731
         found.append(Contestant(LOADER, prepare, TORCH))
     return found
-
-
-def evidence_contestant() -> Contestant:
-    """Log evidence, eager."""
-    return Contestant(EAGER, evidence_run, TORCH)

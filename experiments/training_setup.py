@@ -274,10 +274,13 @@ def num_classes(config: Any, dataset: data.Dataset) -> int:
     return int(max(np.max(dataset.train_labels), np.max(dataset.test_labels))) + 1
 
 
-def data_digest(dataset: data.Dataset) -> str:
+def data_digest(config: Any, dataset: data.Dataset) -> str:
     """Of the data as loaded: a file that changed is another run."""
     digest = hashlib.sha256()
-    for array in (dataset.train, dataset.test):
+    arrays = [dataset.train, dataset.test]
+    if config.conditional:
+        arrays += [dataset.train_labels, dataset.test_labels]
+    for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 

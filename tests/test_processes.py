@@ -1,5 +1,6 @@
 """Several processes under one experiment: the same training, and one that is lost."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -120,6 +121,10 @@ def wait_for(condition, seconds=120):
             {"coordinator_address": "localhost:1", "num_processes": 2, "process_id": 2},
             "--process_id must be 0 to 1, got 2",
         ),
+        (
+            {"coordinator_address": "localhost:1", "num_processes": 0, "process_id": 0},
+            "--num_processes must be at least 1, got 0",
+        ),
     ],
 )
 def test_flags_of_processes_go_together(changes, message):
@@ -135,6 +140,31 @@ def test_others_that_cannot_be_met_are_said_so(monkeypatch):
     config = dataclasses.replace(TINY, coordinator_address="localhost:1")
     with pytest.raises(CommandFailed, match="localhost:1: nobody there"):
         processes.join(config)
+
+
+@pytest.mark.parametrize(
+    "changes, digest, alike",
+    [
+        ({"process_id": 1, "data_dir": "elsewhere"}, "a", True),
+        ({"seed": 1}, "a", False),
+        ({}, "b", False),
+    ],
+)
+def test_processes_of_other_flags_or_data_are_refused(
+    changes, digest, alike, monkeypatch
+):
+    said = []
+
+    def with_the_other(values):
+        said.append(values)
+        return np.max(said, axis=0).tolist()
+
+    monkeypatch.setattr(processes, "agree", with_the_other)
+    first = dataclasses.replace(TINY, process_id=0)
+    processes.require_alike(first, "a")
+    other = dataclasses.replace(first, **changes)
+    with contextlib.nullcontext() if alike else pytest.raises(ValueError, match="same"):
+        processes.require_alike(other, digest)
 
 
 def test_one_process_agrees_with_itself():

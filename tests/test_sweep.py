@@ -15,6 +15,7 @@ from conftest import SPECS, random_params
 
 import vae_jax
 from experiments import (
+    choices,
     evaluate,
     figures,
     mnist,
@@ -319,11 +320,13 @@ def test_as_many_models_at_once_as_there_is_memory_for():
         compiled.append(len(indices))
         return Program(len(indices))
 
-    def chosen(free, num_models=12, **changes):
+    def chosen(free, num_models=12, state_bytes=0, **changes):
         config = dataclasses.replace(TINY, **changes)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sweep_chunks, "free_bytes", lambda: free)
-            chunks, _ = sweep_chunks.compile_chunks(compile_these, config, num_models)
+            chunks, _ = sweep_chunks.compile_chunks(
+                compile_these, config, num_models, state_bytes=state_bytes
+            )
         return chunks
 
     # Each takes 150 bytes, and 0.8 of what is free may be used.
@@ -333,6 +336,9 @@ def test_as_many_models_at_once_as_there_is_memory_for():
     assert "6 at once: 12 would need" in tight.reason
     assert chosen(0).indices.shape == (12, 1)
     assert chosen(0, num_devices=4).indices.shape == (3, 4)
+    # Two turns would do, if the state of all were not held twice beside them.
+    assert chosen(2249, state_bytes=500).indices.shape == (4, 3)
+    assert chosen(2250, state_bytes=500).indices.shape == (1, 12)
     asked = chosen(0, num_models=7, models_at_once=3)
     assert asked.indices.tolist() == [[0, 1, 2], [3, 4, 5], [6, 6, 6]]
     assert sweep_chunks.free_bytes() > 2**20
@@ -349,11 +355,26 @@ def test_an_interrupted_sweep_goes_on_exactly(tmp_path, no_pictures, monkeypatch
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(training_loop, "_show", interrupt)
+    # A step a piece, so that the signal comes in the middle of an epoch.
+    monkeypatch.setattr(training_loop, "SECONDS_PER_PIECE", 0.0)
     with pytest.raises(Interrupted):
         run_tiny(tmp_path / "parts")
+    assert checkpoint.steps(tmp_path / "parts" / "checkpoints") == [2]
     monkeypatch.setattr(training_loop, "_show", show)
     parts = run_tiny(tmp_path / "parts")
     assert measures_of(parts) == measures_of(whole)
+
+
+def test_a_model_of_finite_weights_and_no_elbo_is_not_the_best(
+    tmp_path, no_pictures, capsys
+):
+    results = run_tiny(tmp_path, num_seeds=1, learning_rate=(1e9, 1e-3), epochs=1)
+    params = [vae_jax.load_run(tmp_path, model=model) for model in range(4)]
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert [model["finite"] for model in results["models"]] == [False, True] * 2
+    assert sweep_report.best_model(results["models"]) in (1, 3)
+    assert [row["num_finite"] for row in results["settings"]] == [0, 1] * 2
+    assert "WARNING: model 0, beta 0.5" in capsys.readouterr().out
 
 
 def test_a_model_that_fails_is_reported_and_the_others_go_on(
@@ -376,7 +397,7 @@ def test_a_model_that_fails_is_reported_and_the_others_go_on(
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"beta": ()}, "--beta must have one value or more"),
+        ({"learning_rate": ()}, "--learning_rate must have one value or more"),
         ({"beta": (1.0, 1.0)}, "--beta must name each value once"),
         ({"beta": (1.0, -1.0)}, "--beta must be at least 0, got -1"),
         ({"num_seeds": 0}, "--num_seeds must be at least 1, got 0"),
@@ -384,12 +405,33 @@ def test_a_model_that_fails_is_reported_and_the_others_go_on(
         ({"num_devices": 99}, "--num_devices is 99, but there are 8"),
         ({"binarization": "fixed"}, "--num_seeds must be 1"),
         ({"free_bits": (0.1,), "capacity": (1.0,)}, "exclude one another"),
+        ({"free_bits": (0.0, 0.1), "capacity": (0.0,)}, "exclude one another"),
+        ({"tc_weight": (1.0, 2.0)}, "only --objective=beta_tc uses it, got elbo"),
+        ({"variance": (1.0, 2.0)}, "only --likelihood=gaussian uses it, got bernoulli"),
+        ({"num_processes": 2}, "one process: --num_processes"),
     ],
 )
 def test_what_no_sweep_can_have_is_refused(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run_tiny(tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_without_values_of_beta_there_are_the_usual_ones_or_1_for_a_bound():
+    plain = sweep.with_betas(sweep.Config())
+    assert plain.beta == (0.1, 0.3, 1.0, 3.0, 10.0)
+    bound = sweep.with_betas(sweep.Config(objective="iwae", num_samples=5))
+    assert [single.beta for single in sweep.grid(bound)] == [1.0]
+    sweep.check(bound)
+
+
+def test_no_free_bits_leave_a_kl_that_is_estimated_below_0_alone():
+    """Beside a model with free bits, one without is still its single run."""
+    nats = choices.settings(mnist.Config())["free_bits"]
+    kls = jnp.array([-2.0, 0.5])
+    penalty = vae_jax.free_bits(nats, per="example")
+    assert penalty(None, None, kls, None, None) == pytest.approx(-0.75)
+    assert choices.settings(mnist.Config(free_bits=0.5))["free_bits"] == 0.5
 
 
 def example_results():

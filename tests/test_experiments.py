@@ -235,10 +235,14 @@ def test_another_configuration_is_refused_by_field(finished):
 def test_overwrite_starts_anew_and_spares_other_files(tmp_path, no_pictures):
     run_tiny(tmp_path, epochs=1)
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "evaluation.json").write_text("{}")
+    (tmp_path / "model-1").mkdir()
+    (tmp_path / "model-1" / "evaluation.json").write_text("{}")
     before = rows_of(tmp_path)
     run_tiny(tmp_path, epochs=1, seed=1, overwrite=True)
     assert len(rows_of(tmp_path)) == 2 and rows_of(tmp_path) != before
     assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not list(tmp_path.glob("**/evaluation.json"))
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):

@@ -17,11 +17,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+import vae_jax
 from experiments import choices, processes, run_folder
 from experiments.command_line import execute, parse, say
 from experiments.evaluation_report import (
@@ -271,6 +272,47 @@ def resolve(config: Config, dataset: data.Dataset) -> Config:
     )
 
 
+class Prepared(NamedTuple):
+    """What the flags of a run lead to.
+
+    Attributes:
+      config: resolved.
+      spec: the model.
+      dataset: binarized as the configuration says.
+      original: as loaded.
+      digest: of the data as loaded.
+    """
+
+    config: Config
+    spec: vae_jax.ModelSpec
+    dataset: data.Dataset
+    original: data.Dataset
+    digest: str
+
+
+def prepare(config: Config) -> Prepared:
+    """Loads the data and says what there is to say about them.
+
+    Args:
+      config: as given, and checked.
+
+    Returns:
+      `Prepared`.
+
+    Raises:
+      ValueError: no data, or a model that does not suit them.
+    """
+    keep_compiled(config)
+    original = data.load(config.dataset, data_dir=config.data_dir)
+    config = resolve(config, original)
+    spec = choices.model_spec(
+        config, original, num_classes=num_classes(config, original)
+    )
+    say(*original.notes, *warnings(config, original))
+    digest = data_digest(config, original)
+    return Prepared(config, spec, binarized(config, original), original, digest)
+
+
 def run(config: Config) -> dict[str, Any]:
     """Trains, evaluates, draws; goes on where the run's folder stands.
 
@@ -301,15 +343,7 @@ def _on_all_devices(config: Config) -> Config:
 def _run(config: Config, started: float) -> dict[str, Any]:
     """`run` in one of the processes."""
     check(config)
-    keep_compiled(config)
-    original = data.load(config.dataset, data_dir=config.data_dir)
-    config = resolve(config, original)
-    spec = choices.model_spec(
-        config, original, num_classes=num_classes(config, original)
-    )
-    say(*original.notes, *warnings(config, original))
-    dataset = binarized(config, original)
-    digest = data_digest(config, original)
+    config, spec, dataset, _, digest = prepare(config)
     processes.require_alike(config, digest)
     folder = Path(config.run_dir or run_folder.default_folder("mnist", config))
     with processes.first_alone(run_folder.locked(folder)):

@@ -277,26 +277,19 @@ def run(config: Config) -> dict[str, Any]:
     started = time.perf_counter()
     config = with_betas(config)
     check(config)
-    training_setup.keep_compiled(config)
-    original = data.load(config.dataset, data_dir=config.data_dir)
+    first, spec, dataset, original, digest = mnist.prepare(grid(config)[0])
     models = [mnist.resolve(single, original) for single in grid(config)]
     config = dataclasses.replace(
         config,
         **{
-            name: getattr(models[0], name)
+            name: getattr(first, name)
             for name in ("dataset", "epochs", "binarization", "checkpoint_every")
         },
     )
-    spec = choices.model_spec(
-        config, original, num_classes=training_setup.num_classes(models[0], original)
-    )
-    say(*original.notes, *mnist.warnings(models[0], original))
-    dataset = training_setup.binarized(models[0], original)
     folder = Path(config.run_dir or run_folder.default_folder("sweep", config))
     with run_folder.locked(folder):
-        digest = training_setup.data_digest(config, original)
         say(*run_folder.claim(folder, config, digest))
-        print(mnist.headline(models[0], dataset, folder), flush=True)
+        print(mnist.headline(first, dataset, folder), flush=True)
         training, state, chunks = sweep_run(config, models, spec, dataset, folder)
         print(f"{len(models)} models, {chunks.reason}", flush=True)
         trained = train(training, state, started=started)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 import vae_jax
 from experiments.lecture.images import Images, binary_test, load
@@ -251,8 +252,8 @@ def draw_sweep(betas, counts, values) -> Figure:
     alive = (values[:, None] > line * NOISE_VAR).sum(axis=0)
     exact_counts = np.minimum(alive, LINEAR_LATENTS)
     axes.semilogx(line, exact_counts, color="0.5", label="eigenvalues above β s²")
-    axes.set_xticks(ticks := [3, 5, 10, 20], labels=map(str, ticks))
-    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(LogFormatter())
+    axes.xaxis.set_minor_formatter(LogFormatter())
     axes.plot(betas, counts, "o", color="tab:blue", label="active units after training")
     axes.set(xlabel="β", ylabel=f"units of {LINEAR_LATENTS}")
     axes.set_title("A linear VAE collapses unit by unit, where it should")

@@ -66,6 +66,14 @@ VARIANTS = {
     "gathered once": {"gather": "epoch"},
     "unrolled 4 times": {"unroll": 4},
     "bfloat16": {"dtype": jnp.bfloat16},
+    **{
+        name: {"compiler_options": {flag: setting}}
+        for name, flag, setting in (
+            ("512-bit vectors", "xla_cpu_prefer_vector_width", 512),
+            ("fast math", "xla_cpu_enable_fast_math", True),
+            ("parts at once", "xla_cpu_enable_concurrency_optimized_scheduler", True),
+        )
+    },
 }
 OF_THE_LOSS = ("log_prob", "noise", "dtype")
 

@@ -155,6 +155,7 @@ def scan_run(
     optimizer: Callable[[float], Any] = optax.adam,
     gather: Literal["step", "epoch", "none"] = "step",
     unroll: int = 1,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Run:
     """Plain JAX and optax, a round one scan.
 
@@ -165,13 +166,14 @@ def scan_run(
       gather: the rows of a batch at every `step`, those of the round at once (`epoch`),
         or `none`: always the first ones.
       unroll: steps of the loop's body.
+      compiler_options: flags of XLA for this program alone.
 
     Returns:
       The run.
     """
     state, step = plain_step(workload, loss, optimizer)
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0, compiler_options=compiler_options)
     def train(state: PyTree, batches: Array, images: Array) -> tuple[PyTree, Array]:
         rows = {
             "step": lambda indices: images[indices],

@@ -354,6 +354,7 @@ def test_memory_does_not_grow_with_the_samples(evidence):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec(TORCH), reason="PyTorch is not here")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # Its own.
 def test_pytorch_does_the_same_work(measured, bounds):
     """The same losses and bounds, up to the noise of z."""
     workload, rounds = throughput.make_workload(
@@ -361,8 +362,13 @@ def test_pytorch_does_the_same_work(measured, bounds):
     )
     params = without_noise_at_first(workload.params)
     ours = measured[2][OURS]
-    entrants = [entrant for entrant in CONTESTANTS() if entrant.needs == TORCH]
-    assert len(entrants) == 3
+    trained = {entrant.name: entrant for entrant in CONTESTANTS()}
+    entrants = [
+        entrant
+        for name, entrant in trained.items()
+        if entrant.needs == TORCH and name != throughput_torch.TORCH_PRODUCTS
+    ]
+    assert len(entrants) == 5
     for entrant in entrants:
         run = entrant.prepare(workload._replace(params=params))
         losses = np.array([run(batches) for batches in rounds])
@@ -371,6 +377,38 @@ def test_pytorch_does_the_same_work(measured, bounds):
     theirs = bounds(throughput_torch.EAGER)
     np.testing.assert_allclose(theirs[0, 0], bounds(OURS)[0, 0], rtol=1e-5)
     np.testing.assert_allclose(theirs, bounds(OURS), atol=10)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec(TORCH), reason="PyTorch is not here")
+def test_one_contestant_flushes_denormals_and_the_other_does_not():
+    """Also in the workers that share the work, in turns as the benchmark takes them."""
+    import torch
+
+    def prepare(_):
+        # Large enough for several threads.
+        small = torch.full((1_000_000,), 1e-30)
+        return lambda factor: int(torch.count_nonzero(small * factor))
+
+    plain, flushing = (
+        make(None) for make in (prepare, throughput_torch.flushing_denormals(prepare))
+    )
+    for _ in range(2):
+        assert plain(1e-10) == 1_000_000
+        assert flushing(1e-10) == 0
+        assert flushing(1.0) == 1_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec(TORCH), reason="PyTorch is not here")
+def test_the_products_of_pytorch_are_those_of_the_limit():
+    """The last of a step's, a product of ones, is its number of inputs everywhere."""
+    workload, rounds = throughput.make_workload(
+        Config(steps=2, batch_size=8, num_examples=16, repeats=1)
+    )
+    last = throughput_torch.prepare_products(workload)(rounds[0])
+    rows, inner, outputs = throughput_limit.product_shapes(workload)[-1]
+    np.testing.assert_array_equal(last, np.full((rows, outputs), inner))
 
 
 @pytest.mark.slow
@@ -423,7 +461,8 @@ def test_the_variants_of_a_step_are_the_step_but_for_one_thing():
     assert workload.num_samples == 1
     workload = workload._replace(params=without_noise_at_first(workload.params))
     whole = throughput_elbo.prepare_scan(workload)(rounds[0])
-    for name in ("gathered once", "own gradient", "no noise"):
+    flags = ("512-bit vectors", "fast math", "parts at once")
+    for name in ("gathered once", "own gradient", "no noise", *flags):
         run = throughput_anatomy.prepare_variant(
             workload, **throughput_anatomy.VARIANTS[name]
         )

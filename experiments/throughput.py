@@ -335,7 +335,7 @@ def environment_of(config: Config, cores: int) -> dict[str, Any]:
 def run_curves(config: Config, cores: int) -> list[throughput_curves.Point]:
     """Measures how the cost grows and writes the run folder."""
     points = throughput_curves.measure(
-        throughput_curves.SIZES, num_steps=config.steps, repeats=config.repeats
+        throughput_curves.sizes_here(), num_steps=config.steps, repeats=config.repeats
     )
     environment = environment_of(config, cores)
     throughput_curves.save(points, environment, Path(config.run_dir))

@@ -33,7 +33,20 @@ SIZES = {
     "models": (1, 2, 4, 8, 16, 32),
     "small models": (1, 2, 4, 8, 16, 32, 64),
 }
+# Its first points cost what launching costs, its last ones what arithmetic does.
+ACCELERATOR_SIZES = {
+    "images": (1, 20, 128, 1024, 8192),
+    "width": (100, 400, 1600, 6400),
+    "samples": (1, 5, 50, 500),
+    "models": (1, 8, 64, 256),
+    "small models": (1, 8, 64, 256, 1024),
+}
 NUM_EXAMPLES = 2048
+
+
+def sizes_here() -> dict[str, Sequence[int]]:
+    """The sizes of each curve that this process's device is measured at."""
+    return SIZES if jax.default_backend() == "cpu" else ACCELERATOR_SIZES
 
 
 class Point(NamedTuple):
@@ -60,7 +73,7 @@ def prepare(curve: str, size: int, num_steps: int) -> tuple[Callable[[], Any], i
     """A round of steps of one size, compiled, and the operations of a step.
 
     Args:
-      curve: a key of `SIZES`.
+      curve: its name, as in `SIZES`.
       size: of the step.
       num_steps: of a round.
 

@@ -504,6 +504,15 @@ def test_curves_grow_with_their_sizes(tmp_path):
     assert lines[1].split()[:2] == ["images", "2"] and lines[1].endswith("1.00")
 
 
+def test_an_accelerator_is_measured_at_larger_sizes(monkeypatch):
+    here = throughput_curves.sizes_here()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    there = throughput_curves.sizes_here()
+    assert here.keys() == there.keys()
+    for curve, sizes in here.items():
+        assert max(there[curve]) > max(sizes)
+
+
 def test_the_cost_of_twice_the_work_in_twice_the_time_is_one():
     first = throughput_curves.Point("images", 1, 100, 0.5, 0.5, 0.5)
     second = throughput_curves.Point("images", 2, 200, 1.5, 1.5, 1.5)

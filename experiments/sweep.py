@@ -252,9 +252,11 @@ def in_turn(
     Returns:
       A list for each figure.
     """
-    params, device = state.evaluation_params, jax.local_devices()[0]
+    params = jax.device_put(state.evaluation_params, jax.local_devices()[0])
+    # A program: an operation an array would take longer than a small test set.
+    select = jax.jit(vae_jax.select)
     found = [
-        figures(jax.device_put(vae_jax.select(params, index), device))
+        figures(select(params, jnp.int32(index)))
         for index in range(vae_jax.num_models(params))
     ]
     return {name: [one[name] for one in found] for name in found[0]}

@@ -1,8 +1,9 @@
 """How many models of a sweep are in one program: as many as there is memory for."""
 
+import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,8 +59,8 @@ def compile_chunks(
       compiled: `f(indices)`, the compiled program of these models.
       config: with `models_at_once` and `num_devices`.
       num_models: M.
-      state_bytes: of the state of all models, which several turns hold twice beside
-        the program: as it was, and as the turns left it.
+      state_bytes: of the state of all models, which several turns hold beside the
+        program.
 
     Returns:
       How the models are shared out, and the program.
@@ -75,7 +76,7 @@ def compile_chunks(
         )
         program = compiled(chunks.indices[0])
         turns, size = chunks.indices.shape
-        needed = program_bytes(program) + (2 * state_bytes if turns > 1 else 0)
+        needed = program_bytes(program) + (state_bytes if turns > 1 else 0)
         fits = needed <= MEMORY_SHARE * free
         if asked or fits or size == config.num_devices:
             told = f"{size} at once: {reason}"
@@ -125,43 +126,52 @@ def in_chunks(
       `f(program, chunks, state, order, history, stop)`, which takes the chunks in
       turn, and `f(indices, state, order, history)`, the program of these models.
     """
+    device = jax.local_devices()[0]
 
-    def arguments(indices, state, order, history, stop):
+    # Each of these is one program: an operation an array would cost a short epoch
+    # many times what its steps do.
+    @jax.jit
+    def taken(indices, state, order, history):
         return (
             vae_jax.select(state, indices),
             vae_jax.select(order, indices),
-            data,
             {name: values[:, indices] for name, values in history.items()},
-            jnp.int32(stop),
             vae_jax.select(settings, indices),
         )
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def put_back(state, history, indices, new_state, new_history):
+        # The step is everyone's, and the next turn begins where this one did.
+        state = jax.tree.map(
+            lambda all_, new: all_.at[indices].set(new) if all_.ndim else all_,
+            state,
+            new_state,
+        )
+        history = {
+            name: values.at[:, indices].set(new_history[name])
+            for name, values in history.items()
+        }
+        return state, history
+
+    def arguments(indices, state, order, history, stop):
+        state, order, history, own = taken(indices, state, order, history)
+        return state, order, data, history, jnp.int32(stop), own
 
     def compiled(indices, state, order, history):
         return jitted.lower(*arguments(indices, state, order, history, 0)).compile()
 
     def train(program, chunks, state, order, history, stop):
-        if chunks.indices.shape == (1, vae_jax.num_models(state)):
-            given = (state, order, data, history, jnp.int32(stop), settings)
+        def run(*given):
             return program(*jax.device_put(given, program.input_shardings[0]))
-        parts = []
+
+        if chunks.indices.shape == (1, vae_jax.num_models(state)):
+            return run(state, order, data, history, jnp.int32(stop), settings)
+        state, history = jax.device_put((state, history), device)
         for indices in chunks.indices:
-            given = arguments(indices, state, order, history, stop)
-            parts.append(program(*jax.device_put(given, program.input_shardings[0])))
-        return _merged(parts, vae_jax.num_models(state))
+            found = run(*arguments(indices, state, order, history, stop))
+            found = jax.device_put(found, device)
+            step = found[0].step
+            state, history = put_back(state, history, indices, *found)
+        return dataclasses.replace(state, step=step), history
 
     return train, compiled
-
-
-def _merged(parts: Sequence[tuple[TrainState, dict]], num_models: int) -> tuple:
-    """States and histories of the turns as those of all models."""
-    states, histories = zip(*parts, strict=True)
-    whole = partial(jnp.concatenate, axis=0)
-    joined = jax.tree.map(
-        lambda *leaves: whole(leaves)[:num_models] if leaves[0].ndim else leaves[0],
-        *states,
-    )
-    history = {
-        name: jnp.concatenate([part[name] for part in histories], 1)[:, :num_models]
-        for name in histories[0]
-    }
-    return joined, history

@@ -1,8 +1,8 @@
 """Independent Bernoulli variables, parameterized by their logits.
 
 No probability is ever formed and then put through a logarithm: with
-log(1 - sigmoid(l)) = - max(l, 0) - log1p(exp(-|l|)) every figure is exact to
-rounding, and every gradient finite, for logits of any finite size.
+log sigmoid(l) = min(l, 0) - log1p(exp(-|l|)) every figure is exact to rounding,
+and every gradient finite, for logits of any finite size.
 """
 
 import jax
@@ -14,12 +14,14 @@ from vae_jax.types import Array, Key
 @jax.custom_jvp
 def _log_prob(x: Array, logits: Array) -> Array:
     """Elementwise x log p + (1 - x) log(1 - p), p = sigmoid(logits)."""
-    return x * logits - jnp.maximum(logits, 0) - jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return (
+        jnp.minimum(logits, 0) - (1 - x) * logits - jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    )
 
 
 @_log_prob.defjvp
 def _log_prob_jvp(primals, tangents):
-    """d/d logits = x - p, written by hand: |l| and max have no gradient at 0."""
+    """d/d logits = x - p, written by hand: |l| and min have no gradient at 0."""
     x, logits = primals
     x_dot, logits_dot = tangents
     gradient = x - jax.nn.sigmoid(logits)

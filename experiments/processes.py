@@ -76,6 +76,10 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+# Flags that may differ: who it is, and where its machine keeps files.
+OF_A_PROCESS = ("process_id", "data_dir", "compilation_cache")
+
+
 def require_alike(config: Any, data_digest: str) -> None:
     """Refuses processes that were given different flags, or found different data.
 
@@ -86,14 +90,14 @@ def require_alike(config: Any, data_digest: str) -> None:
     Raises:
       ValueError: in every process, where one differs.
     """
-    own = {"process_id": None, "data_dir": None, "data_sha256": data_digest}
+    own = dict.fromkeys(OF_A_PROCESS) | {"data_sha256": data_digest}
     described = json.dumps(dataclasses.asdict(config) | own, sort_keys=True)
     number = int(hashlib.sha256(described.encode()).hexdigest()[:7], 16)
     greatest, negative_least = agree([number, -number])
     if greatest != -negative_least:
         raise ValueError(
             "the processes differ in their flags or their data: give all of them the "
-            "same ones but for --process_id and --data_dir"
+            f"same ones but for --{', --'.join(OF_A_PROCESS)}"
         )
 
 

@@ -80,6 +80,7 @@ class Kind(NamedTuple):
       num_samples: posterior samples of an image in training; None where the flag says.
       is_deep: two layers of 200, tanh; else the reference model.
       peers: whether NumPyro and PyTorch take part where they are installed.
+      unit: of what is counted.
       unused: flags that it has no use for.
     """
 
@@ -89,6 +90,7 @@ class Kind(NamedTuple):
     num_samples: int | None = 1
     is_deep: bool = False
     peers: bool = False
+    unit: str = "images"
     unused: tuple[str, ...] = ("num_samples",)
 
 
@@ -113,7 +115,11 @@ KINDS = {
         ),
     ),
     "gradients": Kind(
-        throughput_gradients, 200, 128, unused=("num_samples", "dataset", "data_dir")
+        throughput_gradients,
+        200,
+        128,
+        unit="gradients",
+        unused=("num_samples", "dataset", "data_dir"),
     ),
 }
 
@@ -321,10 +327,14 @@ def prepared(
 
 def environment_of(config: Config, cores: int) -> dict[str, Any]:
     """What the figures depend on."""
-    unused = KINDS[config.workload].unused
-    flags = {name: flag for name, flag in asdict(config).items() if name not in unused}
+    kind = KINDS[config.workload]
     return {
-        **flags,
+        **{
+            name: flag
+            for name, flag in asdict(config).items()
+            if name not in kind.unused
+        },
+        "unit": kind.unit,
         "jax_version": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "cores": cores,

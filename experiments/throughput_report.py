@@ -12,9 +12,6 @@ from experiments.throughput_contestants import NUMPYRO, OURS
 from experiments.throughput_limit import ADAM, PRODUCTS
 from experiments.throughput_torch import EAGER
 
-UNITS = dict.fromkeys(("a", "b1", "b50", "c", "anatomy"), "images")
-UNITS["gradients"] = "gradients"
-
 
 class Spread(NamedTuple):
     """A figure over the rounds."""
@@ -112,9 +109,7 @@ def make_remarks(
 
 def table(results: Results) -> str:
     """The results for a screen."""
-    heading = (
-        f"{'':18}{UNITS[results.environment['workload']] + '/s':>12}{'(min-max)':>24}"
-    )
+    heading = f"{'':18}{results.environment['unit'] + '/s':>12}{'(min-max)':>24}"
     lines = [f"{heading}{'ours/theirs':>13}{'(min-max)':>14}{'first step, s':>15}"]
     for row in results.rows:
         speed, ratio = row.per_second, row.ratio
@@ -156,7 +151,7 @@ def draw(results: Results) -> Figure:
     whiskers = (medians - least, greatest - medians)
     axes.barh(names, medians, xerr=whiskers, color=colors, capsize=3)
     axes.invert_yaxis()
-    unit = UNITS[results.environment["workload"]]
+    unit = results.environment["unit"]
     axes.set_xlabel(f"{unit} per second (median, least and greatest of the rounds)")
     title = "Throughput, workload {workload}, {device}, {cores} cores"
     axes.set_title(title.format(**results.environment))
@@ -168,7 +163,7 @@ def save(results: Results, folder: Path) -> None:
     """Writes results.json and figures/throughput.png."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     rows = [row._asdict() for row in results.rows]
-    unit = UNITS[results.environment["workload"]]
+    unit = results.environment["unit"]
     for row in rows:
         row[f"{unit}_per_second"] = row.pop("per_second")._asdict()
         row["ratio"] = row["ratio"]._asdict()

@@ -22,6 +22,7 @@ from vae_jax import (
     init,
     networks,
 )
+from vae_jax.convolution import convolve, transposed_convolve
 
 
 class Grid(nn.Module):
@@ -239,3 +240,81 @@ def test_a_model_in_bfloat16_multiplies_in_it_and_learns_in_float32(key):
         found, wanted = (ravel_pytree(getattr(t, name))[0] for t in (slopes, exact))
         assert found.dtype == jnp.float32
         assert jnp.linalg.norm(found - wanted) < 0.05 * jnp.linalg.norm(wanted)
+
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def value_and_gradients(function, images, kernel):
+    """The value, and the gradients of a sum with random weights."""
+    outputs = function(images, kernel)
+    weights = np.random.default_rng(2).normal(size=outputs.shape)
+    loss = lambda *given: jnp.sum(function(*given) * weights)  # noqa: E731
+    return outputs, *jax.grad(loss, (0, 1))(images, kernel)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(6, 8), (5, 7), (1, 2)])
+@pytest.mark.parametrize("size", [(3, 3), (4, 2)])
+def test_convolutions_are_those_of_jax(shape, stride, size, backend, x64, monkeypatch):
+    """By products on a CPU; what an accelerator would do is tried on the CPU too."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    rng = np.random.default_rng(0)
+    images, kernel = (rng.normal(size=s) for s in ((2, *shape, 3), (*size, 3, 4)))
+    found = value_and_gradients(
+        lambda *given: convolve(*given, stride=stride), images, kernel
+    )
+    expected = value_and_gradients(
+        lambda *given: jax.lax.conv_general_dilated(
+            *given, (stride, stride), "SAME", dimension_numbers=NHWC
+        ),
+        images,
+        kernel,
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(3, 4), (1, 2)])
+def test_transposed_convolutions_are_those_of_jax(
+    shape, stride, backend, x64, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    rng = np.random.default_rng(1)
+    images, kernel = (rng.normal(size=s) for s in ((2, *shape, 3), (3, 3, 3, 4)))
+    found = value_and_gradients(
+        lambda *given: transposed_convolve(*given, stride=stride), images, kernel
+    )
+    expected = value_and_gradients(
+        lambda *given: jax.lax.conv_transpose(
+            *given, (stride, stride), "SAME", dimension_numbers=NHWC
+        ),
+        images,
+        kernel,
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "own, of_flax",
+    [
+        (networks.Conv(4, stride=2), nn.Conv(4, (3, 3), strides=2)),
+        (networks.ConvTranspose(4, 2), nn.ConvTranspose(4, (3, 3), strides=(2, 2))),
+    ],
+    ids=["convolution", "transposed"],
+)
+def test_a_layer_is_that_of_flax(own, of_flax):
+    """The same initial weights, and the same outputs from them."""
+    images = np.random.default_rng(0).normal(size=(2, 5, 6, 3)).astype(np.float32)
+    weights, expected = (
+        module.init(jax.random.key(0), images) for module in (own, of_flax)
+    )
+    jax.tree.map(np.testing.assert_array_equal, weights, expected)
+    weights = jax.tree.map(lambda leaf: leaf + 0.1, weights)
+    np.testing.assert_allclose(
+        own.apply(weights, images), of_flax.apply(weights, images), rtol=1e-4, atol=1e-5
+    )

@@ -146,6 +146,7 @@ def test_others_that_cannot_be_met_are_said_so(monkeypatch):
     "changes, digest, alike",
     [
         ({"process_id": 1, "data_dir": "elsewhere"}, "a", True),
+        ({"compilation_cache": "elsewhere"}, "a", True),
         ({"seed": 1}, "a", False),
         ({}, "b", False),
     ],

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vae_jax.convolution import convolve, transposed_convolve
 from vae_jax.types import Array, Key, PyTree
 
 
@@ -83,6 +84,50 @@ class GatedMLP(nn.Module):
         return inputs
 
 
+class Conv(nn.Module):
+    """A 3x3 convolution with a bias, zeros around the image.
+
+    Attributes:
+      channels: of the outputs.
+      stride: by which height and width are divided, rounded up.
+    """
+
+    channels: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        """Maps `[B, height, width, C]` to `[B, ..., ..., channels]`."""
+        images, kernel, bias = _with_weights(self, images)
+        return convolve(images, kernel, stride=self.stride) + bias
+
+
+class ConvTranspose(nn.Module):
+    """A transposed 3x3 convolution with a bias, as flax's.
+
+    Attributes:
+      channels: of the outputs.
+      stride: by which height and width are multiplied.
+    """
+
+    channels: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        """Maps `[B, height, width, C]` to `[B, ..., ..., channels]`."""
+        images, kernel, bias = _with_weights(self, images)
+        return transposed_convolve(images, kernel, stride=self.stride) + bias
+
+
+def _with_weights(module: nn.Module, images: Array) -> tuple[Array, Array, Array]:
+    """Images with the kernel and bias of a 3x3 convolution, in one dtype."""
+    shape = (3, 3, images.shape[-1], module.channels)
+    kernel = module.param("kernel", nn.initializers.lecun_normal(), shape)
+    bias = module.param("bias", nn.initializers.zeros, shape[-1:])
+    return nn.dtypes.promote_dtype(images, kernel, bias)
+
+
 class ResidualBlock(nn.Module):
     """An image plus two 3x3 convolutions of it, activation first (He et al. 2016).
 
@@ -99,7 +144,7 @@ class ResidualBlock(nn.Module):
         """Maps `[B, height, width, channels]` to the same shape."""
         change = images
         for _ in range(2):
-            change = nn.Conv(self.channels, (3, 3))(self.activation(change))
+            change = Conv(self.channels)(self.activation(change))
         return images + change
 
 
@@ -129,7 +174,7 @@ class ConvolutionalEncoder(nn.Module):
         """Maps `[B, D]` to `[B, hidden_dim]`."""
         images = inputs.reshape(-1, *_image_shape(self.data_shape))
         for width in self.channels:
-            images = self.activation(nn.Conv(width, (3, 3), strides=2)(images))
+            images = self.activation(Conv(width, stride=2)(images))
             for _ in range(self.num_blocks):
                 images = ResidualBlock(width, self.activation)(images)
         flat = images.reshape(images.shape[0], -1)
@@ -165,7 +210,7 @@ class ConvolutionalDecoder(nn.Module):
         images = nn.Dense(math.prod(small) * self.channels[0])(inputs)
         images = self.activation(images).reshape(-1, *small, self.channels[0])
         for channels in self.channels:
-            images = nn.ConvTranspose(channels, (3, 3), strides=(2, 2))(images)
+            images = ConvTranspose(channels, stride=2)(images)
             images = self.activation(images)
             for _ in range(self.num_blocks):
                 images = ResidualBlock(channels, self.activation)(images)

@@ -143,7 +143,7 @@ def in_chunks(
     def put_back(state, history, indices, new_state, new_history):
         # The step is everyone's, and the next turn begins where this one did.
         state = jax.tree.map(
-            lambda all_, new: all_.at[indices].set(new) if all_.ndim else all_,
+            lambda whole, new: whole.at[indices].set(new) if whole.ndim else whole,
             state,
             new_state,
         )

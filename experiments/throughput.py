@@ -54,6 +54,7 @@ from experiments import (
     throughput_evidence,
     throughput_gradients,
     throughput_importance,
+    throughput_torch,
 )
 from experiments.command_line import execute, parse
 from experiments.throughput_contestants import Contestant, Workload
@@ -99,7 +100,9 @@ KINDS = {
     "b1": Kind(throughput_importance, 200, 20, is_deep=True, peers=True),
     "b50": Kind(throughput_importance, 50, 20, 50, is_deep=True, peers=True),
     "c": Kind(throughput_evidence, 1, 100, None, is_deep=True, peers=True, unused=()),
-    "anatomy": Kind(throughput_anatomy, 200, 128),
+    "anatomy": Kind(
+        throughput_anatomy, 200, 128, unused=("num_samples", "keep_denormals")
+    ),
     "curves": Kind(
         None,
         50,
@@ -112,6 +115,7 @@ KINDS = {
             "data_dir",
             "seed",
             "peak_memory",
+            "keep_denormals",
         ),
     ),
     "gradients": Kind(
@@ -119,7 +123,7 @@ KINDS = {
         200,
         128,
         unit="gradients",
-        unused=("num_samples", "dataset", "data_dir"),
+        unused=("num_samples", "dataset", "data_dir", "keep_denormals"),
     ),
 }
 
@@ -150,6 +154,9 @@ and models; gradients: draws of a score-function gradient."""
     """Where MNIST is looked for and downloaded to."""
     seed: int = 0
     """Of pixels, initial weights, noise and the order of the images."""
+    keep_denormals: bool = False
+    """PyTorch computes with numbers below 1.2e-38, as it does unless told; by default \
+it is told to take them for zero, as XLA does."""
     peak_memory: bool = False
     """Also run each contestant alone, in a process of its own, for its memory."""
     run_dir: str = "runs/throughput"
@@ -300,7 +307,7 @@ def run(config: Config) -> Results | list[throughput_curves.Point]:
         return run_curves(config, cores)
     workload, rounds = make_workload(config)
     kind = KINDS[config.workload]
-    entrants = kind.module.contestants()
+    entrants = contestants_of(config)
     rows = measure(entrants, workload, rounds)
     temporary, peaks = {}, {}
     if config.workload == "c":
@@ -315,12 +322,18 @@ def run(config: Config) -> Results | list[throughput_curves.Point]:
     return results
 
 
+def contestants_of(config: Config) -> list[Contestant]:
+    """Those of the workload that are installed, PyTorch set as the flags say."""
+    throughput_torch.flush_denormals(not config.keep_denormals)
+    return KINDS[config.workload].module.contestants()
+
+
 def prepared(
     config: Config, name: str
 ) -> tuple[Contestant, Workload | Key, list[Array]]:
     """A contestant, its workload and the rounds, for a process of its own."""
     workload, rounds = make_workload(config)
-    entrants = KINDS[config.workload].module.contestants()
+    entrants = contestants_of(config)
     (entrant,) = (entrant for entrant in entrants if entrant.name == name)
     return entrant, workload, rounds
 

@@ -5,13 +5,13 @@ Adam. The modules here are functions of lists of layers, as the hand-written sca
 
 Where a hidden unit has died or a pixel is rarely lit, Adam's first moment shrinks by a
 tenth a step, and after some 800 steps it is a denormal number, with which a processor
-is many times slower. XLA flushes such numbers to zero (FTZ) and PyTorch keeps them,
-unless told: the rows without FTZ are PyTorch as it comes, those with it at its best.
+is many times slower. XLA flushes such numbers to zero and PyTorch keeps them, unless
+told. Here it is told, not to compare with a PyTorch that is held up by them.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -28,9 +28,20 @@ from experiments.throughput_contestants import (
 from experiments.throughput_limit import product_shapes
 
 EAGER, COMPILED, LOADER = "torch eager", "torch.compile", "torch DataLoader"
-EAGER_FTZ, COMPILED_FTZ = f"{EAGER}, FTZ", f"{COMPILED}, FTZ"
 TORCH_PRODUCTS = "torch's products"
 TORCH = "torch"
+
+
+def flush_denormals(flush: bool) -> None:
+    """Has PyTorch take numbers below 1.2e-38 for zero, where it is installed.
+
+    A setting of this thread, which the workers that it starts inherit: it has to be
+    made before PyTorch's first operation.
+    """
+    if importlib.util.find_spec(TORCH):
+        import torch
+
+        torch.set_flush_denormal(flush)
 
 
 def _to_torch(array: Any) -> Any:
@@ -198,32 +209,11 @@ def prepare_products(workload: Workload) -> Run:
     return run
 
 
-def flushing_denormals(prepare: Callable[[Workload], Run]) -> Callable[[Workload], Run]:
-    """The same contestant, with numbers below 1.2e-38 taken for zero as XLA does."""
-
-    def prepare_flushing(workload: Workload) -> Run:
-        import torch
-
-        # A setting of each thread, which the workers it starts inherit: so in one of
-        # its own, not to change the other contestants'.
-        thread = ThreadPoolExecutor(1)
-        thread.submit(torch.set_flush_denormal, True).result()
-        run = thread.submit(prepare, workload).result()
-        return lambda batches: thread.submit(run, batches).result()
-
-    return prepare_flushing
-
-
 def training_contestants(make_loss: Callable, *, loader: bool) -> list[Contestant]:
-    """Eager and compiled, as they come and flushing; a DataLoader where asked for."""
+    """Eager and compiled; a DataLoader where asked for; its products alone."""
     eager = partial(train_run, make_loss=make_loss)
-    compiled = partial(eager, compiled=True)
-    ways = {EAGER: eager, COMPILED: compiled}
+    ways = {EAGER: eager, COMPILED: partial(eager, compiled=True)}
     if loader:
         ways[LOADER] = partial(eager, loader=True)
-    ways |= {
-        EAGER_FTZ: flushing_denormals(eager),
-        COMPILED_FTZ: flushing_denormals(compiled),
-        TORCH_PRODUCTS: prepare_products,
-    }
+    ways[TORCH_PRODUCTS] = prepare_products
     return [Contestant(name, prepare, TORCH) for name, prepare in ways.items()]

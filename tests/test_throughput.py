@@ -6,6 +6,7 @@ No speed is asserted: a test machine's is anybody's guess.
 import functools
 import importlib.util
 import json
+import subprocess
 import sys
 
 import jax
@@ -206,6 +207,7 @@ def test_without_numpyro_its_row_is_left_out(monkeypatch):
         (["--workload=z"], "workload"),
         (["--workload=c", "--num_samples=4999"], "a multiple of 250"),
         (["--workload=curves", "--seed=5"], "seed is not for workload curves, got 5"),
+        (["--workload=anatomy", "--keep_denormals"], "keep_denormals is not for"),
         (["--workload=curves", "--peak_memory"], "peak_memory is not for workload"),
         (["--workload=a", "--num_samples=5"], "num_samples is not for workload a"),
     ],
@@ -215,6 +217,7 @@ def test_without_numpyro_its_row_is_left_out(monkeypatch):
         "unknown",
         "ragged-samples",
         "seed-of-curves",
+        "denormals-of-anatomy",
         "memory-of-curves",
         "samples-of-one",
     ],
@@ -368,7 +371,7 @@ def test_pytorch_does_the_same_work(measured, bounds):
         for name, entrant in trained.items()
         if entrant.needs == TORCH and name != throughput_torch.TORCH_PRODUCTS
     ]
-    assert len(entrants) == 5
+    assert len(entrants) == 3
     for entrant in entrants:
         run = entrant.prepare(workload._replace(params=params))
         losses = np.array([run(batches) for batches in rounds])
@@ -381,22 +384,20 @@ def test_pytorch_does_the_same_work(measured, bounds):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec(TORCH), reason="PyTorch is not here")
-def test_one_contestant_flushes_denormals_and_the_other_does_not():
-    """Also in the workers that share the work, in turns as the benchmark takes them."""
-    import torch
-
-    def prepare(_):
-        # Large enough for several threads.
-        small = torch.full((1_000_000,), 1e-30)
-        return lambda factor: int(torch.count_nonzero(small * factor))
-
-    plain, flushing = (
-        make(None) for make in (prepare, throughput_torch.flushing_denormals(prepare))
+@pytest.mark.parametrize("keep", [False, True])
+def test_pytorch_flushes_denormals_unless_asked_to_keep_them(keep):
+    """Also in the workers that share the work, in a process that has none yet."""
+    script = f"""
+from experiments import throughput
+throughput.contestants_of(throughput.Config(keep_denormals={keep}))
+import torch
+small = torch.full((1_000_000,), 1e-30)  # Large enough for several threads.
+print(int(torch.count_nonzero(small * 1e-10)))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
     )
-    for _ in range(2):
-        assert plain(1e-10) == 1_000_000
-        assert flushing(1e-10) == 0
-        assert flushing(1.0) == 1_000_000
+    assert int(run.stdout) == (1_000_000 if keep else 0)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ sources = pytest.mark.parametrize("name", SOURCES)
 ORDER = [
     ["types"],
     ["distributions"],
-    ["flows"],
+    ["flows", "convolution"],
     ["networks", "posteriors", "priors", "likelihoods"],
     ["hierarchical"],
     ["spec", "spec_json"],

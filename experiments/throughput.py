@@ -324,8 +324,10 @@ def run(config: Config) -> Results | list[throughput_curves.Point]:
 
 def contestants_of(config: Config) -> list[Contestant]:
     """Those of the workload that are installed, PyTorch set as the flags say."""
-    throughput_torch.flush_denormals(not config.keep_denormals)
-    return KINDS[config.workload].module.contestants()
+    kind = KINDS[config.workload]
+    if kind.peers:
+        throughput_torch.flush_denormals(not config.keep_denormals)
+    return kind.module.contestants()
 
 
 def prepared(

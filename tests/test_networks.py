@@ -253,6 +253,17 @@ def value_and_gradients(function, images, kernel):
     return outputs, *jax.grad(loss, (0, 1))(images, kernel)
 
 
+def assert_same_map(own, of_jax, shape, size):
+    """Both give the same value and gradients for images `shape` and a kernel `size`."""
+    rng = np.random.default_rng(0)
+    given = [rng.normal(size=s) for s in ((2, *shape, 3), (*size, 3, 4))]
+    found, expected = (
+        value_and_gradients(function, *given) for function in (own, of_jax)
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(6, 8), (5, 7), (1, 2)])
@@ -260,20 +271,14 @@ def value_and_gradients(function, images, kernel):
 def test_convolutions_are_those_of_jax(shape, stride, size, backend, x64, monkeypatch):
     """By products on a CPU; what an accelerator would do is tried on the CPU too."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    rng = np.random.default_rng(0)
-    images, kernel = (rng.normal(size=s) for s in ((2, *shape, 3), (*size, 3, 4)))
-    found = value_and_gradients(
-        lambda *given: convolve(*given, stride=stride), images, kernel
-    )
-    expected = value_and_gradients(
+    assert_same_map(
+        lambda *given: convolve(*given, stride=stride),
         lambda *given: jax.lax.conv_general_dilated(
             *given, (stride, stride), "SAME", dimension_numbers=NHWC
         ),
-        images,
-        kernel,
+        shape,
+        size,
     )
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
@@ -283,20 +288,14 @@ def test_transposed_convolutions_are_those_of_jax(
     shape, stride, backend, x64, monkeypatch
 ):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    rng = np.random.default_rng(1)
-    images, kernel = (rng.normal(size=s) for s in ((2, *shape, 3), (3, 3, 3, 4)))
-    found = value_and_gradients(
-        lambda *given: transposed_convolve(*given, stride=stride), images, kernel
-    )
-    expected = value_and_gradients(
+    assert_same_map(
+        lambda *given: transposed_convolve(*given, stride=stride),
         lambda *given: jax.lax.conv_transpose(
             *given, (stride, stride), "SAME", dimension_numbers=NHWC
         ),
-        images,
-        kernel,
+        shape,
+        (3, 3),
     )
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -75,12 +75,17 @@ def run_of(num_devices):
     return vae_jax.jit_sweep(step, devices=jax.devices()[:num_devices])
 
 
-def train_together(settings, num_devices=1, stops=(3,)):
+def start_together(settings):
     count = len(settings["beta"])
     states = vae_jax.stack_states([state_of(seed) for seed in range(count)])
     orders = [order_of(seed) for seed in range(count)]
     epochs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *orders)
     history = vae_jax.empty_sweep_history(step, states, epochs, data(), settings)
+    return states, epochs, history
+
+
+def train_together(settings, num_devices=1, stops=(3,)):
+    states, epochs, history = start_together(settings)
     for stop in stops:
         states, history = run_of(num_devices)(
             states, epochs, data(), history, stop, settings
@@ -276,13 +281,10 @@ def test_a_sweep_is_its_single_runs(tmp_path, no_pictures):
 def test_turns_change_nothing_and_go_on_within_an_epoch():
     """The last turn is short of models; two turns begin where the first did."""
     train, compiled = sweep_chunks.in_chunks(run_of(1), data(), SETTINGS)
-    chunks = sweep_chunks.Chunks.of(4, at_once=3, num_devices=1, reason="")
-    assert chunks.indices.tolist() == [[0, 1], [2, 3]]
-    chunks = chunks._replace(indices=np.array([[0, 1, 2], [3, 3, 3]]))
-    states = vae_jax.stack_states([state_of(seed) for seed in range(4)])
-    orders = [order_of(seed) for seed in range(4)]
-    epochs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *orders)
-    history = vae_jax.empty_sweep_history(step, states, epochs, data(), SETTINGS)
+    even = sweep_chunks.Chunks.of(4, at_once=3, num_devices=1, reason="")
+    assert even.indices.tolist() == [[0, 1], [2, 3]]
+    chunks = sweep_chunks.Chunks(np.array([[0, 1, 2], [3, 3, 3]]), reason="")
+    states, epochs, history = start_together(SETTINGS)
     program = compiled(chunks.indices[0], states, epochs, history)
     for stop in (2, 3):
         states, history = train(program, chunks, states, epochs, history, stop)

@@ -12,20 +12,19 @@ help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 # A stamp for each set of packages, older than what decides about it if that changed.
-.venv/.base: pyproject.toml $(wildcard constraints/*.txt)
+.venv/.python: pyproject.toml $(wildcard constraints/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 		|| (echo "error: Python 3.11 to 3.13 is needed; give one with PYTHON=..." >&2; exit 2)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(INSTALL) .
 	@touch $@
 
-.venv/.%: .venv/.base
+.venv/.%: .venv/.python
 	$(INSTALL) '.[$*]'
 	@touch $@
 
-setup: .venv/.base  ## Make .venv with pinned versions.
+setup: .venv/.experiments  ## Make .venv with pinned versions.
 
-mnist: .venv/.base  ## Train the reference VAE (MNIST, or digits where it cannot be had).
+mnist: .venv/.experiments  ## Train the reference VAE (MNIST, or digits where it cannot be had).
 	$(BIN)/python -m experiments.mnist --beta=1.0
 
 test: .venv/.test  ## Run the test suite.

@@ -10,7 +10,6 @@ figures/         pictures
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -19,6 +18,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 # May differ between two commands that share a run.
 IGNORED = (
@@ -67,20 +68,21 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
       ValueError: it cannot be written to, or a live process holds it.
     """
+    lock = FileLock(folder / ".lock", blocking=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a")  # noqa: SIM115
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"run_dir {folder} is in use: a live process is training in it"
+        ) from error
     except OSError as error:
         raise ValueError(f"run_dir {folder} cannot be written to: {error}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"run_dir {folder} is in use: a live process is training in it"
-            ) from error
+    try:
         _remove_drafts(folder)
         yield
+    finally:
+        lock.release()
 
 
 def claim(folder: Path, config: Any, data_digest: str) -> list[str]:

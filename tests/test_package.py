@@ -1,16 +1,20 @@
 """What the package promises as a whole, read from its source or in a fresh process."""
 
 import ast
+import importlib.metadata
 import inspect
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import vae_jax
 from vae_jax import distributions
+from vae_jax.extras import import_extra
 
 ROOT = Path(vae_jax.__file__).parent
 SOURCES = {
@@ -21,7 +25,7 @@ sources = pytest.mark.parametrize("name", SOURCES)
 
 # Each imports from the rows above its own, or from its own row.
 ORDER = [
-    ["types"],
+    ["types", "extras"],
     ["distributions"],
     ["flows", "convolution"],
     ["networks", "posteriors", "priors", "likelihoods"],
@@ -137,6 +141,36 @@ def test_importing_everything_touches_no_device_and_no_heavy_package():
         text=True,
     )
     assert child.stdout.strip() == "no device was needed", child.stderr
+
+
+def distributions_of(requirements):
+    """Names of `jax>=0.10.2,<0.13` and the like, extras left out."""
+    return {
+        re.split(r"[\[<>=;]", one)[0].lower().replace("-", "_") for one in requirements
+    }
+
+
+def test_what_the_library_imports_is_what_it_depends_on():
+    """Modules of other packages, by a statement or by `import_extra`."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = distributions_of(
+        project["dependencies"] + extras["sklearn"] + extras["mcmc"]
+    )
+    known = importlib.metadata.packages_distributions()
+    imported = {
+        name.split(".")[0] for tree in SOURCES.values() for name in imports_of(tree)
+    } | {"sklearn", "blackjax"}
+    others = imported - set(sys.stdlib_module_names) - {"vae_jax"}
+    needed = distributions_of({known[name][0] for name in others})
+    assert needed <= declared, needed - declared
+    # jaxlib and importlib_resources serve packages that are imported.
+    assert declared - needed <= {"jaxlib", "importlib_resources"}
+
+
+def test_a_missing_extra_is_named():
+    with pytest.raises(ImportError, match=r"pip install 'vae_jax\[mcmc\]'"):
+        import_extra("a_module_that_nobody_has", "mcmc")
 
 
 def test_the_public_list_is_what_is_imported_sorted():

@@ -10,6 +10,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from vae_jax.extras import import_extra
 from vae_jax.model import encode
 from vae_jax.priors import MixtureOfGaussians
 from vae_jax.spec import Params
@@ -46,6 +47,7 @@ def fit_mixture_prior(
     Raises:
       ValueError: `num_components` is not between 1 and n, or there are several
         stochastic layers.
+      ImportError: scikit-learn is not installed.
 
     Example:
       >>> import jax
@@ -56,8 +58,6 @@ def fit_mixture_prior(
       >>> fitted.spec.prior
       MixtureOfGaussians(num_components=2, full_covariance=True)
     """
-    from sklearn.mixture import GaussianMixture
-
     if not 1 <= num_components <= len(x):
         raise ValueError(
             f"num_components must be between 1 and the {len(x)} examples, got "
@@ -68,11 +68,15 @@ def fit_mixture_prior(
         raise ValueError(
             f"a prior is fitted to one layer of latents, and the model has {len(z)}"
         )
-    mixture = GaussianMixture(
-        num_components,
-        covariance_type="full" if full_covariance else "diag",
-        random_state=seed,
-    ).fit(np.asarray(z[0], np.float64))
+    mixture = (
+        import_extra("sklearn.mixture", "sklearn")
+        .GaussianMixture(
+            num_components,
+            covariance_type="full" if full_covariance else "diag",
+            random_state=seed,
+        )
+        .fit(np.asarray(z[0], np.float64))
+    )
     prior = {
         "logits": np.log(mixture.weights_),
         "mean": mixture.means_,

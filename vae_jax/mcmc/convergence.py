@@ -1,5 +1,6 @@
 """Whether chains agree, and how many independent samples they are worth."""
 
+from vae_jax.extras import import_extra
 from vae_jax.types import Array
 
 
@@ -24,9 +25,9 @@ def r_hat(samples: Array) -> Array:
       >>> print(jax.jit(r_hat)(samples) < 1.01)
       [ True  True]
     """
-    from blackjax.diagnostics import rhat
-
-    return rhat(samples, chain_axis=1, sample_axis=0).reshape(samples.shape[2:])
+    diagnostics = import_extra("blackjax.diagnostics", "mcmc")
+    found = diagnostics.rhat(samples, chain_axis=1, sample_axis=0)
+    return found.reshape(samples.shape[2:])
 
 
 def effective_sample_size(samples: Array) -> Array:
@@ -49,7 +50,6 @@ def effective_sample_size(samples: Array) -> Array:
       >>> jax.eval_shape(effective_sample_size, samples).shape
       (2,)
     """
-    from blackjax.diagnostics import effective_sample_size as of_chains
-
-    found = of_chains(samples, chain_axis=1, sample_axis=0)
+    diagnostics = import_extra("blackjax.diagnostics", "mcmc")
+    found = diagnostics.effective_sample_size(samples, chain_axis=1, sample_axis=0)
     return found.reshape(samples.shape[2:])

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from vae_jax.extras import import_extra
 from vae_jax.mcmc.chains import Chain, LogDensity, check_at_least, run
 from vae_jax.types import Array, Key
 
@@ -40,12 +41,8 @@ def hmc(
       >>> hmc(log_density, start, key, num_samples=10, num_warmup=20).samples.shape
       (10, 2)
     """
-    import blackjax
-
     options = {"num_integration_steps": num_leapfrog}
-    return _adapted(
-        blackjax.hmc, options, log_density, initial, key, num_samples, num_warmup
-    )
+    return _adapted("hmc", options, log_density, initial, key, num_samples, num_warmup)
 
 
 def nuts(
@@ -82,15 +79,11 @@ def nuts(
       >>> jax.eval_shape(sample, jnp.zeros(2), jax.random.key(0)).samples.shape
       (1000, 2)
     """
-    import blackjax
-
-    return _adapted(
-        blackjax.nuts, {}, log_density, initial, key, num_samples, num_warmup
-    )
+    return _adapted("nuts", {}, log_density, initial, key, num_samples, num_warmup)
 
 
 def _adapted(
-    algorithm,
+    name: str,
     options: dict[str, int],
     log_density: LogDensity,
     initial: Array,
@@ -99,16 +92,16 @@ def _adapted(
     num_warmup: int,
 ) -> Chain:
     """A chain of one of blackjax's Hamiltonian samplers, after window adaptation."""
-    from blackjax import window_adaptation
-    from blackjax.adaptation.base import get_filter_adapt_info_fn
-
+    blackjax = import_extra("blackjax", "mcmc")
+    keep = import_extra("blackjax.adaptation.base", "mcmc").get_filter_adapt_info_fn()
+    algorithm = getattr(blackjax, name)
     check_at_least("num_warmup", num_warmup, 1)
     warmup_key, sample_key = jax.random.split(key)
     # All that the warm-up visits would otherwise be kept.
-    adaptation = window_adaptation(
+    adaptation = blackjax.window_adaptation(
         algorithm,
         log_density,
-        adaptation_info_fn=get_filter_adapt_info_fn(),
+        adaptation_info_fn=keep,
         **options,
     )
     (state, parameters), _ = adaptation.run(warmup_key, initial, num_warmup)

@@ -264,13 +264,20 @@ def assert_same_map(own, of_jax, shape, size):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def choose_form(monkeypatch, form):
+    """Has the form of a platform run on this one."""
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *given, **forms: forms[form](*given)
+    )
+
+
+@pytest.mark.parametrize("form", ["cpu", "default"])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(6, 8), (5, 7), (1, 2)])
 @pytest.mark.parametrize("size", [(3, 3), (4, 2)])
-def test_convolutions_are_those_of_jax(shape, stride, size, backend, x64, monkeypatch):
-    """By products on a CPU; what an accelerator would do is tried on the CPU too."""
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+def test_convolutions_are_those_of_jax(shape, stride, size, form, x64, monkeypatch):
+    """By products on a CPU; the accelerators' form is run on the CPU too."""
+    choose_form(monkeypatch, form)
     assert_same_map(
         lambda *given: convolve(*given, stride=stride),
         lambda *given: jax.lax.conv_general_dilated(
@@ -281,13 +288,13 @@ def test_convolutions_are_those_of_jax(shape, stride, size, backend, x64, monkey
     )
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("form", ["cpu", "default"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", [(3, 4), (1, 2)])
 def test_transposed_convolutions_are_those_of_jax(
-    shape, stride, backend, x64, monkeypatch
+    shape, stride, form, x64, monkeypatch
 ):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    choose_form(monkeypatch, form)
     assert_same_map(
         lambda *given: transposed_convolve(*given, stride=stride),
         lambda *given: jax.lax.conv_transpose(
@@ -296,6 +303,22 @@ def test_transposed_convolutions_are_those_of_jax(
         shape,
         (3, 3),
     )
+
+
+@pytest.mark.parametrize("platform, by_xla", [("cpu", False), ("cuda", True)])
+def test_the_platform_compiled_for_chooses_the_form(platform, by_xla):
+    """Not the one that traces: a program may be lowered for another machine."""
+
+    def loss(kernel, images):
+        images = transposed_convolve(images, kernel, stride=2)
+        return jnp.sum(convolve(images, kernel, stride=2))
+
+    traced = jax.jit(jax.grad(loss)).trace(
+        jnp.ones((3, 3, 2, 2)), jnp.ones((1, 4, 4, 2))
+    )
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.convolution" in program) == by_xla
+    assert ("stablehlo.dot_general" in program) != by_xla
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ accelerator they are left to its own kernels.
 """
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -36,14 +37,28 @@ def convolve(images: Array, kernel: Array, *, stride: int = 1) -> Array:
        [6. 9. 6.]
        [4. 6. 4.]]
     """
-    strides = (stride, stride)
-    if jax.default_backend() != "cpu":
-        return jax.lax.conv_general_dilated(
-            images, kernel, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+    return jax.lax.platform_dependent(
+        images,
+        kernel,
+        cpu=partial(_by_products, stride=stride),
+        default=partial(_by_xla, stride=stride),
+    )
+
+
+def _by_xla(images: Array, kernel: Array, *, stride: int) -> Array:
+    return jax.lax.conv_general_dilated(
+        images,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _by_products(images: Array, kernel: Array, *, stride: int) -> Array:
     rows, columns = kernel.shape[:2]
     margins = jax.lax.padtype_to_pads(
-        images.shape[1:3], (rows, columns), strides, "SAME"
+        images.shape[1:3], (rows, columns), (stride, stride), "SAME"
     )
     padded = jnp.pad(images, ((0, 0), *margins, (0, 0)))
     height, width = (-(-size // stride) for size in images.shape[1:3])
@@ -86,8 +101,17 @@ def transposed_convolve(images: Array, kernel: Array, *, stride: int) -> Array:
     larger = jax.ShapeDtypeStruct(
         (batch, stride * height, stride * width, kernel.shape[-1]), images.dtype
     )
-    transpose = jax.linear_transpose(
-        lambda outputs: convolve(outputs, turned, stride=stride), larger
+
+    def transposed(convolve, images: Array, turned: Array) -> Array:
+        transpose = jax.linear_transpose(
+            lambda outputs: convolve(outputs, turned, stride=stride), larger
+        )
+        (outputs,) = transpose(images)
+        return outputs
+
+    return jax.lax.platform_dependent(
+        images,
+        turned,
+        cpu=partial(transposed, _by_products),
+        default=partial(transposed, _by_xla),
     )
-    (outputs,) = transpose(images)
-    return outputs

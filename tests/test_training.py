@@ -1,7 +1,7 @@
 """Training: one step by hand, and an epoch as one program that can be cut anywhere."""
 
 import functools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import pytest
 from conftest import SPECS, example_data, random_params
 
 from vae_jax import (
+    DiagonalGaussianPrior,
     FactorizedBernoulli,
     FactorizedBernoulliPrior,
     elbo,
@@ -21,12 +22,15 @@ from vae_jax import (
     init,
     init_state,
     jit_step,
+    maximum_mean_discrepancy,
     shuffled_epoch,
+    total_correlation,
     train_epoch,
     train_step,
     trainable,
 )
-from vae_jax.estimators import leave_one_out, log_mean_exp
+from vae_jax.estimators import doubly_reparameterized, leave_one_out, log_mean_exp
+from vae_jax.posteriors import DiagonalGaussianPosterior
 
 SPEC = dict(SPECS)["linear-gaussian"]
 PARAMS = random_params(SPEC)
@@ -447,3 +451,87 @@ def test_pieces_of_any_length_and_all_epochs_are_one_trace(epoch_run):
     run((1, 2, 3), num_epochs=2)
     run((0, 10**6))
     assert len(traces) == 1
+
+
+# Settings: leaves that nobody trains
+
+
+@dataclass(frozen=True)
+class ScaledGaussian:
+    """q(z|x) = N(s mean, 1) with a setting s, as a user writes a family."""
+
+    hyperparameters = ("scale",)
+
+    def num_outputs(self, latent_dim):
+        return latent_dim
+
+    def init(self, key, *, latent_dim):
+        return {"scale": jnp.full((), 0.5)}
+
+    def build(self, posterior_params, outputs):
+        mean = posterior_params["scale"] * outputs
+        return DiagonalGaussianPosterior(mean, jnp.zeros_like(mean))
+
+
+@dataclass(frozen=True)
+class Wide(DiagonalGaussianPrior):
+    """p(z) = N(mean, exp(log_var) I): the variance a setting, the mean learned."""
+
+    hyperparameters = ("log_var",)
+
+
+SETTINGS = replace(SPEC, posterior=ScaledGaussian(), prior=Wide())
+SETTING_NAMES = {"posterior": "scale", "prior": "log_var", "likelihood": "log_var"}
+OBJECTIVES = {
+    "elbo": elbo_objective(),
+    "MMD": elbo_objective(penalty=maximum_mean_discrepancy(1.0)),
+    "total correlation": elbo_objective(penalty=total_correlation(2.0)),
+    "DReG": importance_weighted_objective(
+        num_samples=3, estimator=doubly_reparameterized
+    ),
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_no_gradient_reaches_a_setting(objective):
+    """Though the value depends on it, as finite differences show."""
+    params = on_device(random_params(SETTINGS))
+
+    @jax.jit
+    @jax.value_and_grad
+    def differentiate(params):
+        return objective(params, BATCH, ROOT, 0)[0]
+
+    value, gradient = differentiate(params)
+    for part, name in SETTING_NAMES.items():
+        own = getattr(params, part)
+        moved = params.replace(**{part: own | {name: own[name] + 0.5}})
+        assert differentiate(moved)[0] != value
+        np.testing.assert_array_equal(getattr(gradient, part)[name], 0)
+    assert np.all(np.asarray(gradient.prior["mean"]) != 0)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_loop_of_ones_own_leaves_settings_alone(decay):
+    """optax alone, as README shows it: weight decay needs `optax.masked`."""
+    optimizer = optax.adam(1e-2)
+    if decay:
+        optimizer = optax.masked(optax.adamw(1e-2, weight_decay=decay), trainable)
+    params = on_device(random_params(SETTINGS))
+
+    @jax.jit
+    def step(number, carry):
+        params, opt_state = carry
+        key = jax.random.fold_in(ROOT, number)
+        gradients = jax.grad(lambda p: -elbo(p, BATCH, key))(params)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    carry = (params, optimizer.init(params))
+    after, _ = jax.lax.fori_loop(0, 100, step, carry)
+    for part, name in SETTING_NAMES.items():
+        np.testing.assert_array_equal(
+            getattr(after, part)[name], getattr(params, part)[name]
+        )
+    moved = after.decoder["output"]["bias"] - params.decoder["output"]["bias"]
+    assert np.all(np.abs(moved) > 0.01)

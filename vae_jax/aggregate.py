@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from vae_jax.model import encode
+from vae_jax.model import encode, with_constant_settings
 from vae_jax.posteriors import BernoulliPosterior, DiagonalGaussianPosterior
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Posterior
@@ -82,8 +82,9 @@ def kl_decomposition(
     log_count = math.log(count) + (math.log(dataset_size) if dataset_size else 0.0)
     log_aggregate = jax.nn.logsumexp(each.sum(axis=-1), axis=1) - log_count
     log_units = jnp.sum(jax.nn.logsumexp(each, axis=1) - log_count, axis=-1)
-    encoder = partial(encode, params)
-    log_p = params.spec.prior.log_prob(params.prior, z, encode=encoder)[0]
+    prior, encoder = params.spec.prior, partial(encode, params)
+    own = with_constant_settings(prior, params.prior)
+    log_p = prior.log_prob(own, z, encode=encoder)[0]
     return KLDecomposition(
         mutual_information=jnp.mean(log_q[0] - log_aggregate),
         total_correlation=jnp.mean(log_aggregate - log_units),

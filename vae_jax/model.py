@@ -131,7 +131,10 @@ def trainable(params: Params) -> Params:
     """Which leaves training updates, as a tree of booleans.
 
     Real-valued settings of a family (its `hyperparameters`: a fixed variance, say)
-    are leaves so that they can be saved and swept, and are False here.
+    are leaves so that they can be saved and swept, and are False here. No gradient
+    reaches them, so an optimizer moves them only by what needs none: weight decay. In a
+    loop of your own `optax.masked(optax.adamw(1e-3), trainable)` leaves them alone;
+    `train_step` does so with any optimizer.
 
     Args:
       params: the parameters.
@@ -156,6 +159,36 @@ def trainable(params: Params) -> Params:
         for name in ("posterior", "prior", "likelihood")
     }
     return mask.replace(**settings)
+
+
+def with_constant_settings(family: Any, own: PyTree) -> PyTree:
+    """A family's own parameters, its settings without a gradient.
+
+    Whatever differentiates a model, and by whatever optimizer it is trained, a setting
+    (`trainable`) has the gradient 0.
+
+    Args:
+      family: a posterior, prior or likelihood of a spec.
+      own: its part of the parameters.
+
+    Returns:
+      The same tree; `jax.lax.stop_gradient` of the entries in `hyperparameters`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import Gaussian
+      >>> from vae_jax.model import with_constant_settings
+      >>> def log_var(own):
+      ...     return with_constant_settings(Gaussian(), own)["log_var"]
+      >>> print(jax.grad(log_var)({"log_var": jnp.zeros(())})["log_var"])
+      0.0
+    """
+    if not family.hyperparameters:
+        return own
+    return {
+        name: jax.lax.stop_gradient(entry) if name in family.hyperparameters else entry
+        for name, entry in own.items()
+    }
 
 
 def as_float(x: Array, dtype: Any) -> Array:
@@ -219,7 +252,8 @@ def encode(params: Params, x: Array, *, labels: Array | None = None) -> Posterio
         inputs,
         dtype=params.spec.compute_dtype,
     )
-    return params.spec.posterior.build(params.posterior, outputs)
+    family = params.spec.posterior
+    return family.build(with_constant_settings(family, params.posterior), outputs)
 
 
 def reparameterize(posterior: Posterior, key: Key, *, num_samples: int = 1) -> Latents:
@@ -275,7 +309,8 @@ def decode(params: Params, z: Latents, *, labels: Array | None = None) -> Likeli
         inputs,
         dtype=params.spec.compute_dtype,
     )
-    return params.spec.likelihood.build(params.likelihood, outputs)
+    family = params.spec.likelihood
+    return family.build(with_constant_settings(family, params.likelihood), outputs)
 
 
 def prior_params(params: Params, labels: Array | None = None) -> PyTree:
@@ -296,9 +331,10 @@ def prior_params(params: Params, labels: Array | None = None) -> PyTree:
       {}
     """
     labels = _one_hot(params.spec, labels)
+    own = with_constant_settings(params.spec.prior, params.prior)
     if hasattr(params.spec.prior, "given"):
-        return params.spec.prior.given(params.prior, labels)
-    return params.prior
+        return params.spec.prior.given(own, labels)
+    return own
 
 
 def log_prior(params: Params, z: Latents, *, labels: Array | None = None) -> Array:

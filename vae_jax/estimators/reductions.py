@@ -1,4 +1,4 @@
-"""What several samples come to: the mean, or a bound that they share.
+"""Reductions over the sample axis: the mean, or a bound that the samples share.
 
 A reduction takes values `[S, B]` to `[B]` and moves with a constant:
 R(v + c) = R(v) + c.
@@ -6,10 +6,12 @@ Applied to log-weights log p(x, z) - log q(z|x), `sample_mean` gives the ELBO,
 `log_mean_exp` the importance-weighted bound, and the others what lies between.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vae_jax.types import Array
 
@@ -83,10 +85,13 @@ def combined(weight: float | Array) -> Reduction:
     weight * mean + (1 - weight) * log_mean_exp (Rainforth et al. 2018).
 
     Args:
-      weight: of the mean, between 0 and 1.
+      weight: of the mean, between 0 and 1; a number or a traced scalar.
 
     Returns:
       The reduction.
+
+    Raises:
+      ValueError: a `weight` outside [0, 1].
 
     Example:
       >>> import jax.numpy as jnp
@@ -94,29 +99,69 @@ def combined(weight: float | Array) -> Reduction:
       >>> print(combined(1.0)(jnp.array([[0.0], [2.0]])))
       [1.]
     """
+    if isinstance(weight, int | float) and not 0 <= weight <= 1:
+        raise ValueError(f"weight must be between 0 and 1, got {weight}")
     return lambda values: (
         weight * sample_mean(values) + (1 - weight) * log_mean_exp(values)
     )
 
 
-def renyi(alpha: float) -> Reduction:
-    """The variational Renyi bound of order alpha.
+def renyi(alpha: float | Array) -> Reduction:
+    """The variational Renyi bound of order alpha, `[S, B]` to `[B]`, in nats.
 
     1 / (1 - alpha) log 1/S sum_s w_s^(1 - alpha) (Li & Turner 2016, eq. 8). Alpha 0 is
     `log_mean_exp`, alpha to 1 the mean; negative alpha lies above log p(x) as S grows.
+    Value and derivatives are accurate to rounding for every alpha, 1 and its
+    neighbourhood included.
 
     Args:
-      alpha: the order; 1 is taken as its limit, the mean.
+      alpha: the order, a number or a traced scalar.
 
     Returns:
       The reduction.
 
+    Raises:
+      ValueError: `alpha` is infinite or NaN.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from vae_jax.estimators import renyi
-      >>> print(renyi(1.0)(jnp.array([[0.0], [2.0]])))
-      [1.]
+      >>> log_weights = jnp.array([[0.0], [2.0]])
+      >>> print(renyi(1.0)(log_weights), renyi(0.0)(log_weights).round(4))
+      [1.] [1.4338]
     """
-    if alpha == 1:
-        return sample_mean
-    return lambda values: log_mean_exp((1 - alpha) * values) / (1 - alpha)
+    if isinstance(alpha, int | float):
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha must be finite, got {alpha}; 0 is log_mean_exp")
+        if alpha == 1:
+            return sample_mean
+    return lambda values: _scaled_log_mean_exp(values, 1 - alpha)
+
+
+def _scaled_log_mean_exp(values: Array, scale: float | Array) -> Array:
+    """Log mean exp(scale * v) / scale over samples, the mean at scale 0.
+
+    The quotient loses its digits where the exponents are all small. There it is taken
+    as the integral over r in [0, 1] of the mean of v with weights exp(r * scale * v),
+    which has neither a difference nor a division, by Gauss and Legendre's rule.
+    """
+    scale = jnp.asarray(scale, values.dtype)
+    # A reduction moves with a constant: the largest value is taken out.
+    largest = jax.lax.stop_gradient(jnp.max(values, axis=0))
+    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    values = values - largest
+    spread = jax.lax.stop_gradient(-jnp.min(values, axis=0))
+    is_near = jnp.abs(scale) * spread <= 1
+    # The branch that is not taken must be finite as well, or its gradient is NaN.
+    close, divisor = jnp.where(is_near, values, 0), jnp.where(is_near, 1, scale)
+
+    def tilted_mean(share: Array) -> Array:
+        return jnp.sum(jax.nn.softmax(share * scale * close, axis=0) * close, axis=0)
+
+    # Exponents that differ by 1 at most leave an error of 12.6^(-2 n) with n nodes.
+    num_nodes = 8 if values.dtype == jnp.float64 else 4
+    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
+    shares = jnp.asarray((nodes + 1) / 2, values.dtype)
+    near = jnp.asarray(weights / 2, values.dtype) @ jax.vmap(tilted_mean)(shares)
+    far = log_mean_exp(divisor * values) / divisor
+    return largest + jnp.where(is_near, near, far)

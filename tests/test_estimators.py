@@ -26,6 +26,7 @@ from vae_jax.estimators import (
     disarm,
     doubly_reparameterized,
     exact_enumeration,
+    grouped,
     gumbel_softmax,
     leave_one_out,
     log_mean_exp,
@@ -34,6 +35,7 @@ from vae_jax.estimators import (
     optimal_baseline,
     path_derivative,
     rebar,
+    renyi,
     sample_mean,
     score_function,
     sigma_points,
@@ -614,7 +616,7 @@ BOUNDS = {
     "score_function, baseline": P(score_function, baseline=-1.5),
     "mean_baseline": mean_baseline,
     "vimco": vimco,
-    "path_derivative": path_derivative,
+    "path_derivative": P(path_derivative, allow_biased=True),
 }
 
 
@@ -996,6 +998,24 @@ def test_what_estimates_a_mean_refuses_a_bound(estimator, posterior, key):
         traced(
             estimator, total, posterior(), key, num_samples=2, reduction=log_mean_exp
         )
+
+
+@pytest.mark.parametrize("reduction", [log_mean_exp, grouped(1), renyi(0.5)])
+def test_the_path_derivative_refuses_a_bound_unless_a_bias_is_asked_for(reduction, key):
+    params, x = random_params(TINY), example_data(TINY)
+    bound = P(
+        importance_weighted_bound,
+        num_samples=4,
+        estimator=path_derivative,
+        reduction=reduction,
+    )
+    message = "path_derivative estimates.*use doubly_reparameterized, or allow_biased"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(bound, params, x, key)
+    biased = P(path_derivative, allow_biased=True)
+    assert jax.eval_shape(P(bound, estimator=biased), params, x, key).shape == ()
+    # The bound of one sample is the ELBO.
+    assert jax.eval_shape(P(bound, num_samples=1), params, x, key).shape == ()
 
 
 def test_doubly_reparameterized_refuses_an_unknown_reduction(key):

@@ -20,6 +20,7 @@ from vae_jax.estimators.contract import (
     require_derivative,
     require_differentiable_samples,
     require_log_prob,
+    require_mean,
     sample_mean,
     values_of,
     with_surrogate,
@@ -83,29 +84,32 @@ def path_derivative(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    allow_biased: bool = False,
 ) -> PyTree:
     """The pathwise estimate without the score: "sticking the landing".
 
     For f(z) = log p(x, z) - log q(z) the total derivative holds the term
     - d/d phi log q_phi(z) at fixed z, which is 0 in expectation and noise otherwise;
     it is left out, and the variance is 0 where q is the true posterior (Roeder, Wu &
-    Duvenaud 2017). Unbiased for a mean; biased for a bound of more than one sample,
-    where `doubly_reparameterized` is the one to use. Cost: that of
-    `reparameterization`.
+    Duvenaud 2017). Unbiased for a mean. For a bound that several samples share the term
+    is not 0 in expectation and the gradient biased: use `doubly_reparameterized`. Cost:
+    that of `reparameterization`.
 
     Args:
       integrand: f, which must use its log q; for the ELBO that is `kl="monte_carlo"`.
       posterior: q, a batch of B distributions.
       key: PRNG key, consumed once.
       num_samples: samples S.
-      reduction: from `[S, B]` to `[B]`.
+      reduction: from `[S, B]` to `[B]`; the mean.
+      allow_biased: take another reduction of several samples, whose gradient is biased.
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
       ValueError: as `reparameterization`; q without density; an integrand that does
-        not use log q, for which the two estimators are one.
+        not use log q, for which the two estimators are one; another reduction of
+        several samples without `allow_biased`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -119,6 +123,10 @@ def path_derivative(
       [[0.]]
     """
     name = "path_derivative"
+    if num_samples > 1 and not allow_biased:
+        require_mean(
+            reduction, name, "doubly_reparameterized, or allow_biased=True for a bias"
+        )
     z = _differentiable_draws(integrand, posterior, key, num_samples, name)
     return jax.tree.map(reduction, at_frozen(integrand, posterior)(z))
 

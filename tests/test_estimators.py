@@ -432,7 +432,7 @@ def test_the_path_derivative_lands_without_noise(landing):
     assert by_s.std() > 0.1
 
 
-# Several dimensions, an integrand that couples them, and law 5
+# Several dimensions, an integrand that couples them, the value exact
 
 
 GAUSSIAN = {

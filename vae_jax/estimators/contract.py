@@ -1,4 +1,4 @@
-"""What the estimators have in common: reductions over samples, and law 5.
+"""Parts that the estimators share: draws, scores, surrogates, refusals.
 
 An estimate's value is the plain Monte Carlo estimate and its gradient a choice. The
 integrand is called with latents whose gradient is cut, so the value brings the
@@ -128,7 +128,10 @@ def along_path(gradients: PyTree, path: Latents) -> Array:
 
 
 def along_parameters(gradients: PyTree, posterior: Posterior) -> Array:
-    """Sum of constant gradient times parameter of the distribution, `[B]`."""
+    """Sum of constant gradient times parameter of the distribution, `[B]`.
+
+    The gradients have the batch axis also where the examples share a parameter.
+    """
     products = jax.tree.map(
         lambda gradient, leaf: jnp.sum(
             jax.lax.stop_gradient(gradient) * leaf, axis=tuple(range(1, leaf.ndim))
@@ -139,12 +142,21 @@ def along_parameters(gradients: PyTree, posterior: Posterior) -> Array:
     return sum(jax.tree.leaves(products))
 
 
+def each_its_own(posterior: Posterior, batch_size: int) -> Posterior:
+    """The posterior with a copy for each example of what they share, `[B, ...]`."""
+    return jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape[1:])), posterior
+    )
+
+
 def scores(posterior: Posterior, z: Latents) -> PyTree:
     """D log q(z_s) / d parameter of every sample: the posterior's leaves, `[S, B, ..]`.
 
-    They are constants.
+    They are constants. What the examples share (leaves `[1, ...]`) is copied for each
+    of them first: its score is that of the example, not the sum over the batch.
     """
-    frozen = jax.lax.stop_gradient(posterior)
+    batch_size = jax.tree.leaves(z)[0].shape[1]
+    frozen = each_its_own(jax.lax.stop_gradient(posterior), batch_size)
 
     def score(z: Latents) -> Posterior:
         alone = jax.tree.map(lambda leaf: leaf[None], z)

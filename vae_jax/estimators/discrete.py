@@ -70,7 +70,8 @@ def exact_enumeration(
             f"exact_enumeration needs the support of q, and {type(posterior).__name__} "
             "has none"
         )
-    batch_size = jax.tree.leaves(posterior)[0].shape[0]
+    # What the examples share leads with an axis of 1.
+    batch_size = max(leaf.shape[0] for leaf in jax.tree.leaves(posterior))
     z = posterior.support()
     z = jnp.broadcast_to(z, (z.shape[0], batch_size, *z.shape[2:]))
     log_q = posterior.log_prob(z)

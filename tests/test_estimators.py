@@ -1,6 +1,7 @@
 """Estimates of expectations: values and gradients on integrands that are known."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,15 @@ import scipy.stats
 from conftest import example_data, random_params
 
 from vae_jax import (
+    ClassConditionalPrior,
     DiagonalGaussianPrior,
     Gaussian,
     Linear,
     ModelSpec,
     elbo,
+    encode,
     importance_weighted_bound,
+    log_weight,
     reparameterization,
 )
 from vae_jax.estimators import (
@@ -42,6 +46,7 @@ from vae_jax.estimators import (
     straight_through,
     vimco,
 )
+from vae_jax.model import prior_params
 from vae_jax.posteriors import (
     BernoulliPosterior,
     DiagonalGaussianPosterior,
@@ -802,7 +807,7 @@ def test_the_elbos_gradient_is_the_same_by_every_estimator(name, default_gradien
 
 def test_the_bound_of_a_model_doubly_reparameterizes_its_prior_as_documented():
     def objective(params, x, key):
-        prior = params.spec.prior.build(params.prior)
+        prior = params.spec.prior.build(prior_params(params))
         frozen = params.replace(prior=jax.lax.stop_gradient(params.prior))
         estimator = P(doubly_reparameterized, prior=prior)
         return importance_weighted_bound(
@@ -814,6 +819,52 @@ def test_the_bound_of_a_model_doubly_reparameterizes_its_prior_as_documented():
     expected = model_gradients(plain, jax.random.key(9), 5000)
     assert_same_means(draws, expected)
     assert np.all(draws.prior["mean"].std(axis=0) > 0)
+
+
+CONDITIONAL = replace(TINY, prior=ClassConditionalPrior(2), num_classes=2, latent_dim=1)
+
+
+def bound_of_two_samples(params, x, labels):
+    """E[log mean of two weights] summed over examples, by Gauss and Hermite's rule."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    weights = weights / weights.sum()
+    q = encode(params, x, labels=labels)
+    z = q.from_noise(jnp.broadcast_to(nodes[:, None, None], (40, len(x), 1)))
+    log_w = log_weight(params, x, z, q.log_prob(z), labels=labels)
+    pairs = jnp.logaddexp(log_w[:, None], log_w) - np.log(2)
+    return jnp.einsum("s,t,stb->", weights, weights, pairs)
+
+
+def test_the_prior_of_each_class_is_doubly_reparameterized_at_the_labels(
+    x64, assert_mean
+):
+    """As documented, with as many examples as classes, in another order."""
+    labels = np.array([1, 0])
+    params = jax.tree.map(lambda leaf: np.float64(leaf), random_params(CONDITIONAL))
+    x = np.float64(example_data(CONDITIONAL)[:2])
+
+    def objective(params, key):
+        prior = params.spec.prior.build(prior_params(params, labels))
+        return importance_weighted_bound(
+            params.replace(prior=jax.lax.stop_gradient(params.prior)),
+            x,
+            key,
+            num_samples=2,
+            estimator=P(doubly_reparameterized, prior=prior),
+            labels=labels,
+        )
+
+    keys = jax.random.split(jax.random.key(8), 5000)
+    draws = jax.jit(jax.vmap(jax.grad(objective), (None, 0)))(params, keys)
+    by_quadrature = jax.jit(P(bound_of_two_samples, x=x, labels=labels))
+    for name, leaf in params.prior.items():
+        for entry in range(2):
+            up, down = (
+                by_quadrature(params.replace(prior={**params.prior, name: leaf + step}))
+                for step in 1e-5 * np.eye(2)[entry][None, :, None] * [[[1]], [[-1]]]
+            )
+            expected = (up - down) / 2e-5 / len(x)
+            assert_mean(draws.prior[name][:, entry, 0], expected)
 
 
 def test_an_elbo_with_its_divergence_in_closed_form_refuses_the_path_derivative(key):

@@ -166,11 +166,9 @@ def doubly_reparameterized(
       key: PRNG key, consumed once.
       num_samples: samples S.
       reduction: `log_mean_exp`, or the mean.
-      prior: a learned p(z) with `from_noise`, `to_noise` and `log_prob`. The integrand
-        must hold its parameters constant, or they get two gradients:
-        `importance_weighted_bound(params.replace(prior=stop_gradient(params.prior)),
-        ..., estimator=partial(doubly_reparameterized,
-        prior=params.spec.prior.build(params.prior)))`.
+      prior: a learned p(z) with `from_noise`, `to_noise` and `log_prob`; of a
+        conditional model the prior at the labels of the examples. The integrand must
+        hold its parameters constant, or they get two gradients: see the last example.
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
@@ -193,6 +191,31 @@ def doubly_reparameterized(
       ...     reduction=log_mean_exp,
       ... ).shape
       (2,)
+
+      Of a model, with the generalised form for its prior:
+
+      >>> from functools import partial
+      >>> import vae_jax
+      >>> from vae_jax.model import prior_params
+      >>> def bound(params, x, key, labels=None):
+      ...     prior = params.spec.prior.build(prior_params(params, labels))
+      ...     return vae_jax.importance_weighted_bound(
+      ...         params.replace(prior=jax.lax.stop_gradient(params.prior)),
+      ...         x,
+      ...         key,
+      ...         num_samples=8,
+      ...         estimator=partial(doubly_reparameterized, prior=prior),
+      ...         labels=labels,
+      ...     )
+      >>> spec = vae_jax.ModelSpec(
+      ...     prior=vae_jax.ClassConditionalPrior(2), num_classes=2, data_shape=(5,)
+      ... )
+      >>> params = vae_jax.init(spec, jax.random.key(0))
+      >>> x, labels = jnp.zeros((1, 5)), jnp.array([1])
+      >>> gradient = jax.jit(jax.grad(bound))
+      >>> found = gradient(params, x, jax.random.key(1), labels).prior["mean"]
+      >>> print(jnp.any(found != 0, axis=1))  # the class of the example alone
+      [False  True]
     """
     name = "doubly_reparameterized"
     if reduction not in _PATH_WEIGHTS:

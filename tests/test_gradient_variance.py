@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import gradient_variance
+from experiments.gradient_variance import __main__ as gradient_variance
 from experiments.gradient_variance import (
-    Config,
-    check,
     exact,
     logistic_regression,
     signal_to_noise,
     vae,
 )
+from experiments.gradient_variance.__main__ import Config, check
 from vae_jax import data, encode, init
 from vae_jax.estimators import Moments
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import oracles
+from experiments.oracles import __main__ as oracles
 from experiments.oracles import families, linear, pictures
 from experiments.oracles.rows import Row, mean_row, table
 from vae_jax import StandardNormal

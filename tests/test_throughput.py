@@ -14,28 +14,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-    throughput,
-    throughput_anatomy,
-    throughput_curves,
-    throughput_elbo,
-    throughput_evidence,
-    throughput_gradients,
-    throughput_importance,
-    throughput_limit,
-    throughput_torch,
+from experiments.throughput import __main__ as throughput
+from experiments.throughput import (
+    anatomy,
+    curves,
+    elbo,
+    evidence,
+    gradients,
+    importance,
+    limit,
+    pytorch,
 )
-from experiments.throughput import Config
-from experiments.throughput_contestants import (
+from experiments.throughput.__main__ import Config
+from experiments.throughput.contestants import (
     LOOP,
     NUMPYRO,
     OURS,
     SCAN,
     Contestant,
 )
-from experiments.throughput_limit import ADAM, PRODUCTS
-from experiments.throughput_memory import peak_bytes
-from experiments.throughput_report import (
+from experiments.throughput.limit import ADAM, PRODUCTS
+from experiments.throughput.memory import peak_bytes
+from experiments.throughput.report import (
     Row,
     Spread,
     make_remarks,
@@ -47,8 +47,8 @@ INSTALLED = [OURS, SCAN, LOOP] + [NUMPYRO] * bool(importlib.util.find_spec("nump
 LIMIT = [PRODUCTS, ADAM]
 STEPS, REPEATS = 20, 1
 # Compiling them takes a minute; they have a slow test of their own.
-TORCH = throughput_torch.TORCH
-CONTESTANTS = throughput_elbo.contestants
+TORCH = pytorch.TORCH
+CONTESTANTS = elbo.contestants
 
 
 def without_noise_at_first(params):
@@ -94,7 +94,7 @@ def measured(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            throughput_elbo,
+            elbo,
             "contestants",
             lambda: [
                 recorded(entrant) for entrant in CONTESTANTS() if entrant.needs != TORCH
@@ -159,7 +159,7 @@ def test_rows_from_known_times():
 
 def test_remarks():
     steady = Spread(100.0, 95.0, 105.0)
-    names = (OURS, throughput_torch.EAGER, NUMPYRO)
+    names = (OURS, pytorch.EAGER, NUMPYRO)
     everyone = [Row(name, steady, steady, 1.0) for name in names]
     assert make_remarks(everyone, load=0.1, cores=2) == ()
     no_numpyro, no_torch = make_remarks(everyone[:1], load=0.1, cores=2)
@@ -182,14 +182,14 @@ def test_the_limit_does_the_products_of_a_step():
     config = Config(steps=2, batch_size=4, num_examples=8)
     workload, rounds = throughput.make_workload(config)
     first, others = 784 * 400, 400 * 40 + 20 * 400 + 400 * 784
-    assert throughput_limit.operations(workload) == 4 * (4 * first + 6 * others)
+    assert limit.operations(workload) == 4 * (4 * first + 6 * others)
     more = workload._replace(num_samples=3)
     decoder = 20 * 400 + 400 * 784
-    added = throughput_limit.operations(more) - throughput_limit.operations(workload)
+    added = limit.operations(more) - limit.operations(workload)
     assert added == 2 * 4 * 6 * decoder
-    run = throughput_limit.prepare_products(workload)
+    run = limit.prepare_products(workload)
     # Products of ones have as many ones in them as rows meet.
-    total = sum(inner for _, inner, _ in throughput_limit.product_shapes(workload))
+    total = sum(inner for _, inner, _ in limit.product_shapes(workload))
     assert run(rounds[0]) == pytest.approx(2e-30 * total, abs=0)
 
 
@@ -254,7 +254,7 @@ def bounds():
 
     @functools.cache
     def losses(name):
-        (entrant,) = (e for e in throughput_importance.contestants() if e.name == name)
+        (entrant,) = (e for e in importance.contestants() if e.name == name)
         run = entrant.prepare(workload)
         return np.array([run(batches) for batches in rounds])
 
@@ -280,7 +280,7 @@ def test_same_bound_before_the_first_step_and_along_the_way(name, bounds):
 
 
 @pytest.fixture(scope="module")
-def evidence(tmp_path_factory):
+def measured_evidence(tmp_path_factory):
     """A tiny run of workload c: results, folder, the log evidence that each found."""
     found = {}
 
@@ -300,18 +300,18 @@ def evidence(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("evidence")
     entrants, sizes = (
-        throughput_evidence.contestants,
-        throughput_evidence.temporary_bytes,
+        evidence.contestants,
+        evidence.temporary_bytes,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            throughput_evidence,
+            evidence,
             "contestants",
             lambda: [recorded(entrant) for entrant in entrants()],
         )
         # Of this library alone: compiling takes longer than the rest of the run.
         patch.setattr(
-            throughput_evidence,
+            evidence,
             "temporary_bytes",
             lambda _, workload: sizes(
                 entrants()[:1], workload._replace(num_samples=5000)
@@ -332,10 +332,10 @@ def evidence(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [entrant.name for entrant in throughput_evidence.contestants()[1:]]
+    "name", [entrant.name for entrant in evidence.contestants()[1:]]
 )
-def test_same_log_evidence_within_its_error(name, evidence):
-    ours, theirs = evidence[2][OURS], evidence[2][name]
+def test_same_log_evidence_within_its_error(name, measured_evidence):
+    ours, theirs = measured_evidence[2][OURS], measured_evidence[2][name]
     assert theirs.shape == (5,)
     assert np.all(ours.standard_error < 0.2)
     z = (ours.estimate - theirs) / (np.sqrt(2) * ours.standard_error)
@@ -343,8 +343,8 @@ def test_same_log_evidence_within_its_error(name, evidence):
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_samples(evidence):
-    results, folder, _ = evidence
+def test_memory_does_not_grow_with_the_samples(measured_evidence):
+    results, folder, _ = measured_evidence
     (sizes,) = results.temporary_bytes.values()
     assert list(sizes) == [1000, 5000, 20_000]
     # One array of a number for each pixel of the last few samples would be larger.
@@ -369,7 +369,7 @@ def test_pytorch_does_the_same_work(measured, bounds):
     entrants = [
         entrant
         for name, entrant in trained.items()
-        if entrant.needs == TORCH and name != throughput_torch.TORCH_PRODUCTS
+        if entrant.needs == TORCH and name != pytorch.TORCH_PRODUCTS
     ]
     assert len(entrants) == 3
     for entrant in entrants:
@@ -377,7 +377,7 @@ def test_pytorch_does_the_same_work(measured, bounds):
         losses = np.array([run(batches) for batches in rounds])
         np.testing.assert_allclose(losses[0, 0], ours[0, 0], rtol=1e-5)
         assert np.abs(losses - ours).max() < 2
-    theirs = bounds(throughput_torch.EAGER)
+    theirs = bounds(pytorch.EAGER)
     np.testing.assert_allclose(theirs[0, 0], bounds(OURS)[0, 0], rtol=1e-5)
     np.testing.assert_allclose(theirs, bounds(OURS), atol=10)
 
@@ -388,7 +388,7 @@ def test_pytorch_does_the_same_work(measured, bounds):
 def test_pytorch_flushes_denormals_unless_asked_to_keep_them(keep):
     """Also in the workers that share the work, in a process that has none yet."""
     script = f"""
-from experiments import throughput
+from experiments.throughput import __main__ as throughput
 throughput.contestants_of(throughput.Config(keep_denormals={keep}))
 import torch
 small = torch.full((1_000_000,), 1e-30)  # Large enough for several threads.
@@ -407,8 +407,8 @@ def test_the_products_of_pytorch_are_those_of_the_limit():
     workload, rounds = throughput.make_workload(
         Config(steps=2, batch_size=8, num_examples=16, repeats=1)
     )
-    last = throughput_torch.prepare_products(workload)(rounds[0])
-    rows, inner, outputs = throughput_limit.product_shapes(workload)[-1]
+    last = pytorch.prepare_products(workload)(rounds[0])
+    rows, inner, outputs = limit.product_shapes(workload)[-1]
     np.testing.assert_array_equal(last, np.full((rows, outputs), inner))
 
 
@@ -441,15 +441,14 @@ def hungry(name):
 def test_gradients_are_the_same_by_vmap_and_by_a_loop(tmp_path):
     key, indices = jax.random.key(4), jnp.arange(60).reshape(6, 10)
     sums = [
-        np.asarray(entrant.prepare(key)(indices))
-        for entrant in throughput_gradients.contestants()
+        np.asarray(entrant.prepare(key)(indices)) for entrant in gradients.contestants()
     ]
     np.testing.assert_allclose(sums[0], sums[1], rtol=1e-4)
     config = Config(
         workload="gradients", repeats=2, steps=3, batch_size=10, run_dir=str(tmp_path)
     )
     results = throughput.run(config)
-    assert [row.name for row in results.rows] == [OURS, throughput_gradients.LOOP]
+    assert [row.name for row in results.rows] == [OURS, gradients.LOOP]
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["rows"][1]["gradients_per_second"]["median"] > 0
     assert "gradients/s" in table(results)
@@ -461,15 +460,13 @@ def test_the_variants_of_a_step_are_the_step_but_for_one_thing():
     workload, rounds = throughput.make_workload(config)
     assert workload.num_samples == 1
     workload = workload._replace(params=without_noise_at_first(workload.params))
-    whole = throughput_elbo.prepare_scan(workload)(rounds[0])
+    whole = elbo.prepare_scan(workload)(rounds[0])
     flags = ("512-bit vectors", "fast math", "parts at once")
     for name in ("gathered once", "own gradient", "no noise", *flags):
-        run = throughput_anatomy.prepare_variant(
-            workload, **throughput_anatomy.VARIANTS[name]
-        )
+        run = anatomy.prepare_variant(workload, **anatomy.VARIANTS[name])
         np.testing.assert_allclose(run(rounds[0])[0], whole[0], rtol=1e-5)
-    left_out = throughput_anatomy.VARIANTS["no exp, no log1p"]
-    run = throughput_anatomy.prepare_variant(workload, **left_out)
+    left_out = anatomy.VARIANTS["no exp, no log1p"]
+    run = anatomy.prepare_variant(workload, **left_out)
     assert abs(run(rounds[0])[0] - whole[0]) > 10
 
 
@@ -478,8 +475,8 @@ def test_a_gradient_written_by_hand_is_that_of_jax(x64):
     found, expected = (
         jax.grad(lambda logits, f=f: f(x, logits).sum())(logits)
         for f in (
-            throughput_anatomy.closed_gradient_log_prob,
-            throughput_anatomy.softplus_log_prob,
+            anatomy.closed_gradient_log_prob,
+            anatomy.softplus_log_prob,
         )
     )
     np.testing.assert_allclose(found, expected, rtol=1e-12)
@@ -488,7 +485,7 @@ def test_a_gradient_written_by_hand_is_that_of_jax(x64):
 @pytest.mark.slow
 def test_curves_grow_with_their_sizes(tmp_path):
     sizes = {"images": (2, 4), "samples": (1, 2), "small models": (1, 3)}
-    points = throughput_curves.measure(sizes, num_steps=2, repeats=1)
+    points = curves.measure(sizes, num_steps=2, repeats=1)
     assert [(point.curve, point.size) for point in points] == [
         (curve, size) for curve, chosen in sizes.items() for size in chosen
     ]
@@ -497,24 +494,24 @@ def test_curves_grow_with_their_sizes(tmp_path):
     models = [by_size["small models", size].operations for size in (1, 3)]
     assert images[1] == 2 * images[0] and models[1] == 3 * models[0]
     assert all(point.seconds > 0 for point in points)
-    throughput_curves.save(points, {"device": "cpu", "cores": 2}, tmp_path)
+    curves.save(points, {"device": "cpu", "cores": 2}, tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())
     assert len(found["points"]) == 6
     assert (tmp_path / "figures" / "curves.png").read_bytes()[1:4] == b"PNG"
-    lines = throughput_curves.table(points).splitlines()
+    lines = curves.table(points).splitlines()
     assert lines[1].split()[:2] == ["images", "2"] and lines[1].endswith("1.00")
 
 
 def test_an_accelerator_is_measured_at_larger_sizes(monkeypatch):
-    here = throughput_curves.sizes_here()
+    here = curves.sizes_here()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    there = throughput_curves.sizes_here()
+    there = curves.sizes_here()
     assert here.keys() == there.keys()
     for curve, sizes in here.items():
         assert max(there[curve]) > max(sizes)
 
 
 def test_the_cost_of_twice_the_work_in_twice_the_time_is_one():
-    first = throughput_curves.Point("images", 1, 100, 0.5, 0.5, 0.5)
-    second = throughput_curves.Point("images", 2, 200, 1.5, 1.5, 1.5)
-    assert throughput_curves.relative_cost(second, first) == 1.5
+    first = curves.Point("images", 1, 100, 0.5, 0.5, 0.5)
+    second = curves.Point("images", 2, 200, 1.5, 1.5, 1.5)
+    assert curves.relative_cost(second, first) == 1.5

@@ -1,5 +1,431 @@
-"""`python -m experiments.gradient_variance`."""
+"""Compare gradient estimators: score function, reparameterization, and the others.
 
-from experiments.gradient_variance import main
+    python -m experiments.gradient_variance
 
-main()
+runs four parts (`--part` takes one):
+1. exact: known integrands, each measured mean and variance against the exact one;
+2. snr: signal to noise of importance-weighted bounds, Rainforth et al. 2018;
+3. logistic: Bayesian logistic regression, as Mohamed et al. 2020;
+4. vae: the encoder gradient of a VAE, at three stages of its training.
+
+`vae_jax.estimators` is what is measured, and `vae_jax.estimators.exact_variance` what
+part 1 measures it against. On two cores the parts take about 1, 2 and 1 minutes, and
+part vae 5 on the 8x8 digits, 20 on MNIST.
+
+With `--dataset=mnist`: the largest deviation of 100 means and 70 variances from their
+exact values is 2.1 standard errors; the slopes of part snr are +0.50, -0.50 and +0.46;
+trained for 5 epochs with 4 samples, reparameterization reaches a test ELBO of -106.3,
+leave-one-out -109.8 and the plain score function -175.6. The last line has the ratio of
+the encoder gradient's variances, score function over reparameterization: 5432.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiments import run_folder
+from experiments.command_line import execute, parse
+from experiments.gradient_variance import (
+    exact,
+    logistic_regression,
+    pictures,
+    signal_to_noise,
+    vae,
+)
+from vae_jax import data
+from vae_jax.estimators import exact_variance
+
+PARTS = ("exact", "snr", "logistic", "vae")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compare gradient estimators; figures and results.json go to the run folder."""
+
+    part: Literal["all", "exact", "snr", "logistic", "vae"] = "all"
+    """exact: known integrands; snr: importance-weighted bounds; logistic: Bayesian \
+logistic regression; vae: the encoder of a VAE."""
+    mu: float = 1.0
+    """Mean of the Gaussian of part exact."""
+    sigma: float = 1.5
+    """Its standard deviation."""
+    k: float | None = None
+    """Constant of the integrands (x - k)^2, exp(-k x^2), cos(k x); by default -3, 0.7 \
+and 1.3."""
+    logit: float = 0.4
+    """Log-odds of the bit of part exact."""
+    num_samples: int = 1
+    """Samples of an estimate in part exact."""
+    num_draws: int = 1_000_000
+    """Gradients drawn for each estimator of part exact."""
+    snr_draws: int = 1000
+    """Gradients drawn for each number of importance samples of part snr."""
+    logistic_steps: int = 5000
+    """Training steps of part logistic."""
+    dataset: str = "auto"
+    """Of part vae: auto (MNIST, or digits where it cannot be had), or any that \
+experiments.mnist takes."""
+    data_dir: str = "data"
+    """Where data files are looked for and downloaded to."""
+    epochs: int | None = None
+    """Training epochs of part vae; by default about 2000 steps, and 5 at least."""
+    latent_dim: int = 20
+    """Gaussian latents of part vae."""
+    num_bits: int = 8
+    """Discrete latents of part vae; all their values are enumerated, so at most 12."""
+    hidden_dim: int = 200
+    """Width of encoder and decoder of part vae."""
+    batch_size: int = 8
+    """Images whose gradient part vae draws."""
+    sample_counts: tuple[int, ...] = (1, 4, 16, 64)
+    """Samples of an estimate in part vae."""
+    vae_draws: int = 200
+    """Gradients drawn for each row of part vae."""
+    seed: int = 0
+    """Of all noise."""
+    run_dir: str = "runs/gradient_variance"
+    """Where results.json and figures/ go."""
+
+
+def check(config: Config) -> None:
+    """Refuses values that no run can have.
+
+    Raises:
+      ValueError: names the flag, its value and what was expected.
+    """
+    at_least = {
+        "num_samples": 1,
+        "num_draws": 2,
+        "snr_draws": 2,
+        "logistic_steps": 1,
+        "epochs": 1,
+        "latent_dim": 1,
+        "num_bits": 1,
+        "hidden_dim": 1,
+        "batch_size": 1,
+        "vae_draws": 2,
+        "seed": 0,
+    }
+    for name, least in at_least.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}")
+    if not (math.isfinite(config.sigma) and config.sigma > 0):
+        raise ValueError(f"--sigma must be positive and finite, got {config.sigma}")
+    for name in ("mu", "k", "logit"):
+        value = getattr(config, name)
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"--{name} must be finite, got {value}")
+    if config.num_bits > 12:
+        raise ValueError(f"--num_bits must be at most 12, got {config.num_bits}")
+    if not config.sample_counts or min(config.sample_counts) < 1:
+        raise ValueError(
+            f"--sample_counts must be positive numbers, got {config.sample_counts}"
+        )
+
+
+def run_exact(config: Config, folder: Path, progress) -> tuple[list[dict], list[str]]:
+    """Part 1: rows, and the lines to print."""
+    gaussian = {"mu": config.mu, "sigma": config.sigma}
+    cases: list[exact.Case] = []
+    notes = []
+    for name in exact_variance.INTEGRANDS:
+        k = exact.DEFAULT_K[name] if config.k is None else config.k
+        shared = {"k": k, "num_samples": config.num_samples}
+        try:
+            cases += exact.gaussian_cases(name, **gaussian, **shared)
+        except ValueError as error:
+            notes.append(f"NOTE: {name} under the Gaussian is left out: {error}")
+        cases += exact.bernoulli_cases(name, logit=config.logit, **shared)
+    cases += exact.elbo_cases(**gaussian, num_samples=config.num_samples)
+    key = jax.random.key(config.seed)
+    rows = []
+    for case in cases:
+        progress(f"exact: {case.estimator} on {case.integrand}")
+        measured = exact.measure(case, key, num_draws=config.num_draws)
+        rows += exact.rows_of(case, measured)
+    if config.num_samples == 1:
+        notes.append("NOTE: leave_one_out takes 2 samples where the others take 1")
+    progress("exact: variance against k")
+    curves = curves_against_k(config)
+    figure = pictures.variance_against_k(curves, **gaussian)
+    pictures.save(figure, folder, "variance_against_k")
+    largest = exact.largest_z(rows)
+    verdict = "all as they should be" if largest < 5 else "WARNING: above 5"
+    count = sum(row["variance_z"] is not None for row in rows)
+    return rows, [
+        f"Part exact: {config.num_draws:,} gradients a row; z in standard errors",
+        exact_table(rows),
+        *notes,
+        *crossings(curves),
+        f"largest |z| of {len(rows)} means (biased estimators aside) and {count} "
+        f"variances: {largest:.2f}, {verdict}",
+    ]
+
+
+def exact_table(rows: list[dict]) -> str:
+    """The rows for a screen."""
+    lines = [
+        f"{'integrand':22}{'estimator':26}{'by':6}{'S':>3}{'mean':>12}{'exact':>12}"
+        f"{'z':>7}{'variance':>13}{'+-':>10}{'exact':>13}{'z':>7}"
+    ]
+    for row in rows:
+        known = row["exact_variance"] is not None
+        lines.append(
+            f"{row['integrand']:22}{row['estimator']:26}{row['parameter']:6}"
+            f"{row['num_samples']:3}{row['mean']:12.5g}{row['exact_mean']:12.5g}"
+            + (f"{row['mean_z']:7.2f}" if row["unbiased"] else " biased")
+            + f"{row['variance']:13.5g}{row['variance_standard_error']:10.2g}"
+            + (f"{row['exact_variance']:13.5g}" if known else f"{'-':>13}")
+            + (f"{row['variance_z']:7.2f}" if known else f"{'-':>7}")
+        )
+    return "\n".join(lines)
+
+
+CURVE_ESTIMATORS = ("reparameterization", "score_function", "constant_baseline")
+EVERY = 10  # Points of a line from one that is measured to the next.
+CURVE_K = {
+    "quadratic": np.linspace(-3, 3, 61),
+    "exponential": np.geomspace(0.02, 20, 61),
+    "cos": np.geomspace(0.1, 5, 61),
+}
+
+
+def curves_against_k(config: Config) -> dict[str, dict[str, Any]]:
+    """Exact and measured variances of d/d mu with one sample, for the figure."""
+    curves = {}
+    for integrand, grid in CURVE_K.items():
+        lines: dict[str, dict[str, list[float]]] = {
+            name: {"exact": [], "variance": [], "error": []}
+            for name in CURVE_ESTIMATORS
+        }
+        for number, k in enumerate(grid):
+            found = exact.gaussian_cases(
+                integrand, mu=config.mu, sigma=config.sigma, k=float(k), num_samples=1
+            )
+            for case in found:
+                if case.estimator not in CURVE_ESTIMATORS:
+                    continue
+                line = lines[case.estimator]
+                line["exact"].append(case.exact["mu"][1])
+                if number % EVERY == 0:
+                    key = jax.random.key(config.seed)
+                    moments = exact.measure(case, key, num_draws=config.num_draws)
+                    line["variance"].append(float(moments.variance["mu"]))
+                    line["error"].append(float(moments.variance_standard_error["mu"]))
+        curves[integrand] = {"k": grid, "measured_k": grid[::EVERY], "lines": lines}
+    return curves
+
+
+def crossings(curves: dict[str, dict[str, Any]]) -> list[str]:
+    """From which k on the score function has the smaller variance on cos."""
+    content = curves["cos"]
+    lines = content["lines"]
+    wins = np.array(lines["score_function"]["exact"]) < np.array(
+        lines["reparameterization"]["exact"]
+    )
+    if not wins.any():
+        return []
+    return [
+        f"on cos(k x) the score function has the smaller variance from k = "
+        f"{content['k'][int(np.argmax(wins))]:.2f} on"
+    ]
+
+
+def run_snr(config: Config, folder: Path, progress) -> tuple[list[dict], list[str]]:
+    """Part snr: rows, and the lines to print."""
+    rows = signal_to_noise.measure(
+        num_draws=config.snr_draws, key=jax.random.key(config.seed), progress=progress
+    )
+    slopes = signal_to_noise.slopes(rows)
+    figure = pictures.signal_to_noise(rows, slopes)
+    pictures.save(figure, folder, "signal_to_noise")
+    lines = [
+        "Part snr: slope of log signal-to-noise against log importance samples",
+        f"{'parameters':14}{'estimator':26}{'slope':>8}{'expected':>10}",
+    ]
+    for (group, name), slope in slopes.items():
+        expected = signal_to_noise.EXPECTED_SLOPES[group, name]
+        lines.append(f"{group:14}{name:26}{slope:+8.3f}{expected:+10.1f}")
+    return rows, lines
+
+
+def run_logistic(
+    config: Config, folder: Path, progress
+) -> tuple[list[dict], list[str]]:
+    """Part logistic: rows, and the lines to print."""
+    rows, curves, summary = logistic_regression.measure(
+        num_steps=config.logistic_steps,
+        key=jax.random.key(config.seed),
+        progress=progress,
+    )
+    pictures.save(pictures.logistic_curves(curves), folder, "logistic_regression")
+    lines = [
+        f"Part logistic: {config.logistic_steps} steps; variance of the gradient by "
+        "the mean of q, 10 samples",
+        f"{'estimator':26}{'ELBO at the end':>16}{'accuracy':>10}"
+        f"{'at the start':>14}{'at the end':>14}",
+    ]
+    for name in dict.fromkeys(row["estimator"] for row in rows):
+        start, end = (
+            row["variance"]
+            for row in rows
+            if row["estimator"] == name and row["parameter"] == "mean"
+        )
+        found = summary.get(name)
+        trained = (
+            f"{found['elbo']:16.2f}{found['accuracy']:10.3f}"
+            if found
+            else f"{'-':>16}{'-':>10}"
+        )
+        lines.append(f"{name:26}{trained}{start:14.4g}{end:14.4g}")
+    return rows, lines
+
+
+def run_vae(config: Config, folder: Path, progress) -> tuple[list[dict], list[str]]:
+    """Part vae: rows, and the lines to print; the last has the ratio."""
+    dataset = data.load(config.dataset, data_dir=config.data_dir)
+    epochs = vae.num_epochs(config.epochs, dataset)
+    width = config.hidden_dim
+    models = (
+        vae.gaussian_model(dataset.data_shape, config.latent_dim, width),
+        vae.bits_model(dataset.data_shape, config.num_bits, width),
+    )
+    key = jax.random.key(config.seed)
+    x = vae.binarized_test(dataset)[: config.batch_size]
+    rows, lines, curves = [], [], {}
+    lines += [f"NOTE: {note}" for note in dataset.notes]
+    lines.append(
+        f"Part vae: {dataset.name}, {epochs} epochs; variance of the encoder gradient "
+        f"of {len(x)} images, {config.vae_draws} draws"
+    )
+    for model in models:
+        trained = {}
+        for name, estimator in model.trained_with.items():
+            progress(f"{model.name}: training with {name}")
+            trained[name] = vae.train(
+                model, estimator, dataset, epochs=epochs, seed=config.seed
+            )
+        curves[model.name] = {name: run.test_elbo for name, run in trained.items()}
+        stages = next(iter(trained.values())).stages
+        found = vae.measure(
+            model,
+            stages,
+            x,
+            sample_counts=config.sample_counts,
+            num_draws=config.vae_draws,
+            key=key,
+            progress=progress,
+        )
+        for objective in dict.fromkeys(row["objective"] for row in found):
+            part = [row for row in found if row["objective"] == objective]
+            lines.append(vae_table(f"{model.name}, {objective}", part))
+            title = f"{dataset.name}, {model.name}, {objective}"
+            figure = pictures.variance_against_samples(part, vae.STAGES, title)
+            name = f"vae_{model.name}_{objective}".lower().replace(",", "")
+            pictures.save(figure, folder, name.replace(" ", "_").replace("-", "_"))
+        rows += found
+    figure = pictures.training_curves(
+        curves, f"{dataset.name}: the same start, {vae.TRAINING_SAMPLES} samples"
+    )
+    pictures.save(figure, folder, "training_curves")
+    for model_name, ends in curves.items():
+        scores = ", ".join(f"{name} {curve[-1]:.2f}" for name, curve in ends.items())
+        lines.append(f"test ELBO after training, {model_name}: {scores}")
+    unbiased = [abs(row["mean_z"]) for row in rows if row["unbiased"]]
+    lines.append(
+        f"largest |z| of {len(unbiased)} means against their references, biased "
+        f"estimators aside: {max(unbiased):.2f}"
+    )
+    fewest = min(config.sample_counts)
+    lines.append(
+        "variance of the encoder gradient, score function over reparameterization, "
+        f"{fewest} sample(s), end of training: {vae.variance_ratio(rows):.6g}"
+    )
+    return rows, lines
+
+
+def vae_table(title: str, rows: list[dict]) -> str:
+    """Variances by stage and estimator, a column a number of samples."""
+    counts = sorted({row["num_samples"] for row in rows})
+    heading = "".join(f"{f'S={count}':>12}" for count in counts)
+    costs = "".join(f"{f'x s, S={count}':>12}" for count in counts)
+    lines = [f"{title}\n{'':16}{'':24}{heading}{costs}{'max |z|':>9}"]
+    for stage in vae.STAGES:
+        for name in dict.fromkeys(row["estimator"] for row in rows):
+            chosen = {
+                row["num_samples"]: row
+                for row in rows
+                if (row["stage"], row["estimator"]) == (stage, name)
+            }
+            cells = [
+                f"{chosen[count][quantity]:12.3g}" if count in chosen else f"{'-':>12}"
+                for quantity in ("variance", "cost_adjusted_variance")
+                for count in counts
+            ]
+            largest = max(abs(row["mean_z"]) for row in chosen.values())
+            lines.append(f"{stage:16}{name:24}{''.join(cells)}{largest:9.2f}")
+    return "\n".join(lines)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Measures, prints, and writes the run folder.
+
+    Args:
+      config: what to measure.
+
+    Returns:
+      What results.json holds: `rows`, and where and when they were measured.
+
+    Raises:
+      ValueError: a value that no run can have; no data.
+    """
+    check(config)
+    parts = {
+        "exact": run_exact,
+        "snr": run_snr,
+        "logistic": run_logistic,
+        "vae": run_vae,
+    }
+    chosen = parts if config.part == "all" else {config.part: parts[config.part]}
+    folder = Path(config.run_dir)
+    start = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    with run_folder.locked(folder):
+        for part in chosen.values():
+            with tqdm(
+                bar_format="{desc} [{elapsed}]", disable=None, leave=False
+            ) as bar:
+                found, lines = part(config, folder / "figures", bar.set_description)
+            print("\n".join(lines), flush=True)
+            rows += found
+            results = {
+                "rows": rows,
+                "config": {"part": config.part, "seed": config.seed},
+                "jax_version": jax.__version__,
+                "device": jax.devices()[0].device_kind,
+                "seconds": time.perf_counter() - start,
+            }
+            run_folder.write_json(folder / "results.json", results)
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command.
+
+    Args:
+      argv: its arguments; those of the process where None.
+    """
+    config = parse(Config, argv, command="python -m experiments.gradient_variance")
+    execute(lambda: run(config))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.throughput_contestants import NUMPYRO, OURS
-from experiments.throughput_limit import ADAM, PRODUCTS
-from experiments.throughput_torch import EAGER
+from experiments.throughput.contestants import NUMPYRO, OURS
+from experiments.throughput.limit import ADAM, PRODUCTS
+from experiments.throughput.pytorch import EAGER
 
 
 class Spread(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from experiments.throughput_contestants import OURS, Contestant
+from experiments.throughput.contestants import OURS, Contestant
 from vae_jax.estimators import score_function
 from vae_jax.posteriors import DiagonalGaussianPosterior
 from vae_jax.types import Array, Key

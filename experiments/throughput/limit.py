@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.throughput_contestants import (
+from experiments.throughput.contestants import (
     LEARNING_RATE,
     Contestant,
     Run,

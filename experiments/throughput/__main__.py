@@ -47,19 +47,19 @@ import numpy as np
 from tqdm import tqdm
 
 import vae_jax
-from experiments import (
-    throughput_anatomy,
-    throughput_curves,
-    throughput_elbo,
-    throughput_evidence,
-    throughput_gradients,
-    throughput_importance,
-    throughput_torch,
-)
 from experiments.command_line import execute, parse
-from experiments.throughput_contestants import Contestant, Workload
-from experiments.throughput_memory import is_known, peak_bytes
-from experiments.throughput_report import (
+from experiments.throughput import (
+    anatomy,
+    curves,
+    elbo,
+    evidence,
+    gradients,
+    importance,
+    pytorch,
+)
+from experiments.throughput.contestants import Contestant, Workload
+from experiments.throughput.memory import is_known, peak_bytes
+from experiments.throughput.report import (
     Results,
     Row,
     make_remarks,
@@ -96,13 +96,11 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "a": Kind(throughput_elbo, 200, 128, peers=True),
-    "b1": Kind(throughput_importance, 200, 20, is_deep=True, peers=True),
-    "b50": Kind(throughput_importance, 50, 20, 50, is_deep=True, peers=True),
-    "c": Kind(throughput_evidence, 1, 100, None, is_deep=True, peers=True, unused=()),
-    "anatomy": Kind(
-        throughput_anatomy, 200, 128, unused=("num_samples", "keep_denormals")
-    ),
+    "a": Kind(elbo, 200, 128, peers=True),
+    "b1": Kind(importance, 200, 20, is_deep=True, peers=True),
+    "b50": Kind(importance, 50, 20, 50, is_deep=True, peers=True),
+    "c": Kind(evidence, 1, 100, None, is_deep=True, peers=True, unused=()),
+    "anatomy": Kind(anatomy, 200, 128, unused=("num_samples", "keep_denormals")),
     "curves": Kind(
         None,
         50,
@@ -119,7 +117,7 @@ KINDS = {
         ),
     ),
     "gradients": Kind(
-        throughput_gradients,
+        gradients,
         200,
         128,
         unit="gradients",
@@ -196,7 +194,7 @@ def check(config: Config) -> None:
     for name in ("repeats", "steps", "batch_size", "num_samples", "num_examples"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
-    multiple = throughput_evidence.CHUNK_SIZE
+    multiple = evidence.CHUNK_SIZE
     if config.workload == "c" and config.num_samples % multiple:
         raise ValueError(
             f"num_samples must be a multiple of {multiple}, of which the contestants "
@@ -286,7 +284,7 @@ def measure(
     return make_rows(names, seconds, np.array(first_seconds), rounds[0].size)
 
 
-def run(config: Config) -> Results | list[throughput_curves.Point]:
+def run(config: Config) -> Results | list[curves.Point]:
     """Measures and writes the run folder.
 
     Args:
@@ -311,7 +309,7 @@ def run(config: Config) -> Results | list[throughput_curves.Point]:
     rows = measure(entrants, workload, rounds)
     temporary, peaks = {}, {}
     if config.workload == "c":
-        temporary = throughput_evidence.temporary_bytes(entrants, workload)
+        temporary = evidence.temporary_bytes(entrants, workload)
     if config.peak_memory:
         peaks = peak_bytes([row.name for row in rows], partial(prepared, config))
     samples = getattr(workload, "num_samples", 1)
@@ -326,7 +324,7 @@ def contestants_of(config: Config) -> list[Contestant]:
     """Those of the workload that are installed, PyTorch set as the flags say."""
     kind = KINDS[config.workload]
     if kind.peers:
-        throughput_torch.flush_denormals(not config.keep_denormals)
+        pytorch.flush_denormals(not config.keep_denormals)
     return kind.module.contestants()
 
 
@@ -357,13 +355,13 @@ def environment_of(config: Config, cores: int) -> dict[str, Any]:
     }
 
 
-def run_curves(config: Config, cores: int) -> list[throughput_curves.Point]:
+def run_curves(config: Config, cores: int) -> list[curves.Point]:
     """Measures how the cost grows and writes the run folder."""
-    points = throughput_curves.measure(
-        throughput_curves.sizes_here(), num_steps=config.steps, repeats=config.repeats
+    points = curves.measure(
+        curves.sizes_here(), num_steps=config.steps, repeats=config.repeats
     )
     environment = environment_of(config, cores)
-    throughput_curves.save(points, environment, Path(config.run_dir))
+    curves.save(points, environment, Path(config.run_dir))
     return points
 
 
@@ -377,11 +375,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     execute(lambda: show(run(config)))
 
 
-def show(found: Results | list[throughput_curves.Point]) -> None:
+def show(found: Results | list[curves.Point]) -> None:
     """Prints the table."""
-    print(
-        table(found) if isinstance(found, Results) else throughput_curves.table(found)
-    )
+    print(table(found) if isinstance(found, Results) else curves.table(found))
 
 
 if __name__ == "__main__":

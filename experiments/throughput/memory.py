@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from experiments.throughput_contestants import Contestant, Workload
+from experiments.throughput.contestants import Contestant, Workload
 from vae_jax.types import Array
 
 STATUS, FORGET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 import vae_jax
-from experiments import throughput_torch
 from experiments.evaluation_report import latents_at_once
-from experiments.throughput_contestants import (
+from experiments.throughput import pytorch
+from experiments.throughput.contestants import (
     NUMPYRO,
     OURS,
     SCAN,
@@ -115,9 +115,9 @@ def contestants() -> list[Contestant]:
         Contestant(SCAN, prepare_scan),
         Contestant(NUMPYRO, prepare_numpyro, "numpyro"),
         Contestant(
-            throughput_torch.EAGER,
-            throughput_torch.evidence_run,
-            throughput_torch.TORCH,
+            pytorch.EAGER,
+            pytorch.evidence_run,
+            pytorch.TORCH,
         ),
     )
 
@@ -141,5 +141,5 @@ def temporary_bytes(
     return {
         entrant.name: {count: size(entrant, count) for count in counts}
         for entrant in entrants
-        if entrant.needs != throughput_torch.TORCH
+        if entrant.needs != pytorch.TORCH
     }

@@ -18,14 +18,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.throughput_contestants import (
+from experiments.throughput.contestants import (
     LEARNING_RATE,
     Contestant,
     Run,
     Workload,
     plain_weights,
 )
-from experiments.throughput_limit import product_shapes
+from experiments.throughput.limit import product_shapes
 
 EAGER, COMPILED, LOADER = "torch eager", "torch.compile", "torch DataLoader"
 TORCH_PRODUCTS = "torch's products"
@@ -193,7 +193,7 @@ def evidence_run(workload: Workload) -> Run:
 
 
 def prepare_products(workload: Workload) -> Run:
-    """The products of every step of a round, as `throughput_limit` times JAX's."""
+    """The products of every step of a round, as `limit` times JAX's."""
     import torch
 
     pairs = [

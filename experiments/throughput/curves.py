@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import vae_jax
-from experiments import throughput_contestants, throughput_limit
-from experiments.throughput_contestants import LEARNING_RATE, Workload
+from experiments.throughput import contestants, limit
+from experiments.throughput.contestants import LEARNING_RATE, Workload
 from vae_jax.types import Array, Key
 
 SIZES = {
@@ -104,16 +104,14 @@ def prepare(curve: str, size: int, num_steps: int) -> tuple[Callable[[], Any], i
         num_samples=num_samples,
     )
     order = jax.random.randint(keys[3], (num_steps, batch), 0, NUM_EXAMPLES)
-    operations = num_models * throughput_limit.operations(workload)
+    operations = num_models * limit.operations(workload)
     if num_models == 1:
         objective = (
             vae_jax.elbo_objective()
             if curve != "samples"
             else vae_jax.importance_weighted_objective(num_samples=num_samples)
         )
-        run = throughput_contestants.library_run(
-            workload, objective, lambda x, key: x / 255.0
-        )
+        run = contestants.library_run(workload, objective, lambda x, key: x / 255.0)
         return partial(run, order), operations
     return sweep_round(workload, order, num_models), operations
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.throughput_contestants import (
+from experiments.throughput.contestants import (
     OURS,
     SCAN,
     Contestant,
@@ -22,8 +22,8 @@ from experiments.throughput_contestants import (
     bernoulli_log_prob,
     scan_run,
 )
-from experiments.throughput_elbo import elbo_loss, prepare_scan, prepare_vae_jax
-from experiments.throughput_limit import contestants as limit
+from experiments.throughput.elbo import elbo_loss, prepare_scan, prepare_vae_jax
+from experiments.throughput.limit import contestants as limit
 from vae_jax.types import Array
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 import vae_jax
-from experiments import throughput_limit, throughput_torch
-from experiments.throughput_contestants import (
+from experiments.throughput import limit, pytorch
+from experiments.throughput.contestants import (
     LOOP,
     NUMPYRO,
     OURS,
@@ -89,8 +89,6 @@ def contestants() -> list[Contestant]:
         Contestant(SCAN, prepare_scan),
         Contestant(LOOP, prepare_loop),
         Contestant(NUMPYRO, prepare_numpyro, "numpyro"),
-        *throughput_torch.training_contestants(
-            throughput_torch.bound_loss, loader=False
-        ),
-        *throughput_limit.contestants(),
+        *pytorch.training_contestants(pytorch.bound_loss, loader=False),
+        *limit.contestants(),
     )

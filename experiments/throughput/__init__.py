@@ -1,0 +1,1 @@
+"""Throughput beside hand-written JAX, NumPyro and PyTorch; where the time goes."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from conftest import random_params
 
@@ -13,8 +14,12 @@ from vae_jax import (
     MLP,
     FactorizedBernoulli,
     FactorizedBernoulliPrior,
+    HierarchicalGaussian,
+    HierarchicalGaussianPrior,
+    Linear,
     ModelSpec,
     PointMass,
+    StochasticLayer,
     active_units,
     aggregate_posterior,
     elbo_terms,
@@ -103,6 +108,78 @@ def test_the_aggregate_posterior_is_that_of_quadrature(assert_mean):
         found.rate, found.mutual_information + found.kl_to_prior, rtol=1e-4, atol=1e-5
     )
     whole = evaluate(params, X, jax.random.key(0)).kl_divergence
+    assert_mean(found.rate, np.mean(whole))
+
+
+def layer(latent_dim):
+    encoder = MLP((3,), activation=jnp.tanh)
+    return StochasticLayer(latent_dim, encoder=encoder, decoder=Linear())
+
+
+def layered(latent_dim):
+    """A model of two stochastic layers, of which the upper one has a single unit."""
+    above = (layer(1),)
+    spec = ModelSpec(
+        encoder=Linear(),
+        decoder=Linear(),
+        posterior=HierarchicalGaussian(above),
+        prior=HierarchicalGaussianPrior(above),
+        latent_dim=latent_dim,
+        data_shape=(3,),
+    )
+    params = random_params(spec)
+    upper = params.posterior["layer_2"]
+    # Steep, so that the mean of a layer is not the one at the mean of the layer below.
+    upper = upper | {"network": jax.tree.map(lambda leaf: 3 * leaf, upper["network"])}
+    wide = jax.tree.map(lambda leaf: leaf / 4, params.prior)
+    params = params.replace(posterior={"layer_2": upper}, prior=wide)
+    return jax.tree.map(jnp.asarray, params)
+
+
+def normal_of(weights, inputs):
+    """The diagonal Gaussian that a network makes of its inputs, by NumPy."""
+    for dense in weights.get("network", {}).values():
+        inputs = np.tanh(inputs @ np.float64(dense["kernel"]) + dense["bias"])
+    output = weights["output"]
+    outputs = inputs @ np.float64(output["kernel"]) + output["bias"]
+    mean, raw = np.split(outputs, 2, axis=-1)
+    return scipy.stats.norm(mean, np.exp(10 * np.tanh(raw / 20)))
+
+
+def integrals_of_layers(params):
+    """I(x; z), KL(q(z) || p(z)) and Var_x(E[z_j|x]) by the rectangle rule, float64.
+
+    The grid has the axes of the lower layer's units, then that of the upper one.
+    """
+    size = params.spec.latent_dim
+    lower = np.linspace(-9, 9, 121 if size == 2 else 361)
+    upper = np.linspace(-9, 9, 181)
+    below = np.stack(np.meshgrid(*[lower] * size, indexing="ij"), -1).reshape(-1, size)
+    cell = (lower[1] - lower[0]) ** size * (upper[1] - upper[0])
+    log_first = normal_of(params.encoder, X).logpdf(below[:, None]).sum(-1).T
+    log_second = normal_of(params.posterior["layer_2"], below).logpdf(upper)
+    log_q = log_first[..., None] + log_second  # [B, lower, upper]
+    log_mixture = scipy.special.logsumexp(log_q, axis=0) - np.log(len(X))
+    given = normal_of(params.prior["layer_1"], upper[:, None])
+    log_p = given.logpdf(below[:, None]).sum(-1) + scipy.stats.norm.logpdf(upper)
+    q, mixture = np.exp(log_q) * cell, np.exp(log_mixture) * cell
+    np.testing.assert_allclose(q.sum(axis=(1, 2)), 1, atol=1e-6)
+    information = np.sum(q * (log_q - log_mixture)) / len(X)
+    to_prior = np.sum(mixture * (log_mixture - log_p))
+    means = [q.sum(axis=2) @ below, q.sum(axis=1) @ upper[:, None]]
+    return information, to_prior, np.var(np.concatenate(means, axis=1), axis=0)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2], ids=["equal", "unequal"])
+def test_the_aggregate_posterior_is_that_of_all_layers(latent_dim, assert_mean):
+    """Equal sizes would broadcast where one layer is taken for all of them."""
+    params = layered(latent_dim)
+    information, to_prior, _ = integrals_of_layers(params)
+    keys = jax.random.split(jax.random.key(1), 3000)
+    found = jax.jit(jax.vmap(lambda key: aggregate_posterior(params, X, key)))(keys)
+    assert_mean(found.mutual_information, information)
+    assert_mean(found.kl_to_prior, to_prior)
+    whole = evaluate(params, X, jax.random.key(0), num_samples=1000).kl_divergence
     assert_mean(found.rate, np.mean(whole))
 
 

@@ -216,6 +216,38 @@ def test_the_density_of_layers_is_the_product_of_their_densities(ladder, key):
     np.testing.assert_allclose(log_prior(ladder, (z1, z2, z3)), expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("z", "came"),
+    [
+        (jnp.zeros((3, 6, 4)), r"an array \[3, 6, 4\]"),
+        (jnp.zeros((3, 6, 3)), r"an array \[3, 6, 3\]"),
+        ((jnp.zeros((2, 6, 4)), jnp.zeros((2, 6, 3))), r"shapes \[\(2, 6, 4\), "),
+        (tuple(jnp.zeros((2, 6, n)) for n in (2, 3, 4)), r"shapes \[\(2, 6, 2\), "),
+        (tuple(jnp.zeros((2, 6, n)) for n in (4, 3, 1)), r"shapes \[\(2, 6, 4\), "),
+    ],
+    ids=["three samples", "three samples of one layer", "two", "upside down", "size"],
+)
+def test_a_density_of_layers_asks_for_all_of_them(z, came, ladder):
+    message = rf"tuple of 3 stochastic layers with last axes \(4, 3, 2\).*got {came}"
+    with pytest.raises(ValueError, match=message):
+        log_prior(ladder, z)
+    with pytest.raises(ValueError, match=message):
+        encode(ladder, jnp.zeros((6, 5))).log_prob(z)
+
+
+def test_a_density_of_one_layer_asks_for_its_units(conditional):
+    params, _ = conditional
+    plain = random_params(ModelSpec(MLP((4,)), MLP((4,)), data_shape=(5,)))
+    for z, came in (
+        (jnp.zeros((2, 4, 3)), r"\[2, 4, 3\]"),
+        ((jnp.zeros((2, 4, 20)),), "a tuple of 1"),
+    ):
+        with pytest.raises(ValueError, match=rf"latent_dim.*20\], got {came}"):
+            log_prior(plain, z)
+    with pytest.raises(ValueError, match=r"latent_dim.*2\], got \[2, 4, 1\]"):
+        log_prior(params, jnp.zeros((2, 4, 1)), labels=LABELS)
+
+
 def test_draws_of_layers_come_from_the_top_down(ladder, assert_mean):
     """With constant variances the lowest layer is a Gaussian of known covariance."""
     own = jax.tree.map(lambda leaf: leaf, ladder.prior)

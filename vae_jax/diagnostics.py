@@ -19,7 +19,7 @@ from vae_jax.model import encode, log_prior, prior_params
 from vae_jax.objectives import elbo_terms, require_density
 from vae_jax.priors import unit_kl
 from vae_jax.spec import Params
-from vae_jax.types import Array, Key, Posterior
+from vae_jax.types import Array, Key, Latents, Posterior
 
 ACTIVE_VARIANCE = 0.01
 EVIDENCE_FACTOR = 5
@@ -147,7 +147,7 @@ def aggregate_posterior(
     E[log q(z|x) - log q(z)] and E[log q(z) - log p(z)] with q(z) = 1/B sum_b q(z|x_b)
     (Hoffman & Johnson 2016), one z for each x. For these B examples both are unbiased;
     of a population the first shows log B at most, and the second is too large by what
-    the first lacks. Cost: B^2 densities of q.
+    the first lacks. Several stochastic layers count as one z. Cost: B^2 densities of q.
 
     Args:
       params: model parameters.
@@ -180,11 +180,14 @@ def aggregate_posterior(
     z, log_q = posterior.sample_and_log_prob(key, 1)
     count = log_q.shape[1]
 
-    def log_aggregate(z: Array) -> Array:
-        everywhere = jnp.broadcast_to(z, (1, count, *z.shape))
+    def log_aggregate(z: Latents) -> Array:
+        everywhere = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (1, count, *leaf.shape)), z
+        )
         return jax.nn.logsumexp(posterior.log_prob(everywhere)) - jnp.log(count)
 
-    log_q_z = jax.lax.map(log_aggregate, z[0], batch_size=min(chunk_size, count))
+    each = jax.tree.map(lambda leaf: leaf[0], z)
+    log_q_z = jax.lax.map(log_aggregate, each, batch_size=min(chunk_size, count))
     information, to_prior = log_q[0] - log_q_z, log_q_z - log_prior(params, z)[0]
 
     def error(values: Array) -> Array:

@@ -19,7 +19,7 @@ from vae_jax.posteriors import (
     DiagonalGaussianPosterior,
     bound_log_var,
 )
-from vae_jax.types import Array, Key, Network, PyTree
+from vae_jax.types import Array, Key, Latents, Network, PyTree
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,30 @@ class StochasticLayer:
     decoder: Network = field(default=networks.MLP((100, 100), jnp.tanh))
 
 
+def require_layers(z: Latents, sizes: tuple[int, ...]) -> None:
+    """Raise if latents are not one array for each stochastic layer.
+
+    Args:
+      z: latents, a tuple of `[..., L]`, the layer next to the data first.
+      sizes: L of each layer.
+
+    Raises:
+      ValueError: no tuple, or another number of layers, or layers of other sizes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.hierarchical import require_layers
+      >>> require_layers((jnp.zeros((5, 8, 3)), jnp.zeros((5, 8, 2))), (3, 2))
+    """
+    found = [jnp.shape(leaf) for leaf in z] if isinstance(z, tuple) else None
+    if found is None or tuple(shape[-1] for shape in found) != sizes:
+        came = f"an array {list(jnp.shape(z))}" if found is None else f"shapes {found}"
+        raise ValueError(
+            f"z must be a tuple of {len(sizes)} stochastic layers with last axes "
+            f"{sizes}, the layer next to the data first, got {came}"
+        )
+
+
 def init_gaussian(
     network: Network, key: Key, *, input_dim: int, latent_dim: int
 ) -> PyTree:
@@ -57,6 +81,16 @@ def conditional_gaussian(
     module = networks.with_output_layer(network, 2 * latent_dim, (latent_dim,))
     mean, raw = jnp.split(networks.apply(module, weights, inputs), 2, axis=-1)
     return DiagonalGaussianPosterior(mean, bound_log_var(raw))
+
+
+def _sizes(latent_dim: int, layers: tuple[StochasticLayer, ...]) -> tuple[int, ...]:
+    """Units of every layer, the one next to the data first."""
+    return (latent_dim, *(layer.latent_dim for layer in layers))
+
+
+def _num_units(weights: PyTree) -> int:
+    """Units of the Gaussian that a network makes."""
+    return weights["output"]["bias"].shape[-1] // 2
 
 
 @partial(
@@ -103,7 +137,12 @@ class HierarchicalPosterior:
         return tuple(latents), log_q
 
     def log_prob(self, z: tuple[Array, ...]) -> Array:
-        """Log q(z|x) in nats, of all layers: `[S, B]`."""
+        """Log q(z|x) in nats, of all layers: `[S, B]`.
+
+        Raises:
+          ValueError: z is not a tuple of these layers.
+        """
+        require_layers(z, _sizes(self.first.mean.shape[-1], self.layers))
         log_q = self.first.log_prob(z[0])
         for index in range(len(self.layers)):
             log_q = log_q + self._above(index, z[index]).log_prob(z[index + 1])
@@ -147,7 +186,7 @@ class HierarchicalGaussian:
 
     def init(self, key: Key, *, latent_dim: int) -> dict[str, PyTree]:
         """`layer_2`, `layer_3`, ...: weights of their encoders."""
-        sizes = (latent_dim, *(layer.latent_dim for layer in self.layers))
+        sizes = _sizes(latent_dim, self.layers)
         return {
             f"layer_{index + 2}": init_gaussian(
                 layer.encoder,
@@ -186,7 +225,7 @@ class HierarchicalGaussianPrior:
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
     ) -> dict[str, PyTree]:
         """`layer_1`, `layer_2`, ...: weights of the networks that decode to them."""
-        sizes = (latent_dim, *(layer.latent_dim for layer in self.layers))
+        sizes = _sizes(latent_dim, self.layers)
         return {
             f"layer_{index + 1}": init_gaussian(
                 layer.decoder,
@@ -202,12 +241,21 @@ class HierarchicalGaussianPrior:
     ) -> DiagonalGaussianPosterior:
         """P of layer `index` given the one above it."""
         weights = prior_params[f"layer_{index + 1}"]
-        latent_dim = weights["output"]["bias"].shape[-1] // 2
-        network = self.layers[index].decoder
-        return conditional_gaussian(network, weights, above, latent_dim=latent_dim)
+        return conditional_gaussian(
+            self.layers[index].decoder,
+            weights,
+            above,
+            latent_dim=_num_units(weights),
+        )
 
     def log_prob(self, prior_params: PyTree, z: tuple[Array, ...], *, encode) -> Array:
-        """Log p(z) in nats, of all layers, `[S, B]`."""
+        """Log p(z) in nats, of all layers, `[S, B]`.
+
+        Raises:
+          ValueError: z is not a tuple of these layers.
+        """
+        lowest = _num_units(prior_params["layer_1"])
+        require_layers(z, _sizes(lowest, self.layers))
         zero = jnp.zeros((), z[-1].dtype)
         log_p = gaussian.diagonal_log_prob(z[-1], zero, zero)
         for index in range(len(self.layers)):

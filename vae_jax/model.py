@@ -342,11 +342,14 @@ def log_prior(params: Params, z: Latents, *, labels: Array | None = None) -> Arr
 
     Args:
       params: model parameters.
-      z: latents, `[S, B, L]`.
+      z: latents, `[S, B, L]`; of several stochastic layers, a tuple of all of them.
       labels: as for `encode`.
 
     Returns:
       `[S, B]`.
+
+    Raises:
+      ValueError: latents of another size or other layers than the model's.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -355,8 +358,22 @@ def log_prior(params: Params, z: Latents, *, labels: Array | None = None) -> Arr
       >>> print(log_prior(params, jnp.zeros((1, 1, 2))))
       [[-1.837877]]
     """
+    _check_latents(params.spec, z)
     own = prior_params(params, labels)
     return params.spec.prior.log_prob(own, z, encode=partial(encode, params))
+
+
+def _check_latents(spec: ModelSpec, z: Latents) -> None:
+    """Refuses latents of another size; a prior of several layers asks by itself."""
+    if getattr(spec.prior, "layers", ()):
+        return
+    shape = None if isinstance(z, tuple) else jnp.shape(z)
+    if shape is None or shape[-1:] != (spec.latent_dim,):
+        came = f"a tuple of {len(z)} layers" if shape is None else list(shape)
+        raise ValueError(
+            f"z must be latents of the model's latent_dim, [..., {spec.latent_dim}], "
+            f"got {came}"
+        )
 
 
 def reconstruct(

@@ -168,9 +168,11 @@ def evaluate(
             params, x, labels, num_samples=config.evaluation_samples
         ),
     }
-    units = jax.jit(vae_jax.active_units)(params, x, **given)
+    active_units = jax.jit(vae_jax.active_units)
+    units = active_units(params, x, evaluation_keys().units, **given)
     figures["active_units"] = int(units.count)
     figures["unit_variance"] = np.asarray(units.variance).tolist()
+    figures["unit_variance_standard_error"] = np.asarray(units.standard_error).tolist()
     figures["unit_kl"] = _if_defined(jax.jit(vae_jax.kl_per_unit), params, x, **given)
     aggregate = _if_defined(
         jax.jit(vae_jax.aggregate_posterior),
@@ -210,8 +212,10 @@ def _annealing(
         )
     )
     found = _if_defined(forward, params, x[: config.num_annealed], keys[0])
+    if found is None:
+        return None
     simulated = _if_defined(both, params, keys[1])
-    if found is None or simulated is None:
+    if simulated is None:
         return None
     names = ("lower", "upper", "gap")
     return {

@@ -26,17 +26,19 @@ class EvaluationKeys(NamedTuple):
       elbo: noise of the ELBO.
       evidence: noise of the importance samples.
       figures: noise of the pictures.
+      units: noise of the active units.
     """
 
     data: Array
     elbo: Array
     evidence: Array
     figures: Array
+    units: Array
 
 
 def evaluation_keys() -> EvaluationKeys:
     """The children of the evaluation root."""
-    return EvaluationKeys(*jax.random.split(jax.random.key(EVALUATION_SEED), 4))
+    return EvaluationKeys(*jax.random.split(jax.random.key(EVALUATION_SEED), 5))
 
 
 _evaluate = jax.jit(vae_jax.evaluate)

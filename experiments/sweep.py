@@ -25,7 +25,11 @@ import jax.numpy as jnp
 import vae_jax
 from experiments import choices, mnist, run_folder, sweep_report, training_setup
 from experiments.command_line import execute, parse, say
-from experiments.evaluation_report import elbo_figures, importance_weighted_figures
+from experiments.evaluation_report import (
+    elbo_figures,
+    evaluation_keys,
+    importance_weighted_figures,
+)
 from experiments.sweep_chunks import Chunks, compile_chunks, in_chunks
 from experiments.training_loop import Run, Trained, finite_models, train
 from vae_jax import data
@@ -321,7 +325,7 @@ def _results(
             params, x, dataset.test_labels, num_samples=config.evaluation_samples
         )
         given = choices.labels_of(params, dataset.test_labels)
-        active = active_units(params, x, **given).count
+        active = active_units(params, x, evaluation_keys().units, **given).count
         return {
             "test_elbo": found["elbo"],
             "rate": found["kl_divergence"],

@@ -12,12 +12,16 @@ from conftest import random_params
 
 from vae_jax import (
     MLP,
+    DiagonalGaussian,
     FactorizedBernoulli,
     FactorizedBernoulliPrior,
     HierarchicalGaussian,
     HierarchicalGaussianPrior,
+    Householder,
+    InverseAutoregressive,
     Linear,
     ModelSpec,
+    Planar,
     PointMass,
     StochasticLayer,
     active_units,
@@ -29,6 +33,7 @@ from vae_jax import (
     fit_posterior,
     inference_gap,
     kl_per_unit,
+    reparameterize,
 )
 
 
@@ -51,6 +56,75 @@ def test_active_units_of_a_linear_model_are_those_of_its_posterior(linear_gaussi
     np.testing.assert_allclose(found.variance, 1 - model.posterior_var, rtol=0.02)
     np.testing.assert_array_equal(found.active, 1 - model.posterior_var > 0.7)
     assert found.count == np.sum(1 - model.posterior_var > 0.7) == 1
+
+
+@jax.jit
+def active_in_repeats(params):
+    """From 5 samples, 400 times."""
+    run = functools.partial(active_units, params, X, num_samples=5)
+    return jax.vmap(run)(jax.random.split(jax.random.key(3), 400))
+
+
+def assert_honest(found, expected, assert_mean):
+    """Right in expectation, and as far off as the standard error says."""
+    assert_mean(found.variance, expected)
+    spread = np.std(np.float64(found.variance), axis=0)
+    error = np.sqrt(np.mean(np.square(np.float64(found.standard_error)), axis=0))
+    np.testing.assert_allclose(error, spread, rtol=0.3)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2])
+def test_active_units_of_layers_are_those_of_quadrature(latent_dim, assert_mean):
+    """The mean of the upper layer is not the one at the mean of the lower layer."""
+    params = layered(latent_dim)
+    *_, expected = integrals_of_layers(params)
+    shown = np.var(np.concatenate(encode(params, X).mean, axis=1), axis=0)
+    assert not 0.5 < shown[-1] / expected[-1] < 2
+    assert_honest(active_in_repeats(params), expected, assert_mean)
+
+
+@pytest.mark.parametrize(
+    "posterior", [Planar(2), InverseAutoregressive(2, hidden_dim=4, context_dim=2)]
+)
+def test_active_units_of_flows_are_those_of_many_samples(posterior, assert_mean):
+    params = params_of(posterior=posterior)
+    # Steep, for a mean that is not where the flow takes the mean of its start.
+    params = params.replace(
+        encoder=jax.tree.map(lambda leaf: 3 * leaf, params.encoder),
+        posterior=jax.tree.map(lambda leaf: 3 * leaf, params.posterior),
+    )
+    draw = jax.jit(functools.partial(reparameterize, num_samples=100_000))
+    z = np.float64(draw(encode(params, X), jax.random.key(5)))
+    found = active_in_repeats(params)
+    assert_honest(found, np.var(z.mean(axis=0), axis=0), assert_mean)
+
+
+def test_units_that_say_nothing_are_not_active(assert_mean):
+    """The noise of a mean of a few samples varies with x as a signal would."""
+    params = params_of(posterior=Planar(2))
+    output = params.encoder["output"]
+    kernel = jnp.zeros_like(output["kernel"])
+    params = params.replace(
+        encoder=params.encoder | {"output": output | {"kernel": kernel}}
+    )
+    found = active_in_repeats(params)
+    assert_honest(found, 0.0, assert_mean)
+    many = jax.jit(functools.partial(active_units, num_samples=5000))
+    assert many(params, X, jax.random.key(0)).count == 0
+
+
+def test_a_mean_that_is_a_point_to_show_needs_a_key():
+    planar = params_of(posterior=Planar(2))
+    with pytest.raises(ValueError, match="needs a key: the mean of a PlanarPosterior"):
+        active_units(planar, X)
+    with pytest.raises(ValueError, match="num_samples must be at least 2, got 1"):
+        active_units(planar, X, jax.random.key(0), num_samples=1)
+    for posterior in (DiagonalGaussian(), Householder(2), PointMass()):
+        params = params_of(posterior=posterior)
+        found = active_units(params, X)
+        expected = np.var(encode(params, X).mean, axis=0)
+        np.testing.assert_allclose(found.variance, expected, rtol=1e-5)
+        np.testing.assert_array_equal(found.standard_error, 0)
 
 
 @pytest.mark.parametrize("discrete", [False, True])

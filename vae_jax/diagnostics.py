@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from vae_jax.estimators import value_only
+from vae_jax.estimators.contract import check_num_samples
 from vae_jax.evaluation import log_evidence
 from vae_jax.model import encode, log_prior, prior_params
 from vae_jax.objectives import elbo_terms, require_density
@@ -32,11 +33,14 @@ class ActiveUnits(NamedTuple):
       variance: Var_x(E_q[z_j | x]) of each unit, `[L]`.
       active: whether it exceeds the threshold, `[L]`.
       count: how many do, a scalar.
+      standard_error: of the variance, over the samples of z, `[L]`; 0 where the
+        posterior knows its mean.
     """
 
     variance: Array
     active: Array
     count: Array
+    standard_error: Array
 
 
 class AggregatePosterior(NamedTuple):
@@ -80,24 +84,34 @@ class InferenceGap(NamedTuple):
 def active_units(
     params: Params,
     x: Array,
+    key: Key | None = None,
     *,
     threshold: float | Array = ACTIVE_VARIANCE,
+    num_samples: int = 100,
     labels: Array | None = None,
 ) -> ActiveUnits:
-    """The variance over x of each unit's posterior mean, and which exceed a threshold.
+    """Variance over x of each unit's posterior mean, and which exceed a threshold.
 
-    Var_x(E_q[z_j | x]) > 0.01 (Burda, Grosse & Salakhutdinov 2016, section 5.2). It is
-    the variance of these examples (divided by B). Several stochastic layers follow one
-    another.
+    Var_x(E_q[z_j | x]) > 0.01 (Burda, Grosse & Salakhutdinov 2016, section 5.2), the
+    variance of these examples (divided by B). Where the posterior does not know its
+    mean (a flow, stochastic layers) it is the variance of the means of S samples, less
+    what their noise adds to it: unbiased, so below 0 at times for a unit that is not
+    active. The units of several stochastic layers follow one another.
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
+      key: PRNG key, consumed once; not needed where the mean is exact
+        (`types.Posterior`).
       threshold: above which a unit counts as active.
+      num_samples: samples S of each example, where the mean is not exact.
       labels: of a conditional model, as for `encode`.
 
     Returns:
       `ActiveUnits`.
+
+    Raises:
+      ValueError: no key, or fewer than 2 samples, where the mean is not exact.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -106,10 +120,71 @@ def active_units(
       >>> print(active_units(params, jnp.zeros((8, 784))).count)
       0
     """
-    means = jax.tree.leaves(encode(params, x, labels=labels).mean)
-    variance = jnp.var(jnp.concatenate(means, axis=-1), axis=0)
+    posterior = encode(params, x, labels=labels)
+    if getattr(posterior, "mean_is_exact", False):
+        variance = jnp.var(_units(posterior.mean), axis=0)
+        error = jnp.zeros_like(variance)
+    elif key is None:
+        raise ValueError(
+            f"active_units needs a key: the mean of a {type(posterior).__name__} is "
+            "not known (it does not declare mean_is_exact = True), so it is estimated "
+            "from samples"
+        )
+    else:
+        variance, error = _variance_of_means(posterior, key, num_samples)
     active = variance > threshold
-    return ActiveUnits(variance, active, jnp.sum(active))
+    return ActiveUnits(variance, active, jnp.sum(active), error)
+
+
+def _units(latents: Latents) -> Array:
+    """Latents with the units of several layers one after another."""
+    return jnp.concatenate(jax.tree.leaves(latents), axis=-1)
+
+
+def _variance_of_means(
+    posterior: Posterior, key: Key, num_samples: int
+) -> tuple[Array, Array]:
+    """Unbiased estimate of Var_b(E[z_b]) and its standard error, `[L]` each.
+
+    With m_b and v_b the mean and the variance of S samples, Var_b(m_b) is too large by
+    (1 - 1/B) mean_b v_b / S. Of the error that remains, m_b - E[z_b] is normal with
+    variance v_b / S.
+    """
+    mean, variance = _moments_of_samples(posterior, key, num_samples)
+    count = mean.shape[0]
+    noise = variance / num_samples
+    centred = mean - jnp.mean(mean, axis=0)
+    estimate = jnp.mean(jnp.square(centred) - (1 - 1 / count) * noise, axis=0)
+    # The square of a noisy mean holds twice what the second term takes off again.
+    squares = 4 * jnp.square(centred) * noise - 2 * jnp.square(noise)
+    return estimate, jnp.sqrt(jnp.maximum(jnp.sum(squares, axis=0), 0)) / count
+
+
+def _moments_of_samples(
+    posterior: Posterior, key: Key, num_samples: int
+) -> tuple[Array, Array]:
+    """Mean and variance (divided by S - 1) of samples one by one, `[B, L]` each."""
+    check_num_samples(num_samples, minimum=2, why=", to know what the noise adds")
+
+    def draw(key: Key) -> Array:
+        z, _ = posterior.sample_and_log_prob(key, 1)
+        return _units(z)[0]
+
+    def add(moments: tuple[Array, Array], numbered: tuple[Array, Key]):
+        mean, squares = moments
+        number, own = numbered
+        difference = draw(own) - mean
+        mean = mean + difference / number
+        # Welford's update: no difference of large sums.
+        squares = squares + difference * difference * (number - 1) / number
+        return (mean, squares), None
+
+    keys = jax.random.split(key, num_samples)
+    first = draw(keys[0])
+    numbers = jnp.arange(2, num_samples + 1, dtype=first.dtype)
+    start = (first, jnp.zeros_like(first))
+    (mean, squares), _ = jax.lax.scan(add, start, (numbers, keys[1:]))
+    return mean, squares / (num_samples - 1)
 
 
 def kl_per_unit(params: Params, x: Array, *, labels: Array | None = None) -> Array:

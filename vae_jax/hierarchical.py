@@ -113,6 +113,7 @@ class HierarchicalPosterior:
     weights: tuple[PyTree, ...]
     layers: tuple[StochasticLayer, ...]
     has_density: ClassVar[bool] = True
+    mean_is_exact: ClassVar[bool] = False
 
     def _above(self, index: int, below: Array) -> DiagonalGaussianPosterior:
         """Q of a further layer given the one below, `[S, B, L]`."""

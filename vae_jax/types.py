@@ -54,6 +54,10 @@ class Posterior(Protocol):
     its samples, and the pathwise estimators refuse it. Where the attribute is absent
     the samples are taken to be differentiable.
 
+    `mean_is_exact = True` declares that `mean` is E[z|x] and not only a point to show.
+    Where the attribute is absent it is taken for a point, and what needs the
+    expectation estimates it from samples (`active_units`).
+
     The leading axis of every array is the batch, so that an estimator may form a
     gradient of its own for each of them, and every example may have a q of its own.
     What all examples share (the weights of a flow) leads with an axis of 1.
@@ -71,7 +75,7 @@ class Posterior(Protocol):
 
     @property
     def mean(self) -> Latents:
-        """The mean of q(z|x), or the point to show where it has none, `[B, L]`."""
+        """The mean of q(z|x), or a point to show (`mean_is_exact`), `[B, L]`."""
         ...
 
 

@@ -26,6 +26,7 @@ class BernoulliPosterior:
 
     logits: Array
     has_density: ClassVar[bool] = True
+    mean_is_exact: ClassVar[bool] = True
     is_reparameterizable: ClassVar[bool] = False
 
     @property

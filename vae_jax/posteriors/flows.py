@@ -22,6 +22,7 @@ class FlowPosterior:
     """What the flows share; a subclass has `start`, `log_var` and `move`."""
 
     has_density: ClassVar[bool] = True
+    mean_is_exact: ClassVar[bool] = False
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
         """Samples `[S, B, L]`, moved step by step, and their log q in nats, `[S, B]`.
@@ -131,6 +132,7 @@ class HouseholderPosterior(FlowPosterior):
     start: Array
     log_var: Array
     reflections: Array
+    mean_is_exact: ClassVar[bool] = True  # The map is linear.
 
     def move(self, z: Array) -> tuple[Array, Array]:
         """Latents `[S, B, L]` turned, and the log-determinant, 0."""

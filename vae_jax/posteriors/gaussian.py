@@ -97,6 +97,7 @@ class DiagonalGaussianPosterior:
     mean: Array
     log_var: Array
     has_density: ClassVar[bool] = True
+    mean_is_exact: ClassVar[bool] = True
 
     @property
     def scale_tril(self) -> Array:
@@ -169,6 +170,7 @@ class FullGaussianPosterior:
     log_var: Array
     below: Array
     has_density: ClassVar[bool] = True
+    mean_is_exact: ClassVar[bool] = True
 
     @property
     def scale_tril(self) -> Array:
@@ -235,6 +237,7 @@ class LowRankGaussianPosterior:
     log_var: Array
     factor: Array
     has_density: ClassVar[bool] = True
+    mean_is_exact: ClassVar[bool] = True
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
         """Reparameterized samples `[S, B, L]` and their log q in nats, `[S, B]`."""

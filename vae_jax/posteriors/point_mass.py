@@ -23,6 +23,7 @@ class PointMassPosterior:
 
     mean: Array
     has_density: ClassVar[bool] = False
+    mean_is_exact: ClassVar[bool] = True
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
         """The points `[S, B, L]`, and +inf `[S, B]` for the density they lack."""

@@ -166,6 +166,7 @@ class TwoLayers(StandardNormal):
         ({"prior": FactorizedBernoulliPrior()}, "continuous latents, got Factorized"),
         ({"posterior": FactorizedBernoulli()}, "continuous latents, got Factorized"),
         ({"prior": TwoLayers()}, "one array of latents, got a tuple from TwoLayers"),
+        ({"num_classes": 3}, "takes no labels, and the model has num_classes=3"),
     ],
 )
 def test_latents_that_cannot_be_moved_are_named(choices, message):

@@ -128,12 +128,17 @@ def test_every_kind_of_model_is_evaluated(tmp_path, monkeypatch, capsys):
                 **changes,
             )
         )
+        capsys.readouterr()
         few = {"num_gap": 3, "gap_steps": 5, "num_annealed": 2, "num_temperatures": 5}
         found = evaluate.run(Config(str(folder), evaluation_samples=5, **few))
         assert np.isfinite(found["elbo"]) and found["inference_gap"] is not None
         assert (found["annealing"] is None) == (index < 2)
         assert (found["fitted_prior"] is None) == (index == 1)
         assert "undefined" not in capsys.readouterr().out
+        aggregate, layers = found["aggregate_posterior"], 3 + 2 * (index == 1)
+        assert (aggregate is None) == (index != 1)
+        assert len(found["unit_variance_standard_error"]) == layers
+        assert (min(found["unit_variance_standard_error"]) > 0) == (index > 0)
 
 
 @pytest.mark.slow

@@ -230,16 +230,22 @@ def bidirectional_log_evidence(
 
 
 def require_continuous_latents(params: Params, purpose: str) -> None:
-    """Refuses latents that have no gradient, or that are more than one array.
+    """Refuses discrete latents, those of several layers, and models with labels.
 
     Args:
       params: model parameters.
       purpose: what needs one array of continuous latents, for the message.
 
     Raises:
-      ValueError: a discrete posterior or prior, or a tuple of latents.
+      ValueError: a discrete posterior or prior, a tuple of latents, or a conditional
+        model.
     """
     spec = params.spec
+    if spec.num_classes:
+        raise ValueError(
+            f"{purpose} takes no labels, and the model has num_classes="
+            f"{spec.num_classes}"
+        )
 
     def build():
         x = jnp.zeros((1, spec.data_dim), dtype_of(params))

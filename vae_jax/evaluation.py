@@ -3,7 +3,8 @@
 Image i of a data set is evaluated with `fold_in(key, i)`, and its importance sample
 s with a further `fold_in(_, s)`: its figures depend neither on how many images
 there are nor on how many are computed at once, so that two models meet the same
-noise and their difference is a paired one.
+noise and their difference is a paired one. That holds for keys of every generator
+(`example_keys`).
 """
 
 from collections.abc import Callable
@@ -15,6 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.estimators import value_only
+from vae_jax.importance_weights import (
+    WeightStatistics,
+    add_weights,
+    no_weights,
+    summarize,
+)
 from vae_jax.model import encode
 from vae_jax.objectives import ELBOTerms, elbo_terms, log_weight, require_density
 from vae_jax.spec import Params
@@ -26,13 +33,18 @@ class LogEvidence(NamedTuple):
 
     Attributes:
       estimate: log of the mean weight, `[B]`; below log p(x) in expectation.
-      standard_error: of the estimate over the samples (delta method), `[B]`.
+      standard_error: of the estimate over the samples (delta method), `[B]`; infinite
+        for one sample. Too small where `pareto_k` is above 0.7.
       effective_sample_size: (sum w)^2 / sum w^2, between 1 and S, `[B]`.
+      pareto_k: tail index of the weights, `[B]`; above 0.7 estimate and standard error
+        are unreliable (`vae_jax.importance_weights.pareto_k`). -infinity for equal
+        weights, infinity for fewer than 21 unequal ones, which are too few to tell.
     """
 
     estimate: Array
     standard_error: Array
     effective_sample_size: Array
+    pareto_k: Array
 
 
 def evaluate(
@@ -104,8 +116,12 @@ def log_evidence(
 
     log 1/S sum_s w_s with w_s = p(x|z_s) p(z_s) / q(z_s|x), z_s ~ q(z|x) (Burda,
     Grosse & Salakhutdinov 2016, section 5). Its expectation is below log p(x), by
-    about half the squared standard error; where that is not small, or the effective
-    sample size is a handful, q is a poor proposal and the figure only a bound.
+    about half the squared standard error. The standard error holds where the weights
+    have a variance. Where their tail is heavy (Pareto k above 0.7: q is narrower than
+    p(z|x), or misses part of it) the largest weights have not been drawn yet: the
+    estimate is a lower bound, below log p(x) by more than its standard error shows,
+    and calls for more samples, a wider q, or `annealed_log_evidence` (Vehtari,
+    Simpson, Gelman, Yao & Gabry 2024).
 
     The encoder runs once an example; samples are taken chunk by chunk, so that
     memory does not grow with their number.
@@ -123,7 +139,7 @@ def log_evidence(
       labels: of a conditional model, as for `encode`, `[B]` or `[B, C]`.
 
     Returns:
-      `LogEvidence`, each `[B]`. With a single sample the standard error is nan.
+      `LogEvidence`, each `[B]`. With a single sample the standard error is infinite.
 
     Raises:
       ValueError: `num_samples` or `chunk_size` below 1, or a posterior without
@@ -172,29 +188,44 @@ def _image_log_evidence(
     def sample(index: Array) -> tuple[PyTree, Array]:
         return posterior.sample_and_log_prob(jax.random.fold_in(key, index), 1)
 
-    def add_chunk(sums: tuple[Array, Array], start: Array):
+    def add_chunk(seen: WeightStatistics, start: Array):
         index = start + jnp.arange(samples_at_once)
         draws = jax.tree.map(lambda leaf: leaf[:, 0], jax.vmap(sample)(index))
         log_w = log_weight(params, x, *draws, labels=labels)[:, 0]
         # The last chunk may reach beyond the samples asked for.
-        log_w = jnp.where(index < num_samples, log_w, -jnp.inf)
-        log_sum, log_sum_squares = sums
-        log_sum = jnp.logaddexp(log_sum, jax.nn.logsumexp(log_w))
-        log_sum_squares = jnp.logaddexp(log_sum_squares, jax.nn.logsumexp(2 * log_w))
-        return (log_sum, log_sum_squares), None
+        return add_weights(seen, log_w, index < num_samples), None
 
-    empty = jnp.full((), -jnp.inf, jax.tree.leaves(posterior)[0].dtype)
-    starts = jnp.arange(0, num_samples, samples_at_once)
-    (log_sum, log_sum_squares), _ = jax.lax.scan(add_chunk, (empty, empty), starts)
-    effective = jnp.exp(2 * log_sum - log_sum_squares)
-    # Var(mean w) / mean(w)^2 = (1 / effective - 1 / S) S / (S - 1).
-    excess = jnp.maximum(num_samples / effective - 1, 0)
-    variance = excess / (num_samples - 1) if num_samples > 1 else jnp.nan
-    return LogEvidence(
-        estimate=log_sum - jnp.log(jnp.asarray(num_samples, log_sum.dtype)),
-        standard_error=jnp.sqrt(variance),
-        effective_sample_size=effective,
-    )
+    start = no_weights(num_samples, jax.tree.leaves(posterior)[0].dtype)
+    chunks = jnp.arange(0, num_samples, samples_at_once)
+    seen, _ = jax.lax.scan(add_chunk, start, chunks)
+    return LogEvidence(*summarize(seen, num_samples))
+
+
+def example_keys(key: Key, count: int, *, first: int | Array = 0) -> Key:
+    """One key for each example of a data set, `fold_in(key, first + i)`.
+
+    Noise drawn with keys of the "rbg" generators depends, under `vmap`, on the other
+    keys of the batch. Where `key` is one of these, a key of the default generator is
+    drawn with it, so that the noise of an example is its own in every case.
+
+    Args:
+      key: PRNG key, consumed once.
+      count: number of examples, B.
+      first: number of the first example, where they are part of a data set.
+
+    Returns:
+      `[B]`.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax.evaluation import example_keys
+      >>> key = jax.random.key(0)
+      >>> print(example_keys(key, 3)[2] == example_keys(key, 1, first=2)[0])
+      True
+    """
+    if jax.random.key_impl(key) in ("rbg", "unsafe_rbg"):
+        key = jax.random.key(jax.random.bits(key), impl="threefry2x32")
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
 
 
 def _map_images(
@@ -212,7 +243,7 @@ def _map_images(
     count = examples[0].shape[0]
     chex.assert_rank(examples[0], 2)
     chex.assert_tree_shape_prefix(examples, (count,))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
+    keys = example_keys(key, count, first=first)
     alone = jax.tree.map(lambda leaf: leaf[:, None], examples)
     return jax.lax.map(
         lambda image: function(*image[0], image[1]),

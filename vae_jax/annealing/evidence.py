@@ -14,7 +14,8 @@ from vae_jax.annealing.path import (
     sample_prior,
     split,
 )
-from vae_jax.estimators import log_mean_exp
+from vae_jax.evaluation import example_keys
+from vae_jax.importance_weights import summarize_all
 from vae_jax.model import as_float, decode, encode
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key
@@ -25,8 +26,8 @@ class AnnealedEvidence(NamedTuple):
 
     Attributes:
       estimate: `[B]`; a lower or an upper bound in expectation, as the function says.
-      standard_error: of the estimate over its chains (delta method), `[B]`; nan for one
-        chain.
+      standard_error: of the estimate over its chains (delta method), `[B]`; infinite
+        for one chain. Too small where the effective sample size is a handful.
       effective_sample_size: (sum w)^2 / sum w^2, between 1 and C, `[B]`.
       acceptance_rate: mean over chains and temperatures, `[B]`.
     """
@@ -106,7 +107,7 @@ def annealed_log_evidence(
     """
     settings = Settings(num_chains, num_temperatures, num_leapfrog, initial_step_size)
     x = _check(params, x, settings)
-    keys = split(_image_keys(key, first, len(x)), 3)
+    keys = split(example_keys(key, len(x), first=first), 3)
     pilot_keys, start_keys, chain_keys = keys
     path = lay_path(params, x, pilot_keys, settings)
     z = sample_prior(params, start_keys, num_chains)
@@ -164,7 +165,7 @@ def reverse_annealed_log_evidence(
     settings = Settings(num_chains, num_temperatures, num_leapfrog, initial_step_size)
     x = _check(params, x, settings)
     chex.assert_shape(z, (x.shape[0], params.spec.latent_dim))
-    pilot_keys, chain_keys = split(_image_keys(key, first, len(x)), 2)
+    pilot_keys, chain_keys = split(example_keys(key, len(x), first=first), 2)
     path = lay_path(params, x, pilot_keys, settings).reversed()
     z = jnp.broadcast_to(z.astype(x.dtype), (num_chains, *z.shape))
     found = _summarize(*follow(params, x, path, z, chain_keys))
@@ -216,7 +217,7 @@ def bidirectional_log_evidence(
     _check_at_least("num_examples", num_examples, 1)
     require_continuous_latents(params, "annealing")
     settings = Settings(num_chains, num_temperatures, num_leapfrog, initial_step_size)
-    keys = split(_image_keys(key, 0, num_examples), 5)
+    keys = split(example_keys(key, num_examples), 5)
     simulation_keys, pilot_keys, start_keys, forward_keys, reverse_keys = keys
     z, x = _simulate(params, simulation_keys)
     x = _check(params, x, settings)
@@ -287,21 +288,13 @@ def _simulate(params: Params, keys: Key) -> tuple[Array, Array]:
 
 def _summarize(log_w: Array, acceptance_rate: Array) -> AnnealedEvidence:
     """Log of the mean weight and its spread, of log-weights `[C, B]`."""
-    num_chains = log_w.shape[0]
-    effective = 1 / jnp.sum(jnp.square(jax.nn.softmax(log_w, axis=0)), axis=0)
-    # Var(mean w) / mean(w)^2 = (C / effective - 1) / (C - 1).
-    excess = jnp.maximum(num_chains / effective - 1, 0)
-    variance = excess / (num_chains - 1) if num_chains > 1 else excess * jnp.nan
+    found = summarize_all(log_w)
     return AnnealedEvidence(
-        estimate=log_mean_exp(log_w),
-        standard_error=jnp.sqrt(variance),
-        effective_sample_size=effective,
+        estimate=found.log_mean,
+        standard_error=found.standard_error,
+        effective_sample_size=found.effective_sample_size,
         acceptance_rate=acceptance_rate,
     )
-
-
-def _image_keys(key: Key, first: int | Array, count: int) -> Key:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:

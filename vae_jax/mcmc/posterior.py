@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.annealing import require_continuous_latents
+from vae_jax.evaluation import example_keys
 from vae_jax.mcmc.chains import Chain, LogDensity, check_at_least
 from vae_jax.mcmc.convergence import effective_sample_size, r_hat
 from vae_jax.mcmc.hamiltonian import hmc, nuts
@@ -122,8 +123,7 @@ def posterior_samples(
         )
         return jax.vmap(one)(starts[:, 0], jax.random.split(chains_key, num_chains))
 
-    index = first + jnp.arange(x.shape[0])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    keys = example_keys(key, x.shape[0], first=first)
     chains = jax.vmap(sample)(x, keys)
     samples = jnp.moveaxis(chains.samples, (0, 1, 2), (2, 1, 0))
     return PosteriorSamples(

@@ -30,7 +30,9 @@ from experiments.command_line import execute, parse
 from experiments.evaluation_report import (
     elbo_figures,
     evaluation_keys,
+    evidence_warnings,
     importance_weighted_figures,
+    pareto_k_row,
 )
 from experiments.figures import draw_grid, draw_samples
 from vae_jax import HierarchicalGaussian as Layers
@@ -294,6 +296,7 @@ def table(figures: dict[str, Any], config: Config) -> str:
                 figures["importance_weighted_standard_error"],
             ),
         ),
+        *pareto_k_row(figures),
         (
             "active units, Var E[z|x] > 0.01",
             f"{figures['active_units']} of {len(figures['unit_variance'])}",
@@ -344,7 +347,8 @@ def table(figures: dict[str, Any], config: Config) -> str:
         error = figures["quadrature_error"]
         rows.append(("  log p(x) by quadrature", f"{value} (grid error {error:.1g})"))
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    return "\n".join(lines + evidence_warnings(figures))
 
 
 def _pair(figures: dict[str, Any], name: str) -> tuple[float, float]:

@@ -10,12 +10,15 @@ from tqdm import tqdm
 
 import vae_jax
 from experiments.choices import labels_of
+from vae_jax.importance_weights import HIGH_PARETO_K
 from vae_jax.types import Array
 
 # Evaluation has a root of its own: the same binarized test set and the same noise
 # for every model and seed, so that differences between runs are paired.
 EVALUATION_SEED = 0
 IMAGES_PER_CALL = 500
+# A tail index near 0.7 is estimated to 0.2: some images exceed it by chance.
+ALLOWED_HIGH_PARETO_K = 0.1
 
 
 class EvaluationKeys(NamedTuple):
@@ -89,9 +92,15 @@ def importance_weighted_figures(
 
     Returns:
       The entries `importance_weighted_*` of results.json; the standard error is
-      over images. None where a figure is undefined.
+      over images, `high_pareto_k` the share of images whose weights have a Pareto k
+      above 0.7. None where a figure is undefined.
     """
-    names = ("log_likelihood", "standard_error", "effective_sample_size")
+    names = (
+        "log_likelihood",
+        "standard_error",
+        "effective_sample_size",
+        "high_pareto_k",
+    )
     if not num_samples or params.spec.posterior == vae_jax.PointMass():
         figures = dict.fromkeys(names)
     else:
@@ -99,8 +108,13 @@ def importance_weighted_figures(
         estimates = np.asarray(evidence.estimate, np.float64)
         spread = estimates.std(ddof=1) if len(estimates) > 1 else np.nan
         sizes = np.asarray(evidence.effective_sample_size, np.float64)
-        means = (estimates.mean(), spread / np.sqrt(len(estimates)), sizes.mean())
-        figures = dict(zip(names, map(float, means), strict=True))
+        values = (
+            estimates.mean(),
+            spread / np.sqrt(len(estimates)),
+            sizes.mean(),
+            np.mean(evidence.pareto_k > HIGH_PARETO_K),
+        )
+        figures = dict(zip(names, map(float, values), strict=True))
     figures["num_samples"] = num_samples
     return {f"importance_weighted_{name}": value for name, value in figures.items()}
 
@@ -150,13 +164,49 @@ def table(results: dict[str, Any], folder: os.PathLike) -> str:
                 results["importance_weighted_standard_error"],
             ),
         ),
+        *pareto_k_row(results),
         ("training", f"{results['images_per_second'] or 0:,.0f} images/s"),
         ("first step after", _seconds(results["seconds_to_first_step"])),
         ("all in all", _seconds(results["seconds"])),
         ("files", str(folder)),
     ]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    return "\n".join(lines + evidence_warnings(results))
+
+
+def pareto_k_row(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """The row of a table that shows how many images have heavy-tailed weights.
+
+    Args:
+      figures: with the entries of `importance_weighted_figures`.
+
+    Returns:
+      Name and value, or nothing where log p(x) is undefined.
+    """
+    share = figures.get("importance_weighted_high_pareto_k")
+    if share is None:
+        return []
+    return [("  Pareto k of its weights above 0.7", f"{share:.1%} of the images")]
+
+
+def evidence_warnings(figures: dict[str, Any]) -> list[str]:
+    """The warning that importance samples do not suffice for log p(x), if so.
+
+    Args:
+      figures: with the entries of `importance_weighted_figures`.
+
+    Returns:
+      A line, or none.
+    """
+    share = figures.get("importance_weighted_high_pareto_k")
+    if share is None or share <= ALLOWED_HIGH_PARETO_K:
+        return []
+    return [
+        f"warning: log p(x) is unreliable for {share:.0%} of the images (Pareto k above "
+        "0.7, or too few samples to tell): a lower bound, further off than its error "
+        "says; raise --evaluation_samples, or see annealing in experiments.evaluate"
+    ]
 
 
 def _nats(value: float | None, error: float | None = None) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import vae_jax
-from experiments import evaluate, figures, mnist
+from experiments import evaluate, evaluation_report, figures, mnist
 from experiments.evaluate import Config
 
 
@@ -81,6 +81,18 @@ def test_the_table_names_what_it_shows(evaluated):
     for words in ("ELBO", "mutual information", "amortization gap", "by quadrature"):
         assert words in printed
     assert f"{found['active_units']} of 2" in printed
+
+
+def test_heavy_tailed_importance_weights_are_warned_of(evaluated):
+    found, printed = evaluated
+    share = found["importance_weighted_high_pareto_k"]
+    # Fifty samples of a model that has hardly been trained: some, but not all.
+    assert 0 < share < 1
+    assert f"{share:.1%} of the images" in printed
+    assert ("warning: log p(x) is unreliable" in printed) == (share > 0.1)
+    for value, expected in ((0.5, 1), (0.05, 0), (None, 0)):
+        figures = {"importance_weighted_high_pareto_k": value}
+        assert len(evaluation_report.evidence_warnings(figures)) == expected
 
 
 @pytest.mark.slow

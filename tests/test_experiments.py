@@ -114,6 +114,7 @@ def test_results_hold_what_is_promised(finished):
     assert results["importance_weighted_num_samples"] == 50
     assert results["importance_weighted_log_likelihood"] > results["test_elbo"]
     assert 0 < results["importance_weighted_standard_error"] < 1
+    assert 0 <= results["importance_weighted_high_pareto_k"] <= 1
     assert results["images_per_second"] > 0 and results["seconds"] > 0
     assert 0 < results["seconds_to_first_step"] < results["seconds"]
     assert results["jax_version"] == jax.__version__

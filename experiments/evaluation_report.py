@@ -203,9 +203,10 @@ def evidence_warnings(figures: dict[str, Any]) -> list[str]:
     if share is None or share <= ALLOWED_HIGH_PARETO_K:
         return []
     return [
-        f"warning: log p(x) is unreliable for {share:.0%} of the images (Pareto k above "
-        "0.7, or too few samples to tell): a lower bound, further off than its error "
-        "says; raise --evaluation_samples, or see annealing in experiments.evaluate"
+        f"warning: log p(x) is unreliable for {share:.0%} of the images (Pareto k "
+        "above 0.7, or too few samples to tell): a lower bound, further off than its "
+        "error says; raise --evaluation_samples, or see annealing in "
+        "experiments.evaluate"
     ]
 
 

@@ -32,7 +32,7 @@ ORDER = [
     ["hierarchical"],
     ["spec", "spec_json"],
     ["model"],
-    ["estimators"],
+    ["estimators", "importance_weights"],
     ["objectives"],
     ["aggregate"],
     ["penalties"],

@@ -15,8 +15,10 @@ from sklearn.mixture import GaussianMixture
 
 from vae_jax import (
     MLP,
+    DiagonalGaussian,
     DiagonalGaussianPrior,
     FactorizedBernoulliPrior,
+    Linear,
     MixtureOfGaussians,
     ModelSpec,
     StandardNormal,
@@ -32,7 +34,7 @@ from vae_jax.posteriors import (
     DiagonalGaussianPosterior,
     PointMassPosterior,
 )
-from vae_jax.priors import closed_form, closed_form_kl
+from vae_jax.priors import closed_form, closed_form_kl, unit_kl
 
 
 @pytest.fixture
@@ -172,10 +174,8 @@ def test_an_unknown_pair_has_no_closed_form():
     assert closed_form_kl(int, StandardNormal) is None
 
 
-def test_a_registered_pair_is_found_and_the_most_specific_first(registry):
+def test_a_registered_pair_is_found_before_any_prior(registry):
     class Posterior: ...
-
-    class Narrow(Posterior): ...
 
     @dataclass(frozen=True)
     class Prior:
@@ -186,16 +186,76 @@ def test_a_registered_pair_is_found_and_the_most_specific_first(registry):
     def special(posterior, prior, prior_params): ...
 
     assert register_kl(Posterior, object)(general) is general
-    assert closed_form_kl(Narrow, Prior) is general
+    assert closed_form_kl(Posterior, Prior) is general
     register_kl(Posterior, Prior)(special)
-    assert closed_form_kl(Narrow, Prior) is special
-    assert closed_form_kl(Narrow, StandardNormal) is general
+    assert closed_form_kl(Posterior, Prior) is special
+    assert closed_form_kl(Posterior, StandardNormal) is general
 
 
-def test_a_subclass_of_a_prior_keeps_its_closed_form():
+@dataclass(frozen=True)
+class NormalAtThree(StandardNormal):
+    """A prior of the user's own: N(3, I), by way of the library's N(0, I)."""
+
+    def log_prob(self, prior_params, z, *, encode):
+        return super().log_prob(prior_params, z - 3, encode=encode)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class HalfAsWide(DiagonalGaussianPosterior):
+    """A posterior of the user's own, N(mean, exp(log_var) / 4)."""
+
+    mean: jax.Array
+    log_var: jax.Array
+
+    def sample_and_log_prob(self, key, num_samples):
+        narrow = DiagonalGaussianPosterior(self.mean, self.log_var - 2 * np.log(2))
+        return narrow.sample_and_log_prob(key, num_samples)
+
+
+@dataclass(frozen=True)
+class NarrowGaussian(DiagonalGaussian):
+    def build(self, posterior_params, outputs):
+        q = super().build(posterior_params, outputs)
+        return HalfAsWide(q.mean, q.log_var)
+
+
+@pytest.mark.parametrize(
+    "changes, location, width",
+    [({"prior": NormalAtThree()}, 3, 1), ({"posterior": NarrowGaussian()}, 0, 0.5)],
+    ids=["prior", "posterior"],
+)
+def test_a_subclass_with_another_density_has_another_kl(changes, location, width):
+    """KL(q || p) = E_q[log q - log p] by quadrature; its parents' is another."""
+    spec = ModelSpec(Linear(), Linear(), latent_dim=2, data_shape=(3,), **changes)
+    params = jax.tree.map(jnp.asarray, random_params(spec))
+    x = jnp.tile(jnp.array([[0.0, 1.0, 1.0]]), (2000, 1))
+    kl = jax.jit(elbo_terms)(params, x, jax.random.key(0)).kl_divergence
+    posterior = encode(params, x[:1])
+    mean = np.asarray(posterior.mean, float)[0]
+    deviation = width * np.exp(np.asarray(posterior.log_var, float)[0] / 2)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+    z = mean + deviation * nodes[:, None]
+    log_ratio = scipy.stats.norm.logpdf(z, mean, deviation)
+    log_ratio = log_ratio - scipy.stats.norm.logpdf(z, location)
+    expected = np.sum(weights / weights.sum() @ log_ratio)
+    error = np.std(kl, ddof=1) / np.sqrt(len(kl))
+    assert abs(np.mean(kl) - expected) < 5 * error, (np.mean(kl), expected, error)
+
+
+def test_a_subclass_has_the_closed_form_it_registers(registry):
     class Renamed(StandardNormal): ...
 
-    assert closed_form_kl(DiagonalGaussianPosterior, Renamed) is not None
+    pair = DiagonalGaussianPosterior, Renamed
+    assert closed_form_kl(*pair) is None
+    closed_form = closed_form_kl(DiagonalGaussianPosterior, StandardNormal)
+    register_kl(*pair)(closed_form)
+    assert closed_form_kl(*pair) is closed_form
+    q = DiagonalGaussianPosterior(jnp.array([[0.0, 2.0]]), jnp.zeros((1, 2)))
+    with pytest.raises(ValueError, match="the KL of a unit is known for factorized"):
+        unit_kl(q, Renamed(), {})
+    register_kl(*pair, factorized=True)(closed_form)
+    np.testing.assert_array_equal(unit_kl(q, Renamed(), {}), [[0, 2]])
 
 
 MIXTURE = MixtureOfGaussians(3)

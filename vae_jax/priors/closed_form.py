@@ -1,7 +1,8 @@
 """Closed-form KLs of (posterior, prior) pairs, and the registry that finds them.
 
 `register_kl` is how a pair gets its closed form, here or in a user's own file;
-where none is registered the objectives estimate the KL from samples.
+where none is registered the objectives estimate the KL from samples. A pair is of the
+classes themselves: a subclass may have another density, so it inherits no closed form.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from vae_jax.posteriors import (
     PointMassPosterior,
 )
 from vae_jax.priors.factorized import (
+    ClassConditionalPrior,
     DiagonalGaussianPrior,
     FactorizedBernoulliPrior,
     StandardNormal,
@@ -26,20 +28,26 @@ from vae_jax.priors.factorized import (
 from vae_jax.types import Array, Posterior, Prior, PyTree
 
 KLDivergence = Callable[[Posterior, Prior, PyTree], Array]
-_closed_forms: dict[tuple[type, type], KLDivergence] = {}
+# The function, and whether it is one of units.
+_closed_forms: dict[tuple[type, type], tuple[KLDivergence, bool]] = {}
 
 
 def register_kl(
-    posterior_type: type, prior_type: type
+    posterior_type: type, prior_type: type, *, factorized: bool = False
 ) -> Callable[[KLDivergence], KLDivergence]:
     """Registers the closed-form KL(q(z|x) || p(z)) of a pair, as a decorator.
 
     The function is called as `f(posterior, prior, prior_params)` and returns nats
-    summed over the latent dimensions, `[B]`.
+    summed over the latent dimensions, `[B]`. It holds for these two classes and not for
+    their subclasses, which may have another density: a subclass that shares it is
+    registered as well.
 
     Args:
       posterior_type: the class of the posterior that a family builds.
-      prior_type: the class of the prior; `object` stands for any.
+      prior_type: the class of the prior; `object` stands for any, where the pair itself
+        is not registered.
+      factorized: whether both are products over units and every array of both has the
+        latent dimension last, so that `unit_kl` may take them unit by unit.
 
     Returns:
       The decorator, which gives its function back unchanged.
@@ -52,14 +60,14 @@ def register_kl(
     """
 
     def register(function: KLDivergence) -> KLDivergence:
-        _closed_forms[posterior_type, prior_type] = function
+        _closed_forms[posterior_type, prior_type] = function, factorized
         return function
 
     return register
 
 
 def closed_form_kl(posterior_type: type, prior_type: type) -> KLDivergence | None:
-    """The registered KL of a pair, the most specific first; None where none is.
+    """The KL registered for a pair of classes; None where none is.
 
     Args:
       posterior_type: the class of a posterior.
@@ -73,11 +81,15 @@ def closed_form_kl(posterior_type: type, prior_type: type) -> KLDivergence | Non
       >>> closed_form_kl(int, int) is None
       True
     """
-    for posterior_class in posterior_type.__mro__:
-        for prior_class in prior_type.__mro__:
-            if (posterior_class, prior_class) in _closed_forms:
-                return _closed_forms[posterior_class, prior_class]
-    return None
+    return _registered(posterior_type, prior_type)[0]
+
+
+def _registered(
+    posterior_type: type, prior_type: type
+) -> tuple[KLDivergence | None, bool]:
+    """What is registered for these classes, or for the posterior and any prior."""
+    of_any_prior = _closed_forms.get((posterior_type, object), (None, False))
+    return _closed_forms.get((posterior_type, prior_type), of_any_prior)
 
 
 def unit_kl(posterior: Posterior, prior: Prior, prior_params: PyTree) -> Array:
@@ -85,7 +97,7 @@ def unit_kl(posterior: Posterior, prior: Prior, prior_params: PyTree) -> Array:
 
     Args:
       posterior: a product over units: diagonal Gaussian or Bernoulli, batch B.
-      prior: likewise, with a closed-form KL to it.
+      prior: likewise, with a closed-form KL registered as `factorized`.
       prior_params: its parameters.
 
     Returns:
@@ -103,8 +115,7 @@ def unit_kl(posterior: Posterior, prior: Prior, prior_params: PyTree) -> Array:
       >>> print(unit_kl(q, StandardNormal(), {}))
       [[0. 2.]]
     """
-    closed_form = closed_form_kl(type(posterior), type(prior))
-    factorized = isinstance(posterior, DiagonalGaussianPosterior | BernoulliPosterior)
+    closed_form, factorized = _registered(type(posterior), type(prior))
     if closed_form is None or not factorized:
         raise ValueError(
             "the KL of a unit is known for factorized posteriors with a closed-form "
@@ -117,14 +128,15 @@ def unit_kl(posterior: Posterior, prior: Prior, prior_params: PyTree) -> Array:
     return closed_form(posterior, prior, prior_params)
 
 
-@register_kl(DiagonalGaussianPosterior, StandardNormal)
+@register_kl(DiagonalGaussianPosterior, StandardNormal, factorized=True)
 def _diagonal_to_standard(
     posterior: DiagonalGaussianPosterior, prior: Prior, prior_params: PyTree
 ) -> Array:
     return gaussian.diagonal_kl_to_standard_normal(posterior.mean, posterior.log_var)
 
 
-@register_kl(DiagonalGaussianPosterior, DiagonalGaussianPrior)
+@register_kl(DiagonalGaussianPosterior, ClassConditionalPrior, factorized=True)
+@register_kl(DiagonalGaussianPosterior, DiagonalGaussianPrior, factorized=True)
 def _diagonal_to_diagonal(
     posterior: DiagonalGaussianPosterior, prior: Prior, prior_params: PyTree
 ) -> Array:
@@ -144,6 +156,7 @@ def _full_to_standard(
     return diagonal + 0.5 * jnp.sum(jnp.square(posterior.below), axis=-1)
 
 
+@register_kl(FullGaussianPosterior, ClassConditionalPrior)
 @register_kl(FullGaussianPosterior, DiagonalGaussianPrior)
 def _full_to_diagonal(
     posterior: FullGaussianPosterior, prior: Prior, prior_params: PyTree
@@ -177,7 +190,7 @@ def _householder_to_standard(
     return gaussian.diagonal_kl_to_standard_normal(posterior.start, posterior.log_var)
 
 
-@register_kl(BernoulliPosterior, FactorizedBernoulliPrior)
+@register_kl(BernoulliPosterior, FactorizedBernoulliPrior, factorized=True)
 def _bernoulli_to_bernoulli(
     posterior: BernoulliPosterior, prior: Prior, prior_params: PyTree
 ) -> Array:

@@ -1,23 +1,39 @@
 """A spec: what it refuses, when two are equal, and how `Params` carries it."""
 
 import dataclasses
+import re
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import random_params
 
 from vae_jax import (
     MLP,
+    AutoregressiveFlow,
     Bernoulli,
+    ClassConditionalPrior,
     DiagonalGaussian,
+    FactorizedBernoulli,
+    FactorizedBernoulliPrior,
     Gaussian,
+    HierarchicalGaussian,
+    HierarchicalGaussianPrior,
+    InverseAutoregressive,
     Linear,
+    MixtureOfGaussians,
     ModelSpec,
     Params,
+    Planar,
     PointMass,
     StandardNormal,
+    StochasticLayer,
+    Sylvester,
+    VampPrior,
     elbo,
+    log_prior,
 )
 
 
@@ -90,6 +106,111 @@ def test_an_unknown_dtype_is_refused():
 def test_a_data_shape_that_is_no_tuple_of_sizes_is_refused(shape):
     with pytest.raises(ValueError, match="data_shape"):
         ModelSpec(data_shape=shape)
+
+
+BITS, NORMAL = FactorizedBernoulli(), StandardNormal()
+ABOVE = (StochasticLayer(2),)
+REFUSED_PAIRS = {
+    "bits under a density": (BITS, NORMAL, "binary, of the second real"),
+    "bits under a mixture": (BITS, MixtureOfGaussians(3), "binary, of the second real"),
+    "bits under a flow": (BITS, AutoregressiveFlow(), "binary, of the second real"),
+    "a density under bits": (
+        DiagonalGaussian(),
+        FactorizedBernoulliPrior(),
+        "real, of the second binary",
+    ),
+    "a point under bits": (
+        PointMass(),
+        FactorizedBernoulliPrior(),
+        "real, of the second binary",
+    ),
+    "a mixture of points": (PointMass(), VampPrior(3), "has none at a given z"),
+    "a mixture of planar flows": (Planar(2), VampPrior(3), "has none at a given z"),
+    "a mixture of Sylvester flows": (
+        Sylvester(),
+        VampPrior(3),
+        "has none at a given z",
+    ),
+    "a mixture of IAFs": (
+        InverseAutoregressive(),
+        VampPrior(3),
+        "has none at a given z",
+    ),
+    "a mixture of layers": (
+        HierarchicalGaussian(ABOVE),
+        VampPrior(3),
+        "same stochastic layers",
+    ),
+    "layers above a single array": (
+        DiagonalGaussian(),
+        HierarchicalGaussianPrior(ABOVE),
+        "same stochastic layers",
+    ),
+    "a tuple of one above a single array": (
+        HierarchicalGaussian(()),
+        NORMAL,
+        "same stochastic layers",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_PAIRS)
+def test_a_posterior_and_a_prior_of_other_latents_are_refused(name):
+    posterior, prior, reason = REFUSED_PAIRS[name]
+    message = f"posterior {re.escape(str(posterior))} and prior "
+    message = message + re.escape(str(prior)) + f".*{reason}"
+    with pytest.raises(ValueError, match=message):
+        ModelSpec(posterior=posterior, prior=prior)
+
+
+@pytest.mark.parametrize(
+    "prior, num_classes, message",
+    [
+        (VampPrior(3), 2, "VampPrior.* encodes without labels, and num_classes is 2"),
+        (ClassConditionalPrior(2), 0, "has 2 classes, and num_classes is 0"),
+        (ClassConditionalPrior(2), 3, "has 2 classes, and num_classes is 3"),
+    ],
+)
+def test_a_prior_and_a_model_of_other_labels_are_refused(prior, num_classes, message):
+    with pytest.raises(ValueError, match=message):
+        ModelSpec(prior=prior, num_classes=num_classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Undeclared:
+    """A family of the user's own that says nothing about its latents."""
+
+    family: Any
+
+    def __getattr__(self, name):
+        if name in ("latent_space", "has_log_prob", "layers", "num_classes"):
+            raise AttributeError(name)
+        return getattr(object.__getattribute__(self, "family"), name)
+
+
+@pytest.mark.parametrize(
+    "posterior, prior",
+    [
+        (Undeclared(DiagonalGaussian()), StandardNormal()),
+        (Undeclared(BITS), FactorizedBernoulliPrior()),
+        (Undeclared(BITS), VampPrior(3)),
+        (BITS, Undeclared(FactorizedBernoulliPrior())),
+        (BITS, VampPrior(3)),
+    ],
+    ids=str,
+)
+def test_a_family_that_declares_nothing_goes_with_any(posterior, prior):
+    assert ModelSpec(posterior=posterior, prior=prior).posterior == posterior
+
+
+@pytest.mark.parametrize("posterior", [Planar(1), PointMass()], ids=str)
+def test_a_mixture_of_an_undeclared_posterior_is_refused_by_its_density(posterior):
+    spec = dataclasses.replace(
+        SMALL, posterior=Undeclared(posterior), prior=VampPrior(3)
+    )
+    params = jax.tree.map(jnp.asarray, random_params(spec))
+    with pytest.raises(ValueError, match="mixture of densities.*Posterior has no log"):
+        log_prior(params, jnp.zeros((1, 1, 2)))
 
 
 @pytest.mark.parametrize("shape", [(1,), (784,), (28, 28), (8, 8, 3)], ids=str)

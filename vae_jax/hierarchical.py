@@ -180,6 +180,8 @@ class HierarchicalGaussian:
 
     layers: tuple[StochasticLayer, ...]
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    latent_space: ClassVar[str] = "real"
+    has_log_prob: ClassVar[bool] = True
 
     def num_outputs(self, latent_dim: int) -> int:
         """A mean and a log-variance for each latent of the first layer."""
@@ -221,6 +223,7 @@ class HierarchicalGaussianPrior:
 
     layers: tuple[StochasticLayer, ...]
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    latent_space: ClassVar[str] = "real"
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]

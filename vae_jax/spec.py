@@ -53,8 +53,9 @@ class ModelSpec:
 
     Raises:
       ValueError: a field cannot be hashed, is of the wrong kind, a size is not
-        positive, the dtype has no such name, or posterior and prior differ in their
-        stochastic layers.
+        positive, the dtype has no such name, or posterior and prior do not go together:
+        they differ in the values of their latents (`types.PosteriorFamily`) or in their
+        stochastic layers, or the prior needs a density or labels that the model lacks.
 
     Example:
       >>> from vae_jax import MLP, ModelSpec
@@ -90,7 +91,8 @@ class ModelSpec:
                 f"compute_dtype must be one of {COMPUTE_DTYPES}, got "
                 f"{self.compute_dtype!r}"
             )
-        _check_agreement(self)
+        _check_latents(self)
+        _check_labels(self)
 
     @property
     def data_dim(self) -> int:
@@ -114,19 +116,46 @@ def _check_choice(name: str, choice: Any, methods: tuple[str, ...]) -> None:
         ) from error
 
 
-def _check_agreement(spec: "ModelSpec") -> None:
-    """Refuses a posterior and a prior that are not about the same latents or labels."""
-    layers = [getattr(family, "layers", ()) for family in (spec.posterior, spec.prior)]
+def _check_latents(spec: "ModelSpec") -> None:
+    """Refuses a posterior and a prior that are not about the same latents."""
+    pair = f"posterior {spec.posterior} and prior {spec.prior}"
+    layers, spaces = (
+        [getattr(family, name, None) for family in (spec.posterior, spec.prior)]
+        for name in ("layers", "latent_space")
+    )
     if layers[0] != layers[1]:
+        raise ValueError(f"{pair} must have the same stochastic layers")
+    if None not in spaces and spaces[0] != spaces[1]:
         raise ValueError(
-            f"posterior {spec.posterior} and prior {spec.prior} must have the same "
-            "stochastic layers"
+            f"{pair} must be about the same latents, and those of the first are "
+            f"{spaces[0]}, of the second {spaces[1]}; FactorizedBernoulli() goes with "
+            "FactorizedBernoulliPrior()"
         )
+    mixture = getattr(spec.prior, "is_mixture_of_posteriors", False)
+    if mixture and not getattr(spec.posterior, "has_log_prob", True):
+        raise ValueError(
+            f"{pair}: the prior is a mixture of densities q(z|u), and the posterior "
+            "has none at a given z; choose one with has_log_prob (DiagonalGaussian(), "
+            "FullGaussian()), or another prior"
+        )
+
+
+def _check_labels(spec: "ModelSpec") -> None:
+    """Refuses a prior that takes labels in a model without, and the reverse."""
     classes = getattr(spec.prior, "num_classes", spec.num_classes)
     if classes != spec.num_classes:
         raise ValueError(
             f"prior {spec.prior} has {classes} classes, and num_classes is "
             f"{spec.num_classes}"
+        )
+    if hasattr(spec.prior, "given") and not spec.num_classes:
+        raise ValueError(
+            f"prior {spec.prior} depends on labels, and num_classes is 0: set it"
+        )
+    if spec.num_classes and getattr(spec.prior, "is_mixture_of_posteriors", False):
+        raise ValueError(
+            f"prior {spec.prior} encodes without labels, and num_classes is "
+            f"{spec.num_classes}; choose another prior, or num_classes=0"
         )
 
 

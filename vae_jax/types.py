@@ -84,6 +84,19 @@ class PosteriorFamily(Protocol):
 
     `hyperparameters` names the entries of the family's own parameters that are
     real-valued settings and not weights: training leaves them alone.
+
+    A `ModelSpec` compares what the two families of latents declare as class
+    attributes, and refuses a pair that differs:
+
+    - `latent_space`: the values of z, `"real"` or `"binary"`, or a name of the user's
+      own. A probability and a density are of different measures, so that log p(z) -
+      log q(z|x) means nothing for a pair of one each.
+    - `has_log_prob`: whether what it builds has `log_prob` at any point. A prior whose
+      density is made of posteriors needs it.
+    - `layers`: the stochastic layers above the first, where z is a tuple.
+
+    A family that leaves out the first or the second is not checked for it: the caller
+    vouches for the pair. One that leaves out the third has a single array for z.
     """
 
     hyperparameters: tuple[str, ...]
@@ -107,7 +120,13 @@ class Prior(Protocol):
     `encode` is handed to it because the density of a VampPrior is a mixture of
     the encoder's posteriors at learned pseudo-inputs. A prior that depends on labels
     adds `given(prior_params, labels [B, C])`, which returns the parameters that the
-    other methods take, with a batch axis.
+    other methods take, with a batch axis, and declares `num_classes`.
+
+    It declares `latent_space` and `layers` as a `PosteriorFamily` does. A prior on the
+    values of whatever posterior it is paired with leaves `latent_space` out. One whose
+    density calls `encode`, and `log_prob` of what that returns, declares
+    `is_mixture_of_posteriors = True`: it needs a posterior with that method, and a
+    model without labels, as it has none to give.
     """
 
     hyperparameters: tuple[str, ...]

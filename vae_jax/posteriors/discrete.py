@@ -74,6 +74,8 @@ class FactorizedBernoulli:
     """
 
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    latent_space: ClassVar[str] = "binary"
+    has_log_prob: ClassVar[bool] = True
 
     def num_outputs(self, latent_dim: int) -> int:
         """One logit for each latent dimension."""

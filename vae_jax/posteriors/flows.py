@@ -47,6 +47,8 @@ class FlowFamily:
     """What the families share: no parameters of their own."""
 
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    latent_space: ClassVar[str] = "real"
+    has_log_prob: ClassVar[bool] = False
 
     def init(self, key: Key, *, latent_dim: int) -> dict[str, PyTree]:
         """No parameters of its own."""
@@ -159,6 +161,7 @@ class Householder(FlowFamily):
     """
 
     num_steps: int = 4
+    has_log_prob: ClassVar[bool] = True
 
     def num_outputs(self, latent_dim: int) -> int:
         """Of the Gaussian, and a vector for each reflection."""
@@ -313,6 +316,8 @@ class InverseAutoregressive:
     hidden_dim: int = 100
     context_dim: int = 32
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    latent_space: ClassVar[str] = "real"
+    has_log_prob: ClassVar[bool] = False
 
     def num_outputs(self, latent_dim: int) -> int:
         """Of the Gaussian, and the context."""

@@ -138,6 +138,8 @@ class DiagonalGaussian:
     """
 
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    latent_space: ClassVar[str] = "real"
+    has_log_prob: ClassVar[bool] = True
 
     def num_outputs(self, latent_dim: int) -> int:
         """A mean and a log-variance for each latent dimension."""
@@ -206,6 +208,8 @@ class FullGaussian:
     """
 
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    latent_space: ClassVar[str] = "real"
+    has_log_prob: ClassVar[bool] = True
 
     def num_outputs(self, latent_dim: int) -> int:
         """Means, log-variances and the entries below the diagonal."""
@@ -270,6 +274,8 @@ class LowRankGaussian:
 
     rank: int = 2
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    latent_space: ClassVar[str] = "real"
+    has_log_prob: ClassVar[bool] = True
 
     def num_outputs(self, latent_dim: int) -> int:
         """Means, log-variances and the factor."""

@@ -42,6 +42,8 @@ class PointMass:
     """
 
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    latent_space: ClassVar[str] = "real"
+    has_log_prob: ClassVar[bool] = False
 
     def num_outputs(self, latent_dim: int) -> int:
         """One number for each latent dimension."""

@@ -36,6 +36,7 @@ class AutoregressiveFlow:
     num_steps: int = 3
     hidden_dim: int = 100
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    latent_space: ClassVar[str] = "real"
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]

@@ -24,6 +24,7 @@ class StandardNormal:
     """
 
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    latent_space: ClassVar[str] = "real"
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
@@ -93,6 +94,8 @@ class DiagonalGaussianPrior(LearnedPrior):
       [0. 0.]
     """
 
+    latent_space: ClassVar[str] = "real"
+
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
     ) -> dict[str, PyTree]:
@@ -119,6 +122,8 @@ class FactorizedBernoulliPrior(LearnedPrior):
       >>> print(params["logits"])
       [0. 0.]
     """
+
+    latent_space: ClassVar[str] = "binary"
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]

@@ -33,6 +33,7 @@ class MixtureOfGaussians:
     num_components: int = 10
     full_covariance: bool = False
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    latent_space: ClassVar[str] = "real"
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
@@ -93,7 +94,8 @@ class VampPrior:
     """p(z) = 1/K sum_k q(z|u_k) at learned pseudo-inputs u_k, Tomczak & Welling 2018.
 
     The pseudo-inputs are kept in (0, 1) by a sigmoid, like data. Training moves the
-    encoder through the prior as well.
+    encoder through the prior as well. It goes with every posterior that has a density
+    at a given z, bits among them, in a model without labels.
 
     Attributes:
       num_pseudo_inputs: K.
@@ -109,6 +111,7 @@ class VampPrior:
 
     num_pseudo_inputs: int = 500
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    is_mixture_of_posteriors: ClassVar[bool] = True
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
@@ -118,8 +121,17 @@ class VampPrior:
         return {"pseudo_inputs": jax.random.normal(key, shape)}
 
     def log_prob(self, prior_params: PyTree, z: Array, *, encode: Encode) -> Array:
-        """Log p(z) in nats, `[S, B]` for `[S, B, L]`; needs q's `log_prob`."""
+        """Log p(z) in nats, `[S, B]` for `[S, B, L]`.
+
+        Raises:
+          ValueError: the posterior has no density at a given z.
+        """
         components = encode(jax.nn.sigmoid(prior_params["pseudo_inputs"]))
+        if not components.has_density or not hasattr(components, "log_prob"):
+            raise ValueError(
+                "a VampPrior is a mixture of densities q(z|u), and "
+                f"{type(components).__name__} has no log_prob"
+            )
         shape = (*z.shape[:-1], self.num_pseudo_inputs, z.shape[-1])
         everywhere = jnp.broadcast_to(z[..., None, :], shape)
         each = components.log_prob(everywhere.reshape(-1, *shape[-2:]))

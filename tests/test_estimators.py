@@ -1,5 +1,6 @@
 """Estimates of expectations: values and gradients on integrands that are known."""
 
+import dataclasses
 import functools
 from dataclasses import replace
 
@@ -1005,6 +1006,24 @@ def test_what_is_known_for_bits_refuses_a_gaussian(estimator, key):
     message = f"{estimator.__name__} is known for BernoulliPosterior only, got Diagonal"
     with pytest.raises(ValueError, match=message):
         traced(estimator, total, normal(), key)
+
+
+@pytest.mark.parametrize(
+    "estimator, posterior",
+    [
+        (measure_valued, normal()),
+        (delta_control_variate, normal()),
+        *((e, coins()) for e in (gumbel_softmax, straight_through, rebar, arm, disarm)),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_subclass_may_have_another_density_and_is_refused(estimator, posterior, key):
+    own = jax.tree_util.register_dataclass(
+        type("Own", (type(posterior),), {"log_prob": lambda self, z: z.sum(-1)})
+    )
+    leaves = dataclasses.asdict(posterior)
+    with pytest.raises(ValueError, match=f"{estimator.__name__} is known .*, got Own"):
+        traced(estimator, total, own(**leaves), key)
 
 
 def test_a_gaussian_cannot_be_enumerated(key):

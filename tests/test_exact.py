@@ -20,6 +20,7 @@ from vae_jax import (
     Linear,
     MixtureOfGaussians,
     ModelSpec,
+    StandardNormal,
     decode,
     elbo_terms,
     exact,
@@ -337,3 +338,37 @@ def test_the_elbo_is_below_the_evidence_by_the_kl_to_the_true_posterior(
 def test_what_has_no_exact_answer_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(random_params(small_spec(3)))
+
+
+class NormalAtThree(StandardNormal):
+    def log_prob(self, prior_params, z, *, encode):
+        return super().log_prob(prior_params, z - 3, encode=encode)
+
+
+class MixtureAtThree(MixtureOfGaussians):
+    def log_prob(self, prior_params, z, *, encode):
+        return super().log_prob(prior_params, z - 3, encode=encode)
+
+
+class DoubledGaussian(Gaussian):
+    def build(self, likelihood_params, outputs):
+        return super().build(likelihood_params, 2 * outputs)
+
+
+@pytest.mark.parametrize(
+    "changes, answer",
+    [
+        ({"prior": NormalAtThree()}, exact.linear_gaussian),
+        ({"likelihood": DoubledGaussian()}, exact.linear_gaussian),
+        (
+            {"prior": MixtureAtThree(2)},
+            lambda params: exact.mixture_log_evidence(params, np.zeros((1, 5))),
+        ),
+    ],
+    ids=["prior", "likelihood", "mixture"],
+)
+def test_a_subclass_with_another_density_has_no_exact_answer(changes, answer):
+    options = {"likelihood": Gaussian(), "latent_dim": 2, "data_shape": (5,)}
+    spec = ModelSpec(Linear(), Linear(), **(options | changes))
+    with pytest.raises(ValueError, match="this exact answer is for the"):
+        answer(random_params(spec))

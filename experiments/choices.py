@@ -254,7 +254,7 @@ def objective(
     if config.objective == "piwae":
         return vae_jax.importance_weighted_objective(
             num_samples=samples,
-            bound=vae_jax.partially_importance_weighted_bound,
+            terms=vae_jax.partially_importance_weighted_terms,
             num_groups=groups,
         )
     if config.objective in OBJECTIVES_OF_SEVERAL_SAMPLES:

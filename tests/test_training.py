@@ -216,8 +216,6 @@ def test_the_objective_hands_its_options_on():
 
 
 def test_the_objective_of_a_bound_keeps_the_guards_of_the_bound():
-    """It has a way of its own to draw the samples once."""
-
     def value(params, **options):
         objective = importance_weighted_objective(**options)
         return objective(params, BATCH, ROOT, 0)[0]

@@ -56,9 +56,11 @@ from vae_jax.objectives import (
     elbo,
     elbo_terms,
     importance_weighted_bound,
+    importance_weighted_terms,
     log_joint,
     log_weight,
     partially_importance_weighted_bound,
+    partially_importance_weighted_terms,
 )
 from vae_jax.parallel import (
     jit_step,
@@ -182,6 +184,7 @@ __all__ = [
     "generate",
     "importance_weighted_bound",
     "importance_weighted_objective",
+    "importance_weighted_terms",
     "inference_gap",
     "init",
     "init_state",
@@ -198,6 +201,7 @@ __all__ = [
     "num_models",
     "own_examples",
     "partially_importance_weighted_bound",
+    "partially_importance_weighted_terms",
     "pmap_step",
     "put_on_devices",
     "reconstruct",

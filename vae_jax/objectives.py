@@ -40,6 +40,20 @@ class ELBOTerms(NamedTuple):
     kl_divergence: Array
 
 
+class ImportanceWeightedTerms(NamedTuple):
+    """A bound of several samples of each example, and the ELBO's terms, in nats.
+
+    Attributes:
+      bound: the reduced log-weights, `[B]`.
+      log_likelihood: estimate of E_q(z|x)[log p(x|z)], `[B]`; constant.
+      kl_divergence: KL(q(z|x) || p(z)) or its estimate, `[B]`; constant.
+    """
+
+    bound: Array
+    log_likelihood: Array
+    kl_divergence: Array
+
+
 def elbo_terms(
     params: Params,
     x: Array,
@@ -221,6 +235,72 @@ def log_weight(
     return joint - log_q
 
 
+def importance_weighted_terms(
+    params: Params,
+    x: Array,
+    key: Key,
+    *,
+    num_samples: int,
+    estimator: Estimator = reparameterization,
+    reduction: Reduction = log_mean_exp,
+    labels: Array | None = None,
+) -> ImportanceWeightedTerms:
+    """Importance-weighted bound and the ELBO's terms of each example, in nats.
+
+    `importance_weighted_bound` is its batch mean. The terms are of the same samples,
+    which are drawn and decoded once, and constants: for a training step to log.
+
+    Args:
+      params: model parameters.
+      x: observations, `[B, D]`.
+      key: PRNG key, consumed once.
+      num_samples: importance samples S of each observation.
+      estimator: gives value and gradient of the bound (`types.Estimator`).
+      reduction: of the log-weights `[S, B]` to `[B]`.
+      labels: of a conditional model, as for `encode`.
+
+    Returns:
+      `ImportanceWeightedTerms`, each `[B]`.
+
+    Raises:
+      ValueError: as `importance_weighted_bound`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import ModelSpec, importance_weighted_terms, init
+      >>> params, x = init(ModelSpec(), jax.random.key(0)), jnp.zeros((8, 784))
+      >>> terms = importance_weighted_terms(params, x, jax.random.key(1), num_samples=5)
+      >>> terms.bound.shape
+      (8,)
+    """
+    _check_num_samples(num_samples)
+    x = as_float(x, _dtype_of(params))
+    posterior = encode(params, x, labels=labels)
+    require_density(posterior, "an importance-weighted bound")
+
+    def integrand(z: Latents, log_q: Array) -> tuple[Array, tuple[Array, Array]]:
+        log_likelihood = decode(params, z, labels=labels).log_prob(x)
+        log_p = log_prior(params, z, labels=labels)
+        chex.assert_equal_shape([log_likelihood, log_p])
+        return log_likelihood + log_p - log_q, (log_likelihood, log_q - log_p)
+
+    bound, (log_likelihood, kl_divergence) = estimator(
+        integrand,
+        posterior,
+        key,
+        num_samples=num_samples,
+        reduction=reduction,
+        has_aux=True,
+    )
+    closed_form = _select_kl(posterior, params.spec.prior, "auto")
+    if closed_form is not None:
+        own = prior_params(params, labels)
+        kl_divergence = closed_form(posterior, params.spec.prior, own)
+    terms = jax.lax.stop_gradient((log_likelihood, kl_divergence))
+    chex.assert_shape([bound, *terms], (x.shape[0],))
+    return ImportanceWeightedTerms(bound, *terms)
+
+
 def importance_weighted_bound(
     params: Params,
     x: Array,
@@ -261,17 +341,59 @@ def importance_weighted_bound(
       >>> bound.shape
       ()
     """
-    _check_num_samples(num_samples)
-    posterior = encode(params, x, labels=labels)
-    require_density(posterior, "an importance-weighted bound")
-    bounds = estimator(
-        lambda z, log_q: log_weight(params, x, z, log_q, labels=labels),
-        posterior,
+    terms = importance_weighted_terms(
+        params,
+        x,
         key,
         num_samples=num_samples,
+        estimator=estimator,
         reduction=reduction,
+        labels=labels,
     )
-    return jnp.mean(bounds)
+    return jnp.mean(terms.bound)
+
+
+def partially_importance_weighted_terms(
+    params: Params,
+    x: Array,
+    key: Key,
+    *,
+    num_samples: int,
+    num_groups: int,
+    estimator: Estimator = reparameterization,
+    labels: Array | None = None,
+) -> ImportanceWeightedTerms:
+    """`importance_weighted_terms`, the encoder trained on groups of samples (PIWAE).
+
+    `partially_importance_weighted_bound` is the batch mean of its bound.
+
+    Args:
+      params: model parameters.
+      x: observations, `[B, D]`.
+      key: PRNG key, consumed once.
+      num_samples: importance samples S of each observation.
+      num_groups: M, which must divide S.
+      estimator: gives value and gradient (`types.Estimator`).
+      labels: of a conditional model, as for `encode`.
+
+    Returns:
+      `ImportanceWeightedTerms`, each `[B]`.
+
+    Raises:
+      ValueError: as `partially_importance_weighted_bound`.
+
+    Example:
+      See `importance_weighted_terms`.
+    """
+    frozen = jax.lax.stop_gradient(params)
+    generative = params.replace(encoder=frozen.encoder, posterior=frozen.posterior)
+    inference = frozen.replace(encoder=params.encoder, posterior=params.posterior)
+    options = {"num_samples": num_samples, "estimator": estimator, "labels": labels}
+    terms = importance_weighted_terms(generative, x, key, **options)
+    surrogate = importance_weighted_terms(
+        inference, x, key, reduction=grouped(num_groups), **options
+    )
+    return terms._replace(bound=with_surrogate(terms.bound, surrogate.bound))
 
 
 def partially_importance_weighted_bound(
@@ -315,15 +437,16 @@ def partially_importance_weighted_bound(
       ... ).shape
       ()
     """
-    frozen = jax.lax.stop_gradient(params)
-    generative = params.replace(encoder=frozen.encoder, posterior=frozen.posterior)
-    inference = frozen.replace(encoder=params.encoder, posterior=params.posterior)
-    options = {"num_samples": num_samples, "estimator": estimator, "labels": labels}
-    value = importance_weighted_bound(generative, x, key, **options)
-    surrogate = importance_weighted_bound(
-        inference, x, key, reduction=grouped(num_groups), **options
+    terms = partially_importance_weighted_terms(
+        params,
+        x,
+        key,
+        num_samples=num_samples,
+        num_groups=num_groups,
+        estimator=estimator,
+        labels=labels,
     )
-    return with_surrogate(value, surrogate)
+    return jnp.mean(terms.bound)
 
 
 def require_density(posterior: Posterior, purpose: str) -> None:

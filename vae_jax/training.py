@@ -15,17 +15,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vae_jax.estimators import log_mean_exp, reparameterization, value_only
-from vae_jax.estimators.reductions import Reduction
-from vae_jax.model import as_float, decode, encode, log_prior, prior_params, trainable
+from vae_jax.model import encode, prior_params, trainable
 from vae_jax.objectives import (
     ELBOTerms,
+    ImportanceWeightedTerms,
     elbo_terms,
-    importance_weighted_bound,
-    require_density,
+    importance_weighted_terms,
 )
 from vae_jax.penalties import Penalty, mean_kl
-from vae_jax.priors import closed_form_kl
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Objective, PyTree
 
@@ -163,17 +160,17 @@ def elbo_objective(
 def importance_weighted_objective(
     *,
     num_samples: int,
-    bound: Callable[..., Array] = importance_weighted_bound,
+    terms: Callable[..., ImportanceWeightedTerms] = importance_weighted_terms,
     **options: Any,
 ) -> Objective:
     """A bound of several samples as an objective of training.
 
     Args:
       num_samples: importance samples of each observation.
-      bound: `importance_weighted_bound`, or another of its arguments
-        (`partially_importance_weighted_bound`).
-      **options: further options of the bound: `reduction` makes it MIWAE, CIWAE or a
-        Renyi bound, `estimator` chooses its gradient.
+      terms: `importance_weighted_terms`, or another function of its arguments
+        (`partially_importance_weighted_terms`).
+      **options: further options of that function: `reduction` makes it MIWAE, CIWAE or
+        a Renyi bound, `estimator` chooses its gradient.
 
     Returns:
       An `Objective`. It logs what `elbo_objective` logs, of the same samples.
@@ -188,67 +185,17 @@ def importance_weighted_objective(
 
     def objective(params: Params, batch: Array | Labelled, key: Key, step: Array):
         x, labels = _parts(batch)
-        shared = {"num_samples": num_samples, "labels": labels}
-        if plain:
-            reduction = options.get("reduction", log_mean_exp)
-            return _bound_and_logged(params, x, key, reduction=reduction, **shared)
-        value = bound(params, x, key, **shared, **options)
-        terms = elbo_terms(params, x, key, estimator=value_only, **shared)
-        return value, jax.lax.stop_gradient(_logged(terms))
+        found = terms(params, x, key, num_samples=num_samples, labels=labels, **options)
+        return jnp.mean(found.bound), _logged(found)
 
-    plain = (
-        bound is importance_weighted_bound
-        and set(options) <= {"estimator", "reduction"}
-        and options.get("estimator", reparameterization) is reparameterization
-    )
     return objective
-
-
-def _bound_and_logged(
-    params: Params,
-    x: Array,
-    key: Key,
-    *,
-    num_samples: int,
-    reduction: Reduction,
-    labels: Array | None,
-) -> tuple[Array, Metrics]:
-    """The reparameterized bound and what is logged, of samples that are drawn once.
-
-    Two calls with one key draw the same, but XLA does not notice within a loop, and
-    decodes twice: a fifth to a third of the time of a step with 50 samples.
-    """
-    x = as_float(x, jax.tree.leaves(params.decoder)[0].dtype)
-    posterior = encode(params, x, labels=labels)
-    require_density(posterior, "an importance-weighted bound")
-    log_likelihood, log_ratio = reparameterization(
-        lambda z, log_q: (
-            decode(params, z, labels=labels).log_prob(x),
-            log_q - log_prior(params, z, labels=labels),
-        ),
-        posterior,
-        key,
-        num_samples=num_samples,
-        reduction=lambda values: values,
-    )
-    value = jnp.mean(reduction(log_likelihood - log_ratio))
-    closed_form = closed_form_kl(type(posterior), type(params.spec.prior))
-    own = prior_params(params, labels)
-    kl_divergence = (
-        jnp.mean(log_ratio, axis=0)
-        if closed_form is None
-        else closed_form(posterior, params.spec.prior, own)
-    )
-    mean = jnp.mean(log_likelihood, axis=0)
-    terms = ELBOTerms(mean - kl_divergence, mean, kl_divergence)
-    return value, jax.lax.stop_gradient(_logged(terms))
 
 
 def _parts(batch: Array | Labelled) -> tuple[Array, Array | None]:
     return batch if isinstance(batch, Labelled) else (batch, None)
 
 
-def _logged(terms: ELBOTerms) -> Metrics:
+def _logged(terms: ELBOTerms | ImportanceWeightedTerms) -> Metrics:
     """Batch means of the terms; the ELBO at beta 1."""
     log_likelihood = jnp.mean(terms.log_likelihood)
     kl_divergence = jnp.mean(terms.kl_divergence)

@@ -217,6 +217,12 @@ class Estimator(Protocol):
     takes `[S, B]` to `[B]`: the mean for an expectation, log-mean-exp for an
     importance-weighted bound, so that multi-sample estimators obey the same
     protocol as single-sample ones.
+
+    With `has_aux` the integrand returns a pair `(values, aux)`, as for
+    `jax.value_and_grad`, and so does the estimator: auxiliary outputs, arrays `[S, B]`
+    too, are estimated from the same draws as expectations, constants. What a training
+    step logs costs no second pass that way. Other options are keywords of an
+    estimator's own, given with `functools.partial`.
     """
 
     def __call__(
@@ -226,7 +232,8 @@ class Estimator(Protocol):
         key: Key,
         *,
         num_samples: int,
-        reduction: Callable[[Array], Array],
+        reduction: Callable[[Array], Array] = ...,
+        has_aux: bool = ...,
     ) -> PyTree:
         """Returns the estimate for each example, `[B]` for each `[S, B]`."""
         ...

@@ -19,7 +19,11 @@ from vae_jax.posteriors import DiagonalGaussianPosterior
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
 
 Integrand = Callable[[Latents, Array], PyTree]
-"""f(z, log_q): latents `[S, B, L]`, their log q `[S, B]`, to `[S, B]` or a tree."""
+"""f(z, log_q): latents `[S, B, L]`, their log q `[S, B]`, to `[S, B]` or a tree.
+
+With `has_aux` it returns a pair, as for `jax.value_and_grad`: the second tree, of
+arrays `[S, B]` too, is estimated from the same draws as constants.
+"""
 
 
 def value_only(
@@ -29,6 +33,7 @@ def value_only(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
 ) -> PyTree:
     """The plain Monte Carlo estimate of E_q[f(z)], a constant: for evaluation.
 
@@ -39,6 +44,7 @@ def value_only(
       key: PRNG key, consumed once.
       num_samples: samples S.
       reduction: from `[S, B]` to `[B]`.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
@@ -55,8 +61,10 @@ def value_only(
       (2,)
     """
     check_num_samples(num_samples)
-    values = values_of(integrand, *posterior.sample_and_log_prob(key, num_samples))
-    return jax.lax.stop_gradient(jax.tree.map(reduction, values))
+    draws = posterior.sample_and_log_prob(key, num_samples)
+    values, aux = values_of(integrand, *draws, has_aux)
+    values = jax.lax.stop_gradient(jax.tree.map(reduction, values))
+    return with_auxiliary(values, aux, has_aux)
 
 
 def with_surrogate(value: Array, surrogate: Array) -> Array:
@@ -79,44 +87,60 @@ def constant_draws(
     return jax.lax.stop_gradient(z), posterior.log_prob(jax.lax.stop_gradient(z))
 
 
-def values_of(integrand: Integrand, z: Latents, log_q: Array) -> PyTree:
-    """The integrand's values, each `[S, B]`: a stray axis would broadcast silently."""
-    values = integrand(z, log_q)
-    for leaf in jax.tree.leaves(values):
+def values_of(
+    integrand: Integrand, z: Latents, log_q: Array, has_aux: bool
+) -> tuple[PyTree, PyTree]:
+    """Values and auxiliary outputs of the integrand; None in place of the latter.
+
+    Each must be `[S, B]`: a stray axis would broadcast silently.
+    """
+    values, aux = integrand(z, log_q) if has_aux else (integrand(z, log_q), None)
+    for leaf in jax.tree.leaves((values, aux)):
         chex.assert_equal_shape([leaf, log_q])
-    return values
+    return values, aux
 
 
-def at_frozen(integrand: Integrand, posterior: Posterior) -> Callable:
-    """The integrand as a function of z alone, the distribution held constant."""
+def with_auxiliary(
+    estimates: PyTree, aux: PyTree, has_aux: bool, mean: Reduction = sample_mean
+) -> PyTree:
+    """The estimates alone, or beside those of the auxiliary outputs, constants."""
+    if not has_aux:
+        return estimates
+    return estimates, jax.lax.stop_gradient(jax.tree.map(mean, aux))
+
+
+def at_frozen(
+    integrand: Integrand, posterior: Posterior, has_aux: bool = False
+) -> Callable[[Latents], tuple[PyTree, PyTree]]:
+    """`values_of` as a function of z alone, the distribution held constant."""
     frozen = jax.lax.stop_gradient(posterior)
-    return lambda z: values_of(integrand, z, frozen.log_prob(z))
+    return lambda z: values_of(integrand, z, frozen.log_prob(z), has_aux)
 
 
 def latent_gradients(
-    function: Callable[[Latents], PyTree],
+    function: Callable[[Latents], tuple[PyTree, PyTree]],
     z: Latents,
     coefficients: Callable[[Array], Array],
-) -> tuple[PyTree, PyTree]:
+) -> tuple[PyTree, PyTree, PyTree]:
     """f(z), and for each leaf of it the gradient of sum_s c_s f(z_s) by z, constant.
 
     Args:
-      function: from `[S, B, L]` to `[S, B]` or a tree of such.
+      function: from `[S, B, L]` to `[S, B]` or a tree of such, and auxiliary outputs.
       z: latents, `[S, B, L]`.
       coefficients: c as a function of a leaf's values, `[S, B]` to `[S, B]`.
 
     Returns:
-      The values, which are differentiable in what the function holds; and a list
-      with one tree like `z` for each leaf of the values.
+      The values, which are differentiable in what the function holds; a list with
+      one tree like `z` for each leaf of the values; and the auxiliary outputs.
     """
-    values, pull_back = jax.vjp(function, jax.lax.stop_gradient(z))
+    values, pull_back, aux = jax.vjp(function, jax.lax.stop_gradient(z), has_aux=True)
     leaves, structure = jax.tree.flatten(values)
     gradients = []
     for index, leaf in enumerate(leaves):
         cotangents = [jnp.zeros_like(other) for other in leaves]
         cotangents[index] = coefficients(leaf)
         gradients.append(pull_back(jax.tree.unflatten(structure, cotangents))[0])
-    return values, jax.lax.stop_gradient(gradients)
+    return values, jax.lax.stop_gradient(gradients), aux
 
 
 def along_path(gradients: PyTree, path: Latents) -> Array:

@@ -20,6 +20,7 @@ from vae_jax.estimators.contract import (
     sample_mean,
     scores,
     values_of,
+    with_auxiliary,
     with_surrogate,
 )
 from vae_jax.posteriors import DiagonalGaussianPosterior
@@ -33,6 +34,7 @@ def delta_control_variate(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
     num_coefficient_samples: int = 0,
 ) -> PyTree:
     """The score-function estimate with a control variate by the delta method.
@@ -49,6 +51,7 @@ def delta_control_variate(
       key: PRNG key, consumed once.
       num_samples: samples S.
       reduction: must be the mean.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
       num_coefficient_samples: samples of their own from which c is estimated for each
         parameter, as Cov(f score, control) / Var(control); 0 takes c = 1.
 
@@ -75,8 +78,8 @@ def delta_control_variate(
     require_type(posterior, DiagonalGaussianPosterior, name)
     key, coefficient_key = jax.random.split(key)
     z, log_q = constant_draws(posterior, key, num_samples, name)
-    values = values_of(integrand, z, log_q)
-    expansions = _expansions(at_frozen(integrand, posterior), posterior)
+    values, aux = values_of(integrand, z, log_q, has_aux)
+    expansions = _expansions(at_frozen(integrand, posterior, has_aux), posterior)
     terms = _terms_and_controls(values, expansions, z, scores(posterior, z))
     if num_coefficient_samples:
         check_num_samples(
@@ -87,7 +90,7 @@ def delta_control_variate(
         )
         coefficients = _coefficients(
             *_terms_and_controls(
-                values_of(integrand, *others),
+                values_of(integrand, *others, has_aux)[0],
                 expansions,
                 others[0],
                 scores(posterior, others[0]),
@@ -102,7 +105,8 @@ def delta_control_variate(
         with_surrogate(sample_mean(value), along_parameters(gradient, posterior))
         for value, gradient in zip(jax.tree.leaves(values), gradients, strict=True)
     ]
-    return jax.tree.unflatten(jax.tree.structure(values), estimates)
+    estimates = jax.tree.unflatten(jax.tree.structure(values), estimates)
+    return with_auxiliary(estimates, aux, has_aux)
 
 
 class _Expansion(NamedTuple):
@@ -124,7 +128,8 @@ class _Expansion(NamedTuple):
 
 
 def _expansions(
-    function: Callable[[Latents], PyTree], posterior: DiagonalGaussianPosterior
+    function: Callable[[Latents], tuple[PyTree, PyTree]],
+    posterior: DiagonalGaussianPosterior,
 ) -> list[_Expansion]:
     """One for each part of what the function returns; constants."""
     mean, log_var = jax.lax.stop_gradient((posterior.mean, posterior.log_var))
@@ -132,7 +137,7 @@ def _expansions(
 
     def expansion(index: int) -> _Expansion:
         def value(mean: Array) -> Array:
-            return jax.tree.leaves(function(mean[None]))[index][0]
+            return jax.tree.leaves(function(mean[None])[0])[index][0]
 
         # Examples do not meet in f, so one gradient of the sum is that of each.
         gradient = jax.grad(lambda mean: jnp.sum(value(mean)))
@@ -144,7 +149,7 @@ def _expansions(
         hessian = jax.vmap(column)(basis)
         return _Expansion(mean, jnp.exp(log_var), value(mean), gradient(mean), hessian)
 
-    num_parts = len(jax.tree.leaves(jax.eval_shape(function, mean[None])))
+    num_parts = len(jax.tree.leaves(jax.eval_shape(function, mean[None])[0]))
     return jax.lax.stop_gradient([expansion(index) for index in range(num_parts)])
 
 

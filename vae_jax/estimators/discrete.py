@@ -23,6 +23,7 @@ from vae_jax.estimators.contract import (
     require_type,
     sample_mean,
     values_of,
+    with_auxiliary,
     with_surrogate,
 )
 from vae_jax.posteriors import BernoulliPosterior
@@ -36,6 +37,7 @@ def exact_enumeration(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
 ) -> PyTree:
     """E_q[f(z)] itself and its gradient, by a sum over all values of z.
 
@@ -48,6 +50,7 @@ def exact_enumeration(
       key: not used; there is nothing to draw.
       num_samples: not used.
       reduction: must be the mean.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
 
     Returns:
       The expectations, `[B]` for each part.
@@ -75,10 +78,13 @@ def exact_enumeration(
     z = posterior.support()
     z = jnp.broadcast_to(z, (z.shape[0], batch_size, *z.shape[2:]))
     log_q = posterior.log_prob(z)
-    return jax.tree.map(
-        lambda values: jnp.sum(jnp.exp(log_q) * values, axis=0),
-        values_of(integrand, z, log_q),
-    )
+
+    def expectation(values: Array) -> Array:
+        return jnp.sum(jnp.exp(log_q) * values, axis=0)
+
+    values, aux = values_of(integrand, z, log_q, has_aux)
+    values = jax.tree.map(expectation, values)
+    return with_auxiliary(values, aux, has_aux, mean=expectation)
 
 
 def gumbel_softmax(
@@ -88,6 +94,7 @@ def gumbel_softmax(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
     temperature: float | Array = 0.5,
     hard: bool = False,
 ) -> PyTree:
@@ -105,6 +112,7 @@ def gumbel_softmax(
       key: PRNG key, consumed once.
       num_samples: samples S.
       reduction: from `[S, B]` to `[B]`.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
       temperature: t, positive.
       hard: take f's derivative at the bit instead of its relaxation (straight-through
         Gumbel-softmax); f is then evaluated at bits only, and biased at every t.
@@ -130,9 +138,8 @@ def gumbel_softmax(
     shifted = posterior.logits + jax.random.logistic(key, shape, posterior.logits.dtype)
     relaxed = jax.nn.sigmoid(shifted / temperature)
     bits = _bits(shifted)
-    return _through(
-        integrand, posterior, bits, bits if hard else relaxed, relaxed, reduction
-    )
+    point = bits if hard else relaxed
+    return _through(integrand, posterior, bits, point, relaxed, reduction, has_aux)
 
 
 def straight_through(
@@ -142,6 +149,7 @@ def straight_through(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
 ) -> PyTree:
     """The gradient as if the bit were its probability: d f / d z at the bit, d p / d l.
 
@@ -155,6 +163,7 @@ def straight_through(
       key: PRNG key, consumed once.
       num_samples: samples S.
       reduction: from `[S, B]` to `[B]`.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
@@ -176,7 +185,7 @@ def straight_through(
     require_type(posterior, BernoulliPosterior, name)
     bits, _ = constant_draws(posterior, key, num_samples, name)
     path = jnp.broadcast_to(posterior.mean, bits.shape)
-    return _through(integrand, posterior, bits, bits, path, reduction)
+    return _through(integrand, posterior, bits, bits, path, reduction, has_aux)
 
 
 def rebar(
@@ -186,6 +195,7 @@ def rebar(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
     temperature: float | Array = 0.5,
     scale: float | Array = 1.0,
 ) -> PyTree:
@@ -204,6 +214,7 @@ def rebar(
       key: PRNG key, consumed once.
       num_samples: samples S.
       reduction: must be the mean.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
       temperature: t, positive.
       scale: c; 0 leaves `score_function`.
 
@@ -231,11 +242,14 @@ def rebar(
     bits = _bits(free)
     moved = _given_bits(free, bits, logits)
     free_path, given_path = (jax.nn.sigmoid(z / temperature) for z in (free, moved))
-    controls, gradients = latent_gradients(
-        at_frozen(integrand, posterior), free_path, reduction_gradient(sample_mean)
+    controls, gradients, _ = latent_gradients(
+        at_frozen(integrand, posterior, has_aux),
+        free_path,
+        reduction_gradient(sample_mean),
     )
     log_q = posterior.log_prob(bits)
-    values, structure = jax.tree.flatten(values_of(integrand, bits, log_q))
+    values, aux = values_of(integrand, bits, log_q, has_aux)
+    values, structure = jax.tree.flatten(values)
 
     def estimate(value: Array, control: Array, gradient: Array) -> Array:
         weight = jax.lax.stop_gradient(value - scale * control)
@@ -245,7 +259,8 @@ def rebar(
         )
 
     parts = zip(values, jax.tree.leaves(controls), gradients, strict=True)
-    return jax.tree.unflatten(structure, [estimate(*part) for part in parts])
+    estimates = jax.tree.unflatten(structure, [estimate(*part) for part in parts])
+    return with_auxiliary(estimates, aux, has_aux)
 
 
 def _given_bits(z: Array, bits: Array, logits: Array) -> Array:
@@ -271,6 +286,7 @@ def arm(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
 ) -> PyTree:
     """Augment-REINFORCE-merge: an antithetic pair of bits from one uniform number.
 
@@ -285,6 +301,7 @@ def arm(
       key: PRNG key, consumed once.
       num_samples: pairs S.
       reduction: must be the mean.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
@@ -305,7 +322,7 @@ def arm(
         return 0.5 - u
 
     return _antithetic(
-        integrand, posterior, key, num_samples, reduction, weights, "arm"
+        integrand, posterior, key, num_samples, reduction, has_aux, weights, "arm"
     )
 
 
@@ -316,6 +333,7 @@ def disarm(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
 ) -> PyTree:
     """Antithetic bits with the uniform number integrated out.
 
@@ -331,6 +349,7 @@ def disarm(
       key: PRNG key, consumed once.
       num_samples: pairs S.
       reduction: must be the mean.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
@@ -353,7 +372,7 @@ def disarm(
         return 0.5 * (bits - antithetic) * jax.nn.sigmoid(jnp.abs(logits))
 
     return _antithetic(
-        integrand, posterior, key, num_samples, reduction, weights, "disarm"
+        integrand, posterior, key, num_samples, reduction, has_aux, weights, "disarm"
     )
 
 
@@ -363,6 +382,7 @@ def _antithetic(
     key: Key,
     num_samples: int,
     reduction: Reduction,
+    has_aux: bool,
     weights,
     name: str,
 ) -> PyTree:
@@ -378,7 +398,7 @@ def _antithetic(
     )
     weight = weights(u, bits, antithetic, logits)
     both = jnp.concatenate([bits, antithetic])
-    values = values_of(integrand, both, posterior.log_prob(both))
+    values, aux = values_of(integrand, both, posterior.log_prob(both), has_aux)
 
     def estimate(values: Array) -> Array:
         difference = values[:num_samples] - values[num_samples:]
@@ -386,7 +406,7 @@ def _antithetic(
         surrogate = along_parameters(BernoulliPosterior(gradients), posterior)
         return with_surrogate(sample_mean(values), surrogate)
 
-    return jax.tree.map(estimate, values)
+    return with_auxiliary(jax.tree.map(estimate, values), aux, has_aux)
 
 
 def _through(
@@ -396,19 +416,19 @@ def _through(
     point: Latents,
     path: Latents,
     reduction: Reduction,
+    has_aux: bool,
 ) -> PyTree:
     """R(f) at the bits, its gradient f's derivative at a point along a path."""
-    _, gradients = latent_gradients(
-        at_frozen(integrand, posterior), point, reduction_gradient(reduction)
+    _, gradients, _ = latent_gradients(
+        at_frozen(integrand, posterior, has_aux), point, reduction_gradient(reduction)
     )
-    values, structure = jax.tree.flatten(
-        values_of(integrand, bits, posterior.log_prob(bits))
-    )
+    values, aux = values_of(integrand, bits, posterior.log_prob(bits), has_aux)
+    values, structure = jax.tree.flatten(values)
     estimates = [
         with_surrogate(reduction(value), along_path(gradient, path))
         for value, gradient in zip(values, gradients, strict=True)
     ]
-    return jax.tree.unflatten(structure, estimates)
+    return with_auxiliary(jax.tree.unflatten(structure, estimates), aux, has_aux)
 
 
 def _bits(shifted: Array) -> Array:

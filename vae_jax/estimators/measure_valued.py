@@ -15,6 +15,7 @@ from vae_jax.estimators.contract import (
     require_type,
     sample_mean,
     values_of,
+    with_auxiliary,
     with_surrogate,
 )
 from vae_jax.posteriors import DiagonalGaussianPosterior
@@ -28,6 +29,7 @@ def measure_valued(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
     coupled: bool = True,
 ) -> PyTree:
     """The measure-valued (weak) derivative of E_q[f(z)] for diagonal Gaussians.
@@ -48,6 +50,7 @@ def measure_valued(
       key: PRNG key, consumed once.
       num_samples: samples S.
       reduction: must be the mean.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
       coupled: whether both sides of a difference share their noise.
 
     Returns:
@@ -72,7 +75,7 @@ def measure_valued(
     require_type(posterior, DiagonalGaussianPosterior, name)
     key, noise_key = jax.random.split(key)
     z, log_q = constant_draws(posterior, key, num_samples, name)
-    values = values_of(integrand, z, log_q)
+    values, aux = values_of(integrand, z, log_q, has_aux)
     mean, log_var = jax.lax.stop_gradient((posterior.mean, posterior.log_var))
     scale = jnp.exp(0.5 * log_var)
     noises = _noises(noise_key, z.shape, z.dtype, coupled)
@@ -80,7 +83,7 @@ def measure_valued(
     # [4, L, S, B], of a single call of f.
     around = jax.tree.map(
         partial(jnp.reshape, shape=(4, z.shape[-1], *z.shape[:-1])),
-        at_frozen(integrand, posterior)(moved),
+        at_frozen(integrand, posterior, has_aux)(moved)[0],
     )
 
     def estimate(values: Array, around: Array) -> Array:
@@ -93,7 +96,8 @@ def measure_valued(
         surrogate = along_parameters(gradients, posterior)
         return with_surrogate(sample_mean(values), surrogate)
 
-    return jax.tree.map(estimate, values, around)
+    estimates = jax.tree.map(estimate, values, around)
+    return with_auxiliary(estimates, aux, has_aux)
 
 
 def _noises(

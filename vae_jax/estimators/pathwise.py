@@ -23,6 +23,7 @@ from vae_jax.estimators.contract import (
     require_mean,
     sample_mean,
     values_of,
+    with_auxiliary,
     with_surrogate,
 )
 from vae_jax.estimators.reductions import log_mean_exp
@@ -36,6 +37,7 @@ def reparameterization(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
 ) -> PyTree:
     """The pathwise estimate of E_q[f(z)]: the gradient flows through the samples.
 
@@ -51,6 +53,7 @@ def reparameterization(
       key: PRNG key, consumed once.
       num_samples: samples S.
       reduction: from `[S, B]` to `[B]`; the mean, or `log_mean_exp` for a bound.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
@@ -73,8 +76,11 @@ def reparameterization(
     check_num_samples(num_samples)
     require_differentiable_samples(posterior, "reparameterization")
     z, log_q = posterior.sample_and_log_prob(key, num_samples)
-    require_derivative(lambda z: integrand(z, log_q), z, "reparameterization")
-    return jax.tree.map(reduction, values_of(integrand, z, log_q))
+    require_derivative(
+        lambda z: values_of(integrand, z, log_q, has_aux)[0], z, "reparameterization"
+    )
+    values, aux = values_of(integrand, z, log_q, has_aux)
+    return with_auxiliary(jax.tree.map(reduction, values), aux, has_aux)
 
 
 def path_derivative(
@@ -84,6 +90,7 @@ def path_derivative(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
     allow_biased: bool = False,
 ) -> PyTree:
     """The pathwise estimate without the score: "sticking the landing".
@@ -101,6 +108,7 @@ def path_derivative(
       key: PRNG key, consumed once.
       num_samples: samples S.
       reduction: from `[S, B]` to `[B]`; the mean.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
       allow_biased: take another reduction of several samples, whose gradient is biased.
 
     Returns:
@@ -127,8 +135,9 @@ def path_derivative(
         require_mean(
             reduction, name, "doubly_reparameterized, or allow_biased=True for a bias"
         )
-    z = _differentiable_draws(integrand, posterior, key, num_samples, name)
-    return jax.tree.map(reduction, at_frozen(integrand, posterior)(z))
+    z = _differentiable_draws(integrand, posterior, key, num_samples, has_aux, name)
+    values, aux = at_frozen(integrand, posterior, has_aux)(z)
+    return with_auxiliary(jax.tree.map(reduction, values), aux, has_aux)
 
 
 # From the derivatives of a reduction to the weights of its paths: with v = log w and
@@ -146,6 +155,7 @@ def doubly_reparameterized(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
     prior: Posterior | None = None,
 ) -> PyTree:
     """The doubly reparameterized gradient (DReG) of an importance-weighted bound.
@@ -166,6 +176,7 @@ def doubly_reparameterized(
       key: PRNG key, consumed once.
       num_samples: samples S.
       reduction: `log_mean_exp`, or the mean.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
       prior: a learned p(z) with `from_noise`, `to_noise` and `log_prob`; of a
         conditional model the prior at the labels of the examples. The integrand must
         hold its parameters constant, or they get two gradients: see the last example.
@@ -225,15 +236,17 @@ def doubly_reparameterized(
             f"{name} with a prior needs its from_noise and to_noise, and "
             f"{type(prior).__name__} has none"
         )
-    z = _differentiable_draws(integrand, posterior, key, num_samples, name)
+    z = _differentiable_draws(integrand, posterior, key, num_samples, has_aux, name)
     first = reduction_gradient(reduction)
     path_weights = _PATH_WEIGHTS[reduction]
-    function = at_frozen(integrand, posterior)
-    values, gradients = latent_gradients(function, z, lambda v: path_weights(first(v)))
+    function = at_frozen(integrand, posterior, has_aux)
+    values, gradients, aux = latent_gradients(
+        function, z, lambda v: path_weights(first(v))
+    )
     paths = [(gradients, z)]
     if prior is not None:
         frozen = jax.lax.stop_gradient((z, posterior, prior))
-        _, score = latent_gradients(
+        _, score, _ = latent_gradients(
             function, z, lambda v: first(v) - path_weights(first(v))
         )
         ratio = [
@@ -249,7 +262,7 @@ def doubly_reparameterized(
         )
         for index, leaf in enumerate(leaves)
     ]
-    return jax.tree.unflatten(structure, estimates)
+    return with_auxiliary(jax.tree.unflatten(structure, estimates), aux, has_aux)
 
 
 def _ratio_gradient(
@@ -257,22 +270,31 @@ def _ratio_gradient(
 ) -> Array:
     """Weights * d log(q(z) / p(z)) / d z, `[S, B, L]`."""
 
-    def log_ratio(z: Array) -> Array:
-        return posterior.log_prob(z) - prior.log_prob(z)
+    def log_ratio(z: Array) -> tuple[Array, None]:
+        return posterior.log_prob(z) - prior.log_prob(z), None
 
     return latent_gradients(log_ratio, z, lambda _: weights)[1][0]
 
 
 def _differentiable_draws(
-    integrand: Integrand, posterior: Posterior, key: Key, num_samples: int, name: str
+    integrand: Integrand,
+    posterior: Posterior,
+    key: Key,
+    num_samples: int,
+    has_aux: bool,
+    name: str,
 ) -> Latents:
     """Samples of a distribution and an integrand that the estimator applies to."""
     check_num_samples(num_samples)
     require_differentiable_samples(posterior, name)
     require_log_prob(posterior, name)
     z, log_q = posterior.sample_and_log_prob(key, num_samples)
-    require_derivative(lambda z: integrand(z, log_q), z, name)
-    if not any(outputs_that_use_it(lambda log_q: integrand(z, log_q), log_q)):
+
+    def values(z: Latents, log_q: Array) -> PyTree:
+        return values_of(integrand, z, log_q, has_aux)[0]
+
+    require_derivative(lambda z: values(z, log_q), z, name)
+    if not any(outputs_that_use_it(lambda log_q: values(z, log_q), log_q)):
         raise ValueError(
             f"{name} leaves the score of log q out, and the integrand does not use "
             "log q (in an ELBO: pass kl='monte_carlo'); use reparameterization"

@@ -23,6 +23,7 @@ from vae_jax.estimators.contract import (
     sample_mean,
     scores,
     values_of,
+    with_auxiliary,
     with_surrogate,
 )
 from vae_jax.types import Array, Key, Posterior, PyTree
@@ -35,6 +36,7 @@ def score_function(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
     baseline: PyTree = None,
 ) -> PyTree:
     """The score-function estimate, with no baseline or a given one.
@@ -52,6 +54,7 @@ def score_function(
       key: PRNG key, consumed once.
       num_samples: samples S.
       reduction: from `[S, B]` to `[B]`, and R(f + c) = R(f) + c for a constant c.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
       baseline: b, a number or `[B]`, perhaps a learned function of x (with
         `baseline_loss`); constant for the gradient. A tree of them where f returns a
         tree. None stands for 0.
@@ -75,8 +78,9 @@ def score_function(
       [[0.25]]
     """
     z, log_q = constant_draws(posterior, key, num_samples, "score_function")
-    values = values_of(integrand, z, log_q)
-    return _with_scores(values, log_q, _like(baseline, values), reduction)
+    values, aux = values_of(integrand, z, log_q, has_aux)
+    estimates = _with_scores(values, log_q, _like(baseline, values), reduction)
+    return with_auxiliary(estimates, aux, has_aux)
 
 
 def mean_baseline(
@@ -86,6 +90,7 @@ def mean_baseline(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
     num_baseline_samples: int = 1,
 ) -> PyTree:
     """The score-function estimate with the mean of f as its baseline.
@@ -100,6 +105,7 @@ def mean_baseline(
       key: PRNG key, consumed once.
       num_samples: samples S.
       reduction: from `[S, B]` to `[B]`.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
       num_baseline_samples: samples N of the mean.
 
     Returns:
@@ -118,16 +124,13 @@ def mean_baseline(
     """
     key, baseline_key = jax.random.split(key)
     name = "mean_baseline"
-    others = values_of(
-        integrand, *constant_draws(posterior, baseline_key, num_baseline_samples, name)
-    )
+    other_draws = constant_draws(posterior, baseline_key, num_baseline_samples, name)
+    others, _ = values_of(integrand, *other_draws, has_aux)
     z, log_q = constant_draws(posterior, key, num_samples, name)
-    return _with_scores(
-        values_of(integrand, z, log_q),
-        log_q,
-        jax.tree.map(sample_mean, others),
-        reduction,
-    )
+    values, aux = values_of(integrand, z, log_q, has_aux)
+    baselines = jax.tree.map(sample_mean, others)
+    estimates = _with_scores(values, log_q, baselines, reduction)
+    return with_auxiliary(estimates, aux, has_aux)
 
 
 def leave_one_out(
@@ -137,6 +140,7 @@ def leave_one_out(
     *,
     num_samples: int = 2,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
 ) -> PyTree:
     """The score-function estimate, each sample against the mean of the others.
 
@@ -153,6 +157,7 @@ def leave_one_out(
       key: PRNG key, consumed once.
       num_samples: samples S, at least 2.
       reduction: from `[S, B]` to `[B]`.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
@@ -172,11 +177,12 @@ def leave_one_out(
         num_samples, minimum=2, why=": leave_one_out compares a sample with the others"
     )
     z, log_q = constant_draws(posterior, key, num_samples, "leave_one_out")
-    values = values_of(integrand, z, log_q)
+    values, aux = values_of(integrand, z, log_q, has_aux)
     others = jax.tree.map(
         lambda v: (jnp.sum(v, axis=0) - v) / (num_samples - 1), values
     )
-    return _with_scores(values, log_q, others, reduction)
+    estimates = _with_scores(values, log_q, others, reduction)
+    return with_auxiliary(estimates, aux, has_aux)
 
 
 # By its name in the literature on bounds of several samples.
@@ -190,6 +196,7 @@ def optimal_baseline(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
     num_baseline_samples: int = 32,
 ) -> PyTree:
     """The score-function estimate with the constant of least variance.
@@ -204,6 +211,7 @@ def optimal_baseline(
       key: PRNG key, consumed once.
       num_samples: samples S.
       reduction: must be the mean.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
       num_baseline_samples: samples N of the constants.
 
     Returns:
@@ -226,7 +234,8 @@ def optimal_baseline(
     other_z, other_log_q = constant_draws(
         posterior, baseline_key, num_baseline_samples, name
     )
-    others = jax.lax.stop_gradient(values_of(integrand, other_z, other_log_q))
+    others, _ = values_of(integrand, other_z, other_log_q, has_aux)
+    others = jax.lax.stop_gradient(others)
     other_scores = scores(posterior, other_z)
     z, log_q = constant_draws(posterior, key, num_samples, name)
     sample_scores = scores(posterior, z)
@@ -243,7 +252,8 @@ def optimal_baseline(
             sample_mean(values), along_parameters(gradients, posterior)
         )
 
-    return jax.tree.map(estimate, values_of(integrand, z, log_q), others)
+    values, aux = values_of(integrand, z, log_q, has_aux)
+    return with_auxiliary(jax.tree.map(estimate, values, others), aux, has_aux)
 
 
 def baseline_loss(baseline: Array, estimate: Array) -> Array:

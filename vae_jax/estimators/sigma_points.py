@@ -10,6 +10,7 @@ from vae_jax.estimators.contract import (
     Reduction,
     sample_mean,
     values_of,
+    with_auxiliary,
 )
 from vae_jax.posteriors import DiagonalGaussianPosterior
 from vae_jax.types import Key, PyTree
@@ -22,6 +23,7 @@ def sigma_points(
     *,
     num_samples: int = 1,
     reduction: Reduction = sample_mean,
+    has_aux: bool = False,
 ) -> PyTree:
     """E_q[f(z)] of a diagonal Gaussian by 2 L points: no noise, no error if quadratic.
 
@@ -38,6 +40,7 @@ def sigma_points(
       key: not used; there to obey the contract.
       num_samples: 1; the points are what they are.
       reduction: the mean; no other makes sense of the points.
+      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
 
     Returns:
       The expectations, `[B]` for each `[2 L, B]`.
@@ -65,4 +68,5 @@ def sigma_points(
     size = posterior.mean.shape[-1]
     axes = math.sqrt(size) * jnp.eye(size, dtype=posterior.mean.dtype)
     z = posterior.from_noise(jnp.concatenate([axes, -axes])[:, None])
-    return jax.tree.map(reduction, values_of(integrand, z, posterior.log_prob(z)))
+    values, aux = values_of(integrand, z, posterior.log_prob(z), has_aux)
+    return with_auxiliary(jax.tree.map(reduction, values), aux, has_aux)

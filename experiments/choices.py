@@ -260,9 +260,9 @@ def objective(
     if config.objective in OBJECTIVES_OF_SEVERAL_SAMPLES:
         reduction = {
             "iwae": estimators.log_mean_exp,
-            "miwae": estimators.grouped(groups),
-            "ciwae": estimators.combined(settings["elbo_share"]),
-            "renyi": estimators.renyi(config.renyi_alpha),
+            "miwae": estimators.Grouped(groups),
+            "ciwae": estimators.Combined(settings["elbo_share"]),
+            "renyi": estimators.Renyi(config.renyi_alpha),
         }[config.objective]
         return vae_jax.importance_weighted_objective(
             num_samples=samples, reduction=reduction

@@ -20,7 +20,7 @@ from vae_jax import (
     total_correlation,
 )
 from vae_jax.aggregate import KERNEL_SCALES, kl_decomposition, squared_mmd
-from vae_jax.estimators import grouped
+from vae_jax.estimators import Grouped
 from vae_jax.posteriors import DiagonalGaussianPosterior, FullGaussianPosterior
 
 SPEC = dict(SPECS)["mlp-bernoulli"]
@@ -162,7 +162,7 @@ def bounds():
                 partially_importance_weighted_bound, num_groups=3
             ),
             "iwae": importance_weighted_bound,
-            "miwae": functools.partial(importance_weighted_bound, reduction=grouped(3)),
+            "miwae": functools.partial(importance_weighted_bound, reduction=Grouped(3)),
             "objective": lambda params, x, key, num_samples: (
                 importance_weighted_objective(num_samples=num_samples)(
                     params, x, key, jnp.asarray(0)

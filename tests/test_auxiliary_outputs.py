@@ -52,7 +52,7 @@ ESTIMATORS = {
 def test_every_estimator_is_here():
     known = {name for name in estimators.__all__ if name in ESTIMATORS}
     others = {"GradientMoments", "Moments", "baseline_loss", "gradient_moments"}
-    reductions = {"combined", "grouped", "log_mean_exp", "renyi", "sample_mean"}
+    reductions = {"Combined", "Grouped", "Renyi", "log_mean_exp", "sample_mean"}
     assert known | others | reductions | {"vimco"} == set(estimators.__all__)
 
 

@@ -25,13 +25,14 @@ from vae_jax import (
     reparameterization,
 )
 from vae_jax.estimators import (
+    Grouped,
+    Renyi,
     arm,
     baseline_loss,
     delta_control_variate,
     disarm,
     doubly_reparameterized,
     exact_enumeration,
-    grouped,
     gumbel_softmax,
     leave_one_out,
     log_mean_exp,
@@ -40,7 +41,6 @@ from vae_jax.estimators import (
     optimal_baseline,
     path_derivative,
     rebar,
-    renyi,
     sample_mean,
     score_function,
     sigma_points,
@@ -1070,7 +1070,7 @@ def test_what_estimates_a_mean_refuses_a_bound(estimator, posterior, key):
         )
 
 
-@pytest.mark.parametrize("reduction", [log_mean_exp, grouped(1), renyi(0.5)])
+@pytest.mark.parametrize("reduction", [log_mean_exp, Grouped(1), Renyi(0.5)])
 def test_the_path_derivative_refuses_a_bound_unless_a_bias_is_asked_for(reduction, key):
     params, x = random_params(TINY), example_data(TINY)
     bound = P(

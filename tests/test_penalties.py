@@ -19,7 +19,7 @@ from vae_jax import (
     free_bits,
     importance_weighted_bound,
 )
-from vae_jax.estimators import combined, grouped, log_mean_exp, renyi, sample_mean
+from vae_jax.estimators import Combined, Grouped, Renyi, log_mean_exp, sample_mean
 
 SPEC = ModelSpec(encoder=MLP((4,)), decoder=MLP((4,)), latent_dim=3, data_shape=(5,))
 X = np.random.default_rng(0).integers(0, 2, (6, 5)).astype(np.float32)
@@ -102,10 +102,10 @@ def log_mean(values, axis=0):
 
 
 EXPECTED = {
-    "grouped": (grouped(3), log_mean(VALUES.reshape(3, 2, 4), axis=1).mean(axis=0)),
-    "combined": (combined(0.3), 0.3 * VALUES.mean(0) + 0.7 * log_mean(VALUES)),
-    "renyi": (renyi(0.4), log_mean(0.6 * VALUES) / 0.6),
-    "renyi, negative": (renyi(-1.0), log_mean(2 * VALUES) / 2),
+    "grouped": (Grouped(3), log_mean(VALUES.reshape(3, 2, 4), axis=1).mean(axis=0)),
+    "combined": (Combined(0.3), 0.3 * VALUES.mean(0) + 0.7 * log_mean(VALUES)),
+    "renyi": (Renyi(0.4), log_mean(0.6 * VALUES) / 0.6),
+    "renyi, negative": (Renyi(-1.0), log_mean(2 * VALUES) / 2),
 }
 
 
@@ -119,15 +119,15 @@ def test_a_reduction_is_its_formula_and_moves_with_a_constant(name):
 
 def test_the_ends_of_each_family_are_the_mean_and_the_bound():
     mean, bound = sample_mean(VALUES), log_mean_exp(VALUES)
-    for reduction in (grouped(6), combined(1.0), renyi(1.0), renyi(0.999)):
+    for reduction in (Grouped(6), Combined(1.0), Renyi(1.0), Renyi(0.999)):
         np.testing.assert_allclose(reduction(VALUES), mean, atol=0.02)
-    for reduction in (grouped(1), combined(0.0), renyi(0.0)):
+    for reduction in (Grouped(1), Combined(0.0), Renyi(0.0)):
         np.testing.assert_allclose(reduction(VALUES), bound, rtol=1e-5)
 
 
 def test_the_bounds_of_a_model_lie_in_their_order(params):
     """Of the same log-weights: the ELBO, then larger and larger groups."""
-    ordered = [sample_mean, grouped(4), grouped(2), log_mean_exp, renyi(-1.0)]
+    ordered = [sample_mean, Grouped(4), Grouped(2), log_mean_exp, Renyi(-1.0)]
     found = [
         importance_weighted_bound(params, X, KEY, num_samples=8, reduction=reduction)
         for reduction in ordered
@@ -147,7 +147,7 @@ def test_the_bounds_of_a_model_lie_in_their_order(params):
             lambda: cyclic_schedule(1.0, period=2, rising_share=0.0),
             r"rising_share must be in \(0, 1\], got 0.0",
         ),
-        (lambda: grouped(4)(VALUES), "num_groups must divide num_samples 6, got 4"),
+        (lambda: Grouped(4)(VALUES), "num_groups must divide num_samples 6, got 4"),
     ],
 )
 def test_bad_settings_are_refused(call, message):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax.estimators import combined, renyi
+from vae_jax.estimators import Combined, Grouped, Renyi
 
 RNG = np.random.default_rng(0)
 EPSILON = np.finfo(np.float32).eps
@@ -51,7 +51,7 @@ def by_traced_order():
 
     def everything(alpha, values):
         def bound(alpha, values):
-            return renyi(alpha)(values)
+            return Renyi(alpha)(values)
 
         by_values = jax.grad(lambda values: jnp.sum(bound(alpha, values)))(values)
         return bound(alpha, values), by_values, jax.jacfwd(bound)(alpha, values)
@@ -77,14 +77,14 @@ def test_the_renyi_bound_is_exact_to_rounding_through_order_1(name, by_traced_or
 @pytest.mark.parametrize("t", [0.01, -1e-6])
 def test_an_order_that_is_a_number_gives_the_same_bound(t):
     values = LOG_WEIGHTS["ordinary"]
-    found = jax.jit(renyi(1 - t))(values)
+    found = jax.jit(Renyi(1 - t))(values)
     expected = exact_columns(t, values)[0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=8 * EPSILON)
 
 
 def test_the_renyi_bound_is_exact_in_double_precision(x64):
     values = np.float64(LOG_WEIGHTS["ordinary"])
-    compiled = jax.jit(lambda alpha, values: renyi(alpha)(values))
+    compiled = jax.jit(lambda alpha, values: Renyi(alpha)(values))
     for t in (0.25, 0.01, -1e-6, -0.3):
         expected = exact_columns(1 - (1 - t), values)[0]
         found = compiled(1 - t, values)
@@ -93,7 +93,7 @@ def test_the_renyi_bound_is_exact_in_double_precision(x64):
 
 def test_a_weight_of_zero_has_a_bound_and_a_gradient_where_they_exist():
     values = np.float32([[0.0], [-np.inf]])
-    bound = jax.jit(jax.value_and_grad(lambda values, a: renyi(a)(values)[0]))
+    bound = jax.jit(jax.value_and_grad(lambda values, a: Renyi(a)(values)[0]))
     value, gradient = bound(values, 0.5)
     assert value == pytest.approx(2 * np.log(0.5), rel=1e-6)
     np.testing.assert_allclose(gradient, [[1.0], [0.0]])
@@ -104,10 +104,24 @@ def test_a_weight_of_zero_has_a_bound_and_a_gradient_where_they_exist():
 @pytest.mark.parametrize("alpha", [np.nan, np.inf, -np.inf])
 def test_an_order_that_is_not_finite_is_refused(alpha):
     with pytest.raises(ValueError, match="alpha must be finite, got"):
-        renyi(alpha)
+        Renyi(alpha)
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.5, np.nan])
 def test_a_combination_that_is_not_convex_is_refused(weight):
     with pytest.raises(ValueError, match="weight must be between 0 and 1, got"):
-        combined(weight)
+        Combined(weight)
+
+
+def test_equal_reductions_share_a_program_and_a_setting_may_be_swept():
+    values = LOG_WEIGHTS["ordinary"]
+    compiled = jax.jit(lambda values, reduction: reduction(values), static_argnums=1)
+    for _ in range(2):
+        compiled(values, Grouped(1))
+        compiled(values, Renyi(0.5))
+    assert compiled._cache_size() == 2
+    alphas = np.float32([0.0, 0.5, 1.0])
+    swept = jax.vmap(lambda reduction: reduction(values))(Renyi(alphas))
+    for alpha, bound in zip(alphas, swept, strict=True):
+        expected = exact_columns(1 - np.float64(alpha), values)[0]
+        np.testing.assert_allclose(bound, expected, rtol=1e-6)

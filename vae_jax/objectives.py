@@ -15,7 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from vae_jax.estimators import grouped, log_mean_exp, reparameterization
+from vae_jax.estimators import Grouped, log_mean_exp, reparameterization
 from vae_jax.estimators.contract import with_surrogate
 from vae_jax.estimators.reductions import Reduction
 from vae_jax.model import as_float, decode, encode, log_prior, prior_params
@@ -316,7 +316,7 @@ def importance_weighted_bound(
     E[log 1/S sum_s p(x, z_s) / q(z_s|x)] with z_s ~ q(z|x) (Burda, Grosse &
     Salakhutdinov 2016, eq. 8). The ELBO at S = 1, not below it for more, and it tends
     to log p(x). Another reduction makes another bound of the same log-weights:
-    `estimators.grouped`, `combined` and `renyi`.
+    `estimators.Grouped`, `Combined` and `Renyi`.
 
     Args:
       params: model parameters.
@@ -391,7 +391,7 @@ def partially_importance_weighted_terms(
     options = {"num_samples": num_samples, "estimator": estimator, "labels": labels}
     terms = importance_weighted_terms(generative, x, key, **options)
     surrogate = importance_weighted_terms(
-        inference, x, key, reduction=grouped(num_groups), **options
+        inference, x, key, reduction=Grouped(num_groups), **options
     )
     return terms._replace(bound=with_surrogate(terms.bound, surrogate.bound))
 
@@ -410,7 +410,7 @@ def partially_importance_weighted_bound(
 
     The value is `importance_weighted_bound` of all samples, averaged over the batch, in
     nats, and so is the gradient of decoder, prior and likelihood; that of encoder and
-    posterior is of `estimators.grouped(num_groups)`, which has more signal (Rainforth
+    posterior is of `estimators.Grouped(num_groups)`, which has more signal (Rainforth
     et al. 2018, section 4).
 
     Args:

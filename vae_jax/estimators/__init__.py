@@ -24,10 +24,10 @@ from vae_jax.estimators.pathwise import (
     reparameterization,
 )
 from vae_jax.estimators.reductions import (
-    combined,
-    grouped,
+    Combined,
+    Grouped,
+    Renyi,
     log_mean_exp,
-    renyi,
     sample_mean,
 )
 from vae_jax.estimators.score_function import (
@@ -45,13 +45,13 @@ __all__ = [
     "Moments",
     "arm",
     "baseline_loss",
-    "combined",
+    "Combined",
     "delta_control_variate",
     "disarm",
     "doubly_reparameterized",
     "exact_enumeration",
     "gradient_moments",
-    "grouped",
+    "Grouped",
     "gumbel_softmax",
     "leave_one_out",
     "log_mean_exp",
@@ -60,7 +60,7 @@ __all__ = [
     "optimal_baseline",
     "path_derivative",
     "rebar",
-    "renyi",
+    "Renyi",
     "reparameterization",
     "sample_mean",
     "score_function",

@@ -3,11 +3,15 @@
 A reduction takes values `[S, B]` to `[B]` and moves with a constant:
 R(v + c) = R(v) + c.
 Applied to log-weights log p(x, z) - log q(z|x), `sample_mean` gives the ELBO,
-`log_mean_exp` the importance-weighted bound, and the others what lies between.
+`log_mean_exp` the importance-weighted bound, and the others what lies between. Those
+with settings are pytrees: a real-valued setting is a leaf and may be traced, the rest
+is static, and equal reductions compare equal.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -44,69 +48,81 @@ def log_mean_exp(values: Array) -> Array:
     return jax.nn.logsumexp(values, axis=0) - log_num_samples
 
 
-def grouped(num_groups: int) -> Reduction:
+@partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("num_groups",))
+@dataclass(frozen=True)
+class Grouped:
     """The mean over groups of samples of each group's `log_mean_exp` (MIWAE).
 
     1/M sum_m log 1/K sum_k w_mk with S = M K samples (Rainforth et al. 2018, "Tighter
     variational bounds are not necessarily better"). One group is `log_mean_exp`, S of
     them the mean.
 
-    Args:
+    Attributes:
       num_groups: M, which must divide the number of samples.
 
-    Returns:
-      The reduction.
-
     Raises:
-      ValueError: when it is applied to samples that do not divide into groups.
+      ValueError: `num_groups` below 1; when it is applied, samples that do not divide
+        into groups.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.estimators import grouped
-      >>> print(grouped(2)(jnp.array([[0.0], [0.0], [2.0], [2.0]])))
+      >>> from vae_jax.estimators import Grouped
+      >>> print(Grouped(2)(jnp.array([[0.0], [0.0], [2.0], [2.0]])))
       [1.]
     """
 
-    def reduction(values: Array) -> Array:
-        if num_groups < 1 or values.shape[0] % num_groups:
+    num_groups: int
+
+    def __post_init__(self):
+        if self.num_groups < 1:
+            raise ValueError(f"num_groups must be at least 1, got {self.num_groups}")
+
+    def __call__(self, values: Array) -> Array:
+        """Reduces `[S, B]` to `[B]`."""
+        if values.shape[0] % self.num_groups:
             raise ValueError(
                 f"num_groups must divide num_samples {values.shape[0]}, got "
-                f"{num_groups}"
+                f"{self.num_groups}"
             )
-        groups = values.reshape(num_groups, -1, *values.shape[1:])
+        groups = values.reshape(self.num_groups, -1, *values.shape[1:])
         return jnp.mean(jax.vmap(log_mean_exp)(groups), axis=0)
 
-    return reduction
 
-
-def combined(weight: float | Array) -> Reduction:
+@partial(jax.tree_util.register_dataclass, data_fields=("weight",), meta_fields=())
+@dataclass(frozen=True)
+class Combined:
     """A convex combination of the ELBO and the importance-weighted bound (CIWAE).
 
     weight * mean + (1 - weight) * log_mean_exp (Rainforth et al. 2018).
 
-    Args:
+    Attributes:
       weight: of the mean, between 0 and 1; a number or a traced scalar.
-
-    Returns:
-      The reduction.
 
     Raises:
       ValueError: a `weight` outside [0, 1].
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.estimators import combined
-      >>> print(combined(1.0)(jnp.array([[0.0], [2.0]])))
+      >>> from vae_jax.estimators import Combined
+      >>> print(Combined(1.0)(jnp.array([[0.0], [2.0]])))
       [1.]
     """
-    if isinstance(weight, int | float) and not 0 <= weight <= 1:
-        raise ValueError(f"weight must be between 0 and 1, got {weight}")
-    return lambda values: (
-        weight * sample_mean(values) + (1 - weight) * log_mean_exp(values)
-    )
+
+    weight: float | Array
+
+    def __post_init__(self):
+        if isinstance(self.weight, int | float) and not 0 <= self.weight <= 1:
+            raise ValueError(f"weight must be between 0 and 1, got {self.weight}")
+
+    def __call__(self, values: Array) -> Array:
+        """Reduces `[S, B]` to `[B]`."""
+        bound = (1 - self.weight) * log_mean_exp(values)
+        return self.weight * sample_mean(values) + bound
 
 
-def renyi(alpha: float | Array) -> Reduction:
+@partial(jax.tree_util.register_dataclass, data_fields=("alpha",), meta_fields=())
+@dataclass(frozen=True)
+class Renyi:
     """The variational Renyi bound of order alpha, `[S, B]` to `[B]`, in nats.
 
     1 / (1 - alpha) log 1/S sum_s w_s^(1 - alpha) (Li & Turner 2016, eq. 8). Alpha 0 is
@@ -114,28 +130,31 @@ def renyi(alpha: float | Array) -> Reduction:
     Value and derivatives are accurate to rounding for every alpha, 1 and its
     neighbourhood included.
 
-    Args:
+    Attributes:
       alpha: the order, a number or a traced scalar.
-
-    Returns:
-      The reduction.
 
     Raises:
       ValueError: `alpha` is infinite or NaN.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.estimators import renyi
+      >>> from vae_jax.estimators import Renyi
       >>> log_weights = jnp.array([[0.0], [2.0]])
-      >>> print(renyi(1.0)(log_weights), renyi(0.0)(log_weights).round(4))
+      >>> print(Renyi(1.0)(log_weights), Renyi(0.0)(log_weights).round(4))
       [1.] [1.4338]
     """
-    if isinstance(alpha, int | float):
-        if not math.isfinite(alpha):
-            raise ValueError(f"alpha must be finite, got {alpha}; 0 is log_mean_exp")
-        if alpha == 1:
-            return sample_mean
-    return lambda values: _scaled_log_mean_exp(values, 1 - alpha)
+
+    alpha: float | Array
+
+    def __post_init__(self):
+        if isinstance(self.alpha, int | float) and not math.isfinite(self.alpha):
+            raise ValueError(
+                f"alpha must be finite, got {self.alpha}; 0 is log_mean_exp"
+            )
+
+    def __call__(self, values: Array) -> Array:
+        """Reduces `[S, B]` to `[B]`."""
+        return _scaled_log_mean_exp(values, 1 - self.alpha)
 
 
 def _scaled_log_mean_exp(values: Array, scale: float | Array) -> Array:

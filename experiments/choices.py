@@ -236,16 +236,13 @@ def settings(config: Any) -> Settings:
     return values | {"free_bits": config.free_bits or -math.inf}
 
 
-def objective(
-    config: Any, settings: Settings, *, steps_per_epoch: int, dataset_size: int
-) -> Objective:
+def objective(config: Any, settings: Settings, *, steps_per_epoch: int) -> Objective:
     """What training maximises.
 
     Args:
       config: says which terms there are; its epochs are resolved.
       settings: says how large they are (`settings`).
       steps_per_epoch: for schedules.
-      dataset_size: examples to train, for the total correlation.
 
     Returns:
       An `Objective`.
@@ -270,7 +267,7 @@ def objective(
     return vae_jax.elbo_objective(
         beta=_beta(config, settings, steps_per_epoch),
         num_samples=samples,
-        penalty=_penalty(config, settings, steps_per_epoch, dataset_size),
+        penalty=_penalty(config, settings, steps_per_epoch),
     )
 
 
@@ -288,14 +285,10 @@ def _beta(
     return beta
 
 
-def _penalty(
-    config: Any, settings: Settings, steps_per_epoch: int, dataset_size: int
-) -> Penalty:
+def _penalty(config: Any, settings: Settings, steps_per_epoch: int) -> Penalty:
     """What training charges for the KL."""
     if config.objective == "beta_tc":
-        return vae_jax.total_correlation(
-            settings["tc_weight"], dataset_size=dataset_size
-        )
+        return vae_jax.total_correlation(settings["tc_weight"])
     if config.objective == "mmd":
         return vae_jax.maximum_mean_discrepancy(settings["mmd_weight"])
     if config.free_bits:

@@ -210,7 +210,6 @@ def training_step(
             config,
             settings,
             steps_per_epoch=steps_per_epoch,
-            dataset_size=len(dataset.train),
         ),
         optimizer=optax.adam(settings["learning_rate"]),
         preprocess=partial(

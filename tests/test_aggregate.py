@@ -5,22 +5,41 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 from conftest import SPECS, example_data, random_params
 
 from vae_jax import (
+    DiagonalGaussian,
+    DiagonalGaussianPrior,
+    FactorizedBernoulli,
+    FactorizedBernoulliPrior,
+    Linear,
+    MixtureOfGaussians,
+    ModelSpec,
     PointMass,
+    VampPrior,
     elbo_objective,
+    empty_history,
     encode,
     importance_weighted_bound,
     importance_weighted_objective,
+    init_state,
     maximum_mean_discrepancy,
     partially_importance_weighted_bound,
+    shuffled_epoch,
     total_correlation,
+    train_epoch,
+    train_step,
 )
-from vae_jax.aggregate import KERNEL_SCALES, kl_decomposition, squared_mmd
-from vae_jax.estimators import Grouped
+from vae_jax.aggregate import (
+    KERNEL_SCALES,
+    kl_decomposition,
+    posterior_mmd,
+    squared_mmd,
+)
+from vae_jax.estimators import Grouped, leave_one_out
 from vae_jax.posteriors import DiagonalGaussianPosterior, FullGaussianPosterior
 
 SPEC = dict(SPECS)["mlp-bernoulli"]
@@ -49,34 +68,32 @@ def by_quadrature():
     )
 
 
-def decomposition(dataset_size=None):
-    """Of every example of the mixture as often as the others."""
+def mixture():
+    """A batch with every example of the mixture as often as the others."""
     mean, log_var = (
         jnp.asarray(np.tile(leaf, (400, 1)), jnp.float32)
         for leaf in (MEANS, 2 * np.log(SCALES))
     )
-    posterior = DiagonalGaussianPosterior(mean, log_var)
-    keys = jax.random.split(jax.random.key(0), 20)
-    run = functools.partial(
-        kl_decomposition, PARAMS, posterior, dataset_size=dataset_size
-    )
-    return jax.jit(lambda keys: jax.lax.map(run, keys))(keys)
+    return DiagonalGaussianPosterior(mean, log_var)
 
 
 def test_the_parts_are_those_of_quadrature(assert_mean):
-    for part, expected in zip(decomposition(), by_quadrature(), strict=True):
+    """Without the constants of an estimate for a data set, which are no part of it."""
+    keys = jax.random.split(jax.random.key(0), 20)
+    run = functools.partial(kl_decomposition, PARAMS, mixture())
+    found = jax.jit(lambda keys: jax.lax.map(run, keys))(keys)
+    for part, expected in zip(found, by_quadrature(), strict=True):
         assert expected > 0.05
         assert_mean(part, expected)
 
 
-@pytest.mark.slow
-def test_the_size_of_the_data_set_shifts_the_parts_and_not_their_sum():
-    alone, of_many = decomposition(), decomposition(dataset_size=60_000)
-    shift = np.log(60_000)
-    shifts = (shift, shift, -2 * shift)
-    for part, other, expected in zip(alone, of_many, shifts, strict=True):
-        np.testing.assert_allclose(other - part, expected, rtol=1e-3)
-    np.testing.assert_allclose(sum(alone), sum(of_many), atol=1e-3)
+def test_the_total_correlation_charges_its_parts_and_no_constant(assert_mean):
+    keys = jax.random.split(jax.random.key(1), 20)
+    penalty = total_correlation(6.0)
+    run = functools.partial(penalty, PARAMS, mixture(), jnp.zeros(1200), step=0)
+    charges = jax.jit(lambda keys: jax.lax.map(lambda key: run(key=key), keys))(keys)
+    information, correlation, units = by_quadrature()
+    assert_mean(charges, information + 6 * correlation + units)
 
 
 def test_a_posterior_with_correlations_has_no_units():
@@ -148,6 +165,207 @@ def test_the_mmd_takes_the_place_of_the_kl_also_for_an_autoencoder():
     spec = dict(SPECS)["users-own-autoencoder"]
     total, metrics, _ = value_of(maximum_mean_discrepancy(3.0), spec)
     assert np.isfinite(total) and total != metrics["log_likelihood"]
+
+
+# The gradient by what the samples are drawn from
+
+EXAMPLES = np.array([[0, 1, 1], [1, 1, 0], [0, 0, 1]], np.float32)
+
+
+def constant_decoder(posterior, prior, latent_dim):
+    """A model whose likelihood has no gradient by the latents."""
+    spec = ModelSpec(
+        Linear(), Linear(), posterior, prior, latent_dim=latent_dim, data_shape=(3,)
+    )
+    params = random_params(spec)
+    output = params.decoder["output"]
+    kernel = np.zeros_like(output["kernel"])
+    return params.replace(decoder={"output": output | {"kernel": kernel}})
+
+
+def gradients_of_charge(params, penalty, **options):
+    """Of what an objective takes off the log-likelihood, with many keys."""
+    objective = elbo_objective(penalty=penalty, **options)
+
+    @jax.jit
+    def gradients(params, keys):
+        def value(params, key):
+            return -objective(params, EXAMPLES, key, jnp.asarray(0))[0]
+
+        return jax.lax.map(lambda key: jax.grad(value)(params, key), keys)
+
+    params = jax.tree.map(jnp.asarray, params)
+    return gradients(params, jax.random.split(jax.random.key(8), 4000))
+
+
+def differences(function, leaf, step=1e-5):
+    """Central differences of a function by each entry of an array, in float64."""
+    leaf = np.float64(leaf)
+    moves = step * np.eye(leaf.size).reshape(-1, *leaf.shape)
+    slopes = [(function(leaf + m) - function(leaf - m)) / (2 * step) for m in moves]
+    return np.reshape(slopes, leaf.shape)
+
+
+def kernel_of(square, latent_dim):
+    """The sum of inverse multiquadratic kernels at squared distances."""
+    widths = 2 * latent_dim * np.array(KERNEL_SCALES)
+    return np.sum(widths / (widths + np.asarray(square)[..., None]), axis=-1)
+
+
+BITS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+
+
+def log_probabilities(logits):
+    """Of the four values of two bits, for each row of logits."""
+    logits = np.asarray(logits)[..., None, :]
+    return -np.sum(np.logaddexp(0, (1 - 2 * BITS) * logits), axis=-1)
+
+
+def total_correlation_of_bits(logits, prior_logits):
+    """0.5 MI + 6 TC + 2 unit KL by enumeration."""
+    log_q = log_probabilities(logits)
+    q = np.exp(log_q)
+    aggregate = q.mean(axis=0)
+    one = aggregate @ BITS
+    log_units = np.log(np.where(BITS == 1, one, 1 - one)).sum(axis=-1)
+    return (
+        0.5 * np.sum(q * (log_q - np.log(aggregate))) / len(q)
+        + 6 * aggregate @ (np.log(aggregate) - log_units)
+        + 2 * aggregate @ (log_units - log_probabilities(prior_logits))
+    )
+
+
+def mmd_of_bits(logits, prior_logits):
+    """By enumeration of all pairs, of distinct examples among themselves."""
+    kernel = kernel_of(np.sum((BITS[:, None] - BITS) ** 2, axis=-1), 2)
+    q, p = (np.exp(log_probabilities(one)) for one in (logits, prior_logits))
+    pairs = q @ kernel @ q.T
+    distinct = (pairs.sum() - np.trace(pairs)) / (len(q) * (len(q) - 1))
+    return distinct + p @ kernel @ p - 2 * q.mean(axis=0) @ kernel @ p
+
+
+OF_BITS = {
+    "total correlation": (
+        total_correlation(6.0, mutual_information=0.5, unit_kl=2.0),
+        total_correlation_of_bits,
+    ),
+    "MMD": (maximum_mean_discrepancy(10.0), lambda *a: 10 * mmd_of_bits(*a)),
+}
+
+
+@pytest.mark.parametrize("name", OF_BITS)
+def test_the_gradient_by_bits_is_that_of_enumeration(name, assert_mean):
+    """No derivative flows through a bit; the score brings what is missing."""
+    penalty, exact = OF_BITS[name]
+    params = constant_decoder(FactorizedBernoulli(), FactorizedBernoulliPrior(), 2)
+    found = gradients_of_charge(params, penalty, estimator=leave_one_out, num_samples=2)
+    output, own = params.encoder["output"], params.prior["logits"]
+    outputs = EXAMPLES @ np.float64(output["kernel"])
+    expected = differences(lambda bias: exact(outputs + bias, own), output["bias"])
+    assert np.abs(expected).min() > 0.01
+    assert_mean(found.encoder["output"]["bias"], expected)
+    logits = outputs + output["bias"]
+    expected = differences(lambda own: exact(logits, own), own)
+    assert_mean(found.prior["logits"], expected)
+
+
+def mmd_of_gaussians(q, weights, p):
+    """E of the squared MMD of N(m, s^2) for each example and a mixture, one latent."""
+    nodes, chances = np.polynomial.hermite_e.hermegauss(80)
+    chances = chances / chances.sum()
+
+    def kernel(one, other):
+        mean = one[0][:, None] - other[0]
+        scale = np.hypot(one[1][:, None], other[1])
+        return kernel_of((mean[..., None] + scale[..., None] * nodes) ** 2, 1) @ chances
+
+    among = kernel(q, q)
+    distinct = (among.sum() - np.trace(among)) / (len(among) * (len(among) - 1))
+    return (
+        distinct
+        + weights @ kernel(p, p) @ weights
+        - 2 * kernel(q, p).mean(axis=0) @ weights
+    )
+
+
+def gaussians_of(encoder, x):
+    """Mean and scale of q(z|x) of one latent."""
+    outputs = x @ np.float64(encoder["kernel"]) + encoder["bias"]
+    return outputs[:, 0], np.exp(10 * np.tanh(outputs[:, 1] / 20))
+
+
+def prior_as_mixture(spec, prior, encoder):
+    """Weights, and means and scales, of each prior's components."""
+    if spec.prior == VampPrior(2):
+        pseudo_inputs = 1 / (1 + np.exp(-np.float64(prior["pseudo_inputs"])))
+        return np.full(2, 0.5), gaussians_of(encoder, pseudo_inputs)
+    weights = np.exp(np.float64(prior.get("logits", np.zeros(1))))
+    mean, log_var = (np.float64(prior[name]).ravel() for name in ("mean", "log_var"))
+    return weights / weights.sum(), (mean, np.exp(log_var / 2))
+
+
+@pytest.mark.parametrize(
+    "prior", [MixtureOfGaussians(3), VampPrior(2), DiagonalGaussianPrior()], ids=repr
+)
+def test_the_mmd_has_the_gradient_of_its_prior(prior, assert_mean):
+    """By quadrature: also of a mixture's weights, which choose and do not move."""
+    params = constant_decoder(DiagonalGaussian(), prior, 1)
+    output = params.encoder["output"]
+
+    def exact(prior, encoder):
+        q = gaussians_of(encoder, EXAMPLES)
+        own = prior_as_mixture(params.spec, prior, encoder)
+        return 30 * mmd_of_gaussians(q, *own)
+
+    found = gradients_of_charge(params, maximum_mean_discrepancy(30.0))
+    for name, leaf in params.prior.items():
+        expected = differences(
+            lambda leaf, name=name: exact(params.prior | {name: leaf}, output), leaf
+        )
+        assert np.abs(expected).max() > 0.02, name
+        assert_mean(found.prior[name], expected)
+    expected = differences(
+        lambda bias: exact(params.prior, output | {"bias": bias}), output["bias"]
+    )
+    assert_mean(found.encoder["output"]["bias"], expected)
+
+
+def test_the_layers_of_several_are_units_of_one_point():
+    spec = dict(SPECS)["three-stochastic-layers"]
+    params = random_params(spec)
+    posterior = encode(params, example_data(spec))
+    keys = jax.random.split(key := jax.random.key(6))
+    z, _ = posterior.sample_and_log_prob(keys[0], 1)
+    drawn = spec.prior.sample(
+        params.prior, keys[1], num_samples=4, latent_dim=4, encode=None
+    )
+    codes, draws = (np.concatenate(leaves, axis=-1) for leaves in (z, drawn))
+    assert codes.shape == (1, 4, 9)
+    expected = squared_mmd(jnp.asarray(codes[0]), jnp.asarray(draws))
+    found = posterior_mmd(params, posterior, key)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_the_mmd_of_one_example_is_refused():
+    """There is no pair of distinct codes; 0 / 0 would make every weight NaN."""
+    with pytest.raises(ValueError, match="a must hold at least 2 points, got 1"):
+        squared_mmd(jnp.zeros((1, 3)), jnp.zeros((5, 3)))
+    with pytest.raises(ValueError, match="b must hold at least 2 points, got 1"):
+        squared_mmd(jnp.zeros((5, 3)), jnp.zeros((1, 3)))
+    adam = optax.adam(1e-3)
+    step = functools.partial(
+        train_step,
+        objective=elbo_objective(penalty=maximum_mean_discrepancy(1.0)),
+        optimizer=adam,
+    )
+    state = init_state(PARAMS, jax.random.key(0), optimizer=adam)
+    x = np.repeat(example_data(SPEC), 3, axis=0)[:9]
+    epoch = shuffled_epoch(jax.random.key(1), 0, num_examples=9, batch_size=4)
+    history = empty_history(step, state, epoch, x)
+    with pytest.raises(ValueError, match="at least 2 examples in a batch, got 1"):
+        jax.eval_shape(
+            functools.partial(train_epoch, step=step), state, epoch, x, history, 3
+        )
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vae_jax.aggregate import as_points
 from vae_jax.estimators import value_only
 from vae_jax.estimators.contract import check_num_samples
 from vae_jax.evaluation import log_evidence
@@ -122,7 +123,7 @@ def active_units(
     """
     posterior = encode(params, x, labels=labels)
     if getattr(posterior, "mean_is_exact", False):
-        variance = jnp.var(_units(posterior.mean), axis=0)
+        variance = jnp.var(as_points(posterior.mean), axis=0)
         error = jnp.zeros_like(variance)
     elif key is None:
         raise ValueError(
@@ -134,11 +135,6 @@ def active_units(
         variance, error = _variance_of_means(posterior, key, num_samples)
     active = variance > threshold
     return ActiveUnits(variance, active, jnp.sum(active), error)
-
-
-def _units(latents: Latents) -> Array:
-    """Latents with the units of several layers one after another."""
-    return jnp.concatenate(jax.tree.leaves(latents), axis=-1)
 
 
 def _variance_of_means(
@@ -168,7 +164,7 @@ def _moments_of_samples(
 
     def draw(key: Key) -> Array:
         z, _ = posterior.sample_and_log_prob(key, 1)
-        return _units(z)[0]
+        return as_points(z)[0]
 
     def add(moments: tuple[Array, Array], numbered: tuple[Array, Key]):
         mean, squares = moments

@@ -224,6 +224,7 @@ class HierarchicalGaussianPrior:
     layers: tuple[StochasticLayer, ...]
     hyperparameters: ClassVar[tuple[str, ...]] = ()
     latent_space: ClassVar[str] = "real"
+    is_reparameterizable: ClassVar[bool] = True
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]

@@ -8,14 +8,11 @@ of them.
 """
 
 from collections.abc import Callable
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from vae_jax.aggregate import kl_decomposition, squared_mmd
-from vae_jax.model import encode
+from vae_jax.aggregate import kl_decomposition, posterior_mmd
 from vae_jax.priors import unit_kl
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Posterior
@@ -103,26 +100,25 @@ def total_correlation(
     *,
     mutual_information: float | Array = 1.0,
     unit_kl: float | Array = 1.0,
-    dataset_size: int | None = None,
 ) -> Penalty:
     """The parts of the KL at weights of their own (beta-TCVAE).
 
     alpha MI + weight TC + gamma unit KL (Chen, Li, Grosse & Duvenaud 2018, eq. 4), from
-    one sample of each example; all at 1 give the KL in expectation.
+    one sample of each example (two of bits); all at 1 give the KL in expectation. The
+    parts are those of the batch: `aggregate.kl_decomposition` says what the size of the
+    data set would add to them.
 
     Args:
       weight: of the total correlation, their beta.
       mutual_information: of the mutual information of x and z.
       unit_kl: of the KLs of the units.
-      dataset_size: N, for the estimate from a minibatch (`aggregate.kl_decomposition`).
 
     Returns:
       The penalty.
 
     Example:
       >>> from vae_jax import elbo_objective, total_correlation
-      >>> penalty = total_correlation(6.0, dataset_size=60_000)
-      >>> objective = elbo_objective(penalty=penalty)
+      >>> objective = elbo_objective(penalty=total_correlation(6.0))
     """
 
     def penalty(
@@ -132,7 +128,7 @@ def total_correlation(
         key: Key,
         step: Array,
     ) -> Array:
-        parts = kl_decomposition(params, posterior, key, dataset_size=dataset_size)
+        parts = kl_decomposition(params, posterior, key)
         weights = (mutual_information, weight, unit_kl)
         return sum(share * part for share, part in zip(weights, parts, strict=True))
 
@@ -145,16 +141,16 @@ def maximum_mean_discrepancy(
     """The MMD of the aggregate posterior and the prior, beside a share of the KL.
 
     kl_weight KL + weight MMD^2(q(z), p(z)), one sample of each example against as many
-    of the prior. InfoVAE (Zhao, Song & Ermon 2019) with alpha and lambda has the
-    weights alpha + lambda - 1 and 1 - alpha; without the KL it is the WAE of Tolstikhin
-    et al. 2018, also for a point mass.
+    of the prior (`aggregate.posterior_mmd`). InfoVAE (Zhao, Song & Ermon 2019) with
+    alpha and lambda has the weights alpha + lambda - 1 and 1 - alpha; without the KL it
+    is the WAE of Tolstikhin et al. 2018, also for a point mass.
 
     Args:
       weight: of the squared MMD, which is not in nats.
       kl_weight: of the KL.
 
     Returns:
-      The penalty.
+      The penalty. It refuses a batch of one example with a `ValueError`.
 
     Example:
       >>> from vae_jax import elbo_objective, maximum_mean_discrepancy
@@ -168,20 +164,7 @@ def maximum_mean_discrepancy(
         key: Key,
         step: Array,
     ) -> Array:
-        posterior_key, prior_key = jax.random.split(key)
-        z, _ = posterior.sample_and_log_prob(posterior_key, 1)
-        drawn = params.spec.prior.sample(
-            params.prior,
-            prior_key,
-            num_samples=kl_divergence.shape[0],
-            latent_dim=params.spec.latent_dim,
-            encode=partial(encode, params),
-        )
-        # The layers of several are units of one point.
-        ours, priors = (
-            jnp.concatenate(jax.tree.leaves(points), axis=-1) for points in (z, drawn)
-        )
-        distance = squared_mmd(ours[0], priors.astype(ours.dtype))
+        distance = posterior_mmd(params, posterior, key)
         return kl_weight * jnp.mean(kl_divergence) + weight * distance
 
     return penalty

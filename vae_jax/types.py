@@ -127,6 +127,12 @@ class Prior(Protocol):
     density calls `encode`, and `log_prob` of what that returns, declares
     `is_mixture_of_posteriors = True`: it needs a posterior with that method, and a
     model without labels, as it has none to give.
+
+    `is_reparameterizable = True` declares that the gradient of E_p[f(z)] by the prior's
+    parameters flows through its draws: none of them decides what is chosen (a
+    component, a bit), and where `encode` is called, its posterior's samples are
+    differentiable. Where the attribute is absent the gradient is taken from `log_prob`,
+    which is right for every prior and noisier.
     """
 
     hyperparameters: tuple[str, ...]

@@ -37,6 +37,7 @@ class AutoregressiveFlow:
     hidden_dim: int = 100
     hyperparameters: ClassVar[tuple[str, ...]] = ()
     latent_space: ClassVar[str] = "real"
+    is_reparameterizable: ClassVar[bool] = True
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]

@@ -25,6 +25,7 @@ class StandardNormal:
 
     hyperparameters: ClassVar[tuple[str, ...]] = ()
     latent_space: ClassVar[str] = "real"
+    is_reparameterizable: ClassVar[bool] = True
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
@@ -95,6 +96,7 @@ class DiagonalGaussianPrior(LearnedPrior):
     """
 
     latent_space: ClassVar[str] = "real"
+    is_reparameterizable: ClassVar[bool] = True
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
@@ -124,6 +126,7 @@ class FactorizedBernoulliPrior(LearnedPrior):
     """
 
     latent_space: ClassVar[str] = "binary"
+    is_reparameterizable: ClassVar[bool] = False
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]

@@ -34,6 +34,7 @@ class MixtureOfGaussians:
     full_covariance: bool = False
     hyperparameters: ClassVar[tuple[str, ...]] = ()
     latent_space: ClassVar[str] = "real"
+    is_reparameterizable: ClassVar[bool] = False
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
@@ -112,6 +113,8 @@ class VampPrior:
     num_pseudo_inputs: int = 500
     hyperparameters: ClassVar[tuple[str, ...]] = ()
     is_mixture_of_posteriors: ClassVar[bool] = True
+    # The component is chosen uniformly, whatever the parameters.
+    is_reparameterizable: ClassVar[bool] = True
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]

@@ -12,6 +12,7 @@ from conftest import SPECS, example_data, random_params
 
 from vae_jax import (
     DiagonalGaussianPrior,
+    Epoch,
     FactorizedBernoulli,
     FactorizedBernoulliPrior,
     elbo,
@@ -36,6 +37,7 @@ SPEC = dict(SPECS)["linear-gaussian"]
 PARAMS = random_params(SPEC)
 BATCH = example_data(SPEC)
 ROOT = jax.random.key(7)
+NOISE = ROOT
 
 
 def assert_same_bits(one, other):
@@ -54,7 +56,7 @@ def on_device(tree):
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="average")
 def start(optimizer, seed=7, average=True):
-    """The state before the first step; the root key is `ROOT`'s where seed is 7."""
+    """The state before the first step; the root key is `ROOT` where seed is 7."""
     return init_state(
         PARAMS, jax.random.key(seed), optimizer=optimizer, average=average
     )
@@ -125,7 +127,7 @@ def by_hand():
 
     @jax.jit
     def step(params, opt_state, t):
-        counter = jax.random.fold_in(jax.random.fold_in(jax.random.key(7), t), 0)
+        counter = jax.random.fold_in(jax.random.fold_in(NOISE, t), 0)
         _, key = jax.random.split(counter)
         beta = t * 2 / 4
         terms = elbo_terms(params, BATCH, key, beta=beta)
@@ -171,21 +173,22 @@ def test_the_metrics_are_batch_means_and_the_elbo_is_at_beta_one(run, by_hand):
         np.testing.assert_allclose(figures["elbo"], expected, rtol=1e-6)
 
 
-def test_the_average_is_the_recursion_over_the_parameters(run):
+def test_the_average_is_of_the_parameters_since_step_0(run):
+    """Weights (1 - d) d^(t - s) / (1 - d^t): they sum to 1, the initial ones aside."""
     states, _, _ = run
-    average = PARAMS
-    for state in states[1:]:
-        average = jax.tree.map(
-            lambda old, new: DECAY * old + (1 - DECAY) * np.asarray(new),
-            average,
-            state.params,
+    for t in range(1, len(states)):
+        weights = (1 - DECAY) * DECAY ** np.arange(t)[::-1] / (1 - DECAY**t)
+        assert weights.sum() == pytest.approx(1)
+        trained = [state.params for state in states[1 : t + 1]]
+        expected = jax.tree.map(
+            lambda *leaves, weights=weights: np.tensordot(weights, leaves, 1), *trained
         )
         jax.tree.map(
-            functools.partial(np.testing.assert_allclose, rtol=1e-5),
-            state.average,
-            average,
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+            states[t].average,
+            expected,
         )
-        assert state.evaluation_params is state.average
+        assert states[t].evaluation_params is states[t].average
 
 
 def test_many_steps_are_traced_once(run):
@@ -279,12 +282,12 @@ def test_step_t_has_the_noise_of_its_number_and_preprocessing_its_own():
     state, step = probing_state(), jax.jit(probing_step(preprocess=preprocess))
     for t in range(3):
         state, metrics = step(state, jnp.ones(1))
-        counter = jax.random.fold_in(jax.random.fold_in(ROOT, t), 0)
+        counter = jax.random.fold_in(jax.random.fold_in(NOISE, t), 0)
         data_key, objective_key = jax.random.split(counter)
         assert metrics["examples"] == jax.random.uniform(data_key)
         assert metrics["noise"] == jax.random.uniform(objective_key)
         assert metrics["step"] == t
-    assert_same_bits(state.key, ROOT)
+    assert_same_bits(state.key, NOISE)
 
 
 def test_the_step_ascends():
@@ -295,9 +298,7 @@ def test_the_step_ascends():
 
 def test_a_donated_state_keeps_its_average():
     """The average starts as a copy: one buffer cannot be given away twice."""
-    state = init_state(
-        on_device(PARAMS), jax.random.key(7), optimizer=SGD, average=True
-    )
+    state = init_state(PARAMS, ROOT, optimizer=SGD, average=True)
     step = jit_step(probing_step(average_decay=0.5))
     for _ in range(2):
         state, _ = step(state, jnp.ones(1))
@@ -306,7 +307,51 @@ def test_a_donated_state_keeps_its_average():
         tree.encoder["output"]["bias"] for tree in (state.params, state.average)
     )
     np.testing.assert_allclose(after, before + 2, rtol=1e-6)
-    np.testing.assert_allclose(average, before + 1.25, rtol=1e-6)
+    expected = before + (0.25 * 1 + 0.5 * 2) / 0.75
+    np.testing.assert_allclose(average, expected, rtol=1e-6)
+
+
+def test_the_average_of_300_steps_is_of_trained_parameters():
+    """At a decay of 0.999 an average that starts at the initial ones stays there."""
+
+    @jax.jit
+    def walk(state):
+        step = probing_step(average_decay=0.999)
+        return jax.lax.fori_loop(0, 300, lambda _, s: step(s, jnp.ones(1))[0], state)
+
+    before = PARAMS.encoder["output"]["bias"]
+    state = walk(init_state(PARAMS, ROOT, optimizer=SGD, average=True))
+    steps = np.arange(1, 301)
+    weights = 0.999 ** (300 - steps)
+    expected = before + np.sum(weights * steps) / np.sum(weights)
+    np.testing.assert_allclose(
+        state.average.encoder["output"]["bias"], expected, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, np.nan])
+def test_a_decay_of_no_average_is_refused(decay):
+    with pytest.raises(
+        ValueError, match=rf"average_decay must be in \[0, 1\).*{decay}"
+    ):
+        probing_step(average_decay=decay)(start(SGD), jnp.ones(1))
+
+
+def doubled():
+    """An optimizer whose state begins at the parameters themselves."""
+    return optax.GradientTransformation(
+        lambda params: params, lambda updates, state, params: (updates, params)
+    )
+
+
+def test_a_donated_state_leaves_parameters_and_key_to_the_caller():
+    params, key = on_device(PARAMS), jax.random.key(7)
+    state = init_state(params, key, optimizer=doubled(), average=True)
+    step = jit_step(functools.partial(train_step, objective=probe, optimizer=doubled()))
+    step(state, jnp.ones(1))
+    assert state.step.is_deleted()
+    assert_same_bits(params, on_device(PARAMS))
+    assert_same_bits(key, ROOT)
 
 
 SIZES = {
@@ -417,11 +462,74 @@ def test_a_stopped_epoch_leaves_room_in_the_history(epoch_run):
     state, history = run((0,))
     assert state.step == 0
     assert_same_bits(state.params, on_device(PARAMS))
-    assert all(np.isnan(values).tolist() == [True] * 3 for values in history.values())
+    assert all(
+        np.isneginf(figures).tolist() == [True] * 3 for figures in history.values()
+    )
     state, history = run((2,))
     assert state.step == 2
-    for values in history.values():
-        assert np.isnan(values).tolist() == [False, False, True]
+    for figures in history.values():
+        assert np.isneginf(figures).tolist() == [False, False, True]
+
+
+def test_an_epoch_runs_where_nans_are_looked_for():
+    """`jax_debug_nans` stops at the nan that it is asked for, and at no other."""
+    epoch = shuffled_epoch(ROOT, 0, num_examples=3, batch_size=2)
+    with jax.debug_nans(True):
+        state, history = run_epoch(
+            probing_step(), probing_state(), epoch, jnp.ones(3), stops=(1,)
+        )
+        assert state.step == 1 and np.isneginf(history["examples"][1])
+        with pytest.raises(FloatingPointError, match="nan"):
+            run_epoch(probing_step(), probing_state(), epoch, jnp.full(3, jnp.nan))
+
+
+# An epoch and data that do not belong together
+
+
+def test_indices_of_examples_that_there_are_not_are_refused():
+    state, step = probing_state(), probing_step()
+    epoch = shuffled_epoch(ROOT, 0, num_examples=10, batch_size=4)
+    message = "indices of the 8 examples, got 0 to 9: give shuffled_epoch"
+    with pytest.raises(ValueError, match=message):
+        empty_history(step, state, epoch, jnp.ones(8))
+    history = empty_history(step, state, epoch, jnp.ones(10))
+    with pytest.raises(ValueError, match=message):
+        train_epoch(state, epoch, jnp.ones(8), history, 3, step=step)
+    wrapped = epoch._replace(rest=-epoch.rest)
+    with pytest.raises(ValueError, match="got -"):
+        empty_history(step, state, wrapped, jnp.ones(10))
+
+
+def test_traced_indices_of_examples_that_there_are_not_give_nan():
+    """JAX would take the last example, or count from the end, silently."""
+    state = probing_state()
+    epoch = Epoch(np.array([[0, 1], [3, 4], [-1, 2]]), np.array([2]))
+    history = {"examples": jnp.zeros(4), "noise": jnp.zeros(4)}
+    take = jax.jit(functools.partial(train_epoch, step=probing_step()))
+    _, history = take(state, epoch, jnp.ones(4), history, 4)
+    np.testing.assert_array_equal(history["examples"], [2, np.nan, np.nan, 1])
+    assert np.isnan(history["noise"]).tolist() == [False, True, True, False]
+
+
+def test_an_epoch_of_other_batches_is_not_begun_in_its_middle():
+    """After 2 epochs of 3 steps, one of 5: 6 % 5 would leave out its first batch."""
+    data = 2.0 ** np.arange(10, dtype=np.float32)
+    state = probing_state()
+    for number in range(2):
+        epoch = shuffled_epoch(ROOT, number, num_examples=10, batch_size=4)
+        state, old = run_epoch(probing_step(), state, epoch, data)
+    epoch = shuffled_epoch(ROOT, 2, num_examples=10, batch_size=2)
+    message = "multiple of the 5 steps of an epoch, got 6.*first_step"
+    with pytest.raises(ValueError, match=message):
+        empty_history(probing_step(), state, epoch, data)
+    take = jax.jit(functools.partial(train_epoch, step=probing_step()))
+    with pytest.raises(ValueError, match="each of the epoch's 5 steps, got 3 of"):
+        take(state, epoch, data, old, 5)
+    history = empty_history(probing_step(), state, epoch, data, first_step=6)
+    for stop in (2, 5):
+        state, history = take(state, epoch, data, history, stop, first_step=6)
+    assert state.step == 11
+    assert sum(int(total) for total in history["examples"]) == 2**10 - 1
 
 
 def test_an_epoch_is_the_steps_one_by_one(epoch_run):

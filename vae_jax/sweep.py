@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from vae_jax.training import Epoch, Metrics, TrainState, train_epoch
+from vae_jax.training import Epoch, Metrics, TrainState, check_start, train_epoch
 from vae_jax.types import Array, PyTree
 
 AXIS = "model"
@@ -40,8 +40,11 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
       >>> import jax, optax
       >>> from vae_jax import ModelSpec, init, init_state, select, stack_states
       >>> adam, spec = optax.adam(1e-3), ModelSpec(latent_dim=2)
-      >>> keys = jax.random.split(jax.random.key(0), 3)
-      >>> states = [init_state(init(spec, key), key, optimizer=adam) for key in keys]
+      >>> init_keys, noise_keys = jax.random.split(jax.random.key(0), (2, 3))
+      >>> states = [
+      ...     init_state(init(spec, init_key), noise_key, optimizer=adam)
+      ...     for init_key, noise_key in zip(init_keys, noise_keys, strict=True)
+      ... ]
       >>> sweep = stack_states(states)
       >>> sweep.params.decoder["output"]["bias"].shape
       (3, 784)
@@ -166,16 +169,18 @@ def sweep_epoch(
       ...     "learning_rate": jnp.array([1e-3, 1e-3, 3e-4]),
       ... }
       >>> spec = vae_jax.ModelSpec(latent_dim=2)
-      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> init_keys, noise_keys, order_keys = jax.random.split(
+      ...     jax.random.key(0), (3, 3)
+      ... )
       >>> states = vae_jax.stack_states([
       ...     vae_jax.init_state(
-      ...         vae_jax.init(spec, key), key, optimizer=optax.adam(1e-3)
+      ...         vae_jax.init(spec, init_key), noise_key, optimizer=optax.adam(1e-3)
       ...     )
-      ...     for key in keys
+      ...     for init_key, noise_key in zip(init_keys, noise_keys, strict=True)
       ... ])
       >>> def epoch_of(key):
       ...     return vae_jax.shuffled_epoch(key, 0, num_examples=10, batch_size=4)
-      >>> epochs, data = jax.vmap(epoch_of)(keys), jnp.zeros((10, 784))
+      >>> epochs, data = jax.vmap(epoch_of)(order_keys), jnp.zeros((10, 784))
       >>> history = vae_jax.empty_sweep_history(step, states, epochs, data, settings)
       >>> run = vae_jax.jit_sweep(step)
       >>> states, history = run(states, epochs, data, history, 3, settings)
@@ -207,11 +212,11 @@ def empty_sweep_history(
     data: PyTree,
     settings: PyTree,
 ) -> Metrics:
-    """Room for the figures of an epoch's steps, nan where no step was taken yet.
+    """Room for the figures of an epoch's steps, -inf where no step was taken yet.
 
     Args:
       step: as for `sweep_epoch`, and so are the others.
-      states: a state of M models.
+      states: a state of M models at the start of an epoch.
       epochs: any epoch of each.
       data: the data set, `[n, ...]`.
       settings: a pytree of `[M, ...]`.
@@ -219,15 +224,19 @@ def empty_sweep_history(
     Returns:
       `[T, M]` for each figure that the step gives.
 
+    Raises:
+      ValueError: states within an epoch of that many steps, where it is known.
+
     Example:
       See `sweep_epoch`.
     """
+    check_start(states, len(epochs.batch_sizes))
     first = jax.tree.map(lambda leaf: leaf[:1], data)
     setting = jax.tree.map(lambda leaf: leaf[0], settings)
     shapes = jax.eval_shape(lambda: step(select(states, 0), first, setting)[1])
     shape = (len(epochs.batch_sizes), num_models(states))
     return {
-        name: jnp.full(shape, jnp.nan, figure.dtype) for name, figure in shapes.items()
+        name: jnp.full(shape, -jnp.inf, figure.dtype) for name, figure in shapes.items()
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vae_jax.model import encode, prior_params, trainable
@@ -52,7 +53,7 @@ class TrainState:
       opt_state: state of the optax optimizer.
       step: number of steps taken, a scalar int32.
       key: root of the training noise; never changes.
-      average: exponential moving average of the parameters, or None.
+      average: moving average of the parameters since step 0, or None.
     """
 
     params: Params
@@ -77,7 +78,8 @@ def init_state(
     """The state before the first step.
 
     Args:
-      params: initial parameters.
+      params: initial parameters; the state holds a copy, as a step that donates its
+        state (`jit_step`) deletes what is in it.
       key: root of the training noise.
       optimizer: an optax optimizer; the same goes to `train_step`.
       average: keep a moving average of the parameters.
@@ -93,14 +95,16 @@ def init_state(
       >>> print(state.step)
       0
     """
-    return TrainState(
+    state = TrainState(
         params=params,
         opt_state=optimizer.init(params),
         step=jnp.zeros((), jnp.int32),
         key=key,
-        # A copy: a donated state must not hold one buffer twice.
-        average=jax.tree.map(jnp.copy, params) if average else None,
+        average=params if average else None,
     )
+    # A copy of each leaf: a state that is donated may neither hold a buffer twice (an
+    # optimizer may begin at the parameters, too) nor one that the caller goes on with.
+    return jax.tree.map(jnp.copy, state)
 
 
 def elbo_objective(
@@ -225,13 +229,18 @@ def train_step(
       optimizer: an optax optimizer, the one that `init_state` was given.
       preprocess: `f(batch, key) -> x`, for what is drawn afresh at every step
         (dynamic binarization); None takes the batch as it is.
-      average_decay: decay of the moving average, where the state keeps one.
+      average_decay: decay d of the moving average, where the state keeps one: after
+        step t the parameters of step s weigh (1 - d) d^(t - s) / (1 - d^t), so that
+        those before the first step weigh nothing (Kingma & Ba 2015, section 3).
       axis_name: name of the mapped axis of devices; gradients and metrics are
         averaged over it. None where there is one device.
 
     Returns:
       The state after the step, and scalars: `objective` (the value that was
       maximised) and what the objective logs.
+
+    Raises:
+      ValueError: `average_decay` outside [0, 1), where a state keeps an average.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, vae_jax
@@ -271,8 +280,18 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
-        average = optax.incremental_update(params, average, 1 - average_decay)
+        share = _share_of_newest(average_decay, state.step + 1)
+        average = optax.incremental_update(params, average, share)
     return TrainState(params, opt_state, state.step + 1, state.key, average), metrics
+
+
+def _share_of_newest(decay: float | Array, count: Array) -> Array:
+    """Weight of the last of `count` values in their bias-corrected moving average."""
+    if not isinstance(decay, jax.core.Tracer) and not np.all(
+        (0 <= decay) & (decay < 1)
+    ):
+        raise ValueError(f"average_decay must be in [0, 1), got {decay}")
+    return (1 - decay) / -jnp.expm1(count * jnp.log(decay))
 
 
 class Epoch(NamedTuple):
@@ -327,6 +346,7 @@ def train_epoch(
     stop: int | Array,
     *,
     step: Callable[..., tuple[TrainState, Metrics]],
+    first_step: int | Array | None = None,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Takes the steps of an epoch, up to `stop`, as one compiled loop.
@@ -342,10 +362,17 @@ def train_epoch(
       history: figures of the epoch's steps so far (`empty_history`).
       stop: step of the epoch to stop before; all steps where it is beyond the end.
       step: `train_step` with its options given.
+      first_step: `state.step` at the start of the epoch. None where all epochs of the
+        run have as many steps as this one; then it follows from `state.step`.
       axis_name: name of the mapped axis of devices, passed on to the step.
 
     Returns:
-      The state, and the history with the figures of the steps taken.
+      The state, and the history with the figures of the steps taken. They are nan at a
+      step whose indices are not all of examples that there are.
+
+    Raises:
+      ValueError: a history of another number of steps; indices of examples that there
+        are not, where they are known.
 
     Example:
       >>> import functools, jax, jax.numpy as jnp, optax, vae_jax
@@ -370,19 +397,30 @@ def train_epoch(
     take_step = step if axis_name is None else partial(step, axis_name=axis_name)
     num_batches = epoch.batches.shape[0]
     num_steps = len(epoch.batch_sizes)
+    num_examples = jax.tree.leaves(data)[0].shape[0]
+    _check_indices(epoch, num_examples)
+    for name, values in history.items():
+        if values.shape[0] != num_steps:
+            raise ValueError(
+                f"history must have a figure for each of the epoch's {num_steps} "
+                f"steps, got {values.shape[0]} of {name}: was it of other batches? "
+                "(empty_history)"
+            )
 
     def body(indices_of, position, carry):
         state, history = carry
         indices = indices_of(position)
         batch = jax.tree.map(lambda leaf: leaf[indices], data)
         state, metrics = take_step(state, batch)
+        # JAX takes the nearest example in place of one that there is not.
+        exist = jnp.all((indices >= 0) & (indices < num_examples))
         history = {
-            name: values.at[position].set(metrics[name])
+            name: values.at[position].set(jnp.where(exist, metrics[name], jnp.nan))
             for name, values in history.items()
         }
         return state, history
 
-    start = state.step % num_steps
+    start = state.step % num_steps if first_step is None else state.step - first_step
     batches = partial(body, lambda position: epoch.batches[position])
     carry = (state, history)
     if num_batches > 0:
@@ -401,25 +439,69 @@ def empty_history(
     state: TrainState,
     epoch: Epoch,
     data: PyTree,
+    *,
+    first_step: int | Array | None = None,
 ) -> Metrics:
-    """Room for the figures of an epoch's steps, nan where no step was taken yet.
+    """Room for the figures of an epoch's steps, -inf where no step was taken yet.
+
+    (Not nan, at which `jax_debug_nans` would stop.)
 
     Args:
       step: `train_step` with its options given.
-      state: any state.
+      state: a state at the start of an epoch.
       epoch: any epoch.
       data: the data set, `[n, ...]`.
+      first_step: as for `train_epoch`.
 
     Returns:
       `[T]` for each figure that the step gives.
 
+    Raises:
+      ValueError: a state within an epoch of that many steps, or indices of examples
+        that there are not, where they are known.
+
     Example:
       See `train_epoch`.
     """
+    num_steps = len(epoch.batch_sizes)
+    check_start(state, num_steps, first_step)
+    _check_indices(epoch, jax.tree.leaves(data)[0].shape[0])
     # A batch as the steps meet it, so that a compiled step is traced once for both.
     first = jax.tree.map(lambda leaf: leaf[: epoch.batch_sizes[0]], data)
     _, metrics = jax.eval_shape(step, state, first)
-    shape = (len(epoch.batch_sizes),)
     return {
-        name: jnp.full(shape, jnp.nan, figure.dtype) for name, figure in metrics.items()
+        name: jnp.full(num_steps, -jnp.inf, figure.dtype)
+        for name, figure in metrics.items()
     }
+
+
+def check_start(
+    state: TrainState, num_steps: int, first_step: int | Array | None = None
+) -> None:
+    """Refuses a state that is not at the start of an epoch, where its step is known.
+
+    `train_epoch` would begin in the middle: it takes the epochs of a run for equally
+    long.
+    """
+    if isinstance(state.step, jax.core.Tracer) or first_step is not None:
+        return
+    step = int(state.step)
+    if step % num_steps:
+        raise ValueError(
+            f"state.step must be a multiple of the {num_steps} steps of an epoch, got "
+            f"{step}: if the batches changed, or the history of the steps that were "
+            "taken is lost, give train_epoch and empty_history the epoch's first_step"
+        )
+
+
+def _check_indices(epoch: Epoch, num_examples: int) -> None:
+    """Refuses indices that JAX would clamp or wrap, where they are known."""
+    if any(isinstance(indices, jax.core.Tracer) for indices in epoch):
+        return
+    indices = np.concatenate([np.ravel(part) for part in epoch])
+    if np.any((indices < 0) | (indices >= num_examples)):
+        raise ValueError(
+            f"epoch must hold indices of the {num_examples} examples, got "
+            f"{indices.min()} to {indices.max()}: give shuffled_epoch "
+            f"num_examples={num_examples}"
+        )

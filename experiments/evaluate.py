@@ -348,7 +348,19 @@ def table(figures: dict[str, Any], config: Config) -> str:
         rows.append(("  log p(x) by quadrature", f"{value} (grid error {error:.1g})"))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
-    return "\n".join(lines + evidence_warnings(figures))
+    return "\n".join(lines + warnings(figures))
+
+
+def warnings(figures: dict[str, Any]) -> list[str]:
+    """The figures that are not what their names say, and what to do."""
+    found = evidence_warnings(figures)
+    error = figures.get("quadrature_error", 0.0)
+    if not error <= exact.MAX_QUADRATURE_ERROR:
+        found.append(
+            f"warning: quadrature is off by up to {error:.1g} nats on some image: "
+            "p(z|x) is narrower than the grid or reaches beyond it"
+        )
+    return found
 
 
 def _pair(figures: dict[str, Any], name: str) -> tuple[float, float]:

@@ -93,6 +93,8 @@ def test_heavy_tailed_importance_weights_are_warned_of(evaluated):
     for value, expected in ((0.5, 1), (0.05, 0), (None, 0)):
         figures = {"importance_weighted_high_pareto_k": value}
         assert len(evaluation_report.evidence_warnings(figures)) == expected
+    assert "quadrature is off" in evaluate.warnings({"quadrature_error": 0.2})[0]
+    assert not evaluate.warnings({"quadrature_error": 0.05})
 
 
 @pytest.mark.slow

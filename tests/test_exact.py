@@ -21,6 +21,7 @@ from vae_jax import (
     MixtureOfGaussians,
     ModelSpec,
     StandardNormal,
+    data,
     decode,
     elbo_terms,
     exact,
@@ -166,6 +167,60 @@ def test_maximum_likelihood_is_scikit_learns_probabilistic_pca(x64):
     np.testing.assert_allclose(found, per_datum, rtol=1e-10)
 
 
+DIGITS = data.load("digits")
+DIGITS = data.to_unit_interval(jnp.asarray(DIGITS.train), DIGITS.num_levels)
+
+
+@pytest.mark.parametrize("latent_dim", [40, 60])
+def test_maximum_likelihood_knows_a_noise_that_is_nearly_nothing(latent_dim):
+    """Digits vary in 61 of 64 directions, by standard deviations from 0.8 to 0.0014."""
+    model = exact.maximum_likelihood(DIGITS, latent_dim=latent_dim)
+    images = np.float64(DIGITS)
+    values = np.linalg.eigvalsh(np.cov(images.T, bias=True))[: 64 - latent_dim]
+    np.testing.assert_allclose(model.noise_var, values.mean(), rtol=1e-4)
+    weights = np.float64(model.weights)
+    covariance = weights @ weights.T + np.float64(model.noise_var) * np.eye(64)
+    expected = scipy.stats.multivariate_normal(np.float64(model.bias), covariance)
+    found = exact.log_evidence(model, DIGITS[:5])
+    np.testing.assert_allclose(found, expected.logpdf(images[:5]), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("x", "latent_dim", "rank"),
+    [(DIGITS, 61, 61), (DIGITS, 63, 61), (DIGITS[:5], 4, 4)],
+)
+def test_maximum_likelihood_without_a_noise_is_refused(x, latent_dim, rank):
+    fit = functools.partial(exact.maximum_likelihood, latent_dim=latent_dim)
+    message = f"latent_dim must be below {rank}, the number .* got {latent_dim}"
+    with pytest.raises(ValueError, match=message):
+        fit(x)
+    # Values are not known while tracing.
+    assert np.isnan(jax.jit(fit)(x).noise_var)
+
+
+@pytest.mark.parametrize("noise_var", [0.0, -1e-9])
+def test_a_noise_that_is_not_positive_is_refused(noise_var):
+    model = exact.LinearGaussian(jnp.eye(3)[:, :2], jnp.zeros(3), jnp.array(noise_var))
+    x = jnp.ones((1, 3))
+    for function in (
+        exact.linear_vae,
+        exact.diagonal_gap,
+        lambda model: exact.log_evidence(model, x),
+        lambda model: exact.posterior(model, x),
+        lambda model: exact.live_units(x, noise_var=model.noise_var),
+    ):
+        with pytest.raises(ValueError, match="noise_var must be positive, got"):
+            function(model)
+    mean, covariance = jax.jit(exact.posterior)(model, x)
+    assert np.isnan(mean).all() and np.isnan(covariance).all()
+
+
+def test_a_posterior_narrower_than_an_encoder_can_say_is_refused():
+    model = exact.LinearGaussian(jnp.eye(3)[:, :1], jnp.zeros(3), jnp.array(1e-10))
+    with pytest.raises(ValueError, match="log-variances of q must be between -20 and"):
+        exact.linear_vae(model)
+
+
 @jax.jit
 def ascend(params, data, beta):
     """Plain gradient ascent on the beta-ELBO, the noise variance fixed."""
@@ -258,6 +313,32 @@ def test_the_posterior_on_a_grid_is_the_linear_one(linear_gaussian):
     np.testing.assert_allclose(found[1], variances, rtol=1e-5)
 
 
+@functools.partial(jax.jit, static_argnames="latent_dim")
+def on_a_grid(x, latent_dim):
+    """Log p(x) and its quadrature where p(z|x) lies at 0.93 x and is 0.27 wide."""
+    weights = 2 * jnp.eye(3)[:, :latent_dim]
+    model = exact.LinearGaussian(weights, jnp.zeros(3), jnp.array(0.3))
+    x = x @ weights.T
+    vae = exact.linear_vae(model)
+    found = exact.quadrature_log_evidence(vae, x)
+    moments = exact.quadrature_posterior(vae, x)
+    return exact.log_evidence(model, x), found, moments
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2])
+def test_the_error_of_quadrature_holds_the_mass_beyond_the_grid(latent_dim):
+    x = jnp.array([3.0, 6.0, 7.0, 12.0, -12.0])[:, None] * jnp.ones(latent_dim)
+    expected, found, (mean, variance) = on_a_grid(x, latent_dim)
+    missed = np.asarray(expected - found.estimate)
+    assert missed[0] < 1e-4 and np.all(missed[1:] > 0.04) and np.all(missed[3:] > 100)
+    assert found.error[0] < 1e-4 and np.all(found.error >= missed - 1e-4)
+    np.testing.assert_allclose(found.error[1:], missed[1:], rtol=0.4)
+    wrong = np.asarray(found.error > 0.1)
+    assert wrong[2:].all() and not wrong[0]
+    np.testing.assert_array_equal(np.isnan(mean).all(axis=1), wrong)
+    np.testing.assert_array_equal(np.isnan(variance).all(axis=1), wrong)
+
+
 def test_a_grid_that_is_too_coarse_says_so(linear_gaussian):
     found = exact.quadrature_log_evidence(
         linear_gaussian.params, linear_gaussian.x, num_points=8
@@ -332,6 +413,12 @@ def test_the_elbo_is_below_the_evidence_by_the_kl_to_the_true_posterior(
         (
             lambda p: exact.maximum_likelihood(np.zeros((4, 3)), latent_dim=3),
             "latent_dim must be between 1 and 2, got 3",
+        ),
+        (
+            lambda p: exact.quadrature_log_evidence(
+                random_params(small_spec(2)), np.zeros((1, 3)), num_points=3
+            ),
+            "num_points must be at least 4, got 3",
         ),
     ],
 )

@@ -18,9 +18,13 @@ from vae_jax.likelihoods import Gaussian
 from vae_jax.model import as_float, decode, log_prior
 from vae_jax.networks import Linear
 from vae_jax.posteriors import DiagonalGaussian, unbound_log_var
+from vae_jax.posteriors.gaussian import LOG_VAR_BOUND
 from vae_jax.priors import MixtureOfGaussians, StandardNormal
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.types import Array
+
+# In nats. Moments of p(z|x) from a worse grid are no better than its weights.
+MAX_QUADRATURE_ERROR = 0.1
 
 
 class LinearGaussian(NamedTuple):
@@ -42,8 +46,9 @@ class Quadrature(NamedTuple):
 
     Attributes:
       estimate: `[B]`.
-      error: how far the sum over every other point is from it, `[B]`; where it is not
-        tiny the grid is too coarse for the posterior.
+      error: how far the sum over every other point is from it, and how much would be
+        added beyond the ends of the grid, `[B]`; where it is not tiny the grid is too
+        coarse for the posterior or too short.
     """
 
     estimate: Array
@@ -109,6 +114,10 @@ def linear_vae(model: LinearGaussian) -> Params:
     Returns:
       `Params` with linear networks.
 
+    Raises:
+      ValueError: a noise variance that is not positive, or a posterior variance beyond
+        exp(-20) to exp(20), the bound of a diagonal Gaussian. NaN where traced.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from vae_jax import exact
@@ -117,8 +126,14 @@ def linear_vae(model: LinearGaussian) -> Params:
       1
     """
     data_dim, latent_dim = model.weights.shape
-    gain = jnp.linalg.solve(_precision(model), model.weights.T).T
-    log_var = jnp.log(model.noise_var / jnp.diag(_precision(model)))
+    precision = _precision(model)
+    gain = jnp.linalg.solve(precision, model.weights.T).T
+    log_var = jnp.log(model.noise_var / jnp.diag(precision))
+    if not _holds(jnp.abs(log_var) < LOG_VAR_BOUND):
+        raise ValueError(
+            f"the log-variances of q must be between -{LOG_VAR_BOUND:g} and "
+            f"{LOG_VAR_BOUND:g}, got {log_var}; rescale the data"
+        )
     spec = ModelSpec(
         encoder=Linear(),
         decoder=Linear(),
@@ -154,6 +169,9 @@ def log_evidence(model: LinearGaussian, x: Array) -> Array:
     Returns:
       `[B]`.
 
+    Raises:
+      ValueError: a noise variance that is not positive. NaN where traced.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from vae_jax import exact
@@ -164,10 +182,11 @@ def log_evidence(model: LinearGaussian, x: Array) -> Array:
     data_dim, latent_dim = model.weights.shape
     chex.assert_shape(x, (None, data_dim))
     centered = x - model.bias
-    projected = centered @ model.weights
     precision = _precision(model)
-    explained = jnp.sum(projected * jnp.linalg.solve(precision, projected.T).T, axis=-1)
-    squares = (jnp.sum(jnp.square(centered), axis=-1) - explained) / model.noise_var
+    mean = jnp.linalg.solve(precision, (centered @ model.weights).T).T
+    # c' C^-1 c, without the cancellation of |c|^2 and what W explains of it.
+    residual = jnp.sum(jnp.square(centered - mean @ model.weights.T), axis=-1)
+    squares = residual / model.noise_var + jnp.sum(jnp.square(mean), axis=-1)
     log_det = (data_dim - latent_dim) * jnp.log(model.noise_var)
     log_det = log_det + jnp.linalg.slogdet(precision)[1]
     return -0.5 * (data_dim * LOG_2PI + log_det + squares)
@@ -231,6 +250,9 @@ def posterior(model: LinearGaussian, x: Array) -> tuple[Array, Array]:
     Returns:
       Means `[B, L]`, and the covariance `[L, L]` that all x share.
 
+    Raises:
+      ValueError: a noise variance that is not positive. NaN where traced.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from vae_jax import exact
@@ -256,6 +278,9 @@ def diagonal_gap(model: LinearGaussian) -> Array:
     Returns:
       A scalar.
 
+    Raises:
+      ValueError: a noise variance that is not positive. NaN where traced.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from vae_jax import exact
@@ -277,13 +302,15 @@ def maximum_likelihood(x: Array, *, latent_dim: int) -> LinearGaussian:
 
     Args:
       x: data, `[n, D]`.
-      latent_dim: L, below D.
+      latent_dim: L, below the number of directions in which the data vary.
 
     Returns:
       The model.
 
     Raises:
-      ValueError: `latent_dim` is not between 1 and D - 1.
+      ValueError: `latent_dim` is not between 1 and D - 1, or the data do not vary in
+        more than `latent_dim` directions (to rounding): the likelihood then grows
+        without bound as s^2 falls to 0. NaN where traced.
 
     Example:
       >>> import jax
@@ -293,17 +320,32 @@ def maximum_likelihood(x: Array, *, latent_dim: int) -> LinearGaussian:
       (5, 2)
     """
     chex.assert_rank(x, 2)
-    data_dim = x.shape[1]
+    num_examples, data_dim = x.shape
     if not 1 <= latent_dim < data_dim:
         raise ValueError(
             f"latent_dim must be between 1 and {data_dim - 1}, got {latent_dim}"
         )
-    covariance = jnp.cov(x, rowvar=False, bias=True)
-    values, vectors = jnp.linalg.eigh(covariance)
-    noise_var = jnp.mean(values[: data_dim - latent_dim])
-    leading = jnp.maximum(values[::-1][:latent_dim] - noise_var, 0)
-    weights = vectors[:, ::-1][:, :latent_dim] * jnp.sqrt(leading)
-    return LinearGaussian(weights, jnp.mean(x, axis=0), noise_var)
+    mean = jnp.mean(x, axis=0)
+    # The singular values of the data know small variances to more digits than the
+    # eigenvalues of their covariance, which are the squares.
+    scaled = (x - mean) / jnp.sqrt(num_examples)
+    _, deviations, directions = jnp.linalg.svd(
+        jnp.linalg.qr(scaled, mode="r"), full_matrices=False
+    )
+    rounding = data_dim * jnp.finfo(deviations.dtype).eps * deviations[0]
+    rank = jnp.sum(deviations > rounding)
+    if not _holds(rank > latent_dim):
+        raise ValueError(
+            f"latent_dim must be below {rank}, the number of directions in which these "
+            f"{num_examples} examples vary in {deviations.dtype}, got {latent_dim}: no "
+            "variance is left for the noise"
+        )
+    variances = jnp.square(deviations)
+    noise_var = jnp.sum(variances[latent_dim:]) / (data_dim - latent_dim)
+    noise_var = jnp.where(rank > latent_dim, noise_var, jnp.nan)
+    leading = jnp.maximum(variances[:latent_dim] - noise_var, 0)
+    weights = directions[:latent_dim].T * jnp.sqrt(leading)
+    return LinearGaussian(weights, mean, noise_var)
 
 
 def live_units(x: Array, *, noise_var: float | Array, beta: float | Array = 1.0):
@@ -315,11 +357,14 @@ def live_units(x: Array, *, noise_var: float | Array, beta: float | Array = 1.0)
 
     Args:
       x: data, `[n, D]`.
-      noise_var: s^2, fixed.
+      noise_var: s^2, fixed; positive.
       beta: weight of the KL.
 
     Returns:
       A scalar integer.
+
+    Raises:
+      ValueError: a noise variance that is not positive.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -328,6 +373,8 @@ def live_units(x: Array, *, noise_var: float | Array, beta: float | Array = 1.0)
       >>> print(exact.live_units(x, noise_var=0.5), exact.live_units(x, noise_var=2.0))
       2 1
     """
+    if not _holds(jnp.asarray(noise_var) > 0):
+        raise ValueError(f"noise_var must be positive, got {noise_var}")
     values = jnp.linalg.eigvalsh(jnp.cov(x, rowvar=False, bias=True))
     return jnp.sum(values > beta * noise_var)
 
@@ -344,20 +391,22 @@ def quadrature_log_evidence(
 
     log sum_g p(x|z_g) p(z_g) h^L over a uniform grid on [-limit, limit]^L of step h:
     the trapezoidal rule, which for smooth integrands that vanish at the ends converges
-    faster than any power of h. It is of no use with more latents.
+    faster than any power of h. It is of no use with more latents. The mass beyond the
+    limit, which the error includes, is that of the Gaussian tails that continue the
+    integrand at the ends of each line of the grid.
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
       num_points: points of the grid in each dimension, odd ones rounded up.
-      limit: where the grid ends; beyond it the prior must be negligible.
+      limit: where the grid ends; beyond it p(z|x) must be negligible.
       chunk_size: points decoded at once.
 
     Returns:
       `Quadrature`, each `[B]`.
 
     Raises:
-      ValueError: more than two latents.
+      ValueError: more than two latents, or fewer than four points.
 
     Example:
       >>> import jax.numpy as jnp
@@ -367,18 +416,8 @@ def quadrature_log_evidence(
       >>> exact.quadrature_log_evidence(vae, x, num_points=50).estimate.shape
       (3,)
     """
-    latent_dim = params.spec.latent_dim
-    num_points += num_points % 2
-    axis = jnp.linspace(-limit, limit, num_points)
-    z = _grid(axis, latent_dim)
-    log_volume = latent_dim * jnp.log(axis[1] - axis[0])
-    every_other = jnp.arange(num_points) % 2 == 0
-    coarse = _grid(every_other, latent_dim)
-    log_joint = _log_joint(params, x, z, chunk_size)
-    fine = jax.nn.logsumexp(log_joint, axis=0) + log_volume
-    of_coarse = jnp.where(coarse.all(axis=-1)[:, None], log_joint, -jnp.inf)
-    rough = jax.nn.logsumexp(of_coarse, axis=0) + log_volume + latent_dim * jnp.log(2.0)
-    return Quadrature(fine, jnp.abs(fine - rough))
+    z, step = _grid(num_points, limit, params.spec.latent_dim)
+    return _integrate(_log_joint(params, x, z, chunk_size), step, z.shape[-1])
 
 
 def quadrature_posterior(
@@ -396,15 +435,16 @@ def quadrature_posterior(
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
-      num_points: points of the grid in each dimension.
+      num_points: points of the grid in each dimension, odd ones rounded up.
       limit: where the grid ends; beyond it p(z|x) must be negligible.
       chunk_size: points decoded at once.
 
     Returns:
-      Means `[B, L]` and the variances of each latent, `[B, L]`.
+      Means `[B, L]` and the variances of each latent, `[B, L]`; nan where the error of
+      `quadrature_log_evidence` on the same grid is above 0.1 nats.
 
     Raises:
-      ValueError: more than two latents.
+      ValueError: more than two latents, or fewer than four points.
 
     Example:
       >>> import jax.numpy as jnp
@@ -415,21 +455,70 @@ def quadrature_posterior(
       >>> print(mean.round(4), variance.round(4))
       [[0.5]] [[0.5]]
     """
-    z = _grid(jnp.linspace(-limit, limit, num_points), params.spec.latent_dim)
-    weights = jax.nn.softmax(_log_joint(params, x, z, chunk_size), axis=0).T
+    z, step = _grid(num_points, limit, params.spec.latent_dim)
+    log_joint = _log_joint(params, x, z, chunk_size)
+    weights = jax.nn.softmax(log_joint, axis=0).T
     mean = weights @ z
     # Of centered points: a narrow p(z|x) far from 0 would lose its digits.
     squares = jnp.square(z - mean[:, None])
-    return mean, jnp.einsum("bg,bgl->bl", weights, squares)
+    variance = jnp.einsum("bg,bgl->bl", weights, squares)
+    known = _integrate(log_joint, step, z.shape[-1]).error <= MAX_QUADRATURE_ERROR
+    return tuple(
+        jnp.where(known[:, None], found, jnp.nan) for found in (mean, variance)
+    )
 
 
-def _grid(axis: Array, latent_dim: int) -> Array:
-    """All points of L equal axes, `[G, L]`."""
+def _grid(num_points: int, limit: float, latent_dim: int) -> tuple[Array, Array]:
+    """All points of L equal axes, `[G, L]`, and their distance on an axis."""
     if latent_dim > 2:
         raise ValueError(f"quadrature serves 1 or 2 latents, got {latent_dim}")
-    return jnp.stack(jnp.meshgrid(*[axis] * latent_dim), axis=-1).reshape(
-        -1, latent_dim
-    )
+    if num_points < 4:
+        raise ValueError(f"num_points must be at least 4, got {num_points}")
+    axis = jnp.linspace(-limit, limit, num_points + num_points % 2)
+    points = jnp.stack(jnp.meshgrid(*[axis] * latent_dim), axis=-1)
+    return points.reshape(-1, latent_dim), axis[1] - axis[0]
+
+
+def _integrate(log_joint: Array, step: Array, latent_dim: int) -> Quadrature:
+    """Sum over the points of `_grid` for each column of `[G, B]`, with its error."""
+    size = round(log_joint.shape[0] ** (1 / latent_dim))
+    values = log_joint.reshape(*[size] * latent_dim, -1)
+    axes = tuple(range(latent_dim))
+    every_other = values[(slice(None, None, 2),) * latent_dim]
+    fine = jax.nn.logsumexp(values, axis=axes) + latent_dim * jnp.log(step)
+    rough = jax.nn.logsumexp(every_other, axis=axes) + latent_dim * jnp.log(2 * step)
+    whole = values
+    for _ in axes:
+        whole = _log_integral(whole, step)
+    return Quadrature(fine, jnp.abs(fine - rough) + jnp.maximum(whole - fine, 0))
+
+
+def _log_integral(values: Array, step: Array) -> Array:
+    """Log of the integral over the first axis, its tails beyond the grid included."""
+    # Far enough apart for a second difference in float32, near enough for a parabola.
+    apart = max(1, len(values) // 40)
+    tails = [
+        _log_tail(*values[jnp.array([0, apart, 2 * apart])], apart * step),
+        _log_tail(*values[-1 - jnp.array([0, apart, 2 * apart])], apart * step),
+    ]
+    inside = jax.nn.logsumexp(values, axis=0) + jnp.log(step)
+    return jax.nn.logsumexp(jnp.stack([inside, *tails]), axis=0)
+
+
+def _log_tail(end: Array, near: Array, far: Array, distance: Array) -> Array:
+    """Log of the integral of exp(parabola) beyond the last of three equidistant points.
+
+    exp(f + f' t + f'' t^2 / 2) over t > 0. Where f'' is above -0.1, as it is not in the
+    tails of a posterior under a standard normal prior, -0.1 is taken.
+    """
+    slope = (3 * end - 4 * near + far) / (2 * distance)
+    curvature = jnp.minimum((end - 2 * near + far) / jnp.square(distance), -0.1)
+    scale = jax.lax.rsqrt(-curvature)
+    ratio = slope * scale
+    log_mass = 0.5 * jnp.square(ratio) + jax.scipy.special.log_ndtr(ratio)
+    tail = end + jnp.log(scale) + 0.5 * LOG_2PI + log_mass
+    # No density at the end: a bounded support, which the grid covers.
+    return jnp.where(end == -jnp.inf, -jnp.inf, tail)
 
 
 def enumeration_log_evidence(
@@ -485,6 +574,15 @@ def _log_joint(params: Params, x: Array, z: Array, chunk_size: int) -> Array:
 
 def _precision(model: LinearGaussian) -> Array:
     """M = W' W + s^2 I, `[L, L]`: s^2 times the precision of p(z|x)."""
+    positive = model.noise_var > 0
+    if not _holds(positive):
+        raise ValueError(f"noise_var must be positive, got {model.noise_var}")
+    noise_var = jnp.where(positive, model.noise_var, jnp.nan)
     latent_dim = model.weights.shape[1]
     identity = jnp.eye(latent_dim, dtype=model.weights.dtype)
-    return model.weights.T @ model.weights + model.noise_var * identity
+    return model.weights.T @ model.weights + noise_var * identity
+
+
+def _holds(condition: Array) -> bool:
+    """Whether a condition holds everywhere; a traced one is taken to."""
+    return isinstance(condition, jax.core.Tracer) or bool(jnp.all(condition))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from conftest import random_params
 
 from vae_jax import (
@@ -198,6 +199,85 @@ def test_diagnostics_tell_agreeing_chains_from_chains_apart_and_count_samples():
     counts = np.asarray(ess(samples))
     np.testing.assert_allclose(counts[[0, 2]], [16000, 4000], rtol=0.1)
     assert counts[1] < 40
+
+
+def ranked_split_r_hat(samples):
+    """Vehtari et al. 2021, section 4, of `[T, C]`, by SciPy."""
+    half = len(samples) // 2
+    halves = np.concatenate([samples[:half], samples[-half:]], axis=1)
+    found = []
+    for values in (halves, np.abs(halves - np.median(halves))):
+        ranks = scipy.stats.rankdata(values).reshape(values.shape)
+        scores = scipy.stats.norm.ppf((ranks - 3 / 8) / (values.size + 1 / 4))
+        within = scores.var(axis=0, ddof=1).mean()
+        between = scores.mean(axis=0).var(ddof=1)
+        found.append(np.sqrt(((half - 1) / half * within + between) / within))
+    return max(found)
+
+
+def test_r_hat_is_that_of_scipys_ranks_with_ties_and_drift():
+    rng = np.random.default_rng(3)
+    walk = np.cumsum(rng.normal(size=(301, 4)), axis=0)
+    rounded = rng.normal(size=(301, 4)).round(1)
+    stuck = rng.normal(size=(301, 4))
+    stuck[:, 0] = 0.1  # One chain of four stays near the median.
+    samples = np.stack([walk, rounded, stuck], axis=-1)
+    expected = [ranked_split_r_hat(samples[..., i]) for i in range(3)]
+    found = np.asarray(jax.jit(r_hat)(samples))
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    assert found[0] > 1.1 and found[1] < 1.02 and found[2] > 1.05
+
+
+def test_chains_that_never_moved_do_not_agree(x64):
+    """Each at a value of its own, or all at the same: nothing is known of either."""
+    apart = np.broadcast_to(np.random.default_rng(0).normal(size=4), (100, 4))
+    together = np.full((100, 4), 0.1)
+    bits = np.random.default_rng(1).integers(0, 2, (100, 4))
+    missing = np.where(np.arange(100)[:, None] == 3, np.nan, apart + bits)
+    samples = np.stack([apart, together, bits, missing], axis=-1)
+    with jax.debug_nans(False):
+        found = np.asarray(jax.jit(r_hat)(samples))
+    np.testing.assert_array_equal(found[:2], np.inf)
+    assert found[2] < 1.05 and np.isnan(found[3])
+    with pytest.raises(ValueError, match="at least 4 steps of each chain, got 3"):
+        r_hat(samples[:3])
+
+
+def test_a_sampler_that_accepts_nothing_is_seen_by_r_hat():
+    params = random_params(
+        ModelSpec(MLP((4,)), MLP((4,)), latent_dim=2, data_shape=(3,))
+    )
+    far = functools.partial(metropolis_hastings, proposal=random_walk(1e6))
+    sample = functools.partial(posterior_samples, sampler=far, num_samples=20)
+    found = jax.jit(sample)(params, jnp.zeros((2, 3)), jax.random.key(0))
+    np.testing.assert_array_equal(found.acceptance_rate, 0)
+    np.testing.assert_array_equal(found.r_hat, np.inf)
+    np.testing.assert_array_equal(found.num_divergences, np.zeros((4, 2)))
+
+
+def test_trajectories_that_diverge_are_counted():
+    """Into a wall that the step size, adapted to the room between, does not see."""
+
+    def log_density(wall, z):
+        outside = jnp.maximum(jnp.abs(z) - 2, 0)
+        return -0.5 * jnp.sum(z**2) - wall * jnp.sum(outside**2)
+
+    @jax.jit
+    @jax.vmap
+    def counts(wall):
+        density = functools.partial(log_density, wall)
+        chain = hmc(
+            density,
+            jnp.zeros(1),
+            jax.random.key(0),
+            num_samples=200,
+            num_warmup=300,
+            num_leapfrog=3,
+        )
+        return chain.num_divergences
+
+    none, some = counts(jnp.array([0.0, 1e7]))
+    assert none == 0 and 0 < some <= 200
 
 
 def test_a_chain_leaves_a_start_without_density_and_takes_no_proposal_without(x64):

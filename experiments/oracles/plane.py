@@ -109,6 +109,7 @@ def posterior_rows(params: vae_jax.Params, x, key) -> list[Row]:
     return [
         Row("NUTS: largest r-hat", float(drawn.r_hat.max())),
         Row("  least effective sample size", float(drawn.effective_sample_size.min())),
+        Row("  diverging steps", float(drawn.num_divergences.sum())),
         Row(
             f"  means of p(z|x) off the grid's, of {scores.size} the largest, in "
             "standard errors",

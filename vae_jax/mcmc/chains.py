@@ -22,10 +22,14 @@ class Chain(NamedTuple):
     Attributes:
       samples: states in their order, `[T, L]`.
       acceptance_rate: mean probability of acceptance, a scalar; 1 for Gibbs.
+      num_divergences: number of steps whose trajectory diverged, a scalar; above 0 a
+        Hamiltonian chain leaves out a region that is too narrow for its step size. 0
+        for samplers without trajectories.
     """
 
     samples: Array
     acceptance_rate: Array
+    num_divergences: Array
 
 
 def random_walk(scale: float | Array) -> Proposal:
@@ -109,7 +113,7 @@ def metropolis_hastings(
 
     start = (initial, target(initial))
     samples, probability = run(step, start, key, num_samples, num_warmup)
-    return Chain(samples, jnp.mean(probability))
+    return Chain(samples, jnp.mean(probability), jnp.zeros((), int))
 
 
 def gibbs(
@@ -155,7 +159,7 @@ def gibbs(
         return z, z
 
     samples = run(sweep, initial, key, num_samples, num_warmup)
-    return Chain(samples, jnp.ones((), samples.dtype))
+    return Chain(samples, jnp.ones((), samples.dtype), jnp.zeros((), int))
 
 
 def bit_conditional(log_density: LogDensity) -> Conditional:

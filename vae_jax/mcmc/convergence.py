@@ -1,22 +1,29 @@
-"""Whether chains agree, and how many independent samples they are worth."""
+"""Convergence of Markov chains: r-hat and effective sample size."""
+
+import jax
+import jax.numpy as jnp
 
 from vae_jax.extras import import_extra
 from vae_jax.types import Array
 
 
 def r_hat(samples: Array) -> Array:
-    """Whether chains agree: near 1 if so; above 1.01 they are to run longer.
+    """Agreement of chains: near 1 if they agree; above 1.01 they are to run longer.
 
     The rank-normalised split version: every chain is cut in two, so that one that
     drifts is seen too, values are replaced by normal scores of their ranks, and the
     greater of the statistics of values and of distances from the median is taken
-    (Gelman & Rubin 1992; Vehtari et al. 2021).
+    (Gelman & Rubin 1992; Vehtari et al. 2021). Equal values share their mean rank.
 
     Args:
       samples: `[T, C, ...]`: T >= 4 steps, of C chains.
 
     Returns:
-      One for each of the other axes, `[...]`.
+      One for each of the other axes, `[...]`; infinite where no chain ever moved, or
+      each stands at a value of its own.
+
+    Raises:
+      ValueError: fewer than four steps.
 
     Example:
       >>> import jax
@@ -25,13 +32,43 @@ def r_hat(samples: Array) -> Array:
       >>> print(jax.jit(r_hat)(samples) < 1.01)
       [ True  True]
     """
-    diagnostics = import_extra("blackjax.diagnostics", "mcmc")
-    found = diagnostics.rhat(samples, chain_axis=1, sample_axis=0)
-    return found.reshape(samples.shape[2:])
+    if samples.shape[0] < 4:
+        raise ValueError(
+            f"r_hat needs at least 4 steps of each chain, got {samples.shape[0]}"
+        )
+    half = samples.shape[0] // 2
+    halves = jnp.concatenate([samples[:half], samples[-half:]], axis=1)
+    distances = jnp.abs(halves - jnp.median(halves, axis=(0, 1)))
+    found = jnp.maximum(_scale_reduction(halves), _scale_reduction(distances))
+    moved = jnp.any(samples != samples[0], axis=(0, 1))
+    found = jnp.where(moved, found, jnp.inf)
+    return jnp.where(jnp.any(jnp.isnan(samples), axis=(0, 1)), jnp.nan, found)
+
+
+def _scale_reduction(values: Array) -> Array:
+    """sqrt(((T - 1) / T W + B) / W) of the normal scores of `[T, C, ...]`.
+
+    W is the mean variance within the chains, B the variance of their means.
+    """
+    steps, chains = values.shape[:2]
+    count = steps * chains
+    ranks = jax.scipy.stats.rankdata(values.reshape(count, -1), axis=0)
+    scores = jax.scipy.stats.norm.ppf((ranks - 3 / 8) / (count + 1 / 4))
+    scores = scores.reshape(values.shape)
+    # The mean of equal scores differs from them by rounding.
+    constant = jnp.all(values == values[0], axis=0)
+    variances = jnp.where(constant, 0, jnp.var(scores, axis=0, ddof=1))
+    within = jnp.mean(variances, axis=0)
+    means = jnp.where(constant, scores[0], jnp.mean(scores, axis=0))
+    between = jnp.var(means, axis=0, ddof=1)
+    ratio = jnp.sqrt((steps - 1) / steps + between / jnp.where(within > 0, within, 1))
+    # Distances from the median of fair bits are all the same, and tell nothing.
+    all_equal = jnp.all(values == values[0, 0], axis=(0, 1))
+    return jnp.where(within > 0, ratio, jnp.where(all_equal, 1.0, jnp.inf))
 
 
 def effective_sample_size(samples: Array) -> Array:
-    """How many independent samples would know the mean as well.
+    """Number of independent samples that would know the mean as well.
 
     C T / (1 + 2 sum_t rho_t) with the autocorrelations rho_t over all chains, summed
     as long as sums of neighbours are positive and fall (Geyer 1992; Vehtari et al.

@@ -109,7 +109,7 @@ def _adapted(
 
     def step(state, key: Key):
         state, info = kernel(key, state)
-        return state, (state.position, info.acceptance_rate)
+        return state, (state.position, info.acceptance_rate, info.is_divergent)
 
-    samples, acceptance = run(step, state, sample_key, num_samples, 0)
-    return Chain(samples, jnp.mean(acceptance))
+    samples, acceptance, diverged = run(step, state, sample_key, num_samples, 0)
+    return Chain(samples, jnp.mean(acceptance), jnp.sum(diverged))

@@ -27,12 +27,14 @@ class PosteriorSamples(NamedTuple):
       acceptance_rate: of each chain, `[C, B]`.
       r_hat: of each unit, `[B, L]`; near 1 if the chains agree (`r_hat`).
       effective_sample_size: of each unit, over all chains, `[B, L]`.
+      num_divergences: of each chain, `[C, B]`; should be 0 (`Chain`).
     """
 
     samples: Array
     acceptance_rate: Array
     r_hat: Array
     effective_sample_size: Array
+    num_divergences: Array
 
 
 def posterior_log_density(params: Params, x: Array) -> LogDensity:
@@ -89,8 +91,8 @@ def posterior_samples(
       `PosteriorSamples`.
 
     Raises:
-      ValueError: `num_chains` below 1; with `nuts` or `hmc`, discrete latents or a
-        tuple of latents; what the sampler refuses.
+      ValueError: `num_chains` below 1 or `num_samples` below 4; with `nuts` or `hmc`,
+        discrete latents or a tuple of latents; what the sampler refuses.
 
     Example:
       >>> import functools, jax, jax.numpy as jnp
@@ -131,4 +133,5 @@ def posterior_samples(
         acceptance_rate=chains.acceptance_rate.T,
         r_hat=r_hat(samples),
         effective_sample_size=effective_sample_size(samples),
+        num_divergences=chains.num_divergences.T,
     )

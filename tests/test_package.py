@@ -37,7 +37,7 @@ ORDER = [
     ["aggregate"],
     ["penalties"],
     ["exact", "evaluation", "diagnostics", "annealing", "mcmc", "training"],
-    ["fitted_prior"],
+    ["fitted_prior", "fitting"],
     ["check", "parallel", "sweep", "checkpoint"],
 ]
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}

@@ -19,6 +19,7 @@ from vae_jax.diagnostics import (
 from vae_jax.estimators import reparameterization
 from vae_jax.evaluation import LogEvidence, evaluate, log_evidence
 from vae_jax.fitted_prior import fit_mixture_prior
+from vae_jax.fitting import Fitted, fit
 from vae_jax.hierarchical import (
     HierarchicalGaussian,
     HierarchicalGaussianPrior,
@@ -139,6 +140,7 @@ __all__ = [
     "Epoch",
     "FactorizedBernoulli",
     "FactorizedBernoulliPrior",
+    "Fitted",
     "FullCovarianceGaussian",
     "FullGaussian",
     "GatedMLP",
@@ -178,6 +180,7 @@ __all__ = [
     "empty_sweep_history",
     "encode",
     "evaluate",
+    "fit",
     "fit_mixture_prior",
     "fit_posterior",
     "free_bits",

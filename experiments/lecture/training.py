@@ -1,22 +1,12 @@
 """Training as the topics need it: short runs, whole in one program."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from vae_jax import (
-    Params,
-    data,
-    elbo_objective,
-    empty_history,
-    init_state,
-    shuffled_epoch,
-    train_epoch,
-    train_step,
-)
+import vae_jax
+from vae_jax import Params, data
 from vae_jax.training import Preprocess
 from vae_jax.types import Array, Key, Objective, PyTree
 
@@ -60,28 +50,17 @@ def fit(
     Returns:
       The trained parameters, and the mean figures of each epoch, `[num_epochs]`.
     """
-    order_key, noise_key = jax.random.split(key)
-    optimizer = optax.adam(learning_rate)
-    step = partial(
-        train_step,
-        objective=objective or elbo_objective(),
-        optimizer=optimizer,
+    fitted = vae_jax.fit(
+        params,
+        x,
+        key,
+        num_epochs=num_epochs,
+        objective=objective,
+        optimizer=optax.adam(learning_rate),
+        batch_size=BATCH_SIZE,
         preprocess=preprocess,
     )
-
-    def epoch(state, number):
-        order = shuffled_epoch(
-            order_key, number, num_examples=len(x), batch_size=min(BATCH_SIZE, len(x))
-        )
-        history = empty_history(step, state, order, x)
-        state, history = train_epoch(
-            state, order, x, history, len(order.batch_sizes), step=step
-        )
-        return state, jax.tree.map(jnp.mean, history)
-
-    state = init_state(params, noise_key, optimizer=optimizer)
-    state, history = jax.lax.scan(epoch, state, jnp.arange(num_epochs))
-    return state.params, history
+    return fitted.params, fitted.history
 
 
 def minimize(

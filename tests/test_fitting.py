@@ -1,0 +1,195 @@
+"""`fit` as scripts call it: one program, or a loop on the host with validation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vae_jax import (
+    MLP,
+    Gaussian,
+    Labelled,
+    Linear,
+    ModelSpec,
+    elbo_objective,
+    empty_history,
+    evaluate,
+    fit,
+    init,
+    init_state,
+    shuffled_epoch,
+    train_epoch,
+    train_step,
+)
+
+RNG = np.random.default_rng(5)
+X = RNG.integers(0, 2, (20, 6)).astype(np.float32)
+SPEC = ModelSpec(MLP((4,)), MLP((4,)), latent_dim=2, data_shape=(6,))
+KEY = jax.random.key(3)
+OPTIONS = {"num_epochs": 3, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init(SPEC, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def fitted(params):
+    return fit(params, X, KEY, **OPTIONS)
+
+
+def assert_same(one, other, **tolerance):
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, **{"rtol": 1e-5} | tolerance),
+        one,
+        other,
+    )
+
+
+def test_it_is_the_loop_that_one_writes_by_hand(params, fitted):
+    adam = optax.adam(1e-3)
+    noise_key, order_key, _ = jax.random.split(KEY, 3)
+    step = functools.partial(train_step, objective=elbo_objective(), optimizer=adam)
+    state = init_state(params, noise_key, optimizer=adam)
+    run = jax.jit(functools.partial(train_epoch, step=step))
+    for number in range(3):
+        epoch = shuffled_epoch(order_key, number, num_examples=20, batch_size=8)
+        history = empty_history(step, state, epoch, X)
+        state, history = run(state, epoch, X, history, 3)
+        mean = np.average(history["elbo"], weights=[8, 8, 4])
+        np.testing.assert_allclose(fitted.history["elbo"][number], mean, rtol=1e-5)
+    assert_same(fitted.params, state.params)
+
+
+def test_a_linear_model_reaches_the_evidence_of_probabilistic_pca():
+    """Whose maximum is known from the eigenvalues of the covariance."""
+    loadings = np.array([[1.5, -1.0, 0.5, 1.0]])
+    x = RNG.normal(size=(512, 1)) @ loadings + 0.5 * RNG.normal(size=(512, 4))
+    eigenvalues = np.linalg.eigvalsh(np.cov(x.T, bias=True))
+    noise, signal = eigenvalues[:3].mean(), eigenvalues[3]
+    log_det = np.log(signal) + 3 * np.log(noise)
+    best = -0.5 * (4 * np.log(2 * np.pi) + log_det + 4)
+    spec = ModelSpec(
+        Linear(),
+        Linear(),
+        likelihood=Gaussian(learned_variance=True),
+        latent_dim=1,
+        data_shape=(4,),
+    )
+    x = x.astype(np.float32)
+    params = init(spec, jax.random.key(0), x=x)
+    rate = optax.cosine_decay_schedule(0.03, 600)
+    trained, _ = fit(params, x, KEY, num_epochs=150, optimizer=optax.adam(rate))
+    found = jax.jit(functools.partial(evaluate, num_samples=64))(trained, x, KEY)
+    assert float(jnp.mean(found.elbo)) == pytest.approx(best, abs=0.02)
+    untrained = jax.jit(functools.partial(evaluate, num_samples=64))(params, x, KEY)
+    assert float(jnp.mean(untrained.elbo)) < best - 1
+
+
+def test_it_maps_over_models_and_settings(params, fitted):
+    def train(beta):
+        return fit(params, X, KEY, objective=elbo_objective(beta=beta), **OPTIONS)
+
+    betas = jnp.array([1.0, 4.0])
+    many = jax.jit(jax.vmap(train))(betas)
+    assert many.history["elbo"].shape == (2, 3)
+    assert_same(jax.tree.map(lambda leaf: leaf[0], many.params), fitted.params)
+    one, other = many.history["objective"]
+    assert np.abs(one - other).max() > 0.01
+
+
+def test_a_callback_sees_every_epoch_and_may_end_the_training(params, fitted):
+    seen = []
+
+    def callback(epoch, figures, params):
+        seen.append((epoch, figures["elbo"], jax.tree.map(np.asarray, params)))
+        return epoch == 1
+
+    stopped = fit(params, X, KEY, callback=callback, **OPTIONS)
+    assert [epoch for epoch, *_ in seen] == [0, 1]
+    np.testing.assert_allclose(
+        stopped.history["elbo"], fitted.history["elbo"][:2], rtol=1e-5
+    )
+    np.testing.assert_allclose([elbo for _, elbo, _ in seen], stopped.history["elbo"])
+    assert_same(stopped.params, seen[-1][2])
+
+
+def test_the_best_epoch_on_validation_data_is_returned(params):
+    """With steps so large that the ELBO goes up and down."""
+    seen = []
+    found = fit(
+        params,
+        X,
+        KEY,
+        num_epochs=8,
+        batch_size=4,
+        optimizer=optax.adam(0.3),
+        validation=X[:5],
+        callback=lambda epoch, figures, params: seen.append(
+            (figures["validation_elbo"], jax.tree.map(np.asarray, params))
+        ),
+    )
+    elbos = [elbo for elbo, _ in seen]
+    np.testing.assert_allclose(found.history["validation_elbo"], elbos)
+    best = int(np.argmax(elbos))
+    assert best < 7, "the last epoch is the best: this shows nothing"
+    assert_same(found.params, seen[best][1])
+    *_, validation_key = jax.random.split(KEY, 3)
+    by_hand = jax.jit(evaluate)(found.params, X[:5], validation_key).elbo
+    np.testing.assert_allclose(elbos[best], np.mean(by_hand), rtol=1e-5)
+
+
+def test_patience_ends_the_training(params):
+    """With a rate of 0 the first epoch stays the best."""
+    found = fit(
+        params,
+        X,
+        KEY,
+        num_epochs=9,
+        optimizer=optax.sgd(0.0),
+        validation=X[:5],
+        patience=2,
+    )
+    assert found.history["validation_elbo"].shape == (3,)
+
+
+def test_labels_and_the_average_are_taken_along():
+    spec = ModelSpec(MLP((4,)), MLP((4,)), latent_dim=2, data_shape=(6,), num_classes=3)
+    data = Labelled(X, RNG.integers(0, 3, 20))
+    params = init(spec, jax.random.key(0))
+    average = fit(params, data, KEY, average_decay=0.9, validation=data, **OPTIONS)
+    last = fit(params, data, KEY, **OPTIONS)
+    assert np.isfinite(average.history["validation_elbo"]).all()
+    kernels = (fitted.params.decoder["output"]["kernel"] for fitted in (average, last))
+    assert np.abs(np.subtract(*map(np.asarray, kernels))).max() > 1e-5
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_epochs": 0}, "num_epochs must be at least 1, got 0"),
+        ({"num_epochs": 1, "batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"num_epochs": 1, "patience": 2}, "patience 2 needs validation data"),
+        (
+            {"num_epochs": 1, "validation": np.full((2, 6), np.nan, np.float32)},
+            "validation ELBO was never above -inf",
+        ),
+        (
+            {"num_epochs": 1, "patience": 0, "validation": X},
+            "patience must be at least 1, got 0",
+        ),
+    ],
+)
+def test_options_that_no_run_can_have_are_refused(params, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(params, X, KEY, **options)
+
+
+def test_a_loop_on_the_host_is_refused_where_there_is_none(params):
+    compiled = jax.jit(functools.partial(fit, validation=X, **OPTIONS))
+    with pytest.raises(ValueError, match="leave both out where fit is compiled"):
+        compiled(params, X, KEY)

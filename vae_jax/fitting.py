@@ -1,0 +1,214 @@
+"""`fit`: a whole training run as one call, for scripts and notebooks.
+
+A loop of `train_epoch`, which is what a loop of one's own starts from. What a run of
+the experiments has besides (checkpoints, resume, several devices) is not here.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vae_jax.evaluation import evaluate
+from vae_jax.spec import Params
+from vae_jax.training import (
+    Labelled,
+    Metrics,
+    Preprocess,
+    TrainState,
+    elbo_objective,
+    empty_history,
+    init_state,
+    shuffled_epoch,
+    train_epoch,
+    train_step,
+)
+from vae_jax.types import Array, Key, Objective
+
+Callback = Callable[[int, dict[str, float], Params], Any]
+"""`f(epoch, figures, params)` after each epoch; a true result ends the training."""
+
+
+class Fitted(NamedTuple):
+    """A trained model and how it came about.
+
+    Attributes:
+      params: of the last epoch, or of the best one on validation data; the moving
+        average where one is kept.
+      history: figures of each epoch, `[num_epochs]`, in nats: means over the examples
+        of `objective` and of what the objective logs; `validation_elbo` where there
+        are validation data.
+    """
+
+    params: Params
+    history: Metrics
+
+
+def fit(
+    params: Params,
+    data: Array | Labelled,
+    key: Key,
+    *,
+    num_epochs: int,
+    objective: Objective | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    batch_size: int = 128,
+    preprocess: Preprocess | None = None,
+    average_decay: float | Array | None = None,
+    validation: Array | Labelled | None = None,
+    patience: int | None = None,
+    callback: Callback | None = None,
+) -> Fitted:
+    """Trains a model for some epochs and returns it with its figures.
+
+    Without validation data and callback it is one pure function of arrays, which
+    compiles itself: under `vmap` it trains many models. With either, it is a loop on
+    the host that runs one compiled epoch after another.
+
+    Args:
+      params: initial parameters.
+      data: training examples, `[n, D]`; `Labelled` for a conditional model.
+      key: PRNG key, consumed once: noise, order of the data, noise of the validation.
+      num_epochs: passes over the data.
+      objective: what to maximise; by default the ELBO.
+      optimizer: an optax optimizer; by default Adam at 1e-3.
+      batch_size: examples of a step, at most n; a last batch may be smaller.
+      preprocess: `f(batch, key) -> x` for what is drawn afresh at every step, as for
+        `train_step`.
+      average_decay: decay of a moving average of the parameters, which is then what is
+        validated and returned; None keeps none.
+      validation: examples as the model sees them (`preprocess` is not applied), `[m,
+        D]`; their ELBO is taken after each epoch, with one noise key an example, and
+        the parameters of the best epoch are returned.
+      patience: epochs without a better validation ELBO after which training ends.
+      callback: called after each epoch with its number from 0, its figures as numbers,
+        and the parameters.
+
+    Returns:
+      `Fitted`.
+
+    Raises:
+      ValueError: `num_epochs`, `batch_size` or `patience` below 1, no examples,
+        `patience` without `validation`, or `validation` or a callback within a function
+        that JAX traces; a validation ELBO that is nan after every epoch.
+
+    Example:
+      >>> import jax, vae_jax
+      >>> spec = vae_jax.ModelSpec(data_shape=(5,), latent_dim=2)
+      >>> x = jax.random.bernoulli(jax.random.key(0), 0.2, (64, 5)).astype(float)
+      >>> params = vae_jax.init(spec, jax.random.key(1), x=x)
+      >>> params, history = vae_jax.fit(params, x, jax.random.key(2), num_epochs=3)
+      >>> history["elbo"].shape
+      (3,)
+    """
+    num_examples = jax.tree.leaves(data)[0].shape[0]
+    for name, value in (
+        ("num_epochs", num_epochs),
+        ("batch_size", batch_size),
+        ("patience", 1 if patience is None else patience),
+        ("the number of examples", num_examples),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if patience is not None and validation is None:
+        raise ValueError(f"patience {patience} needs validation data to watch")
+    optimizer = optax.adam(1e-3) if optimizer is None else optimizer
+    noise_key, order_key, validation_key = jax.random.split(key, 3)
+    step = partial(
+        train_step,
+        objective=elbo_objective() if objective is None else objective,
+        optimizer=optimizer,
+        preprocess=preprocess,
+        average_decay=0.0 if average_decay is None else average_decay,
+    )
+    run_epoch = partial(_run_epoch, step=step, batch_size=min(batch_size, num_examples))
+    start = partial(init_state, optimizer=optimizer, average=average_decay is not None)
+    if validation is None and callback is None:
+
+        def whole(params, data, noise_key, order_key) -> Fitted:
+            state, history = jax.lax.scan(
+                lambda state, epoch: run_epoch(state, epoch, data, order_key),
+                start(params, noise_key),
+                jnp.arange(num_epochs),
+            )
+            return Fitted(state.evaluation_params, history)
+
+        return jax.jit(whole)(params, data, noise_key, order_key)
+
+    if any(
+        isinstance(leaf, jax.core.Tracer)
+        for leaf in jax.tree.leaves((params, data, key, validation))
+    ):
+        raise ValueError(
+            "validation and callback need a loop on the host: leave both out where "
+            "fit is compiled or mapped"
+        )
+    run_epoch = jax.jit(run_epoch, donate_argnums=0)
+    validate = _validation(validation, validation_key)
+    data = jax.tree.map(jnp.asarray, data)
+    state = start(params, noise_key)
+    best, best_elbo, best_epoch, rows = None, -np.inf, -1, []
+    for epoch in range(num_epochs):
+        state, figures = run_epoch(state, epoch, data, order_key)
+        # A copy: the next epoch is given the state's memory.
+        current = jax.tree.map(jnp.copy, state.evaluation_params)
+        rows.append(jax.tree.map(float, figures | validate(current)))
+        elbo = rows[-1].get("validation_elbo", np.inf)
+        if validation is None or elbo > best_elbo:
+            best, best_elbo, best_epoch = current, elbo, epoch
+        if callback is not None and callback(epoch, rows[-1], current):
+            break
+        if patience is not None and epoch - best_epoch >= patience:
+            break
+    if best is None:
+        raise ValueError(
+            "the validation ELBO was never above -inf: check the validation data, or "
+            "take a smaller learning rate"
+        )
+    history = {name: jnp.asarray([row[name] for row in rows]) for name in rows[0]}
+    return Fitted(best, history)
+
+
+def _run_epoch(
+    state: TrainState,
+    number: int | Array,
+    data: Array | Labelled,
+    order_key: Key,
+    *,
+    step: Callable[..., tuple[TrainState, Metrics]],
+    batch_size: int,
+) -> tuple[TrainState, Metrics]:
+    """One epoch, and the means of its figures over the examples."""
+    num_examples = jax.tree.leaves(data)[0].shape[0]
+    epoch = shuffled_epoch(
+        order_key, number, num_examples=num_examples, batch_size=batch_size
+    )
+    history = empty_history(step, state, epoch, data)
+    num_steps = len(epoch.batch_sizes)
+    state, history = train_epoch(state, epoch, data, history, num_steps, step=step)
+    weights = np.array(epoch.batch_sizes) / num_examples
+    means = {
+        name: figures @ weights.astype(figures.dtype)
+        for name, figures in history.items()
+    }
+    return state, means
+
+
+def _validation(
+    validation: Array | Labelled | None, key: Key
+) -> Callable[[Params], Metrics]:
+    """`f(params) -> figures` of the validation data; none without them."""
+    if validation is None:
+        return lambda params: {}
+    x, labels = validation if isinstance(validation, Labelled) else (validation, None)
+    x = jnp.asarray(x)
+
+    def elbo(params: Params) -> Array:
+        return jnp.mean(evaluate(params, x, key, labels=labels).elbo)
+
+    compiled = jax.jit(elbo)
+    return lambda params: {"validation_elbo": compiled(params)}

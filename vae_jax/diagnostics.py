@@ -18,7 +18,7 @@ from vae_jax.estimators import value_only
 from vae_jax.estimators.contract import check_num_samples
 from vae_jax.evaluation import log_evidence
 from vae_jax.model import encode, log_prior, prior_params
-from vae_jax.objectives import elbo_terms, require_density
+from vae_jax.objectives import elbo_terms, require_density, require_scalar
 from vae_jax.priors import unit_kl
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Latents, Posterior
@@ -112,7 +112,8 @@ def active_units(
       `ActiveUnits`.
 
     Raises:
-      ValueError: no key, or fewer than 2 samples, where the mean is not exact.
+      ValueError: a threshold that is not a scalar; no key, or fewer than 2 samples,
+        where the mean is not exact.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -121,6 +122,7 @@ def active_units(
       >>> print(active_units(params, jnp.zeros((8, 784))).count)
       0
     """
+    require_scalar("threshold", threshold)
     posterior = encode(params, x, labels=labels)
     if getattr(posterior, "mean_is_exact", False):
         variance = jnp.var(as_points(posterior.mean), axis=0)

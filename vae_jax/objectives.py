@@ -89,8 +89,9 @@ def elbo_terms(
       `ELBOTerms`, each `[B]`.
 
     Raises:
-      ValueError: `num_samples` below 1; `kl` unknown, `analytic` for a pair without
-        closed form, or `monte_carlo` for a posterior without density.
+      ValueError: `beta` is not a scalar; `num_samples` below 1; `kl` unknown,
+        `analytic` for a pair without closed form, or `monte_carlo` for a posterior
+        without density.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -100,6 +101,7 @@ def elbo_terms(
       >>> terms.elbo.shape
       (8,)
     """
+    require_scalar("beta", beta)
     _check_num_samples(num_samples)
     x = as_float(x, _dtype_of(params))
     if posterior is None:
@@ -463,6 +465,29 @@ def require_density(posterior: Posterior, purpose: str) -> None:
         raise ValueError(
             f"{purpose} needs the density of q(z|x), and {type(posterior).__name__} "
             "has none"
+        )
+
+
+def require_scalar(name: str, value: float | Array) -> None:
+    """Raise if a real-valued option is more than one number.
+
+    It would broadcast against the examples or the units, and a mean hide it.
+
+    Args:
+      name: of the option, for the message.
+      value: what came; may be traced.
+
+    Raises:
+      ValueError: it has an axis.
+
+    Example:
+      >>> from vae_jax.objectives import require_scalar
+      >>> require_scalar("beta", 4.0)
+    """
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"{name} must be a number or an array of shape (), got shape "
+            f"{jnp.shape(value)}; jax.vmap takes several"
         )
 
 

@@ -22,6 +22,7 @@ from vae_jax.objectives import (
     ImportanceWeightedTerms,
     elbo_terms,
     importance_weighted_terms,
+    require_scalar,
 )
 from vae_jax.penalties import Penalty, mean_kl
 from vae_jax.spec import Params
@@ -128,14 +129,20 @@ def elbo_objective(
       An `Objective`. It logs `elbo` (at beta 1, whatever is trained),
       `log_likelihood` and `kl_divergence`, batch means in nats.
 
+    Raises:
+      ValueError: `beta` is not a scalar.
+
     Example:
       >>> import optax
       >>> from vae_jax import elbo_objective
       >>> objective = elbo_objective(beta=optax.linear_schedule(0.0, 1.0, 1000))
     """
+    if not callable(beta):
+        require_scalar("beta", beta)
 
     def objective(params: Params, batch: Array | Labelled, key: Key, step: Array):
         weight = beta(step) if callable(beta) else beta
+        require_scalar("beta", weight)
         x, labels = _parts(batch)
         posterior = encode(params, x, labels=labels)
         terms = elbo_terms(

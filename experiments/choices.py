@@ -74,13 +74,24 @@ def _check_penalty(config: Any) -> None:
             "--objective=beta_tc is about units, and needs --posterior=diagonal, got "
             f"{config.posterior}"
         )
-    per_unit = config.free_bits and config.free_bits_per == "unit"
-    plain = config.prior == "standard" and config.posterior == "diagonal"
-    if per_unit and not (plain and not config.upper_latent_dims):
+    _check_free_bits(config)
+
+
+def _check_free_bits(config: Any) -> None:
+    """Refuses free bits of a KL that has no closed form."""
+    if not config.free_bits:
+        return
+    per_unit = config.free_bits_per == "unit"
+    known = ["diagonal"] if per_unit else ["diagonal", "full"]
+    if not (per_unit or config.conditional):
+        known += ["low_rank", "householder"]
+    plain = config.prior == "standard" and not config.upper_latent_dims
+    if not (plain and config.posterior in known):
         raise ValueError(
-            "--free_bits of each unit need --prior=standard and --posterior=diagonal, "
-            f"got {config.prior} and {config.posterior}; --free_bits_per=example does "
-            "not"
+            f"--free_bits of each {config.free_bits_per} need a KL in closed form: "
+            f"--prior=standard, no --upper_latent_dims and --posterior="
+            f"{' or '.join(known)}, got {config.prior}, {config.upper_latent_dims} and "
+            f"{config.posterior}; --capacity does not"
         )
 
 
@@ -229,8 +240,8 @@ def settings(config: Any) -> Settings:
       config: the configuration.
 
     Returns:
-      Their values by name; no free bits are an allowance of -inf, below which even an
-      estimate of a KL that came out negative is not.
+      Their values by name; no free bits are an allowance of -inf, below which not even
+      rounding takes a KL.
     """
     values = {name: getattr(config, name) for name in SETTINGS}
     return values | {"free_bits": config.free_bits or -math.inf}

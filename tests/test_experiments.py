@@ -1,6 +1,7 @@
 """`python -m experiments.mnist` as its users meet it: runs, resumes, refusals."""
 
 import dataclasses
+import functools
 import gzip
 import json
 import os
@@ -570,7 +571,15 @@ BAD_INPUT = {
     "vamp without density": (["--posterior=point", "--prior=vamp"], "mixture of"),
     "units without a KL": (
         ["--prior=mixture", "--free_bits=1"],
-        "--free_bits_per=example does not",
+        "closed form: .* --posterior=diagonal, got mixture",
+    ),
+    "examples without a KL": (
+        ["--prior=vamp", "--free_bits=1", "--free_bits_per=example"],
+        "closed form: .* --posterior=diagonal or full or low_rank or hous",
+    ),
+    "layers without a KL": (
+        ["--upper_latent_dims", "2", "--free_bits=1", "--free_bits_per=example"],
+        "no --upper_latent_dims .* got standard, \\(2,\\)",
     ),
     "negative warm-up": (["--beta_warmup_epochs=-1"], "beta_warmup_epochs.*-1"),
     "decay of one": (["--ema_decay=1"], "ema_decay.*1"),
@@ -608,6 +617,33 @@ def test_bad_input(name, bad, tmp_path, capsys):
     assert printed.count("\n") == 1 and printed.startswith("error: ")
     assert re.search(message, printed), printed
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_free_bits_are_accepted_where_the_kl_has_a_closed_form(conditional):
+    """The flags agree with the registry, and per unit with what is a product."""
+
+    def posterior_of(spec, key):
+        labels = jnp.zeros(1, int) if conditional else None
+        return vae_jax.encode(
+            vae_jax.init(spec, key), jnp.zeros((1, 64)), labels=labels
+        )
+
+    latents = {"latent_dim": 3, "hidden_dims": (2,), "num_components": 2}
+    for posterior in typing.get_args(typing.get_type_hints(Config)["posterior"]):
+        config = Config(posterior=posterior, conditional=conditional, **latents)
+        spec = choices.model_spec(
+            config, data.load("digits"), num_classes=10 * conditional
+        )
+        q = jax.eval_shape(functools.partial(posterior_of, spec), jax.random.key(0))
+        known = vae_jax.priors.closed_form_kl(type(q), type(spec.prior)) is not None
+        for per, accepted in (("example", known), ("unit", posterior == "diagonal")):
+            asked = dataclasses.replace(config, free_bits=0.1, free_bits_per=per)
+            if accepted and posterior != "point":
+                choices.check_combinations(asked)
+            else:
+                with pytest.raises(ValueError, match="--free_bits"):
+                    choices.check_combinations(asked)
 
 
 def test_both_spellings_of_flags(tmp_path):

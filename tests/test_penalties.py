@@ -1,5 +1,7 @@
 """Penalties, schedules and reductions of log-weights, against NumPy and SciPy."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,14 +12,21 @@ from conftest import random_params
 
 from vae_jax import (
     MLP,
+    MixtureOfGaussians,
     ModelSpec,
     PointMass,
+    VampPrior,
+    active_units,
     capacity,
     cyclic_schedule,
+    elbo,
     elbo_objective,
+    elbo_terms,
     encode,
     free_bits,
     importance_weighted_bound,
+    maximum_mean_discrepancy,
+    total_correlation,
 )
 from vae_jax.estimators import Combined, Grouped, Renyi, log_mean_exp, sample_mean
 
@@ -76,6 +85,24 @@ def test_below_the_allowance_the_kl_has_no_gradient(params, per):
 
     gradient = jax.grad(charge)(params).encoder
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_free_bits_are_of_the_kl_and_not_of_an_estimate(params, kls, assert_mean):
+    """The maximum of an estimate is above that of its mean."""
+    each = kls.sum(axis=1)
+    nats = float(each.mean())
+    objective = elbo_objective(
+        kl="monte_carlo", penalty=free_bits(nats, per="example"), num_samples=1
+    )
+
+    def value_and_estimate(key):
+        value, metrics = objective(params, X, key, jnp.asarray(0))
+        return metrics["log_likelihood"] - value, metrics["kl_divergence"]
+
+    keys = jax.random.split(jax.random.key(2), 1000)
+    charges, estimates = jax.jit(jax.vmap(value_and_estimate))(keys)
+    assert_mean(estimates, each.mean())
+    np.testing.assert_allclose(charges, np.maximum(each, nats).mean(), rtol=1e-3)
 
 
 def test_capacity_is_the_distance_from_a_target_that_moves(params, kls):
@@ -153,6 +180,50 @@ def test_the_bounds_of_a_model_lie_in_their_order(params):
 def test_bad_settings_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+SHAPES = [(6,), (3, 1), (1,)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_weight_is_one_number(params, shape):
+    """Against the examples it would broadcast, and a mean would hide it."""
+    several = jnp.ones(shape)
+    named = rf"must be a number .*got shape \({shape[0]}"
+    for call in (
+        lambda beta: elbo_terms(params, X, KEY, beta=beta),
+        lambda beta: elbo(params, X, KEY, beta=beta),
+        lambda beta: jax.jit(elbo)(params, X, KEY, beta=beta),
+        lambda beta: elbo_objective(beta=beta),
+        lambda beta: elbo_objective(beta=lambda step: beta)(params, X, KEY, 0),
+        free_bits,
+        capacity,
+        lambda nats: charged(params, capacity(lambda step: nats)),
+        total_correlation,
+        lambda weight: total_correlation(1.0, unit_kl=weight),
+        maximum_mean_discrepancy,
+        lambda weight: maximum_mean_discrepancy(1.0, kl_weight=weight),
+        lambda threshold: active_units(params, X, threshold=threshold),
+    ):
+        with pytest.raises(ValueError, match=named):
+            call(several)
+
+
+def test_many_weights_are_mapped(params):
+    betas = jnp.array([0.0, 0.5, 2.0])
+    run = jax.jit(jax.vmap(lambda beta: elbo_terms(params, X, KEY, beta=beta)))
+    terms = run(betas)
+    expected = terms.log_likelihood - betas[:, None] * terms.kl_divergence
+    assert terms.elbo.shape == (3, 6)
+    np.testing.assert_allclose(terms.elbo, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prior", [MixtureOfGaussians(2), VampPrior(2)], ids=repr)
+def test_free_bits_of_an_example_need_a_closed_form(key, prior):
+    params = jax.tree.map(jnp.asarray, random_params(replace(SPEC, prior=prior)))
+    objective = elbo_objective(penalty=free_bits(0.1, per="example"))
+    with pytest.raises(ValueError, match="closed-form KL, and DiagonalGaussianPost"):
+        jax.eval_shape(objective, params, X, key, jnp.asarray(0))
 
 
 def test_free_bits_need_units(key):

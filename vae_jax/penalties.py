@@ -1,4 +1,4 @@
-"""What a training objective may charge for the KL in place of the KL itself.
+"""Replacements for the KL term: free bits, capacity, total correlation, MMD.
 
 A penalty is a function `(params, posterior, kl_divergence, key, step) -> scalar` in
 nats, averaged over the batch; `elbo_objective` weighs it by beta. The prior's part of
@@ -12,16 +12,21 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
-from vae_jax.aggregate import kl_decomposition, posterior_mmd
-from vae_jax.priors import unit_kl
+from vae_jax.aggregate import KLDecomposition, kl_decomposition, posterior_mmd
+from vae_jax.objectives import require_scalar
+from vae_jax.priors import closed_form_kl, unit_kl
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Posterior
 
-Penalty = Callable[[Params, Posterior, Array, Key, Array], Array]
+Penalty = Callable[..., Array]
 
 
 def mean_kl(
-    params: Params, posterior: Posterior, kl_divergence: Array, key: Key, step: Array
+    params: Params,
+    posterior: Posterior,
+    kl_divergence: Array,
+    key: Key,
+    step: Array,
 ) -> Array:
     """The KL itself, averaged over the batch: the ELBO's own penalty."""
     return jnp.mean(kl_divergence)
@@ -31,23 +36,27 @@ def free_bits(nats: float | Array, *, per: str = "unit") -> Penalty:
     """The KL below an allowance costs as much as the allowance, so none is saved.
 
     per unit: sum_j max(nats, mean_b KL_j), the batch's mean KL of each unit (Kingma et
-    al. 2016, eq. 15); per example: mean_b max(nats, KL_b), the whole KL of each.
+    al. 2016, eq. 15); per example: mean_b max(nats, KL_b), the whole KL of each. Always
+    of the KL in closed form: the maximum of an estimate is too large on average, and
+    its gradient is not 0 below the allowance.
 
     Args:
       nats: the allowance, of a unit or of an example.
       per: `unit` or `example`.
 
     Returns:
-      The penalty. Its gradient is 0 where the KL is below the allowance.
+      The penalty. Its gradient is 0 where the KL is below the allowance. It refuses a
+      posterior and prior without a closed-form KL, and per unit those that are not
+      products over units, with a `ValueError`.
 
     Raises:
-      ValueError: an unknown `per`; when it is applied per unit, a posterior and prior
-        that are not products over units.
+      ValueError: `nats` is not a scalar, or an unknown `per`.
 
     Example:
       >>> from vae_jax import elbo_objective, free_bits
       >>> objective = elbo_objective(penalty=free_bits(0.25))
     """
+    require_scalar("nats", nats)
     if per not in ("unit", "example"):
         raise ValueError(f"per must be unit or example, got {per!r}")
 
@@ -58,10 +67,20 @@ def free_bits(nats: float | Array, *, per: str = "unit") -> Penalty:
         key: Key,
         step: Array,
     ) -> Array:
-        if per == "example":
-            return jnp.mean(jnp.maximum(kl_divergence, nats))
-        kls = unit_kl(posterior, params.spec.prior, params.prior)
-        return jnp.sum(jnp.maximum(jnp.mean(kls, axis=0), nats))
+        prior = params.spec.prior
+        if per == "unit":
+            kls = unit_kl(posterior, prior, params.prior)
+            return jnp.sum(jnp.maximum(jnp.mean(kls, axis=0), nats))
+        closed_form = closed_form_kl(type(posterior), type(prior))
+        if closed_form is None:
+            raise ValueError(
+                "free bits of each example need a closed-form KL, and "
+                f"{type(posterior).__name__} and {prior} have none: register one "
+                "(register_kl), choose another pair, or aim the mean KL at a target "
+                "(capacity)"
+            )
+        kls = closed_form(posterior, prior, params.prior)
+        return jnp.mean(jnp.maximum(kls, nats))
 
     return penalty
 
@@ -69,11 +88,18 @@ def free_bits(nats: float | Array, *, per: str = "unit") -> Penalty:
 def capacity(nats: float | Array | optax.Schedule) -> Penalty:
     """The distance of the mean KL from a target: |KL - C| (Burgess et al. 2018).
 
+    KL is the mean over the batch. Where it is estimated from samples, for want of a
+    closed form, so is the distance: within a standard error of the target it is about
+    that error, not 0.
+
     Args:
       nats: C, a number or an optax schedule of the step, which is how it is meant.
 
     Returns:
       The penalty; with a large beta the rate follows the target.
+
+    Raises:
+      ValueError: `nats` is not a scalar.
 
     Example:
       >>> import optax
@@ -81,6 +107,8 @@ def capacity(nats: float | Array | optax.Schedule) -> Penalty:
       >>> target = capacity(optax.linear_schedule(0.0, 25.0, 10_000))
       >>> objective = elbo_objective(beta=100.0, penalty=target)
     """
+    if not callable(nats):
+        require_scalar("nats", nats)
 
     def penalty(
         params: Params,
@@ -90,6 +118,7 @@ def capacity(nats: float | Array | optax.Schedule) -> Penalty:
         step: Array,
     ) -> Array:
         target = nats(step) if callable(nats) else nats
+        require_scalar("nats", target)
         return jnp.abs(jnp.mean(kl_divergence) - target)
 
     return penalty
@@ -114,12 +143,19 @@ def total_correlation(
       unit_kl: of the KLs of the units.
 
     Returns:
-      The penalty.
+      The penalty. It refuses a posterior that is not a product over units with a
+      `ValueError`.
+
+    Raises:
+      ValueError: a weight that is not a scalar.
 
     Example:
       >>> from vae_jax import elbo_objective, total_correlation
       >>> objective = elbo_objective(penalty=total_correlation(6.0))
     """
+    weights = KLDecomposition(mutual_information, weight, unit_kl)
+    for name, share in weights._asdict().items():
+        require_scalar(f"the weight of {name}", share)
 
     def penalty(
         params: Params,
@@ -129,7 +165,6 @@ def total_correlation(
         step: Array,
     ) -> Array:
         parts = kl_decomposition(params, posterior, key)
-        weights = (mutual_information, weight, unit_kl)
         return sum(share * part for share, part in zip(weights, parts, strict=True))
 
     return penalty
@@ -152,10 +187,15 @@ def maximum_mean_discrepancy(
     Returns:
       The penalty. It refuses a batch of one example with a `ValueError`.
 
+    Raises:
+      ValueError: a weight that is not a scalar.
+
     Example:
       >>> from vae_jax import elbo_objective, maximum_mean_discrepancy
       >>> objective = elbo_objective(penalty=maximum_mean_discrepancy(100.0))
     """
+    require_scalar("weight", weight)
+    require_scalar("kl_weight", kl_weight)
 
     def penalty(
         params: Params,

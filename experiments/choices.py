@@ -75,6 +75,11 @@ def _check_penalty(config: Any) -> None:
             f"{config.posterior}"
         )
     _check_free_bits(config)
+    if config.objective in ("beta_tc", "mmd") and config.num_devices > 1:
+        raise ValueError(
+            f"--objective={config.objective} compares the examples of a batch with one "
+            f"another, and needs --num_devices=1, got {config.num_devices}"
+        )
 
 
 def _check_free_bits(config: Any) -> None:

@@ -581,6 +581,10 @@ BAD_INPUT = {
         ["--upper_latent_dims", "2", "--free_bits=1", "--free_bits_per=example"],
         "no --upper_latent_dims .* got standard, \\(2,\\)",
     ),
+    "pairs on two devices": (
+        ["--objective=mmd", "--num_devices=2"],
+        "--objective=mmd compares .* --num_devices=1, got 2",
+    ),
     "negative warm-up": (["--beta_warmup_epochs=-1"], "beta_warmup_epochs.*-1"),
     "decay of one": (["--ema_decay=1"], "ema_decay.*1"),
     "variance": (["--likelihood=gaussian", "--variance=0"], "variance.*0"),

@@ -4,6 +4,7 @@
 refuses to trace a state that differs between devices.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -14,15 +15,21 @@ import pytest
 from conftest import SPECS, random_params
 
 from vae_jax import (
+    capacity,
+    elbo,
     elbo_objective,
     empty_history,
+    encode,
+    free_bits,
     init_state,
     jit_step,
+    maximum_mean_discrepancy,
     pmap_step,
     shard_batch,
     shard_epoch,
     shard_map_step,
     shuffled_epoch,
+    total_correlation,
     train_epoch,
     train_step,
 )
@@ -105,7 +112,7 @@ def test_each_device_draws_noise_of_its_own():
     """Four devices with the same examples are not one device with them."""
     x = np.repeat(data(SPEC, 1), 4, axis=0)[:, None]
 
-    def noise(params, x, key, step):
+    def noise(params, x, key, step, *, axis_name):
         value = jnp.sum(params.encoder["output"]["bias"])
         return value, {"square": jax.random.normal(key) ** 2}
 
@@ -140,6 +147,101 @@ def test_the_gradient_is_that_of_the_full_batch(executor, count, full_batch):
     batch = shard_batch(data(NOISELESS, 8), count)
     after, metrics = take(start(NOISELESS, SGD), batch)
     assert_close((after.params, metrics), full_batch)
+
+
+# Penalties of the batch as a whole
+
+ENCODER_ALONE = dict(SPECS)["mlp-bernoulli"]
+
+
+def of_the_batch(params, posterior, kl_divergence, key, step, *, axis_name=None):
+    """Two penalties that are nonlinear in the batch, one's own as a user writes it."""
+    arguments = (params, posterior, kl_divergence, key, step)
+    penalties = free_bits(0.36), capacity(1.12)
+    return sum(penalty(*arguments, axis_name=axis_name) for penalty in penalties)
+
+
+def penalized(penalty):
+    """A step whose noise reaches neither the encoder's gradient nor the value."""
+
+    def step(state, batch, axis_name=None):
+        output = state.params.decoder["output"]
+        decoder = {
+            **state.params.decoder,
+            "output": jax.tree.map(jnp.zeros_like, output),
+        }
+        return train_step(
+            dataclasses.replace(state, params=state.params.replace(decoder=decoder)),
+            batch,
+            objective=elbo_objective(penalty=penalty),
+            optimizer=SGD,
+            axis_name=axis_name,
+        )
+
+    return step
+
+
+@pytest.fixture(scope="module")
+def penalized_alone():
+    x = data(ENCODER_ALONE, 8)
+    posterior = encode(random_params(ENCODER_ALONE), x)
+    kls = 0.5 * (jnp.exp(posterior.log_var) + posterior.mean**2 - 1 - posterior.log_var)
+    of_devices = kls.reshape(4, 2, 3).mean(axis=1)
+    # The mean of what each device would charge is another number.
+    assert (
+        np.ptp(np.maximum(of_devices, 0.36).mean(axis=0) - of_devices.mean(axis=0))
+        > 0.01
+    )
+    assert of_devices.sum(axis=1).min() < 1.12 < of_devices.sum(axis=1).max()
+    return jit_step(penalized(of_the_batch))(start(ENCODER_ALONE, SGD), x)
+
+
+@pytest.mark.parametrize("name", ["vmap", *EXECUTORS])
+def test_a_penalty_of_the_batch_is_that_of_one_device(name, penalized_alone):
+    step = penalized(of_the_batch)
+    take = (
+        vmap_step(step) if name == "vmap" else EXECUTORS[name](step, devices=devices(4))
+    )
+    batch = shard_batch(data(ENCODER_ALONE, 8), 4)
+    after, metrics = take(start(ENCODER_ALONE, SGD), batch)
+    expected, expected_metrics = penalized_alone
+    assert_close(
+        (after.params.encoder, metrics), (expected.params.encoder, expected_metrics)
+    )
+    before = random_params(ENCODER_ALONE).encoder["output"]["bias"]
+    assert np.abs(expected.params.encoder["output"]["bias"] - before).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "penalty", [total_correlation(2.0), maximum_mean_discrepancy(1.0)]
+)
+def test_a_penalty_that_compares_examples_needs_one_device(penalty):
+    step, x = penalized(penalty), data(SPEC, 8)
+    with pytest.raises(
+        ValueError, match=r"(total_corr|maximum_mean_)\w+ compares .* 4"
+    ):
+        jax.eval_shape(vmap_step(step), start(SPEC, SGD), shard_batch(x, 4))
+    jax.eval_shape(vmap_step(step), start(SPEC, SGD), x[None])
+
+
+def test_what_knows_nothing_of_devices_is_refused():
+    """It could be nonlinear in the batch, and nothing would show it."""
+
+    def largest(params, posterior, kl_divergence, key, step):
+        return jnp.max(kl_divergence)
+
+    def objective(params, x, key, step):
+        return elbo(params, x, key), {}
+
+    batch = shard_batch(data(SPEC, 8), 4)
+    with pytest.raises(ValueError, match="penalty .*largest must take .* axis_name"):
+        jax.eval_shape(vmap_step(penalized(largest)), start(SPEC, SGD), batch)
+    step = functools.partial(train_step, objective=objective, optimizer=SGD)
+    with pytest.raises(
+        ValueError, match="objective .*objective must take .* axis_name"
+    ):
+        jax.eval_shape(vmap_step(step), start(SPEC, SGD), batch)
+    jax.eval_shape(step, start(SPEC, SGD), batch[0])
 
 
 @pytest.fixture(scope="module")

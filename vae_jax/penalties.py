@@ -1,14 +1,16 @@
 """Replacements for the KL term: free bits, capacity, total correlation, MMD.
 
-A penalty is a function `(params, posterior, kl_divergence, key, step) -> scalar` in
-nats, averaged over the batch; `elbo_objective` weighs it by beta. The prior's part of
-`params` is taken at the labels, where there are any. Penalties fight posterior
-collapse, aim the rate at a target, or charge for parts of it; evaluation knows nothing
-of them.
+A penalty is a function `(params, posterior, kl_divergence, key, step, *, axis_name) ->
+scalar` in nats, averaged over the batch; `elbo_objective` weighs it by beta. The
+prior's part of `params` is taken at the labels, where there are any. `axis_name` is
+the axis of devices, as for `types.Objective`, and given where there are several.
+Penalties fight posterior collapse, aim the rate at a target, or charge for parts of it;
+evaluation knows nothing of them.
 """
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -27,9 +29,34 @@ def mean_kl(
     kl_divergence: Array,
     key: Key,
     step: Array,
+    *,
+    axis_name: str | None = None,
 ) -> Array:
     """The KL itself, averaged over the batch: the ELBO's own penalty."""
     return jnp.mean(kl_divergence)
+
+
+def _batch_mean(values: Array, axis_name: str | None) -> Array:
+    """Mean over the examples `[B, ...]` of all devices.
+
+    What is nonlinear in it is then the same on each of them, and the average of their
+    gradients that of one device.
+    """
+    mean = jnp.mean(values, axis=0)
+    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+
+
+def _require_one_device(name: str, axis_name: str | None) -> None:
+    """Refuses a penalty that compares each example with all the others.
+
+    Raises:
+      ValueError: the axis has several devices.
+    """
+    if axis_name is not None and jax.lax.axis_size(axis_name) > 1:
+        raise ValueError(
+            f"{name} compares the examples of a batch with one another, and those of "
+            f"{jax.lax.axis_size(axis_name)} devices are apart: train on one device"
+        )
 
 
 def free_bits(nats: float | Array, *, per: str = "unit") -> Penalty:
@@ -66,11 +93,13 @@ def free_bits(nats: float | Array, *, per: str = "unit") -> Penalty:
         kl_divergence: Array,
         key: Key,
         step: Array,
+        *,
+        axis_name: str | None = None,
     ) -> Array:
         prior = params.spec.prior
         if per == "unit":
             kls = unit_kl(posterior, prior, params.prior)
-            return jnp.sum(jnp.maximum(jnp.mean(kls, axis=0), nats))
+            return jnp.sum(jnp.maximum(_batch_mean(kls, axis_name), nats))
         closed_form = closed_form_kl(type(posterior), type(prior))
         if closed_form is None:
             raise ValueError(
@@ -116,10 +145,12 @@ def capacity(nats: float | Array | optax.Schedule) -> Penalty:
         kl_divergence: Array,
         key: Key,
         step: Array,
+        *,
+        axis_name: str | None = None,
     ) -> Array:
         target = nats(step) if callable(nats) else nats
         require_scalar("nats", target)
-        return jnp.abs(jnp.mean(kl_divergence) - target)
+        return jnp.abs(_batch_mean(kl_divergence, axis_name) - target)
 
     return penalty
 
@@ -143,8 +174,8 @@ def total_correlation(
       unit_kl: of the KLs of the units.
 
     Returns:
-      The penalty. It refuses a posterior that is not a product over units with a
-      `ValueError`.
+      The penalty. It refuses several devices, and a posterior that is not a product
+      over units, with a `ValueError`.
 
     Raises:
       ValueError: a weight that is not a scalar.
@@ -163,7 +194,10 @@ def total_correlation(
         kl_divergence: Array,
         key: Key,
         step: Array,
+        *,
+        axis_name: str | None = None,
     ) -> Array:
+        _require_one_device("total_correlation", axis_name)
         parts = kl_decomposition(params, posterior, key)
         return sum(share * part for share, part in zip(weights, parts, strict=True))
 
@@ -185,7 +219,8 @@ def maximum_mean_discrepancy(
       kl_weight: of the KL.
 
     Returns:
-      The penalty. It refuses a batch of one example with a `ValueError`.
+      The penalty. It refuses several devices, and a batch of one example, with a
+      `ValueError`.
 
     Raises:
       ValueError: a weight that is not a scalar.
@@ -203,7 +238,10 @@ def maximum_mean_discrepancy(
         kl_divergence: Array,
         key: Key,
         step: Array,
+        *,
+        axis_name: str | None = None,
     ) -> Array:
+        _require_one_device("maximum_mean_discrepancy", axis_name)
         distance = posterior_mmd(params, posterior, key)
         return kl_weight * jnp.mean(kl_divergence) + weight * distance
 

@@ -6,6 +6,7 @@ stands here, in `train_step`, and nowhere else. Noise is counter-based: step t u
 to save, and a run that goes on from one is the run that never stopped.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -122,7 +123,7 @@ def elbo_objective(
         function of the step.
       num_samples: posterior samples of each observation.
       penalty: what is charged for the KL, times beta (`free_bits`, `capacity`, or a
-        function of your own); by default the KL.
+        function of your own, as in `penalties`); by default the KL.
       **options: further options of `elbo_terms`.
 
     Returns:
@@ -130,7 +131,8 @@ def elbo_objective(
       `log_likelihood` and `kl_divergence`, batch means in nats.
 
     Raises:
-      ValueError: `beta` is not a scalar.
+      ValueError: `beta` is not a scalar; on several devices, a penalty that compares
+        examples with one another, or one that does not take `axis_name`.
 
     Example:
       >>> import optax
@@ -140,7 +142,14 @@ def elbo_objective(
     if not callable(beta):
         require_scalar("beta", beta)
 
-    def objective(params: Params, batch: Array | Labelled, key: Key, step: Array):
+    def objective(
+        params: Params,
+        batch: Array | Labelled,
+        key: Key,
+        step: Array,
+        *,
+        axis_name: str | None = None,
+    ):
         weight = beta(step) if callable(beta) else beta
         require_scalar("beta", weight)
         x, labels = _parts(batch)
@@ -161,6 +170,7 @@ def elbo_objective(
             terms.kl_divergence,
             jax.random.fold_in(key, 1),
             step,
+            **_over_devices("penalty", penalty, axis_name),
         )
         # Of the two means, not a third mean: XLA would go over all pixels again.
         return metrics["log_likelihood"] - weight * charge, metrics
@@ -194,12 +204,41 @@ def importance_weighted_objective(
       ... )
     """
 
-    def objective(params: Params, batch: Array | Labelled, key: Key, step: Array):
+    def objective(
+        params: Params,
+        batch: Array | Labelled,
+        key: Key,
+        step: Array,
+        *,
+        axis_name: str | None = None,
+    ):
         x, labels = _parts(batch)
         found = terms(params, x, key, num_samples=num_samples, labels=labels, **options)
         return jnp.mean(found.bound), _logged(found)
 
     return objective
+
+
+def _over_devices(
+    name: str, function: Callable[..., Any], axis_name: str | None
+) -> dict[str, str]:
+    """The keyword that names the axis of devices; none on one device.
+
+    Raises:
+      ValueError: several devices, and a function that does not take it.
+    """
+    if axis_name is None:
+        return {}
+    parameters = inspect.signature(function).parameters.values()
+    label = getattr(function, "__qualname__", function)
+    if not any(p.name == "axis_name" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise ValueError(
+            f"on several devices the {name} {label} must take the keyword "
+            "axis_name: average what it takes of the batch as a whole over that axis "
+            "(jax.lax.pmean) before anything nonlinear; a mean over examples needs no "
+            "more than to accept it"
+        )
+    return {"axis_name": axis_name}
 
 
 def _parts(batch: Array | Labelled) -> tuple[Array, Array | None]:
@@ -240,14 +279,16 @@ def train_step(
         step t the parameters of step s weigh (1 - d) d^(t - s) / (1 - d^t), so that
         those before the first step weigh nothing (Kingma & Ba 2015, section 3).
       axis_name: name of the mapped axis of devices; gradients and metrics are
-        averaged over it. None where there is one device.
+        averaged over it, and the objective is given it. None where there is one
+        device.
 
     Returns:
       The state after the step, and scalars: `objective` (the value that was
       maximised) and what the objective logs.
 
     Raises:
-      ValueError: `average_decay` outside [0, 1), where a state keeps an average.
+      ValueError: `average_decay` outside [0, 1), where a state keeps an average; on
+        several devices, an objective that does not take `axis_name`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, vae_jax
@@ -268,14 +309,17 @@ def train_step(
     data_key, objective_key = jax.random.split(step_key)
     x = batch if preprocess is None else preprocess(batch, data_key)
 
+    devices = _over_devices("objective", objective, axis_name)
+
     def loss(params: Params):
-        value, metrics = objective(params, x, objective_key, state.step)
+        value, metrics = objective(params, x, objective_key, state.step, **devices)
         return -value, {"objective": value, **metrics}
 
     gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
     if axis_name is not None:
-        # After the gradient, never inside the loss: only this form is right under
-        # vmap, pmap and shard_map alike (test_parallel.py holds them together).
+        # After the gradient, never of the loss: only this form is right under vmap,
+        # pmap and shard_map alike (test_parallel.py holds them together). A mean inside
+        # the loss, of a statistic of the batch, is an objective's own.
         gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     # Also what needs no gradient (weight decay) must leave settings alone.

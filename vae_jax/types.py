@@ -250,10 +250,21 @@ class Objective(Protocol):
 
     `step` is the number of the training step, for schedules. The scalar is the
     batch mean in nats; `metrics` are scalars to log, batch means as well.
+
+    `axis_name` is the mapped axis of devices, given where there are several. Of a mean
+    over examples the devices' gradients are averaged, and it may be ignored. What is
+    not linear in such a mean averages it over that axis first (`jax.lax.pmean`), so
+    that N devices are one; what compares examples with one another refuses.
     """
 
     def __call__(
-        self, params: PyTree, x: Array, key: Key, step: Array
+        self,
+        params: PyTree,
+        x: Array,
+        key: Key,
+        step: Array,
+        *,
+        axis_name: str | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """Returns the value to maximise and the figures to log."""
         ...

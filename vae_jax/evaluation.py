@@ -22,7 +22,7 @@ from vae_jax.importance_weights import (
     no_weights,
     summarize,
 )
-from vae_jax.model import encode
+from vae_jax.model import check_observations, encode
 from vae_jax.objectives import ELBOTerms, elbo_terms, log_weight, require_density
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Posterior, PyTree
@@ -95,6 +95,7 @@ def evaluate(
 
     _check_positive("num_samples", num_samples)
     _check_positive("chunk_size", chunk_size)
+    check_observations(params, x)
     images_at_once = max(1, chunk_size // num_samples)
     return _map_images(
         terms, (x, labels), key, first=first, images_at_once=images_at_once
@@ -155,6 +156,7 @@ def log_evidence(
     """
     _check_positive("num_samples", num_samples)
     _check_positive("chunk_size", chunk_size)
+    check_observations(params, x)
     samples_at_once = min(num_samples, chunk_size)
     return _map_images(
         partial(

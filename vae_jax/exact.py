@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from vae_jax.distributions.gaussian import LOG_2PI
 from vae_jax.likelihoods import Gaussian
-from vae_jax.model import as_float, decode, log_prior
+from vae_jax.model import as_float, check_observations, decode, log_prior
 from vae_jax.networks import Linear
 from vae_jax.posteriors import DiagonalGaussian, unbound_log_var
 from vae_jax.posteriors.gaussian import LOG_VAR_BOUND
@@ -563,6 +563,7 @@ def enumeration_log_evidence(
 def _log_joint(params: Params, x: Array, z: Array, chunk_size: int) -> Array:
     """Log p(x, z) for all pairs, `[G, B]`."""
     x = as_float(x, z.dtype)
+    check_observations(params, x)
 
     def one(z: Array) -> Array:
         likelihood = decode(params, z[None, None])

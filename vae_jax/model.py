@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax import networks
+from vae_jax.distributions.support import REAL, Support
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.types import Array, Key, Latents, Likelihood, Posterior, PyTree
 
@@ -76,11 +77,15 @@ def init(
     Args:
       spec: the model's choices.
       key: PRNG key, consumed once.
-      x: data to start the output bias at, `[n, D]` in [0, 1]; None for bias zero.
+      x: data to start the output bias at, `[n, D]`, in [0, 1] for the likelihoods of
+        such values; their mean will do. None for bias zero.
       dtype: of all parameters; float64 needs JAX's x64 mode.
 
     Returns:
       `Params` that carry the spec.
+
+    Raises:
+      ValueError: `x` is empty, not finite, or beyond what the likelihood takes.
 
     Example:
       >>> import jax
@@ -121,10 +126,43 @@ def init(
 def _start_at_mean(spec: ModelSpec, decoder: PyTree, x: Array) -> PyTree:
     """Sets the output bias; a convolutional output shares it between positions."""
     chex.assert_shape(x, (None, spec.data_dim))
+    if x.shape[0] == 0:
+        raise ValueError("x must hold at least one example, got none")
+    # Of levels the interval: a mean of data serves as data.
+    support = _support(spec).interval
+    support.require(x)
+    x = support.nan_outside(x)
     num_outputs = spec.likelihood.num_outputs(spec.data_dim)
     positions = num_outputs // networks.output_bias(decoder).size
     mean = x.mean(axis=0).reshape(positions, -1).mean(axis=0)
     return networks.with_output_bias(decoder, spec.likelihood.output_bias(mean))
+
+
+def _support(spec: ModelSpec) -> Support:
+    """The values that the likelihood takes; any real number if it does not declare."""
+    return getattr(spec.likelihood, "support", REAL)
+
+
+def check_observations(params: Params, x: Array) -> None:
+    """Raise if known observations are none of the model's.
+
+    Traced ones lead to NaN; this is for functions that trace what their caller knows.
+
+    Args:
+      params: model parameters.
+      x: observations, `[B, D]`, in the `support` that the likelihood declares.
+
+    Raises:
+      ValueError: NaN, an infinity, or a value outside the support.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import ModelSpec, init
+      >>> from vae_jax.model import check_observations
+      >>> params = init(ModelSpec(data_shape=(2,)), jax.random.key(0))
+      >>> check_observations(params, jnp.array([[0.0, 1.0]]))
+    """
+    _support(params.spec).require(x)
 
 
 def trainable(params: Params) -> Params:

@@ -184,7 +184,12 @@ class Likelihood(Protocol):
 
 
 class LikelihoodFamily(Protocol):
-    """The choice of p(x|z) that a `ModelSpec` names; builds `Likelihood`s."""
+    """The choice of p(x|z) that a `ModelSpec` names; builds `Likelihood`s.
+
+    A family of other values than all real numbers declares them as an attribute
+    `support` (`distributions.support.Support`): data outside is refused where it is
+    known, and its `log_prob` should be NaN there (`Support.nan_outside`).
+    """
 
     hyperparameters: tuple[str, ...]
 

@@ -16,7 +16,7 @@ from vae_jax.annealing.path import (
 )
 from vae_jax.evaluation import example_keys
 from vae_jax.importance_weights import summarize_all
-from vae_jax.model import as_float, decode, encode
+from vae_jax.model import as_float, check_observations, decode, encode
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key
 
@@ -272,6 +272,7 @@ def _check(params: Params, x: Array, settings: Settings) -> Array:
     _check_at_least("num_leapfrog", settings.num_leapfrog, 1)
     require_continuous_latents(params, "annealing")
     chex.assert_shape(x, (None, params.spec.data_dim))
+    check_observations(params, x)
     return as_float(x, dtype_of(params)).astype(dtype_of(params))
 
 

@@ -8,6 +8,7 @@ and every gradient finite, for logits of any finite size.
 import jax
 import jax.numpy as jnp
 
+from vae_jax.distributions.support import UNIT_INTERVAL
 from vae_jax.types import Array, Key
 
 
@@ -40,7 +41,7 @@ def log_prob(x: Array, logits: Array) -> Array:
       logits: log-odds, `[..., D]` or anything that broadcasts with `x`.
 
     Returns:
-      Log-probabilities, `[...]`.
+      Log-probabilities, `[...]`; NaN for outcomes outside.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,7 +49,7 @@ def log_prob(x: Array, logits: Array) -> Array:
       >>> print(bernoulli.log_prob(jnp.array([1.0, 0.0]), jnp.array([1e3, 1e3])))
       -1000.0
     """
-    x = jnp.asarray(x, logits.dtype)
+    x = UNIT_INTERVAL.nan_outside(jnp.asarray(x, logits.dtype))
     shape = jnp.broadcast_shapes(x.shape, logits.shape)
     # XLA sums a matrix faster than an array with a leading axis of one sample.
     x, logits = (

@@ -16,7 +16,7 @@ def log_prob(value: Array, logits: Array) -> Array:
       logits: any real numbers, `[..., D, K]`; the leading axes broadcast.
 
     Returns:
-      `[...]`.
+      `[...]`; NaN for a value that is no category.
 
     Example:
       >>> import jax.numpy as jnp
@@ -27,8 +27,11 @@ def log_prob(value: Array, logits: Array) -> Array:
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     shape = jnp.broadcast_shapes(value.shape, logits.shape[:-1])
     log_probs = jnp.broadcast_to(log_probs, (*shape, logits.shape[-1]))
-    value = jnp.broadcast_to(value, shape)[..., None]
-    return jnp.sum(jnp.take_along_axis(log_probs, value, axis=-1)[..., 0], axis=-1)
+    exists = (value >= 0) & (value < logits.shape[-1])
+    value = jnp.broadcast_to(jnp.where(exists, value, 0), shape)[..., None]
+    chosen = jnp.take_along_axis(log_probs, value, axis=-1)[..., 0]
+    # A product, so that the gradient is NaN as well.
+    return jnp.sum(chosen * jnp.where(exists, 1.0, jnp.nan), axis=-1)
 
 
 def sample(logits: Array, key: Key) -> Array:

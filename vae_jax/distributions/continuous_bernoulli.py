@@ -8,6 +8,7 @@ h = 0, and even or odd functions of h; near 0 they are taken from their series.
 import jax
 import jax.numpy as jnp
 
+from vae_jax.distributions.support import UNIT_INTERVAL
 from vae_jax.types import Array, Key
 
 # Where three terms of the series are exact to the rounding of float32.
@@ -24,7 +25,7 @@ def log_prob(x: Array, logits: Array) -> Array:
       logits: log-odds of the parameter lambda, broadcasting with `x`.
 
     Returns:
-      Log-densities, `[...]`.
+      Log-densities, `[...]`; NaN for values outside.
 
     Example:
       >>> import jax.numpy as jnp
@@ -33,7 +34,8 @@ def log_prob(x: Array, logits: Array) -> Array:
       -0.041
     """
     half = 0.5 * logits
-    return jnp.sum(half * (2 * jnp.asarray(x, half.dtype) - 1) - _log_sinhc(half), -1)
+    x = UNIT_INTERVAL.nan_outside(jnp.asarray(x, half.dtype))
+    return jnp.sum(half * (2 * x - 1) - _log_sinhc(half), -1)
 
 
 def mean(logits: Array) -> Array:

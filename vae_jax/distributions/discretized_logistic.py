@@ -8,6 +8,7 @@ So figures are probabilities of the 8-bit pixels, not densities.
 import jax
 import jax.numpy as jnp
 
+from vae_jax.distributions.support import Support
 from vae_jax.types import Array, Key
 
 
@@ -22,14 +23,15 @@ def log_prob(
     near 1.
 
     Args:
-      value: levels / (n - 1), so in [0, 1], `[..., D]`; taken to the nearest level.
+      value: levels / (n - 1), so in [0, 1], `[..., D]`; rounding errors of up to a
+        tenth of a step are taken to the nearest level.
       logits: of the weights, `[..., D, K]`.
       mean: m, `[..., D, K]`.
       log_scale: log s, `[..., D, K]`.
       num_levels: n, 256 for 8 bits.
 
     Returns:
-      `[...]`.
+      `[...]`; NaN for a value that is no level.
 
     Example:
       >>> import jax.numpy as jnp
@@ -40,6 +42,7 @@ def log_prob(
       >>> print(jnp.exp(log_prob))
       [0.5 0.5]
     """
+    value = Support(0.0, 1.0, num_levels).nan_outside(value)
     level = jnp.round(value * (num_levels - 1))[..., None]
     below = (level - 0.5) / (num_levels - 1)
     above = (level + 0.5) / (num_levels - 1)

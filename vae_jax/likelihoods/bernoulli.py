@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.distributions import bernoulli, continuous_bernoulli
+from vae_jax.distributions.support import UNIT_INTERVAL, Support
 from vae_jax.types import Array, Key, PyTree
 
 
@@ -23,6 +24,7 @@ class BernoulliLikelihood:
 
     def log_prob(self, x: Array) -> Array:
         """Log p(x|z) in nats, summed over D: `[S, B]` for `x` `[B, D]`."""
+        UNIT_INTERVAL.require(x)
         return bernoulli.log_prob(x, self.logits)
 
     @property
@@ -46,6 +48,7 @@ class Bernoulli:
     """
 
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    support: ClassVar[Support] = UNIT_INTERVAL
 
     def num_outputs(self, data_dim: int) -> int:
         """One logit a pixel."""
@@ -81,6 +84,7 @@ class ContinuousBernoulliLikelihood:
 
     def log_prob(self, x: Array) -> Array:
         """Log p(x|z) in nats, summed over D: `[S, B]` for `x` `[B, D]`."""
+        UNIT_INTERVAL.require(x)
         return continuous_bernoulli.log_prob(x, self.logits)
 
     @property
@@ -106,6 +110,7 @@ class ContinuousBernoulli:
     """
 
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    support: ClassVar[Support] = UNIT_INTERVAL
 
     def num_outputs(self, data_dim: int) -> int:
         """One logit a pixel."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.distributions import gaussian, multivariate_gaussian
+from vae_jax.distributions.support import REAL, Support
 from vae_jax.posteriors import bound_log_var
 from vae_jax.types import Array, Key, PyTree
 
@@ -30,6 +31,7 @@ class GaussianLikelihood:
         - |x - mean|^2 / (2 s^2) - D/2 log(2 pi s^2): squared error with weight one
         means s^2 = 1/2, and the constant counts where models are compared.
         """
+        REAL.require(x)
         return gaussian.diagonal_log_prob(x, self.mean, self.log_var)
 
     def sample(self, key: Key) -> Array:
@@ -58,6 +60,7 @@ class Gaussian:
     """
 
     learned_variance: bool = False
+    support: ClassVar[Support] = REAL
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
@@ -98,6 +101,7 @@ class PerPixelGaussian:
     """
 
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    support: ClassVar[Support] = REAL
 
     def num_outputs(self, data_dim: int) -> int:
         """A mean and a log-variance a pixel."""
@@ -132,6 +136,7 @@ class FullCovarianceGaussianLikelihood:
 
     def log_prob(self, x: Array) -> Array:
         """Log p(x|z) in nats, summed over D: `[S, B]` for `x` `[B, D]`."""
+        REAL.require(x)
         return multivariate_gaussian.precision_log_prob(
             x, self.mean, self.precision_tril
         )
@@ -160,6 +165,7 @@ class FullCovarianceGaussian:
     """
 
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    support: ClassVar[Support] = REAL
 
     def num_outputs(self, data_dim: int) -> int:
         """Means, log-variances and the entries below the diagonal."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.distributions import categorical, discretized_logistic
+from vae_jax.distributions.support import Support
 from vae_jax.posteriors import bound_log_var
 from vae_jax.types import Array, Key, PyTree
 
@@ -24,8 +25,13 @@ class CategoricalLikelihood:
 
     def log_prob(self, x: Array) -> Array:
         """Log p(x|z) in nats, summed over D: `[S, B]` for `x` `[B, D]`."""
-        levels = jnp.round(x * (self.logits.shape[-1] - 1)).astype(jnp.int32)
-        return categorical.log_prob(levels, self.logits)
+        num_levels = self.logits.shape[-1]
+        support = Support(0.0, 1.0, num_levels)
+        support.require(x)
+        x = jnp.asarray(x, self.logits.dtype)
+        # -1 is no category: NaN.
+        level = jnp.where(support.contains(x), jnp.round(x * (num_levels - 1)), -1)
+        return categorical.log_prob(level.astype(jnp.int32), self.logits)
 
     @property
     def mean(self) -> Array:
@@ -54,6 +60,11 @@ class Categorical:
 
     num_levels: int = 256
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def support(self) -> Support:
+        """The levels 0, 1 / (n - 1), ..., 1."""
+        return Support(0.0, 1.0, self.num_levels)
 
     def num_outputs(self, data_dim: int) -> int:
         """A logit for each level of each pixel."""
@@ -96,6 +107,7 @@ class DiscretizedLogisticLikelihood:
 
     def log_prob(self, x: Array) -> Array:
         """Log p(x|z) in nats, summed over D: `[S, B]` for `x` `[B, D]`."""
+        Support(0.0, 1.0, self.num_levels).require(x)
         return discretized_logistic.log_prob(
             x, *self._parts(), num_levels=self.num_levels
         )
@@ -133,6 +145,11 @@ class DiscretizedLogistic:
     num_levels: int = 256
     num_components: int = 5
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def support(self) -> Support:
+        """The levels 0, 1 / (n - 1), ..., 1."""
+        return Support(0.0, 1.0, self.num_levels)
 
     def num_outputs(self, data_dim: int) -> int:
         """Logit, location and log-scale of each component of each pixel."""

@@ -13,7 +13,7 @@ from vae_jax.evaluation import example_keys
 from vae_jax.mcmc.chains import Chain, LogDensity, check_at_least
 from vae_jax.mcmc.convergence import effective_sample_size, r_hat
 from vae_jax.mcmc.hamiltonian import hmc, nuts
-from vae_jax.model import as_float, encode
+from vae_jax.model import as_float, check_observations, encode
 from vae_jax.objectives import log_joint
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key
@@ -111,6 +111,7 @@ def posterior_samples(
         require_continuous_latents(params, "a sampler that follows gradients")
     x = as_float(x, jax.tree.leaves(params.decoder)[0].dtype)
     chex.assert_shape(x, (None, params.spec.data_dim))
+    check_observations(params, x)
 
     def sample(x: Array, key: Key) -> Chain:
         start_key, chains_key = jax.random.split(key)

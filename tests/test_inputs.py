@@ -1,0 +1,211 @@
+"""Data and labels that a model cannot have: refused where known, NaN where traced."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.special
+import scipy.stats
+from conftest import random_params
+
+from vae_jax import (
+    MLP,
+    Bernoulli,
+    Categorical,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    FullCovarianceGaussian,
+    Gaussian,
+    ModelSpec,
+    PerPixelGaussian,
+    annealed_log_evidence,
+    decode,
+    elbo,
+    evaluate,
+    exact,
+    importance_weighted_bound,
+    init,
+    log_evidence,
+    log_joint,
+    mcmc,
+)
+
+SMALL = functools.partial(
+    ModelSpec, encoder=MLP((4,)), decoder=MLP((4,)), latent_dim=2, data_shape=(3,)
+)
+NAN = float("nan")
+KEY = jax.random.key(0)
+Z = jnp.zeros((1, 1, 2))
+
+
+@functools.cache
+def model(likelihood):
+    return jax.tree.map(jnp.asarray, random_params(SMALL(likelihood=likelihood)))
+
+
+def row(value):
+    """One example, of which one pixel is in question."""
+    return jnp.array([[0.0, value, 1.0]])
+
+
+# Observations
+
+BOUNDED = {
+    "bernoulli": Bernoulli(),
+    "continuous": ContinuousBernoulli(),
+    "categorical": Categorical(3),
+    "logistic": DiscretizedLogistic(3, num_components=2),
+}
+REAL = {
+    "gaussian": Gaussian(),
+    "per pixel": PerPixelGaussian(),
+    "full": FullCovarianceGaussian(),
+}
+OUTSIDE = {
+    "raw": (255.0, r"x must lie in \[0, 1\], got values from 0 to 255; divide"),
+    "above": (2.0, r"x must lie in \[0, 1\], got values from 0 to 2; "),
+    "wraps": (-1 / 3, r"x must lie in \[0, 1\], got values from -0\.333"),
+    "nan": (NAN, "x must be finite, got NaN or infinity in 1 of 3 values"),
+    "infinity": (np.inf, "x must be finite"),
+}
+
+
+def density(params, x):
+    return decode(params, Z).log_prob(x)[0, 0]
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_outside_its_support_a_likelihood_is_nan_and_refused(name):
+    params = model(BOUNDED[name])
+    cases = dict(OUTSIDE)
+    if name in ("categorical", "logistic"):
+        cases["between levels"] = 0.1, "x must hold 3 evenly spaced levels .* got 0.1 "
+    else:
+        assert np.isfinite(density(params, row(0.1)))
+    both = jax.jit(jax.value_and_grad(density))
+    for value, expected in cases.values():
+        with pytest.raises(ValueError, match=expected):
+            density(params, row(value))
+        log_prob, gradient = both(params, row(value))
+        assert np.isnan(log_prob), value
+        # Who looks at gradients alone must see it, too.
+        assert np.isnan(gradient.decoder["output"]["bias"]).any(), value
+    for value in (0.0, 0.5, 1.0):
+        log_prob, gradient = both(params, row(value))
+        assert np.isfinite(log_prob)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_density_of_real_numbers_takes_all_of_them_and_no_nan(name):
+    params = model(REAL[name])
+    assert np.isfinite(density(params, row(255.0)))
+    for value in (NAN, np.inf):
+        with pytest.raises(ValueError, match="x must be finite"):
+            density(params, row(value))
+    assert np.isnan(jax.jit(density)(params, row(NAN)))
+
+
+def test_only_the_example_that_is_outside_is_nan():
+    x = jnp.concatenate([row(0.5), row(7.0), row(1.0)])
+    log_prob = jax.jit(lambda x: decode(model(Bernoulli()), Z).log_prob(x))(x)
+    assert np.isnan(log_prob).tolist() == [[False, True, False]]
+
+
+@pytest.mark.parametrize(
+    "num_levels, dtype", [(256, np.float16), (256, np.float32), (17, np.float64)]
+)
+def test_levels_rounded_to_any_float_are_levels(num_levels, dtype):
+    """The probability is SciPy's softmax at the level, whatever rounded the level."""
+    level = np.arange(num_levels)
+    logits = np.random.default_rng(0).normal(size=(num_levels, num_levels))
+    expected = np.diag(scipy.special.log_softmax(logits, axis=-1)).sum()
+    likelihood = Categorical(num_levels).build({}, jnp.float32(logits.T.ravel()))
+    x = (level / (num_levels - 1)).astype(dtype)
+    np.testing.assert_allclose(likelihood.log_prob(x), expected, rtol=1e-5)
+
+
+CALLS = {
+    "elbo": elbo,
+    "importance_weighted_bound": functools.partial(
+        importance_weighted_bound, num_samples=2
+    ),
+    "log_joint": lambda params, x, key: log_joint(params, x, Z),
+    "evaluate": lambda params, x, key: evaluate(params, x, key).elbo,
+    "log_evidence": lambda params, x, key: (
+        log_evidence(params, x, key, num_samples=2).estimate
+    ),
+}
+ONLY_REFUSE = {
+    "annealed_log_evidence": functools.partial(
+        annealed_log_evidence, num_chains=1, num_temperatures=2
+    ),
+    "posterior_samples": functools.partial(
+        mcmc.posterior_samples, num_samples=4, num_chains=1
+    ),
+    "quadrature_log_evidence": lambda params, x, key: exact.quadrature_log_evidence(
+        params, x
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS | ONLY_REFUSE)
+def test_every_way_to_a_density_refuses_what_is_known(name):
+    call, x = (CALLS | ONLY_REFUSE)[name], row(255.0)
+    with pytest.raises(ValueError, match="x must lie in"):
+        jax.eval_shape(lambda params: call(params, x, KEY), model(Bernoulli()))
+
+
+def test_every_way_to_a_density_is_nan_for_what_is_traced():
+    @jax.jit
+    def values(params, x):
+        return {name: call(params, x, KEY) for name, call in CALLS.items()}
+
+    found = values(model(Bernoulli()), row(255.0))
+    assert {name for name, value in found.items() if np.isnan(value).all()} == set(
+        CALLS
+    )
+
+
+def test_bits_are_booleans_and_integers_of_a_likelihood_as_well():
+    likelihood = decode(model(Bernoulli()), Z)
+    floats = likelihood.log_prob(row(1.0))
+    for dtype in (bool, np.int32, np.uint8):
+        x = np.asarray(row(1.0)).astype(dtype)
+        np.testing.assert_array_equal(likelihood.log_prob(x), floats)
+
+
+# init
+
+
+def starts(spec, x):
+    """Traces `init` at known data; nothing is drawn."""
+    return jax.eval_shape(lambda key: init(spec, key, x=x), KEY)
+
+
+@jax.jit
+def started(x):
+    return init(SMALL(), KEY, x=x).decoder["output"]["bias"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_init_refuses_data_that_the_likelihood_cannot_have(name):
+    value, expected = OUTSIDE[name]
+    with pytest.raises(ValueError, match=expected):
+        starts(SMALL(), row(value))
+    assert np.isnan(started(row(value))).tolist() == [False, True, False]
+
+
+def test_init_takes_means_of_levels_and_real_numbers_where_they_are_data():
+    starts(SMALL(likelihood=Categorical(3)), row(0.1))
+    starts(SMALL(likelihood=Gaussian()), row(-255.0))
+    with pytest.raises(ValueError, match="x must be finite"):
+        starts(SMALL(likelihood=Gaussian()), row(NAN))
+
+
+def test_init_refuses_to_start_at_the_mean_of_nothing():
+    with pytest.raises(ValueError, match="x must hold at least one example"):
+        starts(SMALL(), jnp.zeros((0, 3)))

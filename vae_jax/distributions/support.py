@@ -1,0 +1,125 @@
+"""Supports: the values that a distribution gives a density or a probability to.
+
+Outside of its support a log-density here is NaN. Where the values are known, and not
+traced, `Support.require` refuses them with what is wrong and what to do.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax.types import Array
+
+# Of the step between two levels: float16 rounds 8-bit values by less.
+_LEVEL_TOLERANCE = 0.1
+_REMEDY = (
+    "divide by the largest value that the data may have "
+    "(vae_jax.data.to_unit_interval), or choose a likelihood of real numbers"
+)
+
+
+def known_values(x: Array) -> np.ndarray | None:
+    """Values of an array on the host; None where they are traced or elsewhere.
+
+    Args:
+      x: an array, traced or not.
+
+    Returns:
+      The array as NumPy's; None for a tracer, and for an array of which this process
+      holds a part only.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.distributions.support import known_values
+      >>> known_values(jnp.arange(3)).tolist()
+      [0, 1, 2]
+      >>> jax.jit(lambda x: 0 if known_values(x) is None else 1)(jnp.arange(3)).item()
+      0
+    """
+    if isinstance(x, jax.core.Tracer):
+        return None
+    if not getattr(x, "is_fully_addressable", True):
+        return None
+    return np.asarray(x)
+
+
+@dataclass(frozen=True)
+class Support:
+    """An interval of real numbers, or evenly spaced levels of it.
+
+    Attributes:
+      low: the smallest value.
+      high: the largest value.
+      num_levels: n of the levels low, low + (high - low) / (n - 1), ..., high, to which
+        values may be rounded by a tenth of a step; None for all of the interval.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions.support import Support
+      >>> Support(0.0, 1.0, 3).contains(jnp.array([0.5, 0.1, jnp.nan])).tolist()
+      [True, False, False]
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    num_levels: int | None = None
+
+    @property
+    def interval(self) -> "Support":
+        """All values between the smallest and the largest, as means are."""
+        return replace(self, num_levels=None)
+
+    def contains(self, x: Array) -> Array:
+        """Elementwise membership of finite values; NaN belongs to no support."""
+        inside = (x >= self.low) & (x <= self.high)
+        if self.num_levels is None:
+            return inside
+        level = (x - self.low) * ((self.num_levels - 1) / (self.high - self.low))
+        return inside & (abs(level - level.round()) <= _LEVEL_TOLERANCE)
+
+    def nan_outside(self, x: Array) -> Array:
+        """The values, NaN in place of those outside."""
+        return jnp.where(self.contains(x), x, jnp.nan)
+
+    def require(self, x: Array, name: str = "x", *, remedy: str = _REMEDY) -> None:
+        """Refuses values outside, as far as they are known.
+
+        Args:
+          x: an array; of a traced one nothing is known.
+          name: of the argument, for the message.
+          remedy: what to do about values outside, for the message.
+
+        Raises:
+          ValueError: NaN, an infinity, or a value outside.
+        """
+        values = known_values(x)
+        if values is None or values.size == 0:
+            return
+        finite = np.isfinite(values)
+        if not finite.all():
+            raise ValueError(
+                f"{name} must be finite, got NaN or infinity in "
+                f"{finite.size - finite.sum()} of {finite.size} values"
+            )
+        inside = self.contains(values)
+        if inside.all():
+            return
+        lowest, highest = float(values.min()), float(values.max())
+        if lowest < self.low or highest > self.high:
+            raise ValueError(
+                f"{name} must lie in [{self.low:g}, {self.high:g}], got values from "
+                f"{lowest:.8g} to {highest:.8g}; {remedy}"
+            )
+        between = float(values[~inside][0])
+        raise ValueError(
+            f"{name} must hold {self.num_levels} evenly spaced levels of "
+            f"[{self.low:g}, {self.high:g}], got {between:.8g} between two of them; "
+            f"{remedy}"
+        )
+
+
+REAL = Support()
+UNIT_INTERVAL = Support(0.0, 1.0)

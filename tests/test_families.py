@@ -362,7 +362,8 @@ def test_labels_reach_encoder_decoder_and_prior(conditional, key):
             np.asarray(jax.tree.leaves(tree)[0])
             for tree in (value, one_hot[name], other[name])
         )
-        np.testing.assert_array_equal(first, same)
+        # Two programs, which need not round alike.
+        np.testing.assert_allclose(first, same, rtol=1e-6)
         assert not np.allclose(first, changed), name
 
 
@@ -420,7 +421,7 @@ def test_labels_that_lack_or_are_too_many_are_refused(conditional, key):
     plain = random_params(ModelSpec(MLP((4,)), MLP((4,)), data_shape=(5,)))
     with pytest.raises(ValueError, match="labels were given to a model without"):
         elbo(plain, x, key, labels=LABELS)
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=r"labels must be .* got float32\[4, 2\]"):
         elbo(params, x, key, labels=jnp.ones((4, 2)))
     with pytest.raises(ValueError, match="has 3 classes, and num_classes is 4"):
         ModelSpec(prior=ClassConditionalPrior(3), num_classes=4)

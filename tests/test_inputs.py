@@ -15,6 +15,7 @@ from vae_jax import (
     MLP,
     Bernoulli,
     Categorical,
+    ClassConditionalPrior,
     ContinuousBernoulli,
     DiscretizedLogistic,
     FullCovarianceGaussian,
@@ -24,12 +25,15 @@ from vae_jax import (
     annealed_log_evidence,
     decode,
     elbo,
+    encode,
     evaluate,
     exact,
+    generate,
     importance_weighted_bound,
     init,
     log_evidence,
     log_joint,
+    log_prior,
     mcmc,
 )
 
@@ -209,3 +213,103 @@ def test_init_takes_means_of_levels_and_real_numbers_where_they_are_data():
 def test_init_refuses_to_start_at_the_mean_of_nothing():
     with pytest.raises(ValueError, match="x must hold at least one example"):
         starts(SMALL(), jnp.zeros((0, 3)))
+
+
+# Labels
+
+CLASSES = 4
+CONDITIONAL = SMALL(num_classes=CLASSES)
+BY_CLASS = SMALL(num_classes=CLASSES, prior=ClassConditionalPrior(CLASSES))
+X = jnp.zeros((CLASSES, 3))
+EACH = jnp.eye(CLASSES)
+
+
+@functools.cache
+def conditional(spec):
+    return jax.tree.map(jnp.asarray, random_params(spec))
+
+
+def elbo_at(params, labels):
+    return elbo(params, X, KEY, labels=labels)
+
+
+traced_elbo = jax.jit(elbo_at)
+
+WRONG_VALUES = {
+    "out of range": jnp.array([4, 5, -1, 99]),
+    "one out of range": jnp.array([0, 1, 2, 4]),
+    "negative weight": EACH.at[1].set(jnp.array([-0.5, 0.5, 0.5, 0.5])),
+    "no class": EACH.at[2].set(0.0),
+    "weights of 2": 2 * EACH,
+    "nan": EACH.at[0, 0].set(jnp.nan),
+}
+WRONG_SHAPES = {
+    "floats": jnp.array([0.0, 1.0, 2.0, 3.0]),
+    "integers by class": jnp.eye(CLASSES, dtype=jnp.int32),
+    "too many classes": jnp.eye(CLASSES, CLASSES + 1),
+    "one for all": jnp.array([2]),
+    "weights of one for all": EACH[:1],
+    "a number": jnp.array(2),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_VALUES)
+@pytest.mark.parametrize("spec", [CONDITIONAL, BY_CLASS], ids=["standard", "by class"])
+def test_labels_that_name_no_class_are_refused_and_nan(spec, name):
+    params, labels = conditional(spec), WRONG_VALUES[name]
+    with pytest.raises(ValueError, match=r"labels must be integers \[B\] from 0 to 3"):
+        jax.eval_shape(lambda params: elbo_at(params, labels), params)
+    assert np.isnan(traced_elbo(params, labels))
+
+
+@pytest.mark.parametrize("name", WRONG_SHAPES)
+def test_labels_of_another_shape_are_refused_traced_or_not(name):
+    params, labels = conditional(CONDITIONAL), WRONG_SHAPES[name]
+    known = functools.partial(elbo_at, labels=labels)
+    for function, arguments in ((elbo_at, (params, labels)), (known, (params,))):
+        with pytest.raises(ValueError, match=r"labels must be .*, got .* for 4 exam"):
+            jax.eval_shape(function, *arguments)
+
+
+def test_every_function_of_labels_refuses_them():
+    params, wrong = conditional(BY_CLASS), WRONG_VALUES["out of range"]
+    calls = [
+        lambda params: encode(params, X, labels=wrong),
+        lambda params: decode(params, jnp.zeros((1, 4, 2)), labels=wrong),
+        lambda params: log_prior(params, jnp.zeros((1, 4, 2)), labels=wrong),
+        lambda params: generate(params, KEY, num_samples=4, labels=wrong),
+        lambda params: evaluate(params, X, KEY, labels=wrong),
+        lambda params: log_evidence(params, X, KEY, num_samples=2, labels=wrong),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="labels must be integers"):
+            jax.eval_shape(call, params)
+
+
+def test_classes_and_weights_of_one_are_the_same_labels():
+    params, order = conditional(BY_CLASS), jnp.array([2, 0, 3, 1])
+    found = traced_elbo(params, order)
+    for same in (order.astype(jnp.uint8), EACH[order], EACH[order] > 0):
+        np.testing.assert_allclose(traced_elbo(params, same), found, rtol=1e-6)
+    posterior = encode(params, X, labels=order)
+    again = encode(params, X, labels=EACH[order])
+    np.testing.assert_allclose(posterior.mean, again.mean, rtol=1e-6)
+
+
+def test_the_log_prior_of_a_class_is_scipys_and_none_is_the_gaussian_between():
+    params, z = conditional(BY_CLASS), np.float32([0.3, -1.2])
+    own = params.prior
+    expected = scipy.stats.norm(own["mean"], np.exp(own["log_var"] / 2)).logpdf(z)
+    latents = jnp.broadcast_to(z, (1, CLASSES, 2))
+    found = log_prior(params, latents, labels=jnp.arange(CLASSES))
+    np.testing.assert_allclose(found[0], expected.sum(axis=-1), rtol=1e-5)
+    soft = jnp.full((CLASSES, CLASSES), 1 / CLASSES)
+    with pytest.raises(ValueError, match="labels must choose one class each"):
+        log_prior(params, latents, labels=soft)
+    evidence = functools.partial(log_evidence, num_samples=2, labels=soft)
+    with pytest.raises(ValueError, match="labels must choose one class each"):
+        jax.eval_shape(evidence, params, X, KEY)
+    traced = jax.jit(lambda labels: log_prior(params, latents, labels=labels))
+    assert np.isnan(traced(soft)).all()
+    # Networks may be given any weights.
+    assert np.isfinite(traced_elbo(conditional(CONDITIONAL), soft))

@@ -95,7 +95,7 @@ def evaluate(
 
     _check_positive("num_samples", num_samples)
     _check_positive("chunk_size", chunk_size)
-    check_observations(params, x)
+    check_observations(params, x, labels=labels)
     images_at_once = max(1, chunk_size // num_samples)
     return _map_images(
         terms, (x, labels), key, first=first, images_at_once=images_at_once
@@ -156,7 +156,7 @@ def log_evidence(
     """
     _check_positive("num_samples", num_samples)
     _check_positive("chunk_size", chunk_size)
-    check_observations(params, x)
+    check_observations(params, x, labels=labels)
     samples_at_once = min(num_samples, chunk_size)
     return _map_images(
         partial(

@@ -10,9 +10,10 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vae_jax import networks
-from vae_jax.distributions.support import REAL, Support
+from vae_jax.distributions.support import REAL, Support, known_values
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.types import Array, Key, Latents, Likelihood, Posterior, PyTree
 
@@ -30,29 +31,58 @@ def _decoder_module(spec: ModelSpec):
     return networks.with_output_layer(spec.decoder, num_outputs, spec.data_shape)
 
 
-def _one_hot(spec: ModelSpec, labels: Array | None) -> Array | None:
-    """Labels as `[..., C]`; refuses them where the model has none, and their lack."""
+# Weights of the classes sum to 1 within this: bfloat16 rounds them by less.
+_WEIGHT_TOLERANCE = 0.01
+
+
+def _class_weights(
+    spec: ModelSpec, labels: Array | None, batch: int | None = None
+) -> Array | None:
+    """Labels as weights `[B, C]`, NaN where traced ones name no class.
+
+    Refuses labels where the model has none, their lack, what is no label, and another
+    number of them than `batch`.
+    """
     if spec.num_classes == 0:
         if labels is not None:
             raise ValueError(
                 "labels were given to a model without: set num_classes in its spec"
             )
         return None
+    count = spec.num_classes
+    expected = (
+        f"integers [B] from 0 to {count - 1}, or weights of the classes [B, {count}], "
+        "none negative, that sum to 1"
+    )
     if labels is None:
-        raise ValueError(
-            f"a model of num_classes={spec.num_classes} needs labels: integers [B], "
-            f"or weights of the classes [B, {spec.num_classes}]"
-        )
-    labels = jnp.asarray(labels)
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        labels = jax.nn.one_hot(labels, spec.num_classes)
-    chex.assert_axis_dimension(labels, -1, spec.num_classes)
-    return labels
+        raise ValueError(f"a model of num_classes={count} needs labels: {expected}")
+    known = known_values(labels)
+    labels = labels if known is None else known
+    are_classes = jnp.issubdtype(labels.dtype, jnp.integer)
+    rows = (labels.shape or (0,))[0] if batch is None else batch
+    if labels.shape != ((rows,) if are_classes else (rows, count)):
+        came = f"{labels.dtype}{list(labels.shape)}"
+        examples = "" if batch is None else f" for {batch} examples"
+        raise ValueError(f"labels must be {expected}, got {came}{examples}")
+    if are_classes:
+        exists = (labels >= 0) & (labels < count)
+        weights = labels[:, None] == np.arange(count)
+    else:
+        total = labels.astype(jnp.float32).sum(axis=-1)
+        exists = (labels >= 0).all(axis=-1) & (abs(total - 1) <= _WEIGHT_TOLERANCE)
+        weights = labels
+    weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
+    if known is None:
+        return jnp.where(exists[:, None], weights, jnp.nan)
+    if not exists.all():
+        raise ValueError(f"labels must be {expected}, got {known[~exists][0]}")
+    # Still known to the prior, which JAX's own functions would hide under tracing.
+    return weights
 
 
 def _encoder_inputs(spec: ModelSpec, x: Array, labels: Array | None) -> Array:
     """Observations `[B, D]` as the encoder takes them, labels beside them."""
-    labels = _one_hot(spec, labels)
+    labels = _class_weights(spec, labels, x.shape[0])
     if labels is None:
         return x
     is_image = networks.reads_images(spec.encoder)
@@ -61,7 +91,8 @@ def _encoder_inputs(spec: ModelSpec, x: Array, labels: Array | None) -> Array:
 
 def _decoder_inputs(spec: ModelSpec, z: Latents, labels: Array | None) -> Array:
     """Latents `[S, B, L]` of the layer next to the data, labels beside them."""
-    z, labels = z[0] if isinstance(z, tuple) else z, _one_hot(spec, labels)
+    z = z[0] if isinstance(z, tuple) else z
+    labels = _class_weights(spec, labels, z.shape[-2] if z.ndim > 1 else None)
     return z if labels is None else networks.beside(z, labels, None)
 
 
@@ -143,17 +174,21 @@ def _support(spec: ModelSpec) -> Support:
     return getattr(spec.likelihood, "support", REAL)
 
 
-def check_observations(params: Params, x: Array) -> None:
-    """Raise if known observations are none of the model's.
+def check_observations(
+    params: Params, x: Array, *, labels: Array | None = None
+) -> None:
+    """Raise if known data are none of the model's: observations or their labels.
 
     Traced ones lead to NaN; this is for functions that trace what their caller knows.
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`, in the `support` that the likelihood declares.
+      labels: of a conditional model, as for `encode`.
 
     Raises:
-      ValueError: NaN, an infinity, or a value outside the support.
+      ValueError: NaN, an infinity, or a value outside the support; labels as for
+        `encode`, and where the prior does not take them.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -163,6 +198,8 @@ def check_observations(params: Params, x: Array) -> None:
       >>> check_observations(params, jnp.array([[0.0, 1.0]]))
     """
     _support(params.spec).require(x)
+    _class_weights(params.spec, labels, x.shape[0])
+    prior_params(params, labels)
 
 
 def trainable(params: Params) -> Params:
@@ -265,14 +302,16 @@ def encode(params: Params, x: Array, *, labels: Array | None = None) -> Posterio
       params: model parameters.
       x: observations, `[B, D]`.
       labels: of a conditional model (`num_classes`): integers `[B]`, or weights of
-        the classes `[B, C]`.
+        the classes `[B, C]` that sum to 1. Of traced ones that name no class all that
+        follows is NaN.
 
     Returns:
       A pytree that knows its family: `mean`, `sample_and_log_prob`, and what else
       the family has.
 
     Raises:
-      ValueError: `x` holds integers; labels where the model has none, or their lack.
+      ValueError: `x` holds integers; labels where the model has none, their lack, or
+        what is no label.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -368,7 +407,7 @@ def prior_params(params: Params, labels: Array | None = None) -> PyTree:
       >>> prior_params(init(ModelSpec(), jax.random.key(0)))
       {}
     """
-    labels = _one_hot(params.spec, labels)
+    labels = _class_weights(params.spec, labels)
     own = with_constant_settings(params.spec.prior, params.prior)
     if hasattr(params.spec.prior, "given"):
         return params.spec.prior.given(own, labels)

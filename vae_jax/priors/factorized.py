@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.distributions import gaussian
+from vae_jax.distributions.support import known_values
 from vae_jax.posteriors import BernoulliPosterior, DiagonalGaussianPosterior
 from vae_jax.types import Array, Encode, Key, PyTree
 
@@ -169,7 +170,21 @@ class ClassConditionalPrior(DiagonalGaussianPrior):
         return {"mean": jnp.zeros(shape), "log_var": jnp.zeros(shape)}
 
     def given(self, prior_params: PyTree, labels: Array) -> PyTree:
-        """The parameters at labels `[B, C]` (of the class, or a mixture), `[B, L]`."""
+        """The parameters of the classes that labels `[B, C]` choose, `[B, L]`.
+
+        One class each, with weight 1: a mixture of classes is not the Gaussian between
+        them. Other weights are refused, or NaN where they are traced.
+        """
+        known = known_values(labels)
+        weights = labels if known is None else known
+        is_one = ((weights == 0) | (weights == 1)).all(axis=-1)
+        if known is not None and not is_one.all():
+            raise ValueError(
+                "labels must choose one class each for ClassConditionalPrior, whose "
+                "densities they do not mix: give integers [B], or weights of 0 and 1, "
+                f"got {known[~is_one][0]}"
+            )
+        labels = jnp.where(is_one[:, None], labels, jnp.nan)
         return jax.tree.map(lambda leaf: labels.astype(leaf.dtype) @ leaf, prior_params)
 
     def sample(

@@ -270,7 +270,10 @@ def num_classes(config: Any, dataset: data.Dataset) -> int:
         return 0
     if dataset.train_labels is None:
         raise ValueError(f"--conditional needs labels, and {dataset.name} has none")
-    return int(max(np.max(dataset.train_labels), np.max(dataset.test_labels))) + 1
+    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+    if labels.min() < 0:
+        raise ValueError(f"--conditional needs labels from 0 on, got {labels.min()}")
+    return int(labels.max()) + 1
 
 
 def data_digest(config: Any, dataset: data.Dataset) -> str:
@@ -279,6 +282,9 @@ def data_digest(config: Any, dataset: data.Dataset) -> str:
     arrays = [dataset.train, dataset.test]
     if config.conditional:
         arrays += [dataset.train_labels, dataset.test_labels]
+    if config.dataset.endswith((".npz", ".npy")):
+        # A file may declare them; of other data sets the name does.
+        digest.update(f"{dataset.num_levels} levels".encode())
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

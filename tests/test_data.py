@@ -433,6 +433,33 @@ def test_one_grey_split_makes_both_grey(tmp_path):
         assert dataset.num_levels == 256 and dataset.notes == ()
 
 
+LEVELS = np.random.default_rng(1).integers(17, size=(30, 4, 3)).astype(np.uint8)
+
+
+def test_a_file_of_few_levels_is_read_as_8_bit_with_a_note_or_as_it_declares(tmp_path):
+    """Digits of 17 levels: white is 16 / 16 where the file says so, else 16 / 255."""
+    assumed = data.load(save(tmp_path, x=LEVELS, x_test=LEVELS))
+    (note,) = assumed.notes
+    assert assumed.num_levels == 256
+    for part in ("without a value over 16", "256 levels", ".npz", "key num_levels"):
+        assert part in note
+    declared = data.load(save(tmp_path, x=LEVELS, num_levels=17))
+    assert declared.num_levels == 17 and len(declared.train) == 27
+    assert not any("levels" in note for note in declared.notes)
+    white = [
+        float(data.to_unit_interval(dataset.train, dataset.num_levels).max())
+        for dataset in (assumed, declared)
+    ]
+    assert white == pytest.approx([16 / 255, 1])
+    np.save(tmp_path / "mine.npy", LEVELS)
+    assert any("key num_levels" in n for n in data.load(tmp_path / "mine.npy").notes)
+
+
+def test_bits_that_are_few_levels_of_many_can_be_declared(tmp_path):
+    dataset = data.load(save(tmp_path, x=BINARY, x_test=BINARY, num_levels=256))
+    assert (dataset.num_levels, dataset.notes) == (256, ())
+
+
 def test_users_labels(tmp_path):
     y, y_test = np.arange(30), np.arange(5, dtype=np.uint8)
     dataset = data.load(save(tmp_path, x=GREY, x_test=GREY[:5], y=y, y_test=y_test))
@@ -501,6 +528,13 @@ def test_npy(tmp_path):
         ({"x": GREY, "y": np.zeros(30)}, "y must be integers, .* got float64"),
         ({"x": GREY, "x_test": GREY, "y_test": np.arange(3)}, "y_test must be int"),
         ({"x": GREY, "y_test": np.arange(3)}, "y_test without x_test"),
+        ({"x": GREY, "y": np.full(30, 2**31)}, "y must be integers of 32 bits, got 2"),
+        ({"x": GREY, "num_levels": 17}, "from 256, as the largest value .* got 17"),
+        ({"x": GREY, "num_levels": 300}, "num_levels must be from .* to 256, got 300"),
+        ({"x": BINARY, "num_levels": 1}, "num_levels must be from 2,"),
+        ({"x": GREY, "num_levels": 256.0}, "num_levels must be an integer, got float"),
+        ({"x": GREY, "num_levels": [256]}, r"must be an integer, got int64\[1\]"),
+        ({"x": UNIT, "num_levels": 17}, "num_levels goes with uint8 examples, got f"),
     ],
 )
 def test_users_file_is_refused(tmp_path, arrays, expected):

@@ -27,6 +27,7 @@ from experiments import (
     mnist,
     run_folder,
     training_loop,
+    training_setup,
 )
 from experiments.command_line import parse
 from experiments.mnist import Config
@@ -439,6 +440,23 @@ def test_a_conditional_model_needs_labels_and_levels_need_levels(tmp_path):
         run_tiny(tmp_path / "run", conditional=True, **mine)
     with pytest.raises(ValueError, match="categorical is about levels"):
         run_tiny(tmp_path / "run", likelihood="categorical", **mine)
+
+
+def test_negative_labels_and_levels_of_a_file_are_told_apart(tmp_path):
+    x, y = np.arange(40, dtype=np.uint8).reshape(20, 2), np.arange(20) % 3 - 1
+    config = Config(dataset=str(tmp_path / "mine.npz"), conditional=True)
+
+    def load(**arrays):
+        np.savez(config.dataset, x=x, y=y, **arrays)
+        return data.load(config.dataset)
+
+    with pytest.raises(ValueError, match="--conditional needs .* from 0 on, got -1"):
+        training_setup.num_classes(config, load())
+    digests = [
+        training_setup.data_digest(config, dataset)
+        for dataset in (load(), load(num_levels=256), load(num_levels=40))
+    ]
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_warmup_raises_beta(tmp_path, monkeypatch):

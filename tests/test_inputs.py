@@ -23,6 +23,7 @@ from vae_jax import (
     ModelSpec,
     PerPixelGaussian,
     annealed_log_evidence,
+    data,
     decode,
     elbo,
     encode,
@@ -313,3 +314,31 @@ def test_the_log_prior_of_a_class_is_scipys_and_none_is_the_gaussian_between():
     assert np.isnan(traced(soft)).all()
     # Networks may be given any weights.
     assert np.isfinite(traced_elbo(conditional(CONDITIONAL), soft))
+
+
+# Bits
+
+
+def test_binarize_refuses_what_is_no_probability():
+    for value, expected in OUTSIDE.values():
+        with pytest.raises(ValueError, match=expected):
+            data.binarize(row(value), KEY)
+        bits = jax.jit(data.binarize)(row(value), KEY)
+        assert np.isnan(bits).tolist() == [[False, True, False]]
+
+
+@pytest.mark.parametrize("method", ["dynamic", "fixed", "threshold"])
+def test_binarize_dataset_refuses_values_beyond_its_levels(method):
+    x = np.array([[0, 16, 255]], np.uint8)
+    dataset = data.Dataset("d", x, x, None, None, (3,), num_levels=17)
+    with pytest.raises(ValueError, match=r"train must lie in \[0, 16\], got .* 255; n"):
+        data.binarize_dataset(dataset, KEY, method=method)
+    grey = np.full((1, 3), np.nan, np.float32)
+    dataset = data.Dataset("d", grey, grey, None, None, (3,), num_levels=None)
+    with pytest.raises(ValueError, match="train must be finite"):
+        data.binarize_dataset(dataset, KEY, method=method)
+
+
+def test_one_level_is_no_scale():
+    with pytest.raises(ValueError, match="num_levels must be at least 2, got 1"):
+        data.to_unit_interval(np.zeros((1, 2), np.uint8), 1)

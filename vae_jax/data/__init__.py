@@ -42,9 +42,11 @@ NAMES = ("auto", *PUBLISHED, "digits", "synthetic")
 def load(name: str | Path, *, data_dir: str | Path = "data", seed: int = 0) -> Dataset:
     """Loads a data set by its name, or from a user's file.
 
-    A `.npz` file holds `x` and, where there are such, `x_test`, `y` and `y_test`; a
-    `.npy` file is `x`. Examples are `[n, D]` or `[n, *data_shape]`: bool, uint8, or
-    floats in [0, 1]; labels are integers. Without `x_test` a random tenth is set aside.
+    A `.npz` file holds `x` and, where there are such, `x_test`, `y`, `y_test` and
+    `num_levels`; a `.npy` file is `x`. Examples are `[n, D]` or `[n, *data_shape]`:
+    bool, uint8, or floats in [0, 1]; labels are integers. Without `x_test` a random
+    tenth is set aside. Without `num_levels` uint8 values have 256 levels, or 2 where
+    none is over 1; the notes say so where no value is 255.
 
     Args:
       name: one of `NAMES`, or a path ending in `.npz` or `.npy`. `auto` is MNIST, or

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.data.dataset import Dataset, to_unit_interval
+from vae_jax.data.dataset import Dataset, require_declared, to_unit_interval
+from vae_jax.distributions.support import UNIT_INTERVAL
 
 BINARIZATIONS = ("dynamic", "fixed", "threshold", "none")
 
@@ -13,11 +14,15 @@ def binarize(x: jax.Array | np.ndarray, key: jax.Array) -> jax.Array:
     """Draws each value from Bernoulli(value): fresh bits within a training step.
 
     Args:
-      x: probabilities, `[..., D]`.
+      x: probabilities, `[..., D]`, floats.
       key: PRNG key, consumed once.
 
     Returns:
-      Zeros and ones, `[..., D]`, in the dtype of `x`.
+      Zeros and ones, `[..., D]`, in the dtype of `x`; NaN where a traced value is no
+      probability.
+
+    Raises:
+      ValueError: a value outside [0, 1], or NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -25,8 +30,10 @@ def binarize(x: jax.Array | np.ndarray, key: jax.Array) -> jax.Array:
       >>> data.binarize(jnp.array([0.0, 1.0]), jax.random.key(0)).tolist()
       [0.0, 1.0]
     """
+    UNIT_INTERVAL.require(x)
     x = jnp.asarray(x)
-    return jax.random.bernoulli(key, x).astype(x.dtype)
+    bits = jax.random.bernoulli(key, x).astype(x.dtype)
+    return jnp.where(UNIT_INTERVAL.contains(x), bits, jnp.nan)
 
 
 def binarize_dataset(
@@ -58,7 +65,7 @@ def binarize_dataset(
       A `Dataset`: uint8 of 2 levels for `fixed` and `threshold`.
 
     Raises:
-      ValueError: an unknown method.
+      ValueError: an unknown method, or values that the data set does not declare.
 
     Example:
       >>> import jax
@@ -71,6 +78,7 @@ def binarize_dataset(
     if method not in BINARIZATIONS:
         choices = ", ".join(BINARIZATIONS)
         raise ValueError(f"binarization must be one of {choices}, got {method!r}")
+    require_declared(dataset)
     if method == "none":
         return dataset
     train, test, num_levels = dataset.train, dataset.test, dataset.num_levels

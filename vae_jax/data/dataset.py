@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae_jax.distributions.support import UNIT_INTERVAL, Support
+
 
 class Dataset(NamedTuple):
     """Training and test examples.
@@ -41,6 +43,9 @@ def to_unit_interval(x: jax.Array | np.ndarray, num_levels: int | None) -> jax.A
     Returns:
       `[..., D]`, float32 for integers.
 
+    Raises:
+      ValueError: `num_levels` below 2.
+
     Example:
       >>> import numpy as np
       >>> from vae_jax import data
@@ -49,4 +54,28 @@ def to_unit_interval(x: jax.Array | np.ndarray, num_levels: int | None) -> jax.A
     """
     if num_levels is None:
         return jnp.asarray(x)
+    if num_levels < 2:
+        raise ValueError(f"num_levels must be at least 2, got {num_levels}")
     return jnp.asarray(x, jnp.float32) / (num_levels - 1)
+
+
+def require_declared(dataset: Dataset) -> None:
+    """Raise if there are values that `num_levels` rules out.
+
+    Args:
+      dataset: any data set.
+
+    Raises:
+      ValueError: integers beyond `num_levels - 1`; floats outside [0, 1], or NaN.
+
+    Example:
+      >>> from vae_jax import data
+      >>> from vae_jax.data.dataset import require_declared
+      >>> require_declared(data.load("digits"))
+    """
+    support, levels = UNIT_INTERVAL, dataset.num_levels
+    if levels is not None:
+        support = Support(0, levels - 1)
+    remedy = f"num_levels={levels} of the data set must be that of its values"
+    support.require(dataset.train, "train", remedy=remedy)
+    support.require(dataset.test, "test", remedy=remedy)

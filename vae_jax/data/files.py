@@ -7,7 +7,7 @@ import numpy as np
 from vae_jax.data.dataset import Dataset
 
 # What is read of a `.npz`.
-_FILE_KEYS = ("x", "x_test", "y", "y_test")
+_FILE_KEYS = ("x", "x_test", "y", "y_test", "num_levels")
 
 
 def load_file(path: Path, seed: int) -> Dataset:
@@ -37,9 +37,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _from_arrays(name: str, arrays: dict[str, np.ndarray], seed: int) -> Dataset:
-    """A data set of `x` and what there is of `x_test`, `y` and `y_test`."""
+    """A data set of `x` and what there is of the other keys."""
     _check_arrays(arrays)
-    notes = []
+    num_levels, notes = _num_levels(arrays)
+    arrays = {key: values for key, values in arrays.items() if key != "num_levels"}
     if "x_test" not in arrays:
         arrays = _set_aside(arrays, seed)
         notes.append(
@@ -47,11 +48,7 @@ def _from_arrays(name: str, arrays: dict[str, np.ndarray], seed: int) -> Dataset
             f"{seed}, are the test set"
         )
     x, x_test = arrays["x"], arrays["x_test"]
-    dtype, num_levels = np.float32, None
-    if x.dtype.kind != "f":
-        dtype, num_levels = np.uint8, 2 if max(x.max(), x_test.max()) <= 1 else 256
-    if x.dtype == np.uint8 and num_levels == 2:
-        notes.append("uint8 data without a value over 1: taken as binary (2 levels)")
+    dtype = np.float32 if num_levels is None else np.uint8
     y, y_test = (
         arrays[key].astype(np.int32) if key in arrays else None
         for key in ("y", "y_test")
@@ -66,6 +63,31 @@ def _from_arrays(name: str, arrays: dict[str, np.ndarray], seed: int) -> Dataset
         num_levels,
         tuple(notes),
     )
+
+
+def _num_levels(arrays: dict[str, np.ndarray]) -> tuple[int | None, list[str]]:
+    """The levels that a file declares or is taken to have, and what was assumed."""
+    x = arrays["x"]
+    if x.dtype.kind == "f":
+        return None, []
+    if "num_levels" in arrays:
+        return int(arrays["num_levels"]), []
+    if x.dtype == np.bool_:
+        return 2, []
+    highest = _highest(arrays)
+    if highest == 255:
+        return 256, []
+    num_levels, kind = (2, "binary") if highest <= 1 else (256, "8-bit")
+    note = (
+        f"uint8 data without a value over {highest}: taken as {kind} ({num_levels} "
+        "levels); a .npz with the key num_levels says otherwise"
+    )
+    return num_levels, [note]
+
+
+def _highest(arrays: dict[str, np.ndarray]) -> int:
+    """The largest value of all examples."""
+    return max(int(arrays[key].max()) for key in ("x", "x_test") if key in arrays)
 
 
 def _set_aside(arrays: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
@@ -98,6 +120,26 @@ def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
                 f"{key} must be integers, one for each of {num_examples} examples, "
                 f"got {_describe(labels)}"
             )
+        if int(labels.min()) < -(2**31) or int(labels.max()) >= 2**31:
+            values = f"{labels.min()} to {labels.max()}"
+            raise ValueError(f"{key} must be integers of 32 bits, got {values}")
+    if "num_levels" in arrays:
+        _check_num_levels(arrays)
+
+
+def _check_num_levels(arrays: dict[str, np.ndarray]) -> None:
+    """Refuses a number of levels that is not that of the examples."""
+    x, declared = arrays["x"], arrays["num_levels"]
+    if declared.dtype.kind not in "iu" or declared.shape != ():
+        raise ValueError(f"num_levels must be an integer, got {_describe(declared)}")
+    if x.dtype.kind == "f":
+        raise ValueError(f"num_levels goes with uint8 examples, got {_describe(x)}")
+    least = max(_highest(arrays) + 1, 2)
+    if not least <= int(declared) <= 256:
+        raise ValueError(
+            f"num_levels must be from {least}, as the largest value of the examples "
+            f"asks, to 256, got {declared}"
+        )
 
 
 def _check_examples(key: str, x: np.ndarray, *, like: np.ndarray) -> None:

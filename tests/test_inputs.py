@@ -342,3 +342,27 @@ def test_binarize_dataset_refuses_values_beyond_its_levels(method):
 def test_one_level_is_no_scale():
     with pytest.raises(ValueError, match="num_levels must be at least 2, got 1"):
         data.to_unit_interval(np.zeros((1, 2), np.uint8), 1)
+
+
+# Dtypes
+
+
+def test_float64_without_x64_mode_is_refused():
+    params = conditional(SMALL(compute_dtype="float64"))
+    for call in (lambda: encode(params, X), lambda: decode(params, Z)):
+        with pytest.raises(ValueError, match="compute_dtype=float64 needs JAX's x64"):
+            call()
+    with pytest.raises(ValueError, match="dtype=float64 needs JAX's x64 mode"):
+        init(SMALL(), KEY, dtype=jnp.float64)
+
+
+def test_float64_in_x64_mode_computes_in_it(x64):
+    spec = SMALL(compute_dtype="float64")
+    single, double = (
+        jax.tree.map(jnp.asarray, random_params(choice)) for choice in (SMALL(), spec)
+    )
+    x = np.float32(row(1.0))
+    found = encode(double, x).mean
+    exactly = encode(jax.tree.map(np.float64, single), np.float64(x)).mean
+    assert found.dtype == jnp.float32 and exactly.dtype == jnp.float64
+    np.testing.assert_array_equal(found, np.float32(exactly))

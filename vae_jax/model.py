@@ -116,7 +116,8 @@ def init(
       `Params` that carry the spec.
 
     Raises:
-      ValueError: `x` is empty, not finite, or beyond what the likelihood takes.
+      ValueError: `x` is empty, not finite, or beyond what the likelihood takes;
+        float64 without x64 mode.
 
     Example:
       >>> import jax
@@ -125,6 +126,7 @@ def init(
       >>> params.decoder["output"]["kernel"].shape
       (400, 784)
     """
+    _check_dtype("dtype", dtype)
     encoder_key, decoder_key, posterior_key, prior_key, likelihood_key = (
         jax.random.split(key, 5)
     )
@@ -200,6 +202,15 @@ def check_observations(
     _support(params.spec).require(x)
     _class_weights(params.spec, labels, x.shape[0])
     prior_params(params, labels)
+
+
+def _check_dtype(name: str, dtype: Any) -> None:
+    """Refuses a dtype that JAX would replace by a narrower one."""
+    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
+        raise ValueError(
+            f"{name}={jnp.dtype(dtype).name} needs JAX's x64 mode: call "
+            "jax.config.update('jax_enable_x64', True) first"
+        )
 
 
 def trainable(params: Params) -> Params:
@@ -311,7 +322,7 @@ def encode(params: Params, x: Array, *, labels: Array | None = None) -> Posterio
 
     Raises:
       ValueError: `x` holds integers; labels where the model has none, their lack, or
-        what is no label.
+        what is no label; a `compute_dtype` of float64 without JAX's x64 mode.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -320,6 +331,7 @@ def encode(params: Params, x: Array, *, labels: Array | None = None) -> Posterio
       >>> encode(params, jnp.zeros((8, 784))).mean.shape
       (8, 20)
     """
+    _check_dtype("compute_dtype", params.spec.compute_dtype)
     x = as_float(x, jax.tree.leaves(params.encoder)[0].dtype)
     chex.assert_shape(x, (None, params.spec.data_dim))
     inputs = _encoder_inputs(params.spec, x, labels)
@@ -379,6 +391,7 @@ def decode(params: Params, z: Latents, *, labels: Array | None = None) -> Likeli
       >>> decode(params, jnp.zeros((3, 8, 20))).mean.shape
       (3, 8, 784)
     """
+    _check_dtype("compute_dtype", params.spec.compute_dtype)
     inputs = _decoder_inputs(params.spec, z, labels)
     outputs = networks.apply(
         _decoder_module(params.spec),

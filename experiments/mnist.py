@@ -429,6 +429,12 @@ def warnings(config: Config, dataset: data.Dataset) -> list[str]:
         ]
     if config.likelihood != "bernoulli" and config.binarization != "none":
         return ["a density of real numbers on pixels that are 0 or 1"]
+    if config.likelihood == "continuous_bernoulli" and dataset.num_levels is not None:
+        return [
+            "a continuous Bernoulli on pixels that are exactly 0 or 1 is a density, of "
+            "at most 256 each (5.55 nats), and no probability of grey levels, which "
+            "--likelihood=discretized_logistic gives"
+        ]
     return []
 
 

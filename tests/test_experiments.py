@@ -459,6 +459,14 @@ def test_negative_labels_and_levels_of_a_file_are_told_apart(tmp_path):
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_a_density_of_black_and_white_pixels_is_said_to_be_one():
+    config = Config(likelihood="continuous_bernoulli", binarization="none")
+    (warning,) = mnist.warnings(config, data.load("digits"))
+    assert "is a density, of at most 256 each" in warning
+    reals = data.load("digits")._replace(num_levels=None)
+    assert mnist.warnings(config, reals) == []
+
+
 def test_warmup_raises_beta(tmp_path, monkeypatch):
     class Stop(Exception):
         pass

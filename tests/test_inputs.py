@@ -20,6 +20,7 @@ from vae_jax import (
     DiscretizedLogistic,
     FullCovarianceGaussian,
     Gaussian,
+    Linear,
     ModelSpec,
     PerPixelGaussian,
     annealed_log_evidence,
@@ -37,6 +38,7 @@ from vae_jax import (
     log_prior,
     mcmc,
 )
+from vae_jax.networks import with_output_bias
 
 SMALL = functools.partial(
     ModelSpec, encoder=MLP((4,)), decoder=MLP((4,)), latent_dim=2, data_shape=(3,)
@@ -366,3 +368,49 @@ def test_float64_in_x64_mode_computes_in_it(x64):
     exactly = encode(jax.tree.map(np.float64, single), np.float64(x)).mean
     assert found.dtype == jnp.float32 and exactly.dtype == jnp.float64
     np.testing.assert_array_equal(found, np.float32(exactly))
+
+
+# The continuous Bernoulli's bound
+
+
+def test_a_continuous_bernoulli_is_a_bounded_density_whatever_the_decoder_says():
+    """Normalised by quadrature, and at most 256 at pixels that are black or white."""
+    spec = SMALL(decoder=Linear(), likelihood=ContinuousBernoulli(), data_shape=(1,))
+    params = conditional(spec)
+    far = (-1e8, -1e4, -300.0, -3.0, 0.0, 40.0, 1e3, 1e30)
+    grid = np.concatenate([[0], np.geomspace(1e-5, 1, 2001)])
+    x = jnp.float32(np.union1d(grid, 1 - grid))[:, None]
+
+    @jax.jit
+    def figures(bias):
+        decoder = with_output_bias(params.decoder, bias[None])
+        z = jnp.zeros((1, 1, 2))
+        likelihood = decode(params.replace(decoder=decoder), z)
+        return likelihood.log_prob(x)[0], likelihood.mean[0, 0, 0]
+
+    for bias in far:
+        log_density, mean = figures(jnp.float32(bias))
+        density, at = np.exp(np.float64(log_density)), np.asarray(x, float)[:, 0]
+        assert density.max() <= 256 * (1 + 1e-4)
+        total = scipy.integrate.simpson(density, x=at)
+        first = scipy.integrate.simpson(density * at, x=at)
+        assert total == pytest.approx(1, abs=1e-4)
+        assert mean == pytest.approx(first, abs=1e-4)
+    gradient = jax.grad(lambda bias: figures(bias)[0].sum())(jnp.float32(1e30))
+    assert np.isfinite(gradient)
+
+
+def test_the_bound_hardly_moves_ordinary_logits():
+    spec = SMALL(decoder=Linear(), likelihood=ContinuousBernoulli())
+    params = conditional(spec)
+    logits = np.float32([-6.0, 0.5, 6.0])
+    zero = jax.tree.map(jnp.zeros_like, params.decoder)
+    decoder = with_output_bias(zero, jnp.asarray(logits))
+    found = decode(params.replace(decoder=decoder), Z).log_prob(row(0.5))
+
+    def log_density(logit, x):
+        total, _ = scipy.integrate.quad(lambda t: np.exp(logit * t), 0, 1)
+        return logit * x - np.log(total)
+
+    expected = sum(map(log_density, np.float64(logits), (0, 0.5, 1)))
+    np.testing.assert_allclose(found, [[expected]], rtol=1e-3)

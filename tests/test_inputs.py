@@ -23,6 +23,8 @@ from vae_jax import (
     Linear,
     ModelSpec,
     PerPixelGaussian,
+    active_units,
+    aggregate_posterior,
     annealed_log_evidence,
     data,
     decode,
@@ -30,9 +32,12 @@ from vae_jax import (
     encode,
     evaluate,
     exact,
+    fit_posterior,
     generate,
     importance_weighted_bound,
+    inference_gap,
     init,
+    kl_per_unit,
     log_evidence,
     log_joint,
     log_prior,
@@ -156,11 +161,16 @@ ONLY_REFUSE = {
     "quadrature_log_evidence": lambda params, x, key: exact.quadrature_log_evidence(
         params, x
     ),
+    "active_units": lambda params, x, key: active_units(params, x),
+    "kl_per_unit": lambda params, x, key: kl_per_unit(params, x),
+    "aggregate_posterior": aggregate_posterior,
+    "fit_posterior": fit_posterior,
+    "inference_gap": inference_gap,
 }
 
 
 @pytest.mark.parametrize("name", CALLS | ONLY_REFUSE)
-def test_every_way_to_a_density_refuses_what_is_known(name):
+def test_every_figure_of_data_refuses_what_is_known(name):
     call, x = (CALLS | ONLY_REFUSE)[name], row(255.0)
     with pytest.raises(ValueError, match="x must lie in"):
         jax.eval_shape(lambda params: call(params, x, KEY), model(Bernoulli()))

@@ -17,7 +17,7 @@ from vae_jax.aggregate import as_points
 from vae_jax.estimators import value_only
 from vae_jax.estimators.contract import check_num_samples
 from vae_jax.evaluation import log_evidence
-from vae_jax.model import encode, log_prior, prior_params
+from vae_jax.model import check_observations, encode, log_prior, prior_params
 from vae_jax.objectives import elbo_terms, require_density, require_scalar
 from vae_jax.priors import unit_kl
 from vae_jax.spec import Params
@@ -123,6 +123,7 @@ def active_units(
       0
     """
     require_scalar("threshold", threshold)
+    check_observations(params, x, labels=labels)
     posterior = encode(params, x, labels=labels)
     if getattr(posterior, "mean_is_exact", False):
         variance = jnp.var(as_points(posterior.mean), axis=0)
@@ -207,6 +208,7 @@ def kl_per_unit(params: Params, x: Array, *, labels: Array | None = None) -> Arr
       >>> kl_per_unit(params, jnp.zeros((8, 784))).shape
       (20,)
     """
+    check_observations(params, x, labels=labels)
     posterior = encode(params, x, labels=labels)
     kls = unit_kl(posterior, params.spec.prior, prior_params(params, labels))
     return jnp.mean(kls, axis=0)
@@ -243,6 +245,7 @@ def aggregate_posterior(
       >>> bool(abs(found.mutual_information) < 1e-5)
       True
     """
+    check_observations(params, x)
     posterior = encode(params, x)
     require_density(posterior, "an aggregate posterior")
     if not hasattr(posterior, "log_prob"):
@@ -319,6 +322,7 @@ def fit_posterior(
       >>> q.mean.shape
       (3, 20)
     """
+    check_observations(params, x, labels=labels)
     schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
     optimizer = optax.adam(schedule)
 
@@ -392,6 +396,7 @@ def inference_gap(
       >>> split(params, jnp.zeros((3, 5)), jax.random.key(1)).approximation_gap.shape
       (3,)
     """
+    check_observations(params, x, labels=labels)
     encoded = encode(params, x, labels=labels)
     require_density(encoded, "an inference gap")
     fit_key, elbo_key, evidence_key = jax.random.split(key, 3)

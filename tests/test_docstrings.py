@@ -18,7 +18,7 @@ MODULES = [vae_jax.__name__] + [
 SLOWER = (
     "vae_jax.aggregate",
     "vae_jax.annealing.evidence",
-    "vae_jax.check.contract",
+    "vae_jax.contracts.lines",
     "vae_jax.diagnostics",
     "vae_jax.estimators.control_variate",
     "vae_jax.estimators.discrete",

@@ -38,7 +38,7 @@ ORDER = [
     ["penalties"],
     ["exact", "evaluation", "diagnostics", "annealing", "mcmc", "training"],
     ["fitted_prior", "fitting"],
-    ["check", "parallel", "sweep", "checkpoint"],
+    ["contracts", "parallel", "sweep", "checkpoint"],
 ]
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 

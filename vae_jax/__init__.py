@@ -6,6 +6,7 @@ from vae_jax.annealing import (
     reverse_annealed_log_evidence,
 )
 from vae_jax.checkpoint import load_run
+from vae_jax.contracts import check
 from vae_jax.diagnostics import (
     ActiveUnits,
     AggregatePosterior,
@@ -171,6 +172,7 @@ __all__ = [
     "annealed_log_evidence",
     "bidirectional_log_evidence",
     "capacity",
+    "check",
     "cyclic_schedule",
     "decode",
     "elbo",

@@ -331,18 +331,22 @@ def encode(params: Params, x: Array, *, labels: Array | None = None) -> Posterio
       >>> encode(params, jnp.zeros((8, 784))).mean.shape
       (8, 20)
     """
+    outputs = encoder_outputs(params, x, labels=labels)
+    family = params.spec.posterior
+    return family.build(with_constant_settings(family, params.posterior), outputs)
+
+
+def encoder_outputs(params: Params, x: Array, *, labels: Array | None = None) -> Array:
+    """Outputs of the encoder network, `[B, num_outputs]`; arguments as `encode`."""
     _check_dtype("compute_dtype", params.spec.compute_dtype)
     x = as_float(x, jax.tree.leaves(params.encoder)[0].dtype)
     chex.assert_shape(x, (None, params.spec.data_dim))
-    inputs = _encoder_inputs(params.spec, x, labels)
-    outputs = networks.apply(
+    return networks.apply(
         _encoder_module(params.spec),
         params.encoder,
-        inputs,
+        _encoder_inputs(params.spec, x, labels),
         dtype=params.spec.compute_dtype,
     )
-    family = params.spec.posterior
-    return family.build(with_constant_settings(family, params.posterior), outputs)
 
 
 def reparameterize(posterior: Posterior, key: Key, *, num_samples: int = 1) -> Latents:
@@ -391,16 +395,22 @@ def decode(params: Params, z: Latents, *, labels: Array | None = None) -> Likeli
       >>> decode(params, jnp.zeros((3, 8, 20))).mean.shape
       (3, 8, 784)
     """
-    _check_dtype("compute_dtype", params.spec.compute_dtype)
-    inputs = _decoder_inputs(params.spec, z, labels)
-    outputs = networks.apply(
-        _decoder_module(params.spec),
-        params.decoder,
-        inputs,
-        dtype=params.spec.compute_dtype,
-    )
+    outputs = decoder_outputs(params, z, labels=labels)
     family = params.spec.likelihood
     return family.build(with_constant_settings(family, params.likelihood), outputs)
+
+
+def decoder_outputs(
+    params: Params, z: Latents, *, labels: Array | None = None
+) -> Array:
+    """Outputs of the decoder network, `[..., num_outputs]`; arguments as `decode`."""
+    _check_dtype("compute_dtype", params.spec.compute_dtype)
+    return networks.apply(
+        _decoder_module(params.spec),
+        params.decoder,
+        _decoder_inputs(params.spec, z, labels),
+        dtype=params.spec.compute_dtype,
+    )
 
 
 def prior_params(params: Params, labels: Array | None = None) -> PyTree:

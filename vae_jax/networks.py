@@ -362,3 +362,12 @@ def with_output_bias(weights: PyTree, bias: Array) -> PyTree:
     """The weights with another bias of the output layer, of the same shape."""
     bias = bias.astype(output_bias(weights).dtype)
     return weights | {"output": weights["output"] | {"bias": bias}}
+
+
+def with_scaled_outputs(weights: PyTree, factor: float | Array) -> PyTree:
+    """The weights of the network whose outputs are multiplied by a factor."""
+    output = {
+        name: (factor * leaf).astype(leaf.dtype)
+        for name, leaf in weights["output"].items()
+    }
+    return weights | {"output": output}

@@ -5,7 +5,7 @@ finite values and gradients, densities that belong to their samples, bounds in o
 and functions that may be transformed. `print(check(params, x, key))` shows a table.
 """
 
-from vae_jax.check.contract import LINES, check
-from vae_jax.check.report import Line, Report
+from vae_jax.contracts.lines import LINES, check
+from vae_jax.contracts.report import Line, Report
 
 __all__ = ["LINES", "Line", "Report", "check"]

@@ -1,19 +1,28 @@
 """The list of lines, and the function that goes through them."""
 
+import traceback
 from collections.abc import Callable, Sequence
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from vae_jax.check import densities, functions, shapes
-from vae_jax.check.report import Line, Report
-from vae_jax.check.subject import FAMILIES, Outcome, Subject, along, direction
+from vae_jax.contracts import densities, functions, shapes
+from vae_jax.contracts.report import Line, Report
+from vae_jax.contracts.subject import (
+    FAMILIES,
+    Outcome,
+    Subject,
+    along,
+    direction,
+    with_ordinary_outputs,
+)
 from vae_jax.model import as_float
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key
 
 JITTER = 0.3
+LIBRARIES = ("jax", "jaxlib", "flax", "chex", "numpy")
 _QUESTIONS: dict[str, Callable[[Subject, Key], Outcome]] = {
     "shapes of the posterior": shapes.posterior_shapes,
     "shapes of the prior": shapes.prior_shapes,
@@ -51,23 +60,26 @@ def check(
     """Holds networks, families, prior and likelihood of a model to their contracts.
 
     For a class of one's own: put it in a `ModelSpec`, initialise, and print what this
-    returns. An exception in one line fails that line, and the check goes on. One key
-    gives one report.
+    returns. An exception fails the first line that it stops; others that it stops as
+    well do not apply. One key gives one report.
 
-    Values and gradients are asked for at the parameters as given; all other lines move
-    the output biases and the families' trainable parameters a little first, as
-    zeros of fresh parameters hide mistakes (exp(0) is exp(0 / 2)). Operations run one
-    by one, so small networks and a handful of examples are best.
+    Values and gradients are asked for at the parameters as given. All other lines move
+    the output biases and the families' trainable parameters a little first, as zeros
+    of fresh parameters hide mistakes (exp(0) is exp(0 / 2)), and scale output layers
+    down where outputs are large, so that neither the size of the weights nor the unit
+    of the data matters. Operations run one by one, so small networks and a handful of
+    examples are best.
 
     The lines: shapes and dtypes of posterior, prior and likelihood; values and
     gradients that are finite, at extreme data, where the encoder says anything, and at
     latents and decoder outputs far out; log q of samples and `log_prob`; the KL, not
-    negative and the same in closed form and sampled; densities that keep their mass
-    when their parameters move, E[p'(y) / p(y)] = 1 over y ~ p, which holds only if the
-    samples are of the density and its normalizer is complete; the mass of q; the
-    likelihood's mean; importance-weighted bounds that rise; gradients against finite
-    differences; `jit` and `vmap`; examples that do not see one another. A constant that
-    a likelihood or prior lacks at all parameters alike is not found.
+    negative and the same in closed form and sampled; densities p that keep their mass
+    when their parameters move to p', E_p[g p' / (p + p')] = E_p'[g p / (p + p')] for
+    bounded g, which holds only if the samples are of the density and its normalizer is
+    complete; the mass of q; the likelihood's mean; importance-weighted bounds that
+    rise; gradients against finite differences; `jit` and `vmap`; examples that do not
+    see one another. A constant that a likelihood or prior lacks at all parameters alike
+    is not found.
 
     Args:
       params: model parameters, whose spec holds the classes to check.
@@ -86,8 +98,7 @@ def check(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from vae_jax import Linear, ModelSpec, init
-      >>> from vae_jax.check import check
+      >>> from vae_jax import Linear, ModelSpec, check, init
       >>> spec = ModelSpec(Linear(), Linear(), latent_dim=1, data_shape=(2,))
       >>> params, x = init(spec, jax.random.key(0)), jnp.zeros((3, 2))
       >>> lines = ["shapes of the prior"]  # leave it out for all of them
@@ -103,23 +114,41 @@ def check(
     x = as_float(x, jax.tree.leaves(params.decoder)[0].dtype)
     chex.assert_shape(x, (None, params.spec.data_dim))
     labels = None if labels is None else jnp.asarray(labels)
-    jitter_key, line_key = jax.random.split(key)
+    jitter_key, pilot_key, line_key = jax.random.split(key, 3)
     towards = direction(params, jitter_key, ("encoder", "decoder", *FAMILIES))
     moved = along(params, towards, JITTER)
+    try:
+        moved = with_ordinary_outputs(moved, x, pilot_key, labels)
+    except Exception:
+        pass  # The lines ask again, and one of them says so.
     subject = Subject(params, moved, x, labels, num_samples)
+    causes: dict[tuple, str] = {}
     return Report(
         tuple(
-            _ask(name, subject, jax.random.fold_in(line_key, LINES.index(name)))
+            _ask(name, subject, jax.random.fold_in(line_key, LINES.index(name)), causes)
             for name in names
         )
     )
 
 
-def _ask(name: str, subject: Subject, key: Key) -> Line:
-    """A line with its verdict; what the user's code raises is one."""
+def _ask(name: str, subject: Subject, key: Key, causes: dict[tuple, str]) -> Line:
+    """A line with its verdict; what the user's code raises is one, but once."""
     try:
         return Line(name, *_QUESTIONS[name](subject, key))
     except Exception as error:
+        first = causes.setdefault(_cause(error), name)
+        if first != name:
+            return Line(name, None, "", f"stopped by the exception of {first!r}")
         # JAX's messages go on for pages, the cause comes first.
         message = f"{type(error).__name__}: {error}".splitlines()[:3]
         return Line(name, False, "", "\n".join([*message, "expected no exception"]))
+
+
+def _cause(error: Exception) -> tuple:
+    """Kind and place of an exception: the last line that is in no library of ours."""
+    places = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").split(".")[0] not in LIBRARIES
+    ]
+    return (type(error), *places[-1])

@@ -18,7 +18,7 @@ class Line(NamedTuple):
         apply, why.
 
     Example:
-      >>> from vae_jax.check import Line
+      >>> from vae_jax.contracts import Line
       >>> print(Line("KL is not negative", True, "smallest 0.31 nats"))
       passed          KL is not negative: smallest 0.31 nats
     """
@@ -44,7 +44,7 @@ class Report:
       lines: one for each question, in their order.
 
     Example:
-      >>> from vae_jax.check import Line, Report
+      >>> from vae_jax.contracts import Line, Report
       >>> report = Report((Line("values are finite", False, "", "log q is nan"),))
       >>> report.passed
       False

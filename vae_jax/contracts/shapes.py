@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import networks
-from vae_jax.check.subject import Outcome, Subject, is_discrete, kl_of, random_of, terms
+from vae_jax.contracts.subject import (
+    Outcome,
+    Subject,
+    is_discrete,
+    kl_of,
+    random_of,
+    terms,
+)
 from vae_jax.model import decode, encode, log_prior, prior_params
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Latents, PyTree

@@ -1,0 +1,362 @@
+"""Lines about densities: of what was drawn, in order, and with a mass that stays.
+
+None needs a closed form. Where an expectation is estimated, it must lie within five
+standard errors; the keys are fixed, so a verdict does not change from call to call.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax.contracts.shapes import draw_prior
+from vae_jax.contracts.statistics import (
+    STANDARD_ERRORS,
+    Finding,
+    Path,
+    has_heavy_tail,
+    keeps_its_mass,
+    mean_off_zero,
+)
+from vae_jax.contracts.subject import (
+    Outcome,
+    Subject,
+    along,
+    direction,
+    is_discrete,
+    kl_of,
+    normal_like,
+    random_of,
+    why_without_density,
+)
+from vae_jax.model import decode, encode, log_prior
+from vae_jax.spec import Params
+from vae_jax.types import Array, Key, Latents, Likelihood, Posterior
+
+NUM_DIRECTIONS = 2
+SHRINK = 0.8
+SMALLEST_EFFECTIVE_SHARE = 0.1
+SMALLEST_SHARE_OF_A_GAUSSIAN = 0.5
+LARGEST_RATIO = 10.0
+MASS_TOLERANCE = 0.1
+HEAVY_TAIL = "single draws decide the mean of {}: its tail is too heavy for a test"
+
+
+def log_q_agrees(subject: Subject, key: Key) -> Outcome:
+    """The log q that comes with the samples, and `log_prob` of the same samples."""
+    posterior = subject.posterior()
+    if reason := why_without_density(posterior):
+        return Outcome(None, "", reason)
+    if not hasattr(posterior, "log_prob"):
+        return Outcome(None, "", f"{type(posterior).__name__} has no log_prob")
+    z, log_q = posterior.sample_and_log_prob(key, subject.few)
+    came, expected = np.asarray(log_q), np.asarray(posterior.log_prob(z))
+    # The two may sum in another order, or undo a transform that loses digits.
+    allowed = np.sqrt(subject.epsilon) * (1 + np.abs(expected))
+    return _same(came, expected, allowed, ("sample_and_log_prob", "log_prob(z)"))
+
+
+def _same(
+    came: np.ndarray, expected: np.ndarray, allowed: np.ndarray, names: tuple[str, str]
+) -> Outcome:
+    difference = np.abs(came - expected)
+    passed = bool(np.all(difference <= allowed))
+    at = np.unravel_index(np.argmax(np.nan_to_num(difference, nan=np.inf)), came.shape)
+    figure = f"largest difference {difference[at]:.2g} nats"
+    detail = (
+        f"{names[0]} came to {came[at]:.6g}, expected {expected[at]:.6g} as in "
+        f"{names[1]}, within {allowed[at]:.2g}"
+    )
+    return Outcome(passed, figure, "" if passed else detail)
+
+
+def _log_ratios(subject: Subject, key: Key) -> np.ndarray:
+    """Log q(z|x) - log p(z) of draws of q, `[N, B]`."""
+    z, log_q = subject.posterior().sample_and_log_prob(key, subject.num_samples)
+    log_p = log_prior(subject.moved, z, labels=subject.labels)
+    return np.asarray(log_q - log_p, np.float64)
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Over the first axis, `[B]` each."""
+    return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
+
+
+def kl_is_not_negative(subject: Subject, key: Key) -> Outcome:
+    """The registered KL down to rounding; the sampled one down to its error.
+
+    A tail that the draws do not show may draw their mean below zero. The mean of p / q
+    tells: 1 at most where it is bounded, and above it where the KL is negative.
+    """
+    posterior = subject.posterior()
+    if reason := why_without_density(posterior):
+        return Outcome(None, "", reason)
+    log_ratios = _log_ratios(subject, key)
+    mean, error = _mean_and_error(log_ratios)
+    # Terms of the size of the latent dimension cancel where q is the prior.
+    rounding = 100 * subject.epsilon * (1 + subject.params.spec.latent_dim)
+    ratio = np.exp(np.minimum(-log_ratios, np.log(LARGEST_RATIO)))
+    mass, mass_error = _mean_and_error(ratio)
+    is_possible = mass <= 1 + STANDARD_ERRORS * mass_error + rounding
+    lower = np.where(is_possible, -np.inf, -STANDARD_ERRORS * error - rounding)
+    found = {"sampled": (mean, lower)}
+    divergence = kl_of(subject.moved, posterior, subject.labels)
+    if divergence is not None:
+        closed_form = np.asarray(divergence, np.float64)
+        found["registered"] = (closed_form, np.full_like(closed_form, -rounding))
+    wrong = []
+    for name, (value, least) in found.items():
+        at = np.argmax(np.nan_to_num(least - value, nan=np.inf))
+        if not value[at] >= least[at]:
+            wrong.append(
+                f"the {name} KL came to {value[at]:.4g} nats, expected at least "
+                f"{least[at]:.2g}"
+            )
+    smallest = min(value.min() for value, _ in found.values())
+    return Outcome(not wrong, f"smallest {smallest:.3g} nats", "\n".join(wrong))
+
+
+def kl_agrees(subject: Subject, key: Key) -> Outcome:
+    """The registered KL and the mean of log q(z|x) - log p(z), for each example."""
+    posterior = subject.posterior()
+    if reason := why_without_density(posterior):
+        return Outcome(None, "", reason)
+    divergence = kl_of(subject.moved, posterior, subject.labels)
+    if divergence is None:
+        return Outcome(None, "", "no closed-form KL is registered for the pair")
+    log_ratios = _log_ratios(subject, key)
+    if has_heavy_tail(log_ratios):
+        return Outcome(None, "", HEAVY_TAIL.format("log q(z|x) - log p(z)"))
+    mean, error = _mean_and_error(log_ratios)
+    closed_form = np.asarray(divergence, np.float64)
+    rounding = 100 * subject.epsilon * (1 + np.abs(closed_form))
+    off = np.abs(mean - closed_form) / np.maximum(error, rounding)
+    off = np.nan_to_num(off, nan=np.inf)
+    at = int(np.argmax(off))
+    came = (
+        f"the registered KL came to {closed_form[at]:.4g} nats, expected "
+        f"{mean[at]:.4g} +- {error[at]:.2g} of the samples"
+    )
+    return _worst([Finding(float(off[at]), came)])
+
+
+def _worst(found: list[Finding]) -> Outcome:
+    """The verdict on statistics that are zero but for their standard errors."""
+    off, came = max(found)
+    passed = off <= STANDARD_ERRORS
+    figure = f"{off:.1f} standard errors off"
+    detail = f"{came}; {off:.1f} standard errors off, at most {STANDARD_ERRORS:.0f}"
+    return Outcome(passed, figure, "" if passed else detail)
+
+
+def posterior_keeps_its_mass(subject: Subject, key: Key) -> Outcome:
+    """The mass of q at other outputs of the encoder, and its draws."""
+    posterior = subject.posterior()
+    if reason := why_without_density(posterior):
+        return Outcome(None, "", reason)
+    if not hasattr(posterior, "log_prob"):
+        return Outcome(None, "", f"{type(posterior).__name__} has no log_prob")
+
+    def path(towards: Params) -> Path:
+        def at(step: float) -> Posterior:
+            params = along(subject.moved, towards, step)
+            return encode(params, subject.x, labels=subject.labels)
+
+        def draw(step: float, key: Key) -> Latents:
+            return at(step).sample_and_log_prob(key, subject.num_samples)[0]
+
+        return Path(lambda step, z: at(step).log_prob(z), draw)
+
+    return _along_directions(subject, key, ("encoder", "posterior"), path)
+
+
+def _along_directions(
+    subject: Subject,
+    key: Key,
+    parts: tuple[str, ...],
+    path: Callable[[Params], Path],
+    others: Sequence[Path] = (),
+) -> Outcome:
+    """The mass along random directions in some of the parameters, and other paths."""
+    direction_key, draw_key = jax.random.split(key)
+    paths = list(others)
+    for own in jax.random.split(direction_key, NUM_DIRECTIONS):
+        towards = direction(subject.moved, own, parts)
+        if any(np.any(leaf) for leaf in jax.tree.leaves(towards)):
+            paths.append(path(towards))
+    if not paths:
+        return Outcome(None, "", f"nothing of {' and '.join(parts)} can be moved")
+    keys = jax.random.split(draw_key, (len(paths), 2))
+    return _worst(
+        [
+            keeps_its_mass(own, pair, subject.epsilon)
+            for own, pair in zip(paths, keys, strict=True)
+        ]
+    )
+
+
+def posterior_has_mass_one(subject: Subject, key: Key) -> Outcome:
+    """E[r(z) / q(z)] = 1 over z ~ q, r being a Gaussian within the samples of q.
+
+    It finds a constant that log q lacks, and needs log q of the samples alone. r is
+    narrower than q, so that the ratio has a variance. A tenth is allowed for what it
+    has of a tail; constants that are forgotten are larger.
+    """
+    posterior = subject.posterior()
+    if reason := why_without_density(posterior):
+        return Outcome(None, "", reason)
+    if is_discrete(posterior):
+        return Outcome(None, "", f"{type(posterior).__name__} is discrete")
+    z, log_q = posterior.sample_and_log_prob(key, subject.num_samples)
+    flat = np.concatenate(jax.tree.leaves(z), axis=-1).astype(np.float64)
+    half = len(flat) // 2
+    if half <= flat.shape[-1]:
+        return Outcome(None, "", "too few samples for so many latents")
+    try:
+        log_r = np.stack(
+            [
+                _gaussian_fit(flat[:half, b], flat[half:, b])
+                for b in range(subject.batch)
+            ],
+            axis=1,
+        )
+    except np.linalg.LinAlgError:
+        return Outcome(None, "", "the covariance of the samples is singular")
+    log_ratio = log_r - np.asarray(log_q[half:], np.float64)
+    if not np.isfinite(log_ratio).all():
+        return Outcome(False, "", "log q came not finite, expected finite numbers")
+    scaled = np.exp(log_ratio - log_ratio.max(axis=0))
+    effective = scaled.sum(axis=0) ** 2 / np.square(scaled).sum(axis=0)
+    # What it would be for a Gaussian q. Far below it the ratio has a heavy tail, and
+    # the standard error of a few hundred ratios is too small.
+    gaussian_share = (SHRINK * (2 - SHRINK)) ** (flat.shape[-1] / 2)
+    share = max(SMALLEST_EFFECTIVE_SHARE, SMALLEST_SHARE_OF_A_GAUSSIAN * gaussian_share)
+    if effective.min() < share * len(scaled):
+        return Outcome(None, "", "q is too far from a Gaussian for this many samples")
+    with np.errstate(over="ignore"):
+        ratio = np.exp(log_ratio).mean(axis=1)
+    came = f"the mass of q came to {1 / ratio.mean():.4g}, expected 1"
+    error = ratio.std(ddof=1) / np.sqrt(len(ratio)) + MASS_TOLERANCE / STANDARD_ERRORS
+    return _worst([Finding(float(abs(ratio.mean() - 1) / error), came)])
+
+
+def _gaussian_fit(seen: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Log-density of new points under a Gaussian of the moments of others, shrunk."""
+    mean, dimension = seen.mean(axis=0), seen.shape[1]
+    covariance = np.cov(seen, rowvar=False).reshape(dimension, dimension)
+    factor = np.linalg.cholesky(SHRINK * covariance)
+    noise = np.linalg.solve(factor, (new - mean).T)
+    log_det = np.log(np.diag(factor)).sum()
+    return -0.5 * (noise**2 + np.log(2 * np.pi)).sum(axis=0) - log_det
+
+
+def likelihood_keeps_its_mass(subject: Subject, key: Key) -> Outcome:
+    """The mass of p(x|z) at other outputs of the decoder, and its draws."""
+    latent_key, path_key = jax.random.split(key)
+    many, z = _one_latent_each(subject, latent_key)
+
+    def path(towards: Params) -> Path:
+        def at(step: float) -> Likelihood:
+            params = along(subject.moved, towards, step)
+            return decode(params, z, labels=many.labels)
+
+        def log_density(step: float, x: Array) -> Array:
+            log_p = at(step).log_prob(x[0])
+            return log_p.reshape(subject.num_samples, subject.batch)
+
+        def draw(step: float, key: Key) -> Array:
+            return at(step).sample(key).astype(subject.x.dtype)
+
+        return Path(log_density, draw)
+
+    return _along_directions(subject, path_key, ("decoder", "likelihood"), path)
+
+
+def _one_latent_each(subject: Subject, key: Key) -> tuple[Subject, Latents]:
+    """Each example many times over, with one z of each at all of its copies.
+
+    The copies stand on the batch axis: `log_prob` takes an x for each example, not one
+    for each sample.
+    """
+    z, _ = subject.posterior().sample_and_log_prob(key, 1)
+    many = subject.repeated(subject.num_samples)
+    return many, jax.tree.map(
+        lambda leaf: jnp.tile(leaf, (1, subject.num_samples, 1)), z
+    )
+
+
+def likelihood_has_its_mean(subject: Subject, key: Key) -> Outcome:
+    """Draws less the mean, summed over all data dimensions with fixed weights.
+
+    One sum with weights 1 and three with random weights: a test of every dimension by
+    itself would raise a false alarm among the thousands of an image.
+    """
+    latent_key, draw_key, weight_key = jax.random.split(key, 3)
+    many, z = _one_latent_each(subject, latent_key)
+    likelihood = decode(subject.moved, z, labels=many.labels)
+    x, mean = likelihood.sample(draw_key), likelihood.mean
+    shape = (subject.num_samples, subject.batch, subject.params.spec.data_dim)
+    difference = np.asarray(x, np.float64) - np.asarray(mean, np.float64)
+    difference = difference.reshape(shape)
+    weights = random_of(weight_key).normal(size=(4, *shape[1:]))
+    weights[0] = 1
+    sums = np.einsum("nbd,kbd->nk", difference, weights)
+    if has_heavy_tail(sums):
+        return Outcome(None, "", HEAVY_TAIL.format("x"))
+    largest = np.abs(difference.mean(axis=0)).max()
+    came = (
+        f"means of {subject.num_samples} draws came up to {largest:.3g} off the "
+        "likelihood's mean, expected 0 but for their standard errors"
+    )
+    scale = float(np.abs(weights).sum(axis=(1, 2)).max())
+    return _worst(
+        [Finding(mean_off_zero(row / scale, subject.epsilon), came) for row in sums.T]
+    )
+
+
+def prior_keeps_its_mass(subject: Subject, key: Key) -> Outcome:
+    """The mass of p(z) at other parameters, moved or scaled, and its draws.
+
+    p(z + h u) and p(exp(h) z) exp(h L) have the mass of p whatever the prior is, so
+    that one without parameters is held to its draws as well.
+    """
+    shift_key, path_key = jax.random.split(key)
+    many = subject.repeated(subject.num_samples)
+
+    def draw_at(params: Params, key: Key) -> Latents:
+        z = draw_prior(replace(many, moved=params), key)
+        return jax.tree.map(lambda leaf: leaf[None], z)
+
+    def log_p(params: Params, z: Latents) -> Array:
+        log_density = log_prior(params, z, labels=many.labels)
+        return log_density.reshape(subject.num_samples, subject.batch)
+
+    def path(towards: Params) -> Path:
+        def at(step: float) -> Params:
+            return along(subject.moved, towards, step)
+
+        return Path(
+            lambda step, z: log_p(at(step), z),
+            lambda step, key: draw_at(at(step), key),
+        )
+
+    def of_moved_draws(move: Callable[[Latents, float], Latents], growth: int) -> Path:
+        """Densities of z, moved by `move` and back by its inverse at -h."""
+        return Path(
+            lambda step, z: log_p(subject.moved, move(z, step)) + step * growth,
+            lambda step, key: move(draw_at(subject.moved, key), -step),
+        )
+
+    others = []
+    if not is_discrete(subject.posterior()):
+        z = jax.eval_shape(lambda key: draw_at(subject.moved, key), path_key)
+        one = jax.tree.map(lambda leaf: jnp.zeros((1, 1, leaf.shape[-1])), z)
+        shift = normal_like(one, random_of(shift_key))
+        dimension = sum(leaf.shape[-1] for leaf in jax.tree.leaves(z))
+        others = [
+            of_moved_draws(lambda z, step: along(z, shift, step), 0),
+            of_moved_draws(lambda z, step: along(z, z, np.expm1(step)), dimension),
+        ]
+    return _along_directions(subject, path_key, ("prior",), path, others)

@@ -1,0 +1,169 @@
+"""Tests of expectations that no tail of a correct density sets off.
+
+What is averaged is bounded, or compared by rank, or the test does not apply: a mean of
+numbers with a heavy tail has a standard error that a thousand draws do not show.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from vae_jax.types import Array, Key, PyTree
+
+STANDARD_ERRORS = 5.0
+# What happens with a larger probability than this over the number of draws is seen.
+RARE_EVENTS = 10.0
+PILOT_STEP = 0.1
+LARGEST_STEP = 1.0
+LOG_RATIO_SPREAD = 2.0
+LARGEST_RATIO = 50.0
+LARGEST_SHARE_OF_ONE_DRAW = 0.25
+
+
+class Finding(NamedTuple):
+    """A statistic that is zero but for its error.
+
+    Attributes:
+      off: by how many standard errors it is off.
+      came: what came and what was expected, as text.
+    """
+
+    off: float
+    came: str
+
+
+class Path(NamedTuple):
+    """Densities p_h along a line of parameters, and draws of them.
+
+    Attributes:
+      log_density: from h and draws to log p_h of them, `[N, B]`.
+      draw: from h and a key to N draws of p_h for each of B examples.
+    """
+
+    log_density: Callable[[float, PyTree], Array]
+    draw: Callable[[float, Key], PyTree]
+
+
+def mean_off_zero(values: np.ndarray, epsilon: float) -> float:
+    """By how many standard errors the mean of independent numbers is off zero."""
+    values = np.asarray(values, np.float64)
+    # Numbers that do not vary are as exact as rounding lets them be.
+    rounding = 10 * epsilon * max(1.0, np.abs(values).mean())
+    error = values.std(ddof=1) / np.sqrt(values.size)
+    return _or_infinite(abs(values.mean()) / max(error, rounding))
+
+
+def has_heavy_tail(values: np.ndarray) -> bool:
+    """Whether a single one of many numbers makes up much of their variance.
+
+    Their standard error is not to be trusted then.
+    """
+    squares = np.square(values - values.mean(axis=0))
+    return bool(
+        np.any(squares.max(axis=0) > LARGEST_SHARE_OF_ONE_DRAW * squares.sum(axis=0))
+    )
+
+
+def keeps_its_mass(path: Path, keys: Key, epsilon: float) -> Finding:
+    """Whether the densities along a path have one mass, and the draws are of them.
+
+    With l = log p_h - log p_0, each of two bounded functions g of l has
+    E_0[sigmoid(l) g(l)] = E_h[sigmoid(-l) g(l)], as both are the integral of
+    g p_0 p_h / (p_0 + p_h). It holds wherever p_h lies and whatever the tails are, and
+    needs neither derivative nor closed form. g = 1 feels a mass that changes at first
+    order in h, g = tanh(l / 2) what the first misses by symmetry. Some events are too
+    rare to be seen; what they may add is allowed for.
+
+    Args:
+      path: the densities and their draws.
+      keys: two keys, for the draws at both ends.
+      epsilon: relative rounding error of the numbers.
+
+    Returns:
+      The worse of both.
+    """
+    here = path.draw(0.0, keys[0])
+    log_p = np.asarray(path.log_density(0.0, here), np.float64)
+    if not np.isfinite(log_p).all():
+        return Finding(np.inf, "the log-density of its own draws came not finite")
+    step = _step(lambda h: np.asarray(path.log_density(h, here), np.float64) - log_p)
+    there = path.draw(step, keys[1])
+    log_densities = [
+        np.asarray(path.log_density(h, draws), np.float64)
+        for h, draws in ((step, here), (step, there), (0.0, there))
+    ]
+    ratio_here = log_densities[0] - log_p
+    ratio_there = log_densities[1] - log_densities[2]
+    size = np.mean(np.abs(log_p)) + np.mean(np.abs(log_densities[1]))
+    allowed = RARE_EVENTS / log_p.size + epsilon * (10 + size)
+    found = []
+    for g in (np.ones_like, lambda ratio: np.tanh(ratio / 2)):
+        came = _sigmoid(ratio_here) * g(ratio_here)
+        expected = _sigmoid(-ratio_there) * g(ratio_there)
+        error = sum(
+            values.mean(axis=1).var(ddof=1) / len(values) for values in (came, expected)
+        )
+        off = abs(came.mean() - expected.mean())
+        text = (
+            "an integral over the density and one with other parameters came to "
+            f"{came.mean():.4g} by draws of the first, expected {expected.mean():.4g} "
+            "as by draws of the second"
+        )
+        error = np.sqrt(error) + allowed / STANDARD_ERRORS
+        found.append(Finding(_or_infinite(off / error), text))
+    return max(found)
+
+
+def _step(log_ratio: Callable[[float], np.ndarray]) -> float:
+    """A step at which the log-ratio of the example that feels it most has a spread."""
+
+    def spread(step: float) -> float:
+        ratios = np.clip(np.nan_to_num(log_ratio(step)), -LARGEST_RATIO, LARGEST_RATIO)
+        ends = np.quantile(ratios, [0.1, 0.9], axis=0)
+        return float(np.max(ends[1] - ends[0]))
+
+    step = PILOT_STEP * LOG_RATIO_SPREAD / max(spread(PILOT_STEP), 1e-9)
+    step = min(LARGEST_STEP, step)
+    # Far from linear, the spread may grow faster than the step.
+    for _ in range(8):
+        if spread(step) <= 2 * LOG_RATIO_SPREAD:
+            break
+        step /= 2
+    return step
+
+
+def _sigmoid(value: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(value / 2))
+
+
+def laws_differ(some: np.ndarray, others: np.ndarray, rounding: float) -> float:
+    """The two-sample statistic of Kolmogorov and Smirnov, as standard errors.
+
+    Twice the largest distance of the distribution functions over sqrt(1/n + 1/m), whose
+    tail is that of a normal number whatever the law is (Massart 1990). Numbers that
+    differ by rounding count as equal.
+
+    Args:
+      some: `[n]`.
+      others: `[m]`.
+      rounding: relative to 1 and the numbers.
+
+    Returns:
+      By how many standard errors the laws differ.
+    """
+    some, others = np.sort(some), np.sort(others)
+    if np.isnan(some).any() or np.isnan(others).any():
+        return np.inf
+
+    def lead(a: np.ndarray, b: np.ndarray) -> float:
+        later = a + rounding * (1 + np.abs(a))
+        below_b = np.searchsorted(b, later, side="right") / len(b)
+        return np.max(np.searchsorted(a, a, side="right") / len(a) - below_b)
+
+    distance = max(lead(some, others), lead(others, some))
+    return float(2 * distance / np.sqrt(1 / len(some) + 1 / len(others)))
+
+
+def _or_infinite(off: float) -> float:
+    return float(np.nan_to_num(off, nan=np.inf))

@@ -125,7 +125,7 @@ def load_data(config: Config) -> tuple[mnist.Config, RunData]:
     test = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
     train = data.to_unit_interval(jnp.asarray(dataset.train), dataset.num_levels)
     if trained.binarization == "dynamic":
-        train = data.binarize(train, evaluation_keys().data)
+        train = data.binarize(train, evaluation_keys().train_data)
     labels = (dataset.train_labels, dataset.test_labels)
     if not trained.conditional:
         labels = (None, None)
@@ -157,9 +157,7 @@ def evaluate(
     params: vae_jax.Params, x: Array, labels: Array | None, config: Config
 ) -> dict[str, Any]:
     """Every figure that the model has; None where one does not exist for it."""
-    aggregate_key, gap_key, annealing_key = jax.random.split(
-        evaluation_keys().evidence, 3
-    )
+    keys = evaluation_keys()
     given = labels_of(params, labels)
     elbo = elbo_figures(params, x, labels)
     figures: dict[str, Any] = {
@@ -171,7 +169,7 @@ def evaluate(
         ),
     }
     active_units = jax.jit(vae_jax.active_units)
-    units = active_units(params, x, evaluation_keys().units, **given)
+    units = active_units(params, x, keys.units, **given)
     figures["active_units"] = int(units.count)
     figures["unit_variance"] = np.asarray(units.variance).tolist()
     figures["unit_variance_standard_error"] = np.asarray(units.standard_error).tolist()
@@ -180,15 +178,15 @@ def evaluate(
         jax.jit(vae_jax.aggregate_posterior),
         params,
         x[: config.num_aggregate],
-        aggregate_key,
+        keys.aggregate,
     )
     figures["aggregate_posterior"] = aggregate
     gap = jax.jit(partial(vae_jax.inference_gap, num_steps=config.gap_steps))
     first = {name: value[: config.num_gap] for name, value in given.items()}
     figures["inference_gap"] = _means(
-        _if_defined(gap, params, x[: config.num_gap], gap_key, **first)
+        _if_defined(gap, params, x[: config.num_gap], keys.gap, **first)
     )
-    figures["annealing"] = _annealing(params, x, annealing_key, config)
+    figures["annealing"] = _annealing(params, x, keys.noise, config)
     standard = isinstance(params.spec.prior, vae_jax.StandardNormal)
     if params.spec.latent_dim <= 2 and standard and not given:
         integral = jax.jit(exact.quadrature_log_evidence)(params, x[: config.num_gap])
@@ -203,7 +201,6 @@ def _annealing(
     """Log p(x) from below of test images, and from both sides of simulated ones."""
     if not config.num_annealed:
         return None
-    keys = jax.random.split(key)
     settings = {"num_temperatures": config.num_temperatures}
     forward = jax.jit(partial(vae_jax.annealed_log_evidence, **settings))
     both = jax.jit(
@@ -213,10 +210,10 @@ def _annealing(
             **settings,
         )
     )
-    found = _if_defined(forward, params, x[: config.num_annealed], keys[0])
+    found = _if_defined(forward, params, x[: config.num_annealed], key)
     if found is None:
         return None
-    simulated = _if_defined(both, params, keys[1])
+    simulated = _if_defined(both, params, key)
     if simulated is None:
         return None
     names = ("lower", "upper", "gap")
@@ -233,7 +230,7 @@ def fitted_prior(
     """The ELBO under a prior fitted to the codes, and a picture of its samples."""
     if not config.fitted_components or isinstance(params.spec.posterior, Layers):
         return None
-    fit_key, draw_key = jax.random.split(evaluation_keys().figures)
+    fit_key, draw_key = jax.random.split(evaluation_keys().fitted_prior)
     fitted = vae_jax.fit_mixture_prior(
         params,
         run_data.train,

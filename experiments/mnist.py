@@ -26,6 +26,7 @@ import vae_jax
 from experiments import choices, processes, run_folder
 from experiments.command_line import execute, parse, say
 from experiments.evaluation_report import (
+    EVALUATION_SEED,
     elbo_figures,
     evaluation_keys,
     importance_weighted_figures,
@@ -230,8 +231,8 @@ def check(config: Config) -> None:
             f"--hidden_dims must be one or more positive widths, got "
             f"{config.hidden_dims} (--network=linear has none)"
         )
-    if config.seed >= 2**63:
-        raise ValueError(f"--seed must be below 2**63, got {config.seed}")
+    if config.seed >= EVALUATION_SEED:
+        raise ValueError(f"--seed must be below {EVALUATION_SEED}, got {config.seed}")
     if config.num_devices > jax.device_count():
         raise ValueError(
             f"--num_devices is {config.num_devices}, but there are "

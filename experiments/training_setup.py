@@ -123,10 +123,9 @@ def data_order(
     config: Any, num_examples: int
 ) -> Callable[[int | jax.Array], vae_jax.Epoch]:
     """The order of the data, a compiled function of the epoch's number."""
-    _, _, order_key, _ = _keys(config)
     return partial(
         jax.jit(vae_jax.shuffled_epoch, static_argnames=("num_examples", "batch_size")),
-        order_key,
+        jax.random.key(config.seed),
         num_examples=num_examples,
         batch_size=config.batch_size,
     )
@@ -146,12 +145,10 @@ def initial_state(
     config: Any, spec: vae_jax.ModelSpec, dataset: data.Dataset
 ) -> TrainState:
     """The state before step 0, the output bias at the data's mean."""
-    init_key, noise_key, *_ = _keys(config)
     mean = data.to_unit_interval(dataset.train.mean(axis=0), dataset.num_levels)
     variance = config.variance if config.likelihood == "gaussian" else None
     return _initial_state(
-        init_key,
-        noise_key,
+        jax.random.key(config.seed),
         mean[None],
         variance,
         spec=spec,
@@ -162,21 +159,20 @@ def initial_state(
 # One program: compiled one operation at a time it takes a second longer.
 @partial(jax.jit, static_argnames=("spec", "average"))
 def _initial_state(
-    init_key: Key,
-    noise_key: Key,
+    key: Key,
     x: Array,
     variance: float | None,
     *,
     spec: vae_jax.ModelSpec,
     average: bool,
 ) -> TrainState:
-    params = vae_jax.init(spec, init_key, x=x)
+    params = vae_jax.init(spec, vae_jax.run_keys(key).weights, x=x)
     if variance is not None:
         log_var = jnp.log(jnp.float32(variance))
         params = params.replace(likelihood={"log_var": log_var})
     # Of any learning rate: Adam's state does not depend on it.
     adam = optax.adam(1e-3)
-    return vae_jax.init_state(params, noise_key, optimizer=adam, average=average)
+    return vae_jax.init_state(params, key, optimizer=adam, average=average)
 
 
 def training_step(
@@ -220,11 +216,6 @@ def training_step(
     )
 
 
-def _keys(config: Any) -> tuple[jax.Array, ...]:
-    """Of the weights, the noise, the order of the data, and its fixed binarization."""
-    return tuple(jax.random.split(jax.random.key(config.seed), 4))
-
-
 def binarized(config: Any, original: data.Dataset) -> data.Dataset:
     """The data set that a run trains on and is tested on.
 
@@ -235,12 +226,11 @@ def binarized(config: Any, original: data.Dataset) -> data.Dataset:
     Returns:
       The data, binarized as the configuration says; the test set always alike.
     """
-    *_, train_key = _keys(config)
     return data.binarize_dataset(
         original,
         evaluation_keys().data,
         method=config.binarization,
-        train_key=train_key,
+        train_key=vae_jax.run_keys(jax.random.key(config.seed)).data,
     )
 
 

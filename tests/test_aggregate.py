@@ -137,7 +137,7 @@ def value_of(penalty, spec=SPEC):
         objective = elbo_objective(penalty=penalty, beta=2.0)
         total, metrics = objective(params, x, key, jnp.asarray(0))
         posterior = encode(params, x)
-        child = jax.random.fold_in(key, 1)
+        _, child = jax.random.split(key)
         parts = (
             kl_decomposition(params, posterior, child)
             if spec.posterior != PointMass()

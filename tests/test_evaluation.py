@@ -23,6 +23,7 @@ from vae_jax import (
     log_weight,
 )
 from vae_jax.annealing import annealed_log_evidence
+from vae_jax.evaluation import evaluation_keys
 
 SPEC = dict(SPECS)["linear-gaussian"]
 PARAMS = random_params(SPEC)
@@ -65,8 +66,9 @@ def by_hand():
     @jax.jit
     @jax.vmap
     def program(x, index):
-        key = jax.random.fold_in(jax.random.key(0), index)
-        terms = elbo_terms(PARAMS, x[None], key, num_samples=NUM_SAMPLES)
+        keys = jax.random.split(jax.random.key(0), 6)[:2]
+        elbo_key, key = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        terms = elbo_terms(PARAMS, x[None], elbo_key, num_samples=NUM_SAMPLES)
 
         def sample(s):
             draw = encode(PARAMS, x[None]).sample_and_log_prob
@@ -199,7 +201,7 @@ def known_weights():
         found = log_evidence(PARAMS, x, key, posterior=q, **options)
 
         def log_q(image, q):
-            own = jax.random.fold_in(key, image)
+            own = jax.random.fold_in(evaluation_keys(key).evidence, image)
             one = jax.tree.map(lambda leaf: leaf[None], q)
             draw = lambda s: one.sample_and_log_prob(jax.random.fold_in(own, s), 1)[1]  # noqa: E731
             return jax.vmap(draw)(jnp.arange(size))[:, 0, 0]

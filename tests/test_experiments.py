@@ -30,7 +30,7 @@ from experiments import (
     training_setup,
 )
 from experiments.command_line import parse
-from experiments.mnist import Config
+from experiments.mnist import Config, check
 from vae_jax import checkpoint, data
 
 ROOT = Path(__file__).parents[1]
@@ -760,3 +760,11 @@ def test_a_killed_process_resumes_exactly(tmp_path):
         for folder in (straight, broken)
     ]
     assert results[0] == results[1]
+
+
+def test_no_run_has_the_root_of_the_evaluation():
+    """JAX's seeds have 32 bits: a larger one is another in disguise."""
+    check(Config(seed=2**32 - 2))
+    for seed in (2**32 - 1, 2**32):
+        with pytest.raises(ValueError, match=f"--seed must be below .*{seed}"):
+            check(Config(seed=seed))

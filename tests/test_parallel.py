@@ -25,6 +25,7 @@ from vae_jax import (
     jit_step,
     maximum_mean_discrepancy,
     pmap_step,
+    run_keys,
     shard_batch,
     shard_epoch,
     shard_map_step,
@@ -122,7 +123,7 @@ def test_each_device_draws_noise_of_its_own():
         )
 
     _, metrics = vmap_step(step)(start(SPEC, SGD), x)
-    root = jax.random.fold_in(jax.random.key(7), 0)
+    root = jax.random.fold_in(run_keys(jax.random.key(7)).noise, 0)
     squares = []
     for device in range(4):
         _, objective_key = jax.random.split(jax.random.fold_in(root, device))

@@ -37,7 +37,7 @@ SPEC = dict(SPECS)["linear-gaussian"]
 PARAMS = random_params(SPEC)
 BATCH = example_data(SPEC)
 ROOT = jax.random.key(7)
-NOISE = ROOT
+NOISE = jax.random.split(ROOT, 4)[1]  # of the steps, by name a child of the root
 
 
 def assert_same_bits(one, other):

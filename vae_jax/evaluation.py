@@ -1,9 +1,10 @@
 """Figures of a trained model, always at beta = 1, with one noise key per image.
 
-Image i of a data set is evaluated with `fold_in(key, i)`, and its importance sample
-s with a further `fold_in(_, s)`: its figures depend neither on how many images
-there are nor on how many are computed at once, so that two models meet the same
-noise and their difference is a paired one. That holds for keys of every generator
+Each figure has a child of its own of the key (`evaluation_keys`), so that one root may
+serve them all. Image i of a data set is evaluated with `fold_in(child, i)`, and its
+importance sample s with a further `fold_in(_, s)`: its figures depend neither on how
+many images there are nor on how many are computed at once, so that two models meet the
+same noise and their difference is a paired one. That holds for keys of every generator
 (`example_keys`).
 """
 
@@ -47,6 +48,45 @@ class LogEvidence(NamedTuple):
     pareto_k: Array
 
 
+class EvaluationKeys(NamedTuple):
+    """Children of the root key of an evaluation, one for each function that draws.
+
+    Attributes:
+      elbo: of `evaluate`.
+      evidence: of `log_evidence`.
+      annealing: of `annealed_log_evidence`.
+      reverse_annealing: of `reverse_annealed_log_evidence`.
+      bidirectional: of `bidirectional_log_evidence`.
+      chains: of `mcmc.posterior_samples`.
+    """
+
+    elbo: Key
+    evidence: Key
+    annealing: Key
+    reverse_annealing: Key
+    bidirectional: Key
+    chains: Key
+
+
+def evaluation_keys(key: Key) -> EvaluationKeys:
+    """Children of the root key of an evaluation, one for each function that draws.
+
+    Args:
+      key: root of the evaluation, which each of the functions may be given.
+
+    Returns:
+      `EvaluationKeys`.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax.evaluation import evaluation_keys
+      >>> keys = evaluation_keys(jax.random.key(0))
+      >>> print(keys.elbo == keys.evidence)
+      False
+    """
+    return EvaluationKeys(*jax.random.split(key, len(EvaluationKeys._fields)))
+
+
 def evaluate(
     params: Params,
     x: Array,
@@ -62,7 +102,8 @@ def evaluate(
     Args:
       params: model parameters.
       x: observations, `[B, D]`; B may be a whole data set.
-      key: PRNG key; example i uses `fold_in(key, first + i)`.
+      key: root of an evaluation; example i uses `fold_in(evaluation_keys(key).elbo,
+        first + i)`.
       num_samples: posterior samples of each example.
       first: number of the first example, where `x` is part of a data set.
       chunk_size: latents decoded at once; bounds the memory.
@@ -98,7 +139,11 @@ def evaluate(
     check_observations(params, x, labels=labels)
     images_at_once = max(1, chunk_size // num_samples)
     return _map_images(
-        terms, (x, labels), key, first=first, images_at_once=images_at_once
+        terms,
+        (x, labels),
+        evaluation_keys(key).elbo,
+        first=first,
+        images_at_once=images_at_once,
     )
 
 
@@ -130,8 +175,8 @@ def log_evidence(
     Args:
       params: model parameters.
       x: observations, `[B, D]`; B may be a whole data set.
-      key: PRNG key; sample s of example i uses
-        `fold_in(fold_in(key, first + i), s)`.
+      key: root of an evaluation; sample s of example i uses
+        `fold_in(fold_in(evaluation_keys(key).evidence, first + i), s)`.
       num_samples: importance samples S of each example.
       first: number of the first example, where `x` is part of a data set.
       chunk_size: latents decoded at once; bounds the memory.
@@ -166,7 +211,7 @@ def log_evidence(
             samples_at_once=samples_at_once,
         ),
         (x, labels, posterior),
-        key,
+        evaluation_keys(key).evidence,
         first=first,
         images_at_once=max(1, chunk_size // samples_at_once),
     )

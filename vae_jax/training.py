@@ -3,7 +3,9 @@
 The minus sign that turns an objective to be maximised into a loss to be minimised
 stands here, in `train_step`, and nowhere else. Noise is counter-based: step t uses
 `fold_in(state.key, t)`, then `fold_in(_, device_index)`, so a state is all there is
-to save, and a run that goes on from one is the run that never stopped.
+to save, and a run that goes on from one is the run that never stopped. With JAX's
+default generator `fold_in(key, i)` is `split(key, n)[i]`: a root has one child for each
+purpose (`run_keys`), and counters are folded into that child alone.
 """
 
 import inspect
@@ -45,6 +47,44 @@ class Labelled(NamedTuple):
     labels: Array
 
 
+class RunKeys(NamedTuple):
+    """Children of a run's root key, one for each purpose.
+
+    Attributes:
+      weights: draws the initial parameters.
+      noise: root of the noise of the steps.
+      order: root of the orders of the examples.
+      data: draws a data set that is binarized once.
+      evaluation: root of what is asked of the trained model.
+    """
+
+    weights: Key
+    noise: Key
+    order: Key
+    data: Key
+    evaluation: Key
+
+
+def run_keys(key: Key) -> RunKeys:
+    """Children of the root key of a run, one for each purpose.
+
+    `init_state` takes `noise` of the key that it is given and `shuffled_epoch` takes
+    `order`, so that one root may serve both.
+
+    Args:
+      key: root of the run.
+
+    Returns:
+      `RunKeys`.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import ModelSpec, init, run_keys
+      >>> params = init(ModelSpec(), run_keys(jax.random.key(0)).weights)
+    """
+    return RunKeys(*jax.random.split(key, len(RunKeys._fields)))
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
@@ -82,7 +122,8 @@ def init_state(
     Args:
       params: initial parameters; the state holds a copy, as a step that donates its
         state (`jit_step`) deletes what is in it.
-      key: root of the training noise.
+      key: root of a run; the noise of its steps comes from the child `noise`
+        (`run_keys`).
       optimizer: an optax optimizer; the same goes to `train_step`.
       average: keep a moving average of the parameters.
 
@@ -101,7 +142,7 @@ def init_state(
         params=params,
         opt_state=optimizer.init(params),
         step=jnp.zeros((), jnp.int32),
-        key=key,
+        key=run_keys(key).noise,
         average=params if average else None,
     )
     # A copy of each leaf: a state that is donated may neither hold a buffer twice (an
@@ -154,10 +195,14 @@ def elbo_objective(
         require_scalar("beta", weight)
         x, labels = _parts(batch)
         posterior = encode(params, x, labels=labels)
+        # The KL draws nothing: this objective and `elbo` have one value at one key.
+        terms_key, penalty_key = (
+            (key, key) if penalty is mean_kl else jax.random.split(key)
+        )
         terms = elbo_terms(
             params,
             x,
-            key,
+            terms_key,
             num_samples=num_samples,
             posterior=posterior,
             labels=labels,
@@ -168,7 +213,7 @@ def elbo_objective(
             params.replace(prior=prior_params(params, labels)),
             posterior,
             terms.kl_divergence,
-            jax.random.fold_in(key, 1),
+            penalty_key,
             step,
             **_over_devices("penalty", penalty, axis_name),
         )
@@ -369,7 +414,7 @@ def shuffled_epoch(
     """A random order of the data set for one epoch, cut into batches.
 
     Args:
-      key: root of the data order; epoch e uses `fold_in(key, e)`.
+      key: root of a run; epoch e uses `fold_in(run_keys(key).order, e)`.
       epoch: number of the epoch.
       num_examples: n.
       batch_size: B.
@@ -384,7 +429,8 @@ def shuffled_epoch(
       >>> epoch.batches.shape, epoch.batch_sizes
       ((2, 4), (4, 4, 2))
     """
-    order = jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+    epoch_key = jax.random.fold_in(run_keys(key).order, epoch)
+    order = jax.random.permutation(epoch_key, num_examples)
     full = num_examples // batch_size * batch_size
     return Epoch(order[:full].reshape(-1, batch_size), order[full:])
 

@@ -39,7 +39,7 @@ from experiments.gradient_variance import (
     signal_to_noise,
     vae,
 )
-from vae_jax import data
+from vae_jax import data, run_keys
 from vae_jax.estimators import exact_variance
 
 PARTS = ("exact", "snr", "logistic", "vae")
@@ -298,7 +298,8 @@ def run_vae(config: Config, folder: Path, progress) -> tuple[list[dict], list[st
         vae.gaussian_model(dataset.data_shape, config.latent_dim, width),
         vae.bits_model(dataset.data_shape, config.num_bits, width),
     )
-    key = jax.random.key(config.seed)
+    # The first child is for the test set (`vae.train`).
+    _, key = jax.random.split(run_keys(jax.random.key(config.seed)).evaluation)
     x = vae.binarized_test(dataset)[: config.batch_size]
     rows, lines, curves = [], [], {}
     lines += [f"NOTE: {note}" for note in dataset.notes]

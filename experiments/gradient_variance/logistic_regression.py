@@ -106,10 +106,11 @@ def train(
     num_examples, num_features = features.shape
     posterior = DiagonalGaussianPosterior(*jnp.zeros((2, 1, num_features)))
     every = max(1, num_steps // RECORDS)
+    steps_key, record_key = jax.random.split(key)
 
     def step(carry, number: Array):
         posterior, opt_state = carry
-        batch_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
+        batch_key, noise_key = jax.random.split(jax.random.fold_in(steps_key, number))
         batch = jax.random.choice(batch_key, num_examples, (BATCH_SIZE,), replace=False)
 
         def loss(posterior: DiagonalGaussianPosterior) -> Array:
@@ -131,7 +132,7 @@ def train(
             carry[0],
             features,
             classes,
-            jax.random.key(0),
+            record_key,
             num_examples=num_examples,
             estimator=estimators.value_only,
             num_samples=1000,

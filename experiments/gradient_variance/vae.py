@@ -19,6 +19,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import vae_jax
+from experiments.evaluation_report import evaluation_keys
 from vae_jax import data, estimators
 from vae_jax.types import Array, Estimator, Key
 
@@ -148,11 +149,13 @@ def train(
     seed: int,
 ) -> Trained:
     """Trains a model with one estimator; the same start and data for each of them."""
-    init_key, noise_key, order_key, test_key = jax.random.split(jax.random.key(seed), 4)
+    root = jax.random.key(seed)
+    keys = vae_jax.run_keys(root)
+    test_key, _ = jax.random.split(keys.evaluation)
     pixels = data.to_unit_interval(dataset.train.mean(axis=0), dataset.num_levels)
-    params = vae_jax.init(model.spec, init_key, x=pixels[None])
+    params = vae_jax.init(model.spec, keys.weights, x=pixels[None])
     optimizer = optax.adam(1e-3)
-    state = vae_jax.init_state(params, noise_key, optimizer=optimizer)
+    state = vae_jax.init_state(params, root, optimizer=optimizer)
     step = partial(
         vae_jax.train_step,
         objective=vae_jax.elbo_objective(
@@ -165,7 +168,7 @@ def train(
     )
     order = partial(
         vae_jax.shuffled_epoch,
-        order_key,
+        root,
         num_examples=len(dataset.train),
         batch_size=128,
     )
@@ -194,7 +197,7 @@ def num_epochs(wanted: int | None, dataset: data.Dataset) -> int:
 def binarized_test(dataset: data.Dataset) -> Array:
     """The first thousand test images, binarized once."""
     images = data.to_unit_interval(jnp.asarray(dataset.test[:1000]), dataset.num_levels)
-    return data.binarize(images, jax.random.key(0))
+    return data.binarize(images, evaluation_keys().data)
 
 
 @jax.jit

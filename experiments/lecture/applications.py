@@ -105,6 +105,7 @@ def repair_objective(task: Array, shape: tuple[int, int]) -> Callable:
 def train_models(images: Images, key: Key, config: Config) -> dict[str, Params]:
     """For each family a model for every task, with a leading axis of tasks."""
     num_epochs = epochs_for(config.num_steps, len(images.train))
+    init_key, fit_key = jax.random.split(key)
     trained = {}
     for name, family in (("autoencoder", PointMass()), ("VAE", DiagonalGaussian())):
         spec = ModelSpec(
@@ -114,14 +115,14 @@ def train_models(images: Images, key: Key, config: Config) -> dict[str, Params]:
             latent_dim=config.latent_dim,
             data_shape=images.data_shape,
         )
-        start = vae_jax.init(spec, key, x=images.train)
+        start = vae_jax.init(spec, init_key, x=images.train)
 
         def train(task: Array, start=start) -> Params:
             # A Bernoulli log-probability of grey values trains their means.
             params, _ = fit(
                 start,
                 images.train,
-                key,
+                fit_key,
                 num_epochs=num_epochs,
                 objective=repair_objective(task, images.data_shape),
                 preprocess=None,
@@ -164,7 +165,7 @@ def repair(models: dict[str, Params], images: Images, key: Key, config: Config):
     return clean, found
 
 
-def checks_of(clean: Array, found) -> tuple[list[Check], list[str]]:
+def checks_of(clean: Array, found, key: Key) -> tuple[list[Check], list[str]]:
     """The VAE against doing nothing and projecting; every figure in a note."""
     ratios = {
         task: {method: psnr(pictures, clean) for method, pictures in methods.items()}
@@ -176,7 +177,7 @@ def checks_of(clean: Array, found) -> tuple[list[Check], list[str]]:
         for other in ("damaged", "PCA")
     ]
     # What is measured of a known error: noise of variance 0.01.
-    noise = 0.1 * jax.random.normal(jax.random.key(0), clean.shape)
+    noise = 0.1 * jax.random.normal(key, clean.shape)
     checks.append(
         Check(
             "S2-5", "dB of noise of variance 0.01", psnr(clean + noise, clean), 20, 0.1
@@ -213,10 +214,10 @@ def compute(config: Config) -> Report:
             f"--dataset must hold grey images of sides that {block_side(shape)} "
             f"divides, got shape {shape}"
         )
-    train_key, damage_key = jax.random.split(jax.random.key(config.seed))
+    train_key, damage_key, noise_key = jax.random.split(jax.random.key(config.seed), 3)
     models = train_models(images, train_key, config)
     clean, found = repair(models, images, damage_key, config)
-    checks, lines = checks_of(clean, found)
+    checks, lines = checks_of(clean, found, noise_key)
     figures = {"ratios": draw_ratios(clean, found, images.name)}
     for task in TASKS:
         rows = [("clean", clean[:10])]

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 import vae_jax
+from experiments.evaluation_report import evaluation_keys
 from experiments.lecture.images import Images, binary_test, load
 from experiments.lecture.report import Check, Report, command, run_topic
 from experiments.lecture.training import epochs_for, fit
@@ -192,12 +193,12 @@ def diagnose(models: Params, x: Array) -> Found:
     """The library's diagnostics of every model."""
 
     def of(params: Params) -> Found:
-        key = jax.random.key(1)
+        keys = evaluation_keys()
         return Found(
-            vae_jax.evaluate(params, x, key).elbo.mean(),
+            vae_jax.evaluate(params, x, keys.noise).elbo.mean(),
             vae_jax.kl_per_unit(params, x),
             vae_jax.active_units(params, x).count,
-            vae_jax.aggregate_posterior(params, x, key).mutual_information,
+            vae_jax.aggregate_posterior(params, x, keys.aggregate).mutual_information,
         )
 
     return jax.device_get(jax.jit(jax.vmap(of))(models))

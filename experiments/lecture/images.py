@@ -6,7 +6,9 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.evaluation_report import evaluation_keys
 from vae_jax import data
+from vae_jax.evaluation import example_keys
 from vae_jax.types import Array
 
 
@@ -73,9 +75,7 @@ def binary_test(images: Images, *, count: int) -> Array:
       `[count, D]`, zeros and ones.
     """
     test = images.test[:count]
-    keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(
-        np.arange(len(test))
-    )
+    keys = example_keys(evaluation_keys().data, len(test))
     return jax.vmap(data.binarize)(test, keys)
 
 

@@ -20,6 +20,7 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 
 import vae_jax
+from experiments.evaluation_report import evaluation_keys
 from experiments.lecture.images import Images, binary_test, draw_rows, load
 from experiments.lecture.report import Check, Report, command, run_topic
 from experiments.lecture.training import epochs_for, fit
@@ -132,13 +133,13 @@ def diagnose(models: Params, x: Array) -> Found:
     """The library's diagnostics of the three models."""
 
     def of(params: Params) -> Found:
-        key = jax.random.key(1)
+        keys = evaluation_keys()
         q = vae_jax.encode(params, x)
         variance = jnp.exp(q.log_var)
-        aggregate = vae_jax.aggregate_posterior(params, x, key)
+        aggregate = vae_jax.aggregate_posterior(params, x, keys.aggregate)
         total = variance.mean(axis=0) + q.mean.var(axis=0)
         return Found(
-            vae_jax.evaluate(params, x, key).elbo.mean(),
+            vae_jax.evaluate(params, x, keys.noise).elbo.mean(),
             vae_jax.kl_per_unit(params, x).sum(),
             jnp.sqrt(variance).mean(),
             jnp.sqrt(total.mean()),
@@ -244,14 +245,15 @@ def gaussian_decoders(images: Images, key: Key, config: Config) -> list[Check]:
         return x + (jax.random.uniform(key, x.shape) - 0.5) / 16
 
     num_epochs = epochs_for(config.num_steps // 2, len(images.train))
-    test = spread_levels(images.test[:2000], jax.random.key(1))
+    init_key, fit_key, test_key, z_key = jax.random.split(key, 4)
+    test = spread_levels(images.test[:2000], test_key)
     measured = {}
     for name, family in (
         ("shared", Gaussian(learned_variance=True)),
         ("own", PerPixelGaussian()),
     ):
         spec = make_spec(images, config, likelihood=family)
-        params = vae_jax.init(spec, key, x=images.train)
+        params = vae_jax.init(spec, init_key, x=images.train)
         if name == "shared":
             # From the variance of all pixels; from 1 it would take long to fall.
             start = jnp.log(images.train.var())
@@ -260,13 +262,13 @@ def gaussian_decoders(images: Images, key: Key, config: Config) -> list[Check]:
             lambda params: fit(
                 params,
                 images.train,
-                key,
+                fit_key,
                 num_epochs=num_epochs,
                 preprocess=spread_levels,
             )[0]
         )
         params = run(params)
-        z = vae_jax.reparameterize(vae_jax.encode(params, test), jax.random.key(2))
+        z = vae_jax.reparameterize(vae_jax.encode(params, test), z_key)
         likelihood = vae_jax.decode(params, z)
         error = jnp.square(test - likelihood.mean).mean()
         log_prob = likelihood.log_prob(test).mean()
@@ -326,11 +328,12 @@ def draw_codes(models: Params, images: Images, found: Found) -> Figure:
 
 def draw_pictures(models: Params, images: Images, x: Array, key: Key) -> Figure:
     """Reconstructions and samples of each regime."""
+    again_key, made_key = jax.random.split(key)
     rows = [("test images", x[:9])]
     for index, name in enumerate(REGIMES):
         params = pick(models, index)
-        again = vae_jax.reconstruct(params, x[:9], key)
-        made = vae_jax.generate(params, key, num_samples=9)
+        again = vae_jax.reconstruct(params, x[:9], again_key)
+        made = vae_jax.generate(params, made_key, num_samples=9)
         rows += [(f"{name}: rebuilt", again), (f"{name}: made up", made)]
     title = f"{images.name}: test images rebuilt, and images made up from N(0, I)"
     return draw_rows(rows, images.data_shape, title)
@@ -347,8 +350,8 @@ def draw_line(params: Params, images: Images, x: Array) -> Figure:
 def compute(config: Config) -> Report:
     """All of the topic."""
     images = load(config)
-    train_key, decoder_key, gaussian_key, draw_key = jax.random.split(
-        jax.random.key(config.seed), 4
+    train_key, decoder_key, gaussian_key, mean_key, draw_key = jax.random.split(
+        jax.random.key(config.seed), 5
     )
     start, models = train(images, train_key, config)
     test = binary_test(images, count=DRAWN)
@@ -356,7 +359,7 @@ def compute(config: Config) -> Report:
     checks = regime_checks(start, models, found)
     after = fit_decoder(pick(models, 1), images, decoder_key, config)
     off = jnp.abs(
-        vae_jax.generate(after, draw_key, num_samples=200).mean(axis=0)
+        vae_jax.generate(after, mean_key, num_samples=200).mean(axis=0)
         - images.train.mean(axis=0)
     )
     checks += [

@@ -62,7 +62,8 @@ def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
     """
     params, x = trained_model(config, dataset, folder / "families")
     x = x[: config.num_images]
-    keys = jax.random.split(jax.random.key(config.seed), 4)
+    root = vae_jax.run_keys(jax.random.key(config.seed)).evaluation
+    keys = jax.random.split(root, 4)
     encoded = jax.jit(vae_jax.encode)(params, x)
     fit = jax.jit(partial(vae_jax.fit_posterior, num_steps=config.gap_steps))
     elbo = jax.jit(

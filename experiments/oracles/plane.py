@@ -32,7 +32,8 @@ def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
     """
     params, x = trained_model(config, dataset, folder / "plane", latent_dim=2)
     x = x[: config.num_images]
-    keys = jax.random.split(jax.random.key(config.seed), 6)
+    root = vae_jax.run_keys(jax.random.key(config.seed)).evaluation
+    keys = jax.random.split(root, 6)
     quadrature = jax.jit(partial(exact.quadrature_log_evidence, num_points=GRID_POINTS))
     grid = quadrature(params, x)
     truth = np.asarray(grid.estimate, np.float64)

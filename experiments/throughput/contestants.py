@@ -84,8 +84,7 @@ def library_run(workload: Workload, objective: Objective, draw: Preprocess) -> R
     step = partial(
         vae_jax.train_step, objective=objective, optimizer=adam, preprocess=draw
     )
-    params, key = jax.tree.map(jnp.copy, (workload.params, workload.key))
-    state = vae_jax.init_state(params, key, optimizer=adam)
+    state = vae_jax.init_state(workload.params, workload.key, optimizer=adam)
     nothing = jnp.zeros(0, jnp.int32)
     epoch = vae_jax.Epoch(jnp.zeros(workload.batch_shape, jnp.int32), rest=nothing)
     empty = vae_jax.empty_history(step, state, epoch, workload.images)

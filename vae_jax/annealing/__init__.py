@@ -9,8 +9,9 @@ q(z|x): this is the instrument for decoders whose encoder is not to be trusted (
 Burda, Salakhutdinov & Grosse 2017).
 
 The chains of an image are the sample axis of `z` `[C, B, L]`. All randomness of image
-i comes from `fold_in(key, first + i)`. C * B latents are decoded at once: a large data
-set is given in parts, with `first`.
+i comes from `fold_in(child, first + i)` with a child of the key for each function
+(`evaluation_keys`). C * B latents are decoded at once: a large data set is given in
+parts, with `first`.
 """
 
 from vae_jax.annealing.evidence import (

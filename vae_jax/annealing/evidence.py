@@ -14,7 +14,7 @@ from vae_jax.annealing.path import (
     sample_prior,
     split,
 )
-from vae_jax.evaluation import example_keys
+from vae_jax.evaluation import evaluation_keys, example_keys
 from vae_jax.importance_weights import summarize_all
 from vae_jax.model import as_float, check_observations, decode, encode
 from vae_jax.spec import Params
@@ -82,7 +82,8 @@ def annealed_log_evidence(
       params: of a model with one array of continuous latents; the encoder enters by a
         VampPrior only.
       x: observations, `[B, D]`.
-      key: PRNG key; example i uses `fold_in(key, first + i)`.
+      key: root of an evaluation; example i uses
+        `fold_in(evaluation_keys(key).annealing, first + i)`.
       num_chains: C, for each example.
       num_temperatures: K steps from the prior to the posterior (`sigmoid_schedule`).
       num_leapfrog: gradients in each of the K - 1 Hamiltonian steps.
@@ -107,7 +108,7 @@ def annealed_log_evidence(
     """
     settings = Settings(num_chains, num_temperatures, num_leapfrog, initial_step_size)
     x = _check(params, x, settings)
-    keys = split(example_keys(key, len(x), first=first), 3)
+    keys = split(example_keys(evaluation_keys(key).annealing, len(x), first=first), 3)
     pilot_keys, start_keys, chain_keys = keys
     path = lay_path(params, x, pilot_keys, settings)
     z = sample_prior(params, start_keys, num_chains)
@@ -139,7 +140,8 @@ def reverse_annealed_log_evidence(
       params: as `annealed_log_evidence`.
       x: observations, `[B, D]`.
       z: for each an exact sample of p(z|x), `[B, L]`.
-      key: PRNG key; example i uses `fold_in(key, first + i)`.
+      key: root of an evaluation; example i uses
+        `fold_in(evaluation_keys(key).reverse_annealing, first + i)`.
       num_chains: C, for each example.
       num_temperatures: K steps from the posterior to the prior.
       num_leapfrog: gradients in each of the K - 1 Hamiltonian steps.
@@ -165,7 +167,9 @@ def reverse_annealed_log_evidence(
     settings = Settings(num_chains, num_temperatures, num_leapfrog, initial_step_size)
     x = _check(params, x, settings)
     chex.assert_shape(z, (x.shape[0], params.spec.latent_dim))
-    pilot_keys, chain_keys = split(example_keys(key, len(x), first=first), 2)
+    pilot_keys, chain_keys = split(
+        example_keys(evaluation_keys(key).reverse_annealing, len(x), first=first), 2
+    )
     path = lay_path(params, x, pilot_keys, settings).reversed()
     z = jnp.broadcast_to(z.astype(x.dtype), (num_chains, *z.shape))
     found = _summarize(*follow(params, x, path, z, chain_keys))
@@ -192,7 +196,8 @@ def bidirectional_log_evidence(
 
     Args:
       params: as `annealed_log_evidence`.
-      key: PRNG key; example i uses `fold_in(key, i)`.
+      key: root of an evaluation; example i uses
+        `fold_in(evaluation_keys(key).bidirectional, i)`.
       num_examples: n.
       num_chains: C, for each example and direction.
       num_temperatures: K steps in each direction.
@@ -217,7 +222,7 @@ def bidirectional_log_evidence(
     _check_at_least("num_examples", num_examples, 1)
     require_continuous_latents(params, "annealing")
     settings = Settings(num_chains, num_temperatures, num_leapfrog, initial_step_size)
-    keys = split(example_keys(key, num_examples), 5)
+    keys = split(example_keys(evaluation_keys(key).bidirectional, num_examples), 5)
     simulation_keys, pilot_keys, start_keys, forward_keys, reverse_keys = keys
     z, x = _simulate(params, simulation_keys)
     x = _check(params, x, settings)

@@ -221,10 +221,10 @@ def doubly_reparameterized(
       >>> spec = vae_jax.ModelSpec(
       ...     prior=vae_jax.ClassConditionalPrior(2), num_classes=2, data_shape=(5,)
       ... )
-      >>> params = vae_jax.init(spec, jax.random.key(0))
+      >>> params = vae_jax.init(spec, jax.random.key(1))
       >>> x, labels = jnp.zeros((1, 5)), jnp.array([1])
       >>> gradient = jax.jit(jax.grad(bound))
-      >>> found = gradient(params, x, jax.random.key(1), labels).prior["mean"]
+      >>> found = gradient(params, x, jax.random.key(2), labels).prior["mean"]
       >>> print(jnp.any(found != 0, axis=1))  # the class of the example alone
       [False  True]
     """

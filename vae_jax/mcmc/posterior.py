@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.annealing import require_continuous_latents
-from vae_jax.evaluation import example_keys
+from vae_jax.evaluation import evaluation_keys, example_keys
 from vae_jax.mcmc.chains import Chain, LogDensity, check_at_least
 from vae_jax.mcmc.convergence import effective_sample_size, r_hat
 from vae_jax.mcmc.hamiltonian import hmc, nuts
@@ -78,7 +78,8 @@ def posterior_samples(
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
-      key: PRNG key; example i uses `fold_in(key, first + i)`.
+      key: root of an evaluation; example i uses
+        `fold_in(evaluation_keys(key).chains, first + i)`.
       num_chains: C, for each example.
       num_samples: T, of each chain, after the warm-up.
       num_warmup: steps before them.
@@ -126,7 +127,7 @@ def posterior_samples(
         )
         return jax.vmap(one)(starts[:, 0], jax.random.split(chains_key, num_chains))
 
-    keys = example_keys(key, x.shape[0], first=first)
+    keys = example_keys(evaluation_keys(key).chains, x.shape[0], first=first)
     chains = jax.vmap(sample)(x, keys)
     samples = jnp.moveaxis(chains.samples, (0, 1, 2), (2, 1, 0))
     return PosteriorSamples(

@@ -351,6 +351,13 @@ def table(figures: dict[str, Any], config: Config) -> str:
 def warnings(figures: dict[str, Any]) -> list[str]:
     """The figures that are not what their names say, and what to do."""
     found = evidence_warnings(figures)
+    gap = figures.get("inference_gap")
+    if gap is not None and not gap["converged"]["mean"] == 1:
+        found.append(
+            f"warning: the best q was not found for {1 - gap['converged']['mean']:.0%} "
+            "of the images: their approximation gap is too large and their "
+            "amortization gap too small; raise --gap_steps"
+        )
     error = figures.get("quadrature_error", 0.0)
     if not error <= exact.MAX_QUADRATURE_ERROR:
         found.append(

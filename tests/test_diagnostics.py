@@ -26,11 +26,8 @@ from vae_jax import (
     StochasticLayer,
     active_units,
     aggregate_posterior,
-    elbo_terms,
     encode,
     evaluate,
-    exact,
-    fit_posterior,
     inference_gap,
     kl_per_unit,
     reparameterize,
@@ -263,57 +260,6 @@ def test_distinct_codes_show_all_the_information_there_is(linear_gaussian):
     params = linear_gaussian.with_encoder(0.0, 1e-6)
     found = aggregate_posterior(params, x, jax.random.key(0))
     np.testing.assert_allclose(found.mutual_information, np.log(len(x)), rtol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def correlated():
-    """A linear model whose posterior is correlated, so that a diagonal q has a gap."""
-    rng = np.random.default_rng(4)
-    weights = rng.normal(size=(5, 2)) + 0.45 * rng.normal(size=(5, 1))
-    model = exact.LinearGaussian(
-        jnp.asarray(weights, jnp.float32),
-        jnp.asarray(rng.normal(size=5), jnp.float32),
-        jnp.float32(0.5),
-    )
-    covariance = model.weights @ model.weights.T + 0.5 * np.eye(5)
-    x = rng.multivariate_normal(model.bias, covariance, size=4).astype(np.float32)
-    return model, jnp.asarray(x)
-
-
-def displaced(model):
-    """Its VAE with an encoder that is off."""
-    params = exact.linear_vae(model)
-    output = params.encoder["output"]
-    bias = output["bias"] + jnp.array([0.4, -0.3, 0.5, 0.5])
-    return params.replace(encoder={"output": output | {"bias": bias}})
-
-
-def test_the_fitted_posterior_is_the_best_of_its_family(correlated):
-    model, x = correlated
-    fitted = jax.jit(fit_posterior)(displaced(model), x, jax.random.key(2))
-    best = encode(exact.linear_vae(model), x)
-    np.testing.assert_allclose(fitted.mean, best.mean, atol=0.03)
-    np.testing.assert_allclose(fitted.log_var, best.log_var, atol=0.1)
-
-
-@pytest.mark.slow
-def test_the_gap_splits_into_family_and_encoder(correlated):
-    model, x = correlated
-    params = displaced(model)
-    gap = jax.jit(inference_gap)(params, x, jax.random.key(3))
-    evidence = np.asarray(exact.log_evidence(model, x))
-    np.testing.assert_allclose(gap.log_evidence, evidence, atol=0.1)
-    family = float(exact.diagonal_gap(model))
-    assert family > 0.1
-    # Both gaps come from a thousand samples of terms that spread by about a nat.
-    np.testing.assert_allclose(gap.approximation_gap, family, atol=0.25)
-    many = functools.partial(elbo_terms, num_samples=20_000)
-    key = jax.random.key(4)
-    own, best = (
-        jax.jit(many)(p, x, key).elbo for p in (params, exact.linear_vae(model))
-    )
-    np.testing.assert_allclose(gap.amortization_gap, best - own, atol=0.25)
-    assert np.all(np.asarray(best - own) > 0.3)
 
 
 @pytest.mark.parametrize("function", [kl_per_unit, aggregate_posterior, inference_gap])

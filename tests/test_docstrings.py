@@ -38,6 +38,7 @@ SLOWER = (
     "vae_jax.priors.mixtures",
     "vae_jax.sweep",
     "vae_jax.training",
+    "vae_jax.variational_fit",
 )
 
 

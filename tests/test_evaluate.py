@@ -97,6 +97,14 @@ def test_heavy_tailed_importance_weights_are_warned_of(evaluated):
     assert not evaluate.warnings({"quadrature_error": 0.05})
 
 
+@pytest.mark.parametrize("share", [1.0, 0.8])
+def test_a_search_that_did_not_converge_is_warned_of(share):
+    gap = {"inference_gap": {"converged": {"mean": share}}}
+    lines = evaluate.warnings(gap)
+    assert len(lines) == (share < 1)
+    assert share == 1 or "not found for 20% of the images" in lines[0]
+
+
 @pytest.mark.slow
 def test_a_prior_fitted_to_the_codes_is_better(trained, capsys):
     folder, _ = trained

@@ -217,7 +217,7 @@ def test_a_flow_is_fitted_to_each_example_with_weights_of_its_own(key):
     @jax.jit
     def before_and_after(key):
         params = init(spec, key)
-        fitted = fit_posterior(params, x, key, num_steps=100)
+        fitted = fit_posterior(params, x, key, num_steps=100).posterior
         terms = functools.partial(elbo_terms, params, x, key, num_samples=200)
         return fitted, terms().elbo, terms(posterior=fitted).elbo
 

@@ -1818,7 +1818,7 @@ def fitted(linear_vae):
         linear_vae.replace(encoder=nothing),
         jnp.asarray(X, jnp.float32),
         jax.random.key(0),
-    )
+    ).posterior
     return np.asarray(q.mean), np.asarray(q.log_var)
 
 

@@ -32,11 +32,12 @@ ORDER = [
     ["hierarchical"],
     ["spec", "spec_json"],
     ["model"],
-    ["estimators", "importance_weights"],
+    ["estimators", "importance_weights", "quasi_newton"],
     ["objectives"],
     ["aggregate"],
     ["penalties"],
     ["exact", "evaluation", "diagnostics", "annealing", "mcmc", "training"],
+    ["variational_fit"],
     ["fitted_prior", "fitting"],
     ["contracts", "parallel", "sweep", "checkpoint"],
 ]

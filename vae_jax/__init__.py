@@ -10,11 +10,8 @@ from vae_jax.contracts import check
 from vae_jax.diagnostics import (
     ActiveUnits,
     AggregatePosterior,
-    InferenceGap,
     active_units,
     aggregate_posterior,
-    fit_posterior,
-    inference_gap,
     kl_per_unit,
 )
 from vae_jax.estimators import reparameterization
@@ -125,6 +122,12 @@ from vae_jax.training import (
     train_epoch,
     train_step,
 )
+from vae_jax.variational_fit import (
+    FittedPosterior,
+    InferenceGap,
+    fit_posterior,
+    inference_gap,
+)
 
 __all__ = [
     "ActiveUnits",
@@ -144,6 +147,7 @@ __all__ = [
     "FactorizedBernoulli",
     "FactorizedBernoulliPrior",
     "Fitted",
+    "FittedPosterior",
     "FullCovarianceGaussian",
     "FullGaussian",
     "GatedMLP",

@@ -1,30 +1,23 @@
-"""What a trained model does with its latents: is it collapsed, and what does q cost?
+"""What a trained model does with its latents: is it collapsed, what do they say of x?
 
 The rate E_x KL(q(z|x) || p(z)) splits into the mutual information of x and z and the
-KL of the aggregate posterior to the prior (Hoffman & Johnson 2016); the gap between log
-p(x) and the ELBO splits into what the family of q cannot do and what the encoder does
-not do (Cremer, Li & Duvenaud 2018).
+KL of the aggregate posterior to the prior (Hoffman & Johnson 2016).
 """
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
-import optax
 
 from vae_jax.aggregate import as_points
-from vae_jax.estimators import value_only
 from vae_jax.estimators.contract import check_num_samples
-from vae_jax.evaluation import log_evidence
 from vae_jax.model import check_observations, encode, log_prior, prior_params
-from vae_jax.objectives import elbo_terms, require_density, require_scalar
+from vae_jax.objectives import require_density, require_scalar
 from vae_jax.priors import unit_kl
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Latents, Posterior
 
 ACTIVE_VARIANCE = 0.01
-EVIDENCE_FACTOR = 5
 
 
 class ActiveUnits(NamedTuple):
@@ -62,24 +55,6 @@ class AggregatePosterior(NamedTuple):
     upper_bound: Array
     mutual_information_standard_error: Array
     kl_to_prior_standard_error: Array
-
-
-class InferenceGap(NamedTuple):
-    """Where log p(x) - ELBO comes from, in nats, `[B]` each.
-
-    Attributes:
-      log_evidence: importance-sampling estimate of log p(x).
-      best_elbo: with the best q of the family for each x.
-      elbo: with the encoder's q.
-      approximation_gap: log_evidence - best_elbo: what the family cannot do.
-      amortization_gap: best_elbo - elbo: what the encoder does not do.
-    """
-
-    log_evidence: Array
-    best_elbo: Array
-    elbo: Array
-    approximation_gap: Array
-    amortization_gap: Array
 
 
 def active_units(
@@ -276,158 +251,4 @@ def aggregate_posterior(
         upper_bound=jnp.log(jnp.asarray(count, log_q.dtype)),
         mutual_information_standard_error=error(information),
         kl_to_prior_standard_error=error(to_prior),
-    )
-
-
-def fit_posterior(
-    params: Params,
-    x: Array,
-    key: Key,
-    *,
-    num_steps: int = 500,
-    num_samples: int = 16,
-    learning_rate: float | Array = 0.03,
-    start: Posterior | None = None,
-    labels: Array | None = None,
-) -> Posterior:
-    """The best q(z|x) of a family for each example, by gradient ascent.
-
-    Adam on the ELBO by the parameters of every example's own q, from what the encoder
-    says or from `start`, its rate falling to zero by a cosine; the model stays as it
-    is. This is variational inference without amortization; of a flow every example gets
-    weights of its own as well.
-
-    Args:
-      params: model parameters.
-      x: observations, `[B, D]`.
-      key: PRNG key, consumed once.
-      num_steps: of Adam.
-      num_samples: posterior samples of each example and step.
-      learning_rate: at the start.
-      start: a posterior of any family, batch B, to improve; by default the encoder's.
-      labels: of a conditional model, as for `encode`.
-
-    Returns:
-      A posterior of the family it started with, batch B, for
-      `elbo_terms(..., posterior=)`.
-
-    Raises:
-      ValueError: as `elbo_terms`.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from vae_jax import ModelSpec, fit_posterior, init
-      >>> params = init(ModelSpec(data_shape=(5,)), jax.random.key(0))
-      >>> q = jax.jit(fit_posterior)(params, jnp.zeros((3, 5)), jax.random.key(1))
-      >>> q.mean.shape
-      (3, 20)
-    """
-    check_observations(params, x, labels=labels)
-    schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
-    optimizer = optax.adam(schedule)
-
-    def step(number: Array, carry):
-        posterior, opt_state = carry
-
-        def loss(posterior: Posterior) -> Array:
-            step_key = jax.random.fold_in(key, number)
-            terms = elbo_terms(
-                params,
-                x,
-                step_key,
-                num_samples=num_samples,
-                posterior=posterior,
-                labels=labels,
-            )
-            return -jnp.sum(terms.elbo)
-
-        updates, opt_state = optimizer.update(jax.grad(loss)(posterior), opt_state)
-        return optax.apply_updates(posterior, updates), opt_state
-
-    start = encode(params, x, labels=labels) if start is None else start
-    start = _each_its_own(start, x.shape[0])
-    carry = (start, optimizer.init(start))
-    posterior, _ = jax.lax.fori_loop(0, num_steps, step, carry)
-    return posterior
-
-
-def _each_its_own(posterior: Posterior, count: int) -> Posterior:
-    """What all examples share (a flow's weights, `[1, ...]`) for each of them."""
-    return jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), posterior
-    )
-
-
-def inference_gap(
-    params: Params,
-    x: Array,
-    key: Key,
-    *,
-    num_steps: int = 500,
-    num_samples: int = 1000,
-    labels: Array | None = None,
-) -> InferenceGap:
-    """Splits log p(x) - ELBO into approximation gap and amortization gap, in nats.
-
-    With q* the best q of the family for each x: log p(x) - ELBO(q*), and ELBO(q*) -
-    ELBO(q) (Cremer, Li & Duvenaud 2018). Both ELBOs are taken with the same noise. The
-    evidence is an importance-sampling estimate with q* as its proposal: below log p(x)
-    in expectation, and then so is the first gap.
-
-    Args:
-      params: model parameters.
-      x: observations, `[B, D]`.
-      key: PRNG key, consumed once.
-      num_steps: steps of `fit_posterior`.
-      num_samples: samples of each ELBO; log p(x) takes five times as many, in turn.
-      labels: of a conditional model, as for `encode`.
-
-    Returns:
-      `InferenceGap`, each `[B]`.
-
-    Raises:
-      ValueError: a posterior without density; else as `fit_posterior`.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from vae_jax import ModelSpec, inference_gap, init
-      >>> params = init(ModelSpec(latent_dim=2, data_shape=(5,)), jax.random.key(0))
-      >>> split = jax.jit(inference_gap)
-      >>> split(params, jnp.zeros((3, 5)), jax.random.key(1)).approximation_gap.shape
-      (3,)
-    """
-    check_observations(params, x, labels=labels)
-    encoded = encode(params, x, labels=labels)
-    require_density(encoded, "an inference gap")
-    fit_key, elbo_key, evidence_key = jax.random.split(key, 3)
-    best = fit_posterior(params, x, fit_key, num_steps=num_steps, labels=labels)
-
-    def elbo_of(posterior: Posterior) -> Array:
-        return elbo_terms(
-            params,
-            x,
-            elbo_key,
-            num_samples=num_samples,
-            posterior=posterior,
-            estimator=value_only,
-            labels=labels,
-        ).elbo
-
-    own, fitted = elbo_of(encoded), elbo_of(best)
-
-    evidence = log_evidence(
-        params,
-        x,
-        evidence_key,
-        num_samples=EVIDENCE_FACTOR * num_samples,
-        posterior=best,
-        labels=labels,
-    ).estimate
-    chex.assert_equal_shape([own, fitted, evidence])
-    return InferenceGap(
-        log_evidence=evidence,
-        best_elbo=fitted,
-        elbo=own,
-        approximation_gap=evidence - fitted,
-        amortization_gap=fitted - own,
     )

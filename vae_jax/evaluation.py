@@ -134,16 +134,15 @@ def evaluate(
         )
         return jax.tree.map(lambda leaf: leaf[0], batch)
 
-    _check_positive("num_samples", num_samples)
-    _check_positive("chunk_size", chunk_size)
+    check_positive("num_samples", num_samples)
+    check_positive("chunk_size", chunk_size)
     check_observations(params, x, labels=labels)
-    images_at_once = max(1, chunk_size // num_samples)
-    return _map_images(
+    return map_examples(
         terms,
         (x, labels),
         evaluation_keys(key).elbo,
         first=first,
-        images_at_once=images_at_once,
+        examples_at_once=max(1, chunk_size // num_samples),
     )
 
 
@@ -199,11 +198,11 @@ def log_evidence(
       >>> log_evidence(params, x, key, num_samples=50).estimate.shape
       (3,)
     """
-    _check_positive("num_samples", num_samples)
-    _check_positive("chunk_size", chunk_size)
+    check_positive("num_samples", num_samples)
+    check_positive("chunk_size", chunk_size)
     check_observations(params, x, labels=labels)
     samples_at_once = min(num_samples, chunk_size)
-    return _map_images(
+    return map_examples(
         partial(
             _image_log_evidence,
             params,
@@ -213,7 +212,7 @@ def log_evidence(
         (x, labels, posterior),
         evaluation_keys(key).evidence,
         first=first,
-        images_at_once=max(1, chunk_size // samples_at_once),
+        examples_at_once=max(1, chunk_size // samples_at_once),
     )
 
 
@@ -275,17 +274,34 @@ def example_keys(key: Key, count: int, *, first: int | Array = 0) -> Key:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
 
 
-def _map_images(
+def map_examples(
     function: Callable[..., PyTree],
     examples: tuple[PyTree, ...],
     key: Key,
     *,
-    first: int | Array,
-    images_at_once: int,
+    first: int | Array = 0,
+    examples_at_once: int,
 ) -> PyTree:
-    """`function(x[i], labels[i], ..., fold_in(key, first + i))` of batches of one.
+    """A function of one example for all of a data set, each with a key of its own.
 
-    A chunk of images is computed at a time.
+    Args:
+      function: called with the parts of an example, each leaf a batch of one, and its
+        key, one of `example_keys`.
+      examples: x, `[B, D]`, and trees of other parts, `[B, ...]` each; None is a tree.
+      key: PRNG key, consumed once.
+      first: number of the first example, where they are part of a data set.
+      examples_at_once: how many are computed at a time.
+
+    Returns:
+      What the function returns, stacked: `[B, ...]`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.evaluation import map_examples
+      >>> total = lambda x, labels, key: jnp.sum(x)
+      >>> x, key = jnp.ones((3, 5)), jax.random.key(0)
+      >>> print(map_examples(total, (x, None), key, examples_at_once=2))
+      [5. 5. 5.]
     """
     count = examples[0].shape[0]
     chex.assert_rank(examples[0], 2)
@@ -293,12 +309,13 @@ def _map_images(
     keys = example_keys(key, count, first=first)
     alone = jax.tree.map(lambda leaf: leaf[:, None], examples)
     return jax.lax.map(
-        lambda image: function(*image[0], image[1]),
+        lambda example: function(*example[0], example[1]),
         (alone, keys),
-        batch_size=min(images_at_once, count),
+        batch_size=min(examples_at_once, count),
     )
 
 
-def _check_positive(name: str, value: int) -> None:
+def check_positive(name: str, value: int) -> None:
+    """Refuses a number below 1."""
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")

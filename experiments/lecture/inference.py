@@ -26,6 +26,7 @@ from experiments.lecture.training import fit
 from vae_jax import MLP, Gaussian, Linear, ModelSpec, Params, exact, mcmc
 from vae_jax.estimators import sigma_points
 from vae_jax.types import Array, Key
+from vae_jax.variational_fit import QUASI_NEWTON_COST
 
 DATA_DIM, LATENT_DIM, NOISE_VAR = 8, 3, 0.3
 STEPS_OF_FIT = (10, 30, 100, 300, 1000, 4000)
@@ -173,9 +174,10 @@ def fitted(params: Params, x: Array, truth: Truth, key: Key):
                 vae_jax.fit_posterior, num_steps=num_steps, num_samples=SAMPLES_OF_FIT
             )
         )
-        q = run(params, x[None], key)
+        q = run(params, x[None], key).posterior
         both = errors(q.mean[0], jnp.exp(q.log_var[0] / 2), truth)
-        points.append((num_steps * SAMPLES_OF_FIT, *map(float, both)))
+        cost = QUASI_NEWTON_COST + num_steps * SAMPLES_OF_FIT
+        points.append((cost, *map(float, both)))
     return Curve(*np.array(points).T), q
 
 

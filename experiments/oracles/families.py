@@ -69,10 +69,11 @@ def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
     elbo = jax.jit(
         partial(vae_jax.elbo_terms, num_samples=ELBO_SAMPLES, estimator=value_only)
     )
-    best = {
+    fitted = {
         name: fit(params, x, keys[0], start=start)
         for name, start in starts(encoded, keys[1]).items()
     }
+    best = {name: found.posterior for name, found in fitted.items()}
 
     importance = jax.jit(partial(vae_jax.log_evidence, num_samples=config.num_samples))
     sampled = importance(params, x, keys[2], posterior=best["full"])
@@ -84,5 +85,8 @@ def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
     rows = [mean_row("log p(x), importance samples of the best full q", evidence)]
     rows += [mean_row(f"log p(x) - ELBO: {name}", gap) for name, gap in gaps.items()]
     difference = gaps["diagonal"] - gaps["full"]
-    row = mean_row("  diagonal - full, image by image", difference)
-    return [*rows, row]
+    rows.append(mean_row("  diagonal - full, image by image", difference))
+    return rows + [
+        Row(f"images whose best q was not found: {name}", float((~q.converged).sum()))
+        for name, q in fitted.items()
+    ]

@@ -85,7 +85,7 @@ def wide_posterior(config: Any, params: vae_jax.Params, x, key) -> Posterior:
         encoded.mean, encoded.log_var, jnp.zeros((len(x), 1), encoded.mean.dtype)
     )
     fit = jax.jit(partial(vae_jax.fit_posterior, num_steps=config.gap_steps))
-    best = fit(params, x, key, start=start)
+    best = fit(params, x, key, start=start).posterior
     return FullGaussianPosterior(best.mean, best.log_var + jnp.log(4.0), 2 * best.below)
 
 

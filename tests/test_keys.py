@@ -38,8 +38,9 @@ from vae_jax import (
     penalties,
     posteriors,
     training,
+    variational_fit,
 )
-from vae_jax.check import contract
+from vae_jax.contracts import lines
 from vae_jax.estimators import value_only
 
 # The interpreter
@@ -482,7 +483,6 @@ ONE_USE = {
     "bidirectional_log_evidence, posterior_samples": evaluated,
     "active_units": lambda key: vae_jax.active_units(LAYERED, X, key=key),
     "aggregate_posterior": called(vae_jax.aggregate_posterior, PARAMS, X),
-    "fit_posterior": called(vae_jax.fit_posterior, PARAMS, X, num_steps=3),
     "kl_decomposition": called(aggregate.kl_decomposition, PARAMS, GAUSSIAN),
     "posterior_mmd": called(aggregate.posterior_mmd, PARAMS, GAUSSIAN),
     "elbo_objective": objective(vae_jax.elbo_objective),
@@ -537,12 +537,16 @@ ONE_USE = {
     },
     "gibbs": gibbs,
     "metropolis_hastings": metropolis,
+    "map_examples": lambda key: evaluation.map_examples(
+        lambda x, key: jax.random.normal(key), (X,), key, first=0, examples_at_once=2
+    ),
     "hmc": lambda key: mcmc.hmc(density, jnp.zeros(2), key, num_leapfrog=2, **CHAIN),
     "nuts": lambda key: mcmc.nuts(density, jnp.zeros(2), key, **CHAIN),
     "binarize": called(data.binarize, X),
 }
 # What they are meant to compare they take with the same noise.
 SAME_NOISE = {
+    "fit_posterior": called(vae_jax.fit_posterior, PARAMS, X, num_steps=3),
     "inference_gap": called(
         vae_jax.inference_gap, PARAMS, X, num_steps=2, num_samples=2
     ),
@@ -601,7 +605,7 @@ ON_THE_HOST = {
         method="fixed",
     ),
     "fit_mixture_prior": called(vae_jax.fit_mixture_prior, PARAMS, X, num_components=2),
-    "check": called(contract.check, PARAMS, X, num_samples=100),
+    "check": called(lines.check, PARAMS, X, num_samples=100),
 }
 
 
@@ -628,8 +632,8 @@ def test_a_key_on_the_host_is_split_or_counted_upon_once(function, monkeypatch):
 def test_every_public_function_of_a_key_is_here():
     tables = (ONE_USE, SAME_NOISE, UNUSED, ON_THE_HOST)
     covered = {name for table in tables for case in table for name in case.split(", ")}
-    modules = (vae_jax, aggregate, annealing, contract, data, diagnostics, estimators)
-    modules += (evaluation, mcmc, model, penalties, training)
+    modules = (vae_jax, aggregate, annealing, lines, data, diagnostics, estimators)
+    modules += (evaluation, mcmc, model, penalties, training, variational_fit)
     public = {
         function
         for module in modules

@@ -8,7 +8,7 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 
-from vae_jax.distributions import bernoulli, gaussian
+from vae_jax.distributions import bernoulli, categorical, gaussian
 
 SHAPES = {"0d": (3,), "1d": (4, 3), "2d": (2, 4, 3)}
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
@@ -293,6 +293,22 @@ def test_bernoulli_kl_is_zero_to_itself_and_finite_where_saturated():
     expected = [1e3, 20, 0, 3 * np.tanh(1.5), 1e3]
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert np.all(np.isfinite(gradients))
+
+
+@pytest.mark.parametrize("of_logits", [bernoulli, categorical])
+def test_kl_of_nearly_equal_logits_is_never_negative(of_logits):
+    """Nor cut off: its gradient is q - p, however the value was rounded."""
+    shape = (10_000, 1) if of_logits is bernoulli else (10_000, 1, 5)
+    logits, steps = normals(16, shape, shape)
+    probability = scipy.special.expit if of_logits is bernoulli else scipy.special.softmax
+    divergence = jax.jit(jax.vmap(jax.value_and_grad(of_logits.kl_divergence, 1)))
+    for size in np.float32([1e-7, 1e-6, 1e-4]):
+        near = logits + size * steps
+        value, gradient = divergence(logits, near)
+        assert np.all(np.asarray(value) >= 0)
+        axis = {} if of_logits is bernoulli else {"axis": -1}
+        p, q = (probability(np.float64(each), **axis) for each in (logits, near))
+        np.testing.assert_allclose(gradient, q - p, atol=3e-7)
 
 
 @shapes

@@ -8,6 +8,7 @@ and every gradient finite, for logits of any finite size.
 import jax
 import jax.numpy as jnp
 
+from vae_jax.distributions.rounding import without_negative
 from vae_jax.distributions.support import UNIT_INTERVAL
 from vae_jax.types import Array, Key
 
@@ -100,7 +101,7 @@ def kl_divergence(logits_0: Array, logits_1: Array) -> Array:
     log_ratio_zero = jax.nn.log_sigmoid(-logits_0) - jax.nn.log_sigmoid(-logits_1)
     probability = jax.nn.sigmoid(logits_0)
     terms = probability * log_ratio_one + jax.nn.sigmoid(-logits_0) * log_ratio_zero
-    return jnp.sum(terms, axis=-1)
+    return without_negative(jnp.sum(terms, axis=-1))
 
 
 def entropy(logits: Array) -> Array:

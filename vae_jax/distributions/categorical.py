@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from vae_jax.distributions.rounding import without_negative
 from vae_jax.types import Array, Key
 
 
@@ -84,7 +85,7 @@ def kl_divergence(logits_0: Array, logits_1: Array) -> Array:
       logits_1: of the second.
 
     Returns:
-      `[...]`.
+      `[...]`, never negative.
 
     Example:
       >>> import jax.numpy as jnp
@@ -94,7 +95,8 @@ def kl_divergence(logits_0: Array, logits_1: Array) -> Array:
     """
     log_probs = jax.nn.log_softmax(logits_0, axis=-1)
     difference = log_probs - jax.nn.log_softmax(logits_1, axis=-1)
-    return jnp.sum(_times_probability(log_probs, difference), axis=(-2, -1))
+    divergence = jnp.sum(_times_probability(log_probs, difference), axis=(-2, -1))
+    return without_negative(divergence)
 
 
 def _times_probability(log_probs: Array, values: Array) -> Array:

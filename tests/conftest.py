@@ -318,6 +318,19 @@ def assert_mean() -> Callable:
     return check
 
 
+def covariance_of(raw_log_var, raw_below, margin=1e-4, bound=17.0) -> np.ndarray:
+    """What `bound_covariance` promises of one example, entry by entry in float64."""
+    variance = np.exp(bound * np.tanh(np.float64(raw_log_var) / bound))
+    size = len(variance)
+    rows = np.diag(np.full(size, np.sqrt(size)))
+    rows[np.tril_indices(size, -1)] = raw_below
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    shrink = 1 / np.sqrt(1 + margin + np.exp(-bound) / variance)
+    correlations = np.outer(shrink, shrink) * (rows @ rows.T)
+    np.fill_diagonal(correlations, 1)
+    return correlations * np.sqrt(np.outer(variance, variance))
+
+
 class LinearGaussian(NamedTuple):
     """x = W z + b + noise, whose evidence and posterior are known in closed form.
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
-from conftest import random_params
+from conftest import covariance_of, random_params
 from sklearn.mixture import GaussianMixture
 
 from vae_jax import (
@@ -59,7 +59,7 @@ def normal(*shape):
 # Posteriors with correlations
 
 
-def covariance_of(posterior, b):
+def covariance_of_posterior(posterior, b):
     if hasattr(posterior, "scale_tril"):
         factor = np.asarray(posterior.scale_tril[b], np.float64)
         return factor @ factor.T
@@ -79,7 +79,7 @@ def test_correlated_posteriors_are_scipys(family, key, assert_mean):
     np.testing.assert_allclose(log_prob, log_q, rtol=1e-3, atol=1e-3)
     prior = {"mean": normal(3), "log_var": normal(3)}
     for b in range(2):
-        covariance = covariance_of(posterior, b)
+        covariance = covariance_of_posterior(posterior, b)
         oracle = scipy.stats.multivariate_normal(posterior.mean[b], covariance)
         expected = oracle.logpdf(np.float64(z[:, b]))
         np.testing.assert_allclose(log_q[:, b], expected, rtol=1e-3, atol=1e-3)
@@ -117,8 +117,8 @@ def test_a_mixture_with_correlations_is_scikit_learns(assert_mean):
     shapes = {"logits": (3,), "mean": (3, 2), "log_var": (3, 2), "below": (3, 1)}
     own = {name: normal(*shape) for name, shape in shapes.items()}
     factors = [
-        np.array([[np.exp(v[0] / 2), 0], [low[0], np.exp(v[1] / 2)]], float)
-        for v, low in zip(own["log_var"], own["below"], strict=True)
+        np.linalg.cholesky(covariance_of(*each))
+        for each in zip(own["log_var"], own["below"], strict=True)
     ]
     oracle = GaussianMixture(3, covariance_type="full")
     oracle.weights_ = np.asarray(jax.nn.softmax(own["logits"]), float)
@@ -145,11 +145,8 @@ def test_a_full_covariance_likelihood_reads_mean_variances_and_the_rest():
     outputs, x = normal(1, 2, 9), normal(2, 3)
     likelihood = family.build({}, outputs)
     for b, row in enumerate(np.asarray(outputs[0], float)):
-        factor = np.diag(np.exp(-10 * np.tanh(row[3:6] / 20)))
-        factor[np.tril_indices(3, -1)] = row[6:]
-        oracle = scipy.stats.multivariate_normal(
-            row[:3], np.linalg.inv(factor @ factor.T)
-        )
+        precision = covariance_of(-row[3:6], row[6:])
+        oracle = scipy.stats.multivariate_normal(row[:3], np.linalg.inv(precision))
         found = likelihood.log_prob(x)[0, b]
         assert found == pytest.approx(oracle.logpdf(x[b]), rel=1e-4)
     started = family.build({}, family.output_bias(jnp.array([0.1, 0.2, 0.3])))

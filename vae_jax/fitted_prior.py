@@ -12,6 +12,7 @@ import numpy as np
 
 from vae_jax.extras import import_extra
 from vae_jax.model import encode
+from vae_jax.posteriors import unbound_covariance, unbound_log_var
 from vae_jax.priors import MixtureOfGaussians
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key
@@ -92,8 +93,6 @@ def fit_mixture_prior(
 def _shape(covariances: np.ndarray, full_covariance: bool) -> dict[str, np.ndarray]:
     """Covariances as `MixtureOfGaussians` has them."""
     if not full_covariance:
-        return {"log_var": np.log(covariances)}
-    factors = np.linalg.cholesky(covariances)
-    diagonal = np.diagonal(factors, axis1=-2, axis2=-1)
-    rows, columns = np.tril_indices(factors.shape[-1], -1)
-    return {"log_var": 2 * np.log(diagonal), "below": factors[:, rows, columns]}
+        return {"log_var": unbound_log_var(np.log(covariances))}
+    log_var, below = unbound_covariance(covariances)
+    return {"log_var": log_var, "below": below}

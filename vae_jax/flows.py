@@ -53,9 +53,14 @@ def planar(
     share = squares / (squares + TINY)
     along = share * _above_minus_one(wanted) + (1 - share) * wanted
     direction = direction + (change / (squares + TINY))[..., None] * normal
-    activation = jnp.tanh(jnp.einsum("...l,...l->...", normal, z) + offset)
-    slope = 1 - jnp.square(activation)
-    return z + direction * activation[..., None], jnp.log1p(slope * along)
+    preactivation = jnp.einsum("...l,...l->...", normal, z) + offset
+    moved = z + direction * jnp.tanh(preactivation)[..., None]
+    return moved, jnp.log1p(_tanh_slope(preactivation) * along)
+
+
+def _tanh_slope(value: Array) -> Array:
+    """1 - tanh(v)^2 to the last digit, where that difference would have none left."""
+    return 4 * jax.nn.sigmoid(2 * value) * jax.nn.sigmoid(-2 * value)
 
 
 def _above_minus_one(value: Array) -> Array:
@@ -90,7 +95,7 @@ def reflect(z: Array, vectors: Array) -> Array:
         squares = jnp.where(squares > 0, squares, 1)
         # As a product of matrices: XLA's CPU compiler (jaxlib 0.10.2) returns other
         # numbers for a chain of steps of many samples if this is a sum of products.
-        along = jnp.einsum("...l,...l->...", vector, z)[..., None]
+        along = jnp.einsum("...l,...l->...", vector, z, precision="highest")[..., None]
         z = z - 2 * vector * along / squares
     return z
 
@@ -136,10 +141,10 @@ def sylvester(
         for diagonal, (_, entries) in zip(diagonals, (outer, inner), strict=True)
     )
     rotated = reflect(z, vectors=reflections[..., ::-1, :])
-    activation = jnp.tanh(times(upper_inner, rotated) + offset)
-    slope = 1 - jnp.square(activation)
-    log_det = jnp.sum(jnp.log1p(slope * diagonals[0] * diagonals[1]), axis=-1)
-    return z + reflect(times(upper, activation), reflections), log_det
+    preactivation = times(upper_inner, rotated) + offset
+    change = _tanh_slope(preactivation) * diagonals[0] * diagonals[1]
+    moved = z + reflect(times(upper, jnp.tanh(preactivation)), reflections)
+    return moved, jnp.sum(jnp.log1p(change), axis=-1)
 
 
 def init_autoregressive(

@@ -13,6 +13,7 @@ import numpy as np
 from jax.scipy import linalg
 
 from vae_jax.distributions.gaussian import LOG_2PI
+from vae_jax.distributions.rounding import without_negative
 from vae_jax.types import Array, Key
 
 
@@ -124,7 +125,7 @@ def full_kl_divergence(
       scale_tril_1: its factors.
 
     Returns:
-      Divergences, `[...]`.
+      Divergences, `[...]`, never negative.
 
     Example:
       >>> import jax.numpy as jnp
@@ -140,7 +141,7 @@ def full_kl_divergence(
     trace = jnp.sum(jnp.square(ratio), axis=(-2, -1))
     squares = jnp.sum(jnp.square(_solve(scale_tril_1, mean_0 - mean_1)), axis=-1)
     log_ratio = _log_det(scale_tril_1) - _log_det(scale_tril_0)
-    return 0.5 * (trace + squares - latent_dim) + log_ratio
+    return without_negative(0.5 * (trace + squares - latent_dim) + log_ratio)
 
 
 def full_entropy(scale_tril: Array) -> Array:
@@ -217,8 +218,10 @@ def low_rank_log_prob(
 ) -> Array:
     """Log-density of N(mean, F F' + diag(exp(log_var))) in nats, summed over L.
 
-    By the determinant lemma and Woodbury's identity with C = I + F' D^-1 F, which is
-    R x R: log |S| = log |D| + log |C|; the square is |v|^2_D - |C^-1/2 F' D^-1 v|^2.
+    By the determinant lemma log |S| = log |D| + log |C| with the R x R matrix
+    C = I + F' D^-1 F. The square is the least |D^-1/2 (v - m - F u)|^2 + |u|^2 over u
+    (ridge regression), at u = C^-1 F' D^-1 (v - m): nothing cancels, and an error of u
+    counts in its square only, where Woodbury's difference of squares loses digits.
 
     Args:
       value: points, `[..., L]`.
@@ -243,9 +246,11 @@ def low_rank_log_prob(
     scaled = (value - mean) * jnp.exp(-0.5 * log_var)
     loading = factor * jnp.exp(-0.5 * log_var)[..., None]
     capacitance = _capacitance(loading)
-    explained = _solve(capacitance, jnp.einsum("...lr,...l->...r", loading, scaled))
-    squares = jnp.sum(jnp.square(scaled), axis=-1)
-    squares = squares - jnp.sum(jnp.square(explained), axis=-1)
+    shared = _solve(capacitance, times(loading.mT, scaled))
+    shared = _solve(capacitance, shared, transposed=True)
+    residual = scaled - times(loading, shared)
+    squares = jnp.sum(jnp.square(residual), axis=-1)
+    squares = squares + jnp.sum(jnp.square(shared), axis=-1)
     log_det = 0.5 * jnp.sum(log_var, axis=-1) + _log_det(capacitance)
     return -0.5 * (squares + value.shape[-1] * LOG_2PI) - log_det
 
@@ -326,6 +331,26 @@ def lower_triangular(diagonal: Array, below: Array) -> Array:
     return matrix.at[..., rows, columns].set(below)
 
 
+def entries_below(matrix: Array) -> Array:
+    """The entries below the diagonal, row by row, as `lower_triangular` takes them.
+
+    Args:
+      matrix: `[..., L, L]`.
+
+    Returns:
+      `[..., L (L - 1) / 2]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import multivariate_gaussian
+      >>> matrix = jnp.array([[1.0, 0.0], [3.0, 2.0]])
+      >>> print(multivariate_gaussian.entries_below(matrix))
+      [3.]
+    """
+    rows, columns = np.tril_indices(matrix.shape[-1], -1)
+    return matrix[..., rows, columns]
+
+
 def dimension_of(num_entries: int) -> int:
     """The dimension L whose mean and triangular factor have so many entries.
 
@@ -361,11 +386,11 @@ def times(matrix: Array, vector: Array) -> Array:
       >>> times(jnp.ones((4, 2, 3)), jnp.ones((5, 4, 3))).shape
       (5, 4, 2)
     """
-    return jnp.einsum("...lr,...r->...l", matrix, vector)
+    return jnp.einsum("...lr,...r->...l", matrix, vector, precision="highest")
 
 
-def _solve(scale_tril: Array, vector: Array) -> Array:
-    """A^-1 v for `[..., L]`; samples of one A are columns of one triangular solve."""
+def _solve(scale_tril: Array, vector: Array, transposed: bool = False) -> Array:
+    """A^-1 v or A'^-1 v for `[..., L]`; samples of one A are columns of one solve."""
     batch = scale_tril.shape[:-2]
     samples = max(0, vector.ndim - 1 - len(batch))
     batch = jnp.broadcast_shapes(batch, vector.shape[samples:-1])
@@ -374,14 +399,16 @@ def _solve(scale_tril: Array, vector: Array) -> Array:
     )
     scale_tril = jnp.broadcast_to(scale_tril, batch + scale_tril.shape[-2:])
     columns = jnp.moveaxis(vector.reshape(-1, *vector.shape[samples:]), 0, -1)
-    solved = linalg.solve_triangular(scale_tril, columns, lower=True)
+    solved = linalg.solve_triangular(
+        scale_tril, columns, lower=True, trans=int(transposed)
+    )
     return jnp.moveaxis(solved, -1, 0).reshape(vector.shape)
 
 
 def _capacitance(loading: Array) -> Array:
     """Cholesky factor of I + F' F, `[..., R, R]`."""
     rank = loading.shape[-1]
-    inner = jnp.einsum("...lr,...ls->...rs", loading, loading)
+    inner = jnp.einsum("...lr,...ls->...rs", loading, loading, precision="highest")
     return jnp.linalg.cholesky(jnp.eye(rank, dtype=loading.dtype) + inner)
 
 

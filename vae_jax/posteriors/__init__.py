@@ -5,6 +5,14 @@ builds of them a posterior (a pytree of arrays). `types.PosteriorFamily` and
 `types.Posterior` are the two contracts.
 """
 
+from vae_jax.posteriors.bounds import (
+    LOG_VAR_BOUND,
+    bound_covariance,
+    bound_factor,
+    bound_log_var,
+    unbound_covariance,
+    unbound_log_var,
+)
 from vae_jax.posteriors.discrete import (
     MAX_ENUMERABLE_BITS,
     BernoulliPosterior,
@@ -21,16 +29,12 @@ from vae_jax.posteriors.flows import (
     SylvesterPosterior,
 )
 from vae_jax.posteriors.gaussian import (
-    LOG_VAR_BOUND,
     DiagonalGaussian,
     DiagonalGaussianPosterior,
     FullGaussian,
     FullGaussianPosterior,
     LowRankGaussian,
     LowRankGaussianPosterior,
-    bound_factor,
-    bound_log_var,
-    unbound_log_var,
 )
 from vae_jax.posteriors.point_mass import PointMass, PointMassPosterior
 
@@ -55,7 +59,9 @@ __all__ = [
     "PointMassPosterior",
     "Sylvester",
     "SylvesterPosterior",
+    "bound_covariance",
     "bound_factor",
     "bound_log_var",
+    "unbound_covariance",
     "unbound_log_var",
 ]

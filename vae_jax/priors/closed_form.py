@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vae_jax.distributions import bernoulli, gaussian, multivariate_gaussian
+from vae_jax.distributions.rounding import without_negative
 from vae_jax.posteriors import (
     BernoulliPosterior,
     DiagonalGaussianPosterior,
@@ -161,9 +163,17 @@ def _full_to_standard(
 def _full_to_diagonal(
     posterior: FullGaussianPosterior, prior: Prior, prior_params: PyTree
 ) -> Array:
-    other = DiagonalGaussianPosterior(prior_params["mean"], prior_params["log_var"])
-    return multivariate_gaussian.full_kl_divergence(
-        posterior.mean, posterior.scale_tril, other.mean, other.scale_tril
+    """In units of the prior's deviations, in which the prior is N(0, I)."""
+    scale = jnp.exp(-0.5 * prior_params["log_var"])
+    rows, _ = np.tril_indices(scale.shape[-1], -1)
+    return _full_to_standard(
+        FullGaussianPosterior(
+            (posterior.mean - prior_params["mean"]) * scale,
+            posterior.log_var - prior_params["log_var"],
+            posterior.below * scale[..., rows],
+        ),
+        prior,
+        {},
     )
 
 
@@ -179,7 +189,7 @@ def _low_rank_to_standard(
     )
     squares = jnp.sum(jnp.square(posterior.factor), axis=(-2, -1))
     log_ratio = log_det - jnp.sum(posterior.log_var, axis=-1)
-    return diagonal + 0.5 * (squares - log_ratio)
+    return without_negative(diagonal + 0.5 * (squares - log_ratio))
 
 
 @register_kl(HouseholderPosterior, StandardNormal)

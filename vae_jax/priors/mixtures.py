@@ -7,7 +7,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from vae_jax.posteriors import DiagonalGaussianPosterior, FullGaussianPosterior
+from vae_jax.posteriors import (
+    DiagonalGaussianPosterior,
+    FullGaussianPosterior,
+    bound_covariance,
+    bound_log_var,
+)
 from vae_jax.types import Array, Encode, Key, PyTree
 
 
@@ -15,7 +20,8 @@ from vae_jax.types import Array, Encode, Key, PyTree
 class MixtureOfGaussians:
     """p(z) = sum_k w_k N(mean_k, S_k), all learned.
 
-    S_k is diagonal, or with `full_covariance` A_k A_k' with a triangular A_k.
+    S_k is diagonal with the `bound_log_var` of the leaf `log_var`, or with
+    `full_covariance` the `bound_covariance` of the leaves `log_var` and `below`.
 
     Attributes:
       num_components: K.
@@ -41,7 +47,7 @@ class MixtureOfGaussians:
     ) -> dict[str, PyTree]:
         """`logits` `[K]`; `mean` `[K, L]`, drawn from N(0, I); `log_var` `[K, L]`.
 
-        With full covariance `below` as well, as in `FullGaussianPosterior`.
+        With full covariance `below` as well, `[K, L (L - 1) / 2]`. S_k is I at first.
         """
         shape = (self.num_components, latent_dim)
         entries = latent_dim * (latent_dim - 1) // 2
@@ -65,11 +71,11 @@ class MixtureOfGaussians:
         self, prior_params: PyTree
     ) -> DiagonalGaussianPosterior | FullGaussianPosterior:
         """N(mean_k, S_k) of every k, a batch of K."""
-        leaves = {n: leaf for n, leaf in prior_params.items() if n != "logits"}
-        family = (
-            FullGaussianPosterior if self.full_covariance else DiagonalGaussianPosterior
-        )
-        return family(**leaves)
+        mean, log_var = prior_params["mean"], prior_params["log_var"]
+        if not self.full_covariance:
+            return DiagonalGaussianPosterior(mean, bound_log_var(log_var))
+        factor = bound_covariance(log_var, prior_params["below"])
+        return FullGaussianPosterior.from_factor(mean, factor)
 
     def sample(
         self,

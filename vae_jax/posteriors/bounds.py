@@ -1,0 +1,198 @@
+"""From any real numbers to covariances that float32 can work with.
+
+A network's outputs are unbounded; a density needs covariances whose factor it can
+invert. Each bound is smooth, and next to nothing where the outputs are ordinary.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax.distributions import multivariate_gaussian
+from vae_jax.types import Array
+
+LOG_VAR_BOUND = 20.0
+# Beside a mean of 1 a smaller deviation than exp(-17 / 2) = 2e-4 would not leave a
+# hundred correlated latents the digits of their noise.
+CORRELATED_LOG_VAR_BOUND = 17.0
+# Least variance in any direction, as a share of that of the latents in it.
+CORRELATION_MARGIN = 1e-4
+# The same for a factor beside a diagonal: 1 / (1 + 100^2).
+LOADING_BOUND = 1e2
+
+
+def bound_log_var(raw: Array, *, bound: float = LOG_VAR_BOUND) -> Array:
+    """Maps any real number into (-20, 20), nearly unchanged around zero.
+
+    log_var = 20 tanh(raw / 20). A network that runs away would otherwise overflow
+    exp(log_var); so the standard deviation stays between 4.5e-5 and 2.2e4, and the
+    KL and its gradient finite, whatever the encoder says.
+
+    Args:
+      raw: a network's output, any shape.
+      bound: another one than 20.
+
+    Returns:
+      Log-variances, the same shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.posteriors import bound_log_var
+      >>> print(bound_log_var(jnp.array([0.0, 1e9])))
+      [ 0. 20.]
+    """
+    return bound * jnp.tanh(raw / bound)
+
+
+def unbound_log_var(log_var: Array, *, bound: float = LOG_VAR_BOUND) -> Array:
+    """What a network has to say for a log-variance: the inverse of `bound_log_var`.
+
+    raw = 20 artanh(log_var / 20).
+
+    Args:
+      log_var: log-variances in (-20, 20), any shape.
+      bound: another one than 20.
+
+    Returns:
+      A network's output, the same shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.posteriors import bound_log_var, unbound_log_var
+      >>> print(bound_log_var(unbound_log_var(jnp.array(-0.5))).round(6))
+      -0.5
+    """
+    return bound * jnp.arctanh(log_var / bound)
+
+
+def bound_factor(raw: Array, log_var: Array) -> Array:
+    """Shrinks a factor F whose loadings D^-1/2 F are together longer than 100.
+
+    F = raw / sqrt(1 + |D^-1/2 raw|^2 / 100^2), D = diag(exp(log_var)): nearly
+    unchanged up to ten standard deviations of D. Columns much longer hide D from
+    float32's seven digits: at a length of 1000 the density is off by nats.
+
+    Args:
+      raw: a network's output, `[..., L, R]`.
+      log_var: log of the diagonal D, `[..., L]`.
+
+    Returns:
+      F, `[..., L, R]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.posteriors import bound_factor
+      >>> print(f"{bound_factor(jnp.array([[1e9]]), jnp.zeros(1)).item():.0f}")
+      100
+    """
+    loading = raw * jnp.exp(-0.5 * log_var)[..., None] / LOADING_BOUND
+    # The scale cancels; without it the squares overflow.
+    largest = jnp.max(jnp.abs(loading), axis=(-2, -1), keepdims=True)
+    scale = jax.lax.stop_gradient(jnp.maximum(largest, 1.0))
+    squares = jnp.sum(jnp.square(loading / scale), axis=(-2, -1), keepdims=True)
+    return raw / scale * jax.lax.rsqrt(squares + jnp.square(1 / scale))
+
+
+def bound_covariance(raw_log_var: Array, raw_below: Array) -> Array:
+    """Cholesky factor of a covariance with float32's digits to spare.
+
+    A A' = S R S. S holds the deviations, exp(log_var / 2) with the `bound_log_var` of
+    17: 2e-4 to 4.9e3. R is a correlation matrix: with the directions
+    c_i = (raw_i1, ..., raw_i,i-1, sqrt(L)) / norm it is g_i g_j c_i' c_j off its
+    diagonal, where g_i^-2 = 1 + 1e-4 + (2e-4 / S_i)^2. Without g this is every
+    covariance, the angles of c being free (Pinheiro & Bates 1996, section 2.3); g keeps
+    the eigenvalues of R above 1e-4. So every covariance is in reach whose correlations
+    have no eigenvalue below 1e-4 (two latents: up to .9999), and whose deviations lie
+    well within their bounds. Entries of 0 leave S^2, small ones are the correlations
+    raw_ij / sqrt(L).
+
+    Args:
+      raw_log_var: log-variances of the latents before their bound, `[..., L]`.
+      raw_below: any numbers, row by row, `[..., L (L - 1) / 2]`.
+
+    Returns:
+      A, lower triangular with positive diagonal, `[..., L, L]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.posteriors import bound_covariance
+      >>> factor = bound_covariance(jnp.zeros(2), jnp.array([1e6]))
+      >>> print((factor @ factor.T).round(4))
+      [[1.     0.9999]
+       [0.9999 1.    ]]
+    """
+    latent_dim = raw_log_var.shape[-1]
+    log_var = bound_log_var(raw_log_var, bound=CORRELATED_LOG_VAR_BOUND)
+    # Divided by sqrt(L) the start of a network is near a diagonal covariance for any L.
+    last = jnp.full_like(log_var, math.sqrt(latent_dim))
+    rows = multivariate_gaussian.lower_triangular(last, raw_below)
+    margin = CORRELATION_MARGIN + jnp.exp(-CORRELATED_LOG_VAR_BOUND - log_var)
+    squares = (1 + margin) * jnp.sum(jnp.square(rows), axis=-1)
+    rows = rows * jax.lax.rsqrt(squares)[..., None]
+    # The default of an accelerator may round to fewer digits than the margin has.
+    products = jnp.einsum("...ik,...jk->...ij", rows, rows, precision="highest")
+    correlations = jnp.where(jnp.eye(latent_dim, dtype=bool), 1, products)
+    return jnp.exp(0.5 * log_var)[..., None] * jnp.linalg.cholesky(correlations)
+
+
+def unbound_covariance(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The raw numbers of a covariance: the inverse of `bound_covariance`, by NumPy.
+
+    A covariance out of its reach becomes the one with its eigenvalues raised.
+
+    Args:
+      covariance: symmetric and positive definite, `[..., L, L]`, in float64.
+
+    Returns:
+      `raw_log_var` `[..., L]` and `raw_below` `[..., L (L - 1) / 2]`.
+
+    Example:
+      >>> import numpy as np
+      >>> from vae_jax.posteriors import bound_covariance, unbound_covariance
+      >>> wanted = np.array([[4.0, 1.0], [1.0, 2.0]])
+      >>> factor = np.asarray(bound_covariance(*unbound_covariance(wanted)))
+      >>> print((factor @ factor.T).round(5))
+      [[4. 1.]
+       [1. 2.]]
+    """
+    latent_dim = covariance.shape[-1]
+    log_var = np.log(np.diagonal(covariance, axis1=-2, axis2=-1))
+    most = 0.999 * CORRELATED_LOG_VAR_BOUND
+    log_var = np.clip(log_var, -most, most)
+    margin = CORRELATION_MARGIN + np.exp(-CORRELATED_LOG_VAR_BOUND - log_var)
+    scale = np.exp(0.5 * log_var) / np.sqrt(1 + margin)
+    products = covariance / (scale[..., None] * scale[..., None, :])
+    products = np.where(np.eye(latent_dim, dtype=bool), 1.0, products)
+    values, vectors = np.linalg.eigh(products)
+    values = np.maximum(values, 1e-9)[..., None, :]
+    rows = np.linalg.cholesky((vectors * values) @ vectors.swapaxes(-2, -1))
+    last = np.diagonal(rows, axis1=-2, axis2=-1)[..., None]
+    below = (rows / last)[..., *np.tril_indices(latent_dim, -1)]
+    raw = CORRELATED_LOG_VAR_BOUND * np.arctanh(log_var / CORRELATED_LOG_VAR_BOUND)
+    return raw, math.sqrt(latent_dim) * below
+
+
+def bound_ratio(log_var: Array) -> Array:
+    """Raises log-variances whose variance is next to nothing beside their mean.
+
+    log(exp(log_var) + 1e-4 * the mean of exp(log_var) over L): for variances along
+    directions other than the axes, where float32 would not know the small ones beside
+    the large ones.
+
+    Args:
+      log_var: log-variances, `[..., L]`.
+
+    Returns:
+      Log-variances, the same shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.posteriors.bounds import bound_ratio
+      >>> print(bound_ratio(jnp.array([0.0, -20.0])).round(4))
+      [ 0.     -9.9035]
+    """
+    variance = jnp.exp(log_var)
+    mean = jnp.mean(variance, axis=-1, keepdims=True)
+    return jnp.log(variance + CORRELATION_MARGIN * mean)

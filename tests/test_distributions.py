@@ -1,5 +1,7 @@
 """Densities, divergences and entropies against SciPy and numerical quadrature."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -295,19 +297,23 @@ def test_bernoulli_kl_is_zero_to_itself_and_finite_where_saturated():
     assert np.all(np.isfinite(gradients))
 
 
-@pytest.mark.parametrize("of_logits", [bernoulli, categorical])
-def test_kl_of_nearly_equal_logits_is_never_negative(of_logits):
+@pytest.mark.parametrize(
+    "of_logits, outcomes, probability",
+    [
+        (bernoulli, (), scipy.special.expit),
+        (categorical, (5,), partial(scipy.special.softmax, axis=-1)),
+    ],
+    ids=["bernoulli", "categorical"],
+)
+def test_kl_of_nearly_equal_logits_is_never_negative(of_logits, outcomes, probability):
     """Nor cut off: its gradient is q - p, however the value was rounded."""
-    shape = (10_000, 1) if of_logits is bernoulli else (10_000, 1, 5)
-    logits, steps = normals(16, shape, shape)
-    probability = scipy.special.expit if of_logits is bernoulli else scipy.special.softmax
+    logits, steps = normals(16, *[(10_000, 1, *outcomes)] * 2)
     divergence = jax.jit(jax.vmap(jax.value_and_grad(of_logits.kl_divergence, 1)))
     for size in np.float32([1e-7, 1e-6, 1e-4]):
         near = logits + size * steps
         value, gradient = divergence(logits, near)
         assert np.all(np.asarray(value) >= 0)
-        axis = {} if of_logits is bernoulli else {"axis": -1}
-        p, q = (probability(np.float64(each), **axis) for each in (logits, near))
+        p, q = (probability(np.float64(each)) for each in (logits, near))
         np.testing.assert_allclose(gradient, q - p, atol=3e-7)
 
 

@@ -15,6 +15,9 @@ from vae_jax.penalties import Penalty, mean_kl
 from vae_jax.types import Array, Objective
 
 OBJECTIVES_OF_SEVERAL_SAMPLES = ("iwae", "miwae", "ciwae", "piwae", "renyi")
+# Over which beta rises by default: within the first epoch of MNIST, and four times as
+# long as networks of three layers take to find a use for their latents.
+WARMUP_STEPS = 400
 
 
 def check_combinations(config: Any) -> None:
@@ -37,12 +40,71 @@ def check_combinations(config: Any) -> None:
             )
     _check_penalty(config)
     _check_latents(config)
+    if config.network in ("conv", "residual") and len(config.hidden_dims) > 1:
+        raise ValueError(
+            f"--network={config.network} has one dense layer: --hidden_dims must be "
+            f"one width, got {config.hidden_dims}"
+        )
     grouped = config.objective in ("miwae", "piwae")
     if grouped and config.num_samples % config.num_groups:
         raise ValueError(
             f"--num_groups {config.num_groups} must divide --num_samples "
             f"{config.num_samples}"
         )
+
+
+def has_beta(config: Any) -> bool:
+    """Whether beta weighs anything: a KL, or what stands in its place."""
+    is_bound = config.objective in OBJECTIVES_OF_SEVERAL_SAMPLES
+    has_penalty = config.posterior != "point" or config.objective == "mmd"
+    return has_penalty and not is_bound
+
+
+def default_warmup_epochs(config: Any, *, epochs: int, steps_per_epoch: int) -> float:
+    """Epochs over which beta rises where the flags do not say it.
+
+    At first z says little of x, and a network that learns to ignore it does so for
+    good. A few hundred steps without the full weight of the KL prevent that.
+
+    Args:
+      config: the configuration.
+      epochs: of the run.
+      steps_per_epoch: of the data set.
+
+    Returns:
+      `WARMUP_STEPS`, or half of a shorter run; 0 where there is no KL to weigh, or a
+      schedule of another kind.
+    """
+    scheduled = config.beta_cycles or config.capacity is not None
+    if scheduled or not has_beta(config) or config.objective == "mmd":
+        return 0.0
+    return min(WARMUP_STEPS, epochs * steps_per_epoch / 2) / steps_per_epoch
+
+
+def collapse_remedies(config: Any) -> str:
+    """What to change where a posterior collapsed: flags that suit the others.
+
+    Args:
+      config: the configuration, resolved.
+
+    Returns:
+      A part of a sentence.
+    """
+    bound = config.objective in OBJECTIVES_OF_SEVERAL_SAMPLES
+    plain = config.objective == "elbo" and config.posterior != "point"
+    by_layers = config.network in ("mlp", "gated")
+    remedies = {
+        "--objective=elbo, whose beta rises from 0": bound,
+        f"--beta_warmup_epochs above {config.beta_warmup_epochs:.3g}": plain,
+        "--free_bits=0.1": plain and config.capacity is None and not config.free_bits,
+        "a smaller --beta": has_beta(config) and config.beta > 1,
+        "a smaller --variance": config.likelihood == "gaussian",
+        "--activation=tanh": config.network == "mlp" and config.activation == "relu",
+        "fewer --hidden_dims": by_layers and len(config.hidden_dims) > 1,
+        "a smaller --latent_dim": config.latent_dim > 2,
+    }
+    suitable = [text for text, suits in remedies.items() if suits]
+    return ", or ".join(suitable or ["another --seed"])
 
 
 def _check_penalty(config: Any) -> None:
@@ -58,6 +120,8 @@ def _check_penalty(config: Any) -> None:
         raise ValueError(
             f"--objective={config.objective} is a bound on log p(x) and has no --beta"
         )
+    if weighted and not has_beta(config):
+        raise ValueError("--posterior=point has no KL, and --beta would weigh nothing")
     if config.posterior == "point":
         if charged:
             raise ValueError(
@@ -158,14 +222,15 @@ def _networks(config: Any, data_shape: tuple[int, ...]):
             f"--network={config.network} needs images, got examples of {data_shape}"
         )
     widths = config.hidden_dims
-    blocks = 1 if config.network == "residual" else 0
+    options = {"activation": getattr(jax.nn, config.activation)}
+    blocks = options | {"num_blocks": 1 if config.network == "residual" else 0}
     convolutional = (
-        vae_jax.ConvolutionalEncoder(hidden_dim=widths[-1], num_blocks=blocks),
-        vae_jax.ConvolutionalDecoder(num_blocks=blocks),
+        vae_jax.ConvolutionalEncoder(hidden_dim=widths[-1], **blocks),
+        vae_jax.ConvolutionalDecoder(**blocks),
     )
     return {
         "linear": (vae_jax.Linear(), vae_jax.Linear()),
-        "mlp": (vae_jax.MLP(widths), vae_jax.MLP(widths[::-1])),
+        "mlp": (vae_jax.MLP(widths, **options), vae_jax.MLP(widths[::-1], **options)),
         "gated": (vae_jax.GatedMLP(widths), vae_jax.GatedMLP(widths[::-1])),
         "conv": convolutional,
         "residual": convolutional,

@@ -79,6 +79,45 @@ def elbo_figures(
     }
 
 
+_active_units = jax.jit(vae_jax.active_units)
+
+
+def unit_figures(
+    params: vae_jax.Params, x: Array, labels: Array | None = None
+) -> dict[str, int]:
+    """How many latent units say something about x; 0 is a collapsed posterior.
+
+    Args:
+      params: model parameters.
+      x: the binarized test set, `[n, D]`.
+      labels: its labels `[n]`, which a conditional model is given.
+
+    Returns:
+      `active_units`, whose posterior mean varies over x, and `num_units`.
+    """
+    units = _active_units(
+        params, x, evaluation_keys().units, **labels_of(params, labels)
+    )
+    return {"active_units": int(units.count), "num_units": units.active.size}
+
+
+def collapse_warning(models: str, remedies: str) -> str:
+    """The line that tells of a collapsed posterior, and what to do.
+
+    Args:
+      models: which ones, with the verb: `the model has`.
+      remedies: what to change (`choices.collapse_remedies`).
+
+    Returns:
+      A line of text.
+    """
+    return (
+        f"warning: posterior collapse: {models} no active unit on the test data, so z "
+        "says nothing about x and reconstructions are all alike; this seldom heals by "
+        f"more training: start anew with {remedies}"
+    )
+
+
 def latents_at_once() -> int:
     """Latents to decode at once: what a core's cache holds, or fills an accelerator.
 
@@ -150,12 +189,13 @@ def _evidence_of_all(
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def table(results: dict[str, Any], folder: os.PathLike) -> str:
+def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str:
     """The figures of a run as one table for the screen.
 
     Args:
       results: what results.json holds.
       folder: the run's folder.
+      remedies: what to change if the posterior collapsed.
 
     Returns:
       Lines of text.
@@ -166,6 +206,7 @@ def table(results: dict[str, Any], folder: os.PathLike) -> str:
         ("test ELBO", _nats(results["test_elbo"])),
         ("  E_q log p(x|z)", _nats(results["test_log_likelihood"])),
         ("  KL(q(z|x) || p(z))", _nats(results["test_kl_divergence"])),
+        ("active units", f"{results['active_units']} of {results['num_units']}"),
         (
             f"log p(x), {samples} samples",
             _nats(
@@ -181,6 +222,8 @@ def table(results: dict[str, Any], folder: os.PathLike) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    collapsed = [] if results["active_units"] else ["the model has"]
+    lines += [collapse_warning(models, remedies) for models in collapsed]
     return "\n".join(lines + evidence_warnings(results))
 
 

@@ -31,7 +31,9 @@ from experiments.evaluation_report import (
     evaluation_keys,
     importance_weighted_figures,
     table,
+    unit_figures,
 )
+from experiments.ignored_flags import refuse_ignored
 from experiments.training_loop import Trained, train
 from experiments.training_setup import (
     binarized,
@@ -65,8 +67,9 @@ digits, synthetic, or a file: .npz with key x (perhaps x_test), or .npy."""
     """Of Adam."""
     beta: float = 1.0
     """Weight of the KL term in training; evaluation is always at 1."""
-    beta_warmup_epochs: float = 0.0
-    """Epochs over which beta rises linearly from 0."""
+    beta_warmup_epochs: float | None = None
+    """Epochs over which beta rises linearly from 0; by default 400 steps, or half of \
+a shorter run. With 0 deep networks, and those of many latents, collapse."""
     beta_cycles: int = 0
     """Cycles of beta over the run, each rising from 0 in its first half; 0 for none."""
     free_bits: float = 0.0
@@ -80,7 +83,7 @@ linearly over the first half of the run."""
     """Dimensions of the latent space; with 2 the manifold is drawn as well."""
     hidden_dims: tuple[int, ...] = (400,)
     """Widths of the hidden layers, the decoder's in reverse; --network=conv has one \
-dense layer, of the last width."""
+dense layer."""
     upper_latent_dims: tuple[int, ...] = ()
     """Dimensions of further stochastic layers above the first, each with networks of \
 two hidden layers of 100."""
@@ -88,6 +91,8 @@ two hidden layers of 100."""
     """Give the labels to encoder, decoder and, if it is standard, the prior."""
     network: Literal["linear", "mlp", "gated", "conv", "residual"] = "mlp"
     """Encoder and decoder; gated is an MLP with gates, residual is convolutional."""
+    activation: Literal["relu", "tanh"] = "relu"
+    """Of the hidden units of an MLP or a convolutional network."""
     compute_dtype: Literal["bfloat16"] | None = None
     """What the networks compute in; by default float32. Weights, densities and sums \
 are float32 all the same."""
@@ -177,6 +182,19 @@ auto where a cluster's environment knows it."""
 
 
 def check(config: Config) -> None:
+    """Refuses values that no run can have, and flags without effect.
+
+    Args:
+      config: the configuration.
+
+    Raises:
+      ValueError: names the flag, its value and what was expected.
+    """
+    check_values(config)
+    refuse_ignored([config])
+
+
+def check_values(config: Config) -> None:
     """Refuses values that no run can have, before anything is written.
 
     Args:
@@ -258,16 +276,22 @@ def resolve(config: Config, dataset: data.Dataset) -> Config:
       dataset: what `--dataset` led to.
 
     Returns:
-      A configuration that names data set, epochs and binarization.
+      A configuration that names data set, epochs, warm-up and binarization.
     """
     is_file = config.dataset.endswith((".npz", ".npy"))
     steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
     epochs = config.epochs or max(MINIMUM_EPOCHS, STEPS_WANTED // steps_per_epoch)
+    warmup = config.beta_warmup_epochs
+    if warmup is None:
+        warmup = choices.default_warmup_epochs(
+            config, epochs=epochs, steps_per_epoch=steps_per_epoch
+        )
     default = "dynamic" if config.likelihood == "bernoulli" else "none"
     return dataclasses.replace(
         config,
         dataset=config.dataset if is_file else dataset.name,
         epochs=epochs,
+        beta_warmup_epochs=warmup,
         binarization=default if config.binarization == "auto" else config.binarization,
         checkpoint_every=config.checkpoint_every or min(5, math.ceil(epochs / 10)),
     )
@@ -368,14 +392,16 @@ def _report(
     """Evaluates the trained model, unless this very evaluation is there already."""
     found = run_folder.read_results(folder)
     step = int(trained.state.step)
+    remedies = choices.collapse_remedies(config)
     if (
         found is not None
         and trained.images_per_second is None
         and found["step"] == step
+        and "active_units" in found
         and found["importance_weighted_num_samples"] == config.evaluation_samples
     ):
         print(f"complete: checkpoint {step} verified, nothing left to train")
-        print(table(found, folder))
+        print(table(found, folder, remedies=remedies))
         return found
     # Takes a second to import; the first step does not wait for it.
     from experiments import figures
@@ -393,6 +419,7 @@ def _report(
             f"test_{name}": value
             for name, value in elbo_figures(params, x, labels).items()
         },
+        **unit_figures(params, x, labels),
         **importance_weighted_figures(
             params, x, labels, num_samples=config.evaluation_samples
         ),
@@ -416,7 +443,7 @@ def _report(
     )
     results["seconds"] = time.perf_counter() - started
     run_folder.write_json(folder / "results.json", results)
-    print(table(results, folder))
+    print(table(results, folder, remedies=remedies))
     return results
 
 

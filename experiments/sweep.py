@@ -27,9 +27,10 @@ from experiments import choices, mnist, run_folder, sweep_report, training_setup
 from experiments.command_line import execute, parse, say
 from experiments.evaluation_report import (
     elbo_figures,
-    evaluation_keys,
     importance_weighted_figures,
+    unit_figures,
 )
+from experiments.ignored_flags import refuse_ignored
 from experiments.sweep_chunks import Chunks, compile_chunks, in_chunks
 from experiments.training_loop import Run, Trained, finite_models, train
 from vae_jax import data
@@ -44,12 +45,13 @@ class Config(mnist.Config):
     """
 
     beta: tuple[float, ...] = ()
-    """Weights of the KL term in training, by default 0.1 0.3 1 3 10, or 1 where the \
-objective is a bound without one; evaluation is always at 1."""
+    """Weights of the KL term in training, by default 0.1 0.3 1 3 10, or 1 where there \
+is none (a bound, a point mass); evaluation is always at 1."""
     learning_rate: tuple[float, ...] = (1e-3,)
     """Of Adam."""
-    beta_warmup_epochs: tuple[float, ...] = (0.0,)
-    """Epochs over which beta rises linearly from 0."""
+    beta_warmup_epochs: tuple[float, ...] = ()
+    """Epochs over which beta rises linearly from 0; by default 400 steps, or half of \
+a shorter run."""
     free_bits: tuple[float, ...] = (0.0,)
     """KL in nats that is not charged for in training, of each latent unit."""
     capacity: tuple[float, ...] = ()
@@ -74,21 +76,15 @@ objective is a bound without one; evaluation is always at 1."""
 
 SWEPT = (*choices.SETTINGS, "variance")
 BETAS = (0.1, 0.3, 1.0, 3.0, 10.0)
-# Flags of one choice, which all others have no use for.
-USED_BY = {
-    "elbo_share": ("objective", "ciwae"),
-    "tc_weight": ("objective", "beta_tc"),
-    "mmd_weight": ("objective", "mmd"),
-    "variance": ("likelihood", "gaussian"),
-}
 
 
 def with_betas(config: Config) -> Config:
     """The configuration with what `--beta` is by default."""
     if config.beta:
         return config
-    is_bound = config.objective in choices.OBJECTIVES_OF_SEVERAL_SAMPLES
-    return dataclasses.replace(config, beta=(1.0,) if is_bound else BETAS)
+    return dataclasses.replace(
+        config, beta=BETAS if choices.has_beta(config) else (1.0,)
+    )
 
 
 def grid(config: Config) -> list[mnist.Config]:
@@ -104,7 +100,8 @@ def grid(config: Config) -> list[mnist.Config]:
       ValueError: a flag without values.
     """
     values = {name: getattr(config, name) for name in SWEPT}
-    values["capacity"] = config.capacity or (None,)
+    for name in ("capacity", "beta_warmup_epochs"):
+        values[name] = values[name] or (None,)
     for name, given in values.items():
         if not given:
             raise ValueError(f"--{name} must have one value or more, got none")
@@ -147,19 +144,15 @@ def check(config: Config) -> None:
                 f"a sweep is one process: --{name} is of experiments.mnist, got "
                 f"{getattr(config, name)}"
             )
-    for name, (choice, user) in USED_BY.items():
-        if len(getattr(config, name)) > 1 and getattr(config, choice) != user:
-            raise ValueError(
-                f"--{name} {getattr(config, name)} would train the same model again: "
-                f"only --{choice}={user} uses it, got {getattr(config, choice)}"
-            )
     if config.binarization == "fixed" and config.num_seeds > 1:
         raise ValueError(
             "--binarization=fixed draws another data set for each seed, and the models "
             "of a sweep share theirs: --num_seeds must be 1"
         )
-    for single in grid(config):
-        mnist.check(single)
+    singles = grid(config)
+    for single in singles:
+        mnist.check_values(single)
+    refuse_ignored(singles)
 
 
 # Terms that are in the program where one model has them, and say nothing in others.
@@ -239,6 +232,10 @@ def sweep_run(
         evaluate=lambda state: in_turn(
             lambda params: elbo_figures(params, test_data, dataset.test_labels), state
         ),
+        active_units=lambda state: in_turn(
+            lambda params: unit_figures(params, test_data, dataset.test_labels), state
+        )["active_units"],
+        remedies=choices.collapse_remedies(structure),
         num_models=len(models),
     )
     return run, state, chunks
@@ -291,6 +288,8 @@ def run(config: Config) -> dict[str, Any]:
             name: getattr(first, name)
             for name in ("dataset", "epochs", "binarization", "checkpoint_every")
         },
+        # One for all: what it depends on is the same for all.
+        beta_warmup_epochs=config.beta_warmup_epochs or (first.beta_warmup_epochs,),
     )
     folder = Path(config.run_dir or run_folder.default_folder("sweep", config))
     with run_folder.locked(folder):
@@ -304,7 +303,7 @@ def run(config: Config) -> dict[str, Any]:
         results["seconds"] = time.perf_counter() - started
         run_folder.write_json(folder / "results.json", results)
         sweep_report.draw_all(folder / "figures", results, trained.rows)
-        print(sweep_report.table(results, folder))
+        print(sweep_report.table(results, folder, remedies=training.remedies))
         return results
 
 
@@ -317,20 +316,18 @@ def _results(
 ) -> dict[str, Any]:
     """Figures of every model, and of every setting over its seeds."""
     x = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
-    active_units = jax.jit(vae_jax.active_units)
 
     def figures(params: vae_jax.Params) -> dict[str, Any]:
         found = elbo_figures(params, x, dataset.test_labels)
         found |= importance_weighted_figures(
             params, x, dataset.test_labels, num_samples=config.evaluation_samples
         )
-        given = choices.labels_of(params, dataset.test_labels)
-        active = active_units(params, x, evaluation_keys().units, **given).count
+        units = unit_figures(params, x, dataset.test_labels)
         return {
             "test_elbo": found["elbo"],
             "rate": found["kl_divergence"],
             "distortion": -found["log_likelihood"],
-            "active_units": int(active),
+            "active_units": units["active_units"],
             "log_evidence": found["importance_weighted_log_likelihood"],
         }
 
@@ -351,6 +348,7 @@ def _results(
         "swept": swept(config),
         "models": rows,
         "not_finite": sweep_report.not_finite(rows, trained.rows),
+        "collapsed": sweep_report.collapsed(rows),
         "settings": sweep_report.over_seeds(rows, swept(config)),
         "images_per_second": trained.images_per_second or speeds[-1],
         "seconds_to_first_step": trained.seconds_to_first_step,

@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from experiments.evaluation_report import collapse_warning
+
 MEASURES = ("test_elbo", "rate", "distortion", "active_units", "log_evidence")
 ROWS_SHOWN = 20
 Row = dict[str, Any]
@@ -69,12 +71,22 @@ def not_finite(rows: Sequence[Row], metrics: Sequence[Row]) -> list[dict[str, in
     return found
 
 
-def table(results: dict[str, Any], folder: os.PathLike) -> str:
+def collapsed(rows: Sequence[Row]) -> list[int]:
+    """Numbers of the models that are finite and have no active unit."""
+    return [
+        number
+        for number, row in enumerate(rows)
+        if row["finite"] and row["active_units"] == 0
+    ]
+
+
+def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str:
     """The settings, best first, for a screen.
 
     Args:
       results: what results.json holds.
       folder: the sweep's folder.
+      remedies: what to change if a posterior collapsed.
 
     Returns:
       Lines of text.
@@ -107,6 +119,12 @@ def table(results: dict[str, Any], folder: os.PathLike) -> str:
             f"WARNING: model {bad['model']}, {describe(model, swept)}, is not finite "
             f"since epoch {bad['epoch']}"
         )
+    if results["collapsed"]:
+        models = "; ".join(
+            f"model {number}, {describe(results['models'][number], swept)}"
+            for number in results["collapsed"]
+        )
+        lines.append(collapse_warning(f"of the models, {models}: have", remedies))
     speed = results["images_per_second"]
     if speed is not None:
         lines.append(f"{speed:,.0f} images/s over all {len(results['models'])} models")

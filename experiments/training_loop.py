@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -22,11 +22,14 @@ from tqdm import tqdm
 
 from experiments import processes
 from experiments.command_line import CommandFailed, Interrupted
+from experiments.evaluation_report import collapse_warning
 from experiments.run_folder import Metrics, NoMetrics, write_json
 from vae_jax import Epoch, ModelSpec, TrainState, checkpoint
 from vae_jax.types import Array
 
 SECONDS_PER_PIECE = 2.0
+# By then a posterior that is going to collapse at the start has done so.
+STEPS_BEFORE_JUDGING = 800
 CHECKPOINTS_TO_KEEP = 2
 
 History = dict[str, Array]
@@ -48,6 +51,8 @@ class Run:
       train: `f(state, epoch, history, stop) -> (state, history)`, compiled.
       empty_history: `f() -> history` before the first step of an epoch.
       evaluate: `f(state) -> figures` of the test set.
+      active_units: `f(state) -> [M]`, of the test set.
+      remedies: what to change if the posterior collapses, for the user.
       num_models: models in the state; with several, histories and figures have one
         entry for each, and the run goes on while one of them is finite.
     """
@@ -61,6 +66,8 @@ class Run:
     train: Callable[..., tuple[TrainState, History]]
     empty_history: Callable[[], History]
     evaluate: Callable[[TrainState], Figures]
+    active_units: Callable[[TrainState], Sequence[int]]
+    remedies: str
     num_models: int = 1
 
     @property
@@ -122,6 +129,7 @@ def train(run: Run, state: TrainState, *, started: float) -> Trained:
         step = int(state.step) - position
         metrics = Metrics(run.folder, epoch=first_epoch, step=step)
     pace, totals, to_first_step, stopping = _Pace(), np.zeros(2), None, 0
+    judged = not processes.is_first()
     with _signals() as received, contextlib.closing(metrics), _bar(run) as bar:
         bar.update(int(state.step))
         if first_epoch < run.num_epochs:
@@ -144,6 +152,9 @@ def train(run: Run, state: TrainState, *, started: float) -> Trained:
             _log_epoch(run, metrics, state, _average(run, history), speed)
             history = run.empty_history()
             last = epoch + 1 == run.num_epochs
+            if not (judged or last) and int(state.step) >= STEPS_BEFORE_JUDGING:
+                judged = True
+                _warn_of_collapse(run, state)
             if last or stopping or (epoch + 1) % run.checkpoint_every == 0:
                 _save(run, state, history, metrics)
             if stopping and not last:
@@ -313,6 +324,21 @@ def _log_epoch(
             f"{_span(test['elbo'])} test; KL {_span(test['kl_divergence'])} nats; "
             f"{speed:,.0f} images/s"
         )
+
+
+def _warn_of_collapse(run: Run, state: TrainState) -> None:
+    """Says early that a model has no active unit, while there is time to stop."""
+    finite = finite_models(run, state)
+    units = run.active_units(state)
+    collapsed = [
+        index for index, count in enumerate(units) if finite[index] and not count
+    ]
+    if not collapsed:
+        return
+    models = "the model has"
+    if run.num_models > 1:
+        models = f"of the models, {', '.join(map(str, collapsed))} have"
+    tqdm.write(collapse_warning(models, run.remedies), file=sys.stderr)
 
 
 def _span(figure: np.typing.ArrayLike, digits: int = 2) -> str:

@@ -16,7 +16,11 @@ import optax
 
 import vae_jax
 from experiments import choices
-from experiments.evaluation_report import elbo_figures, evaluation_keys
+from experiments.evaluation_report import (
+    elbo_figures,
+    evaluation_keys,
+    unit_figures,
+)
 from experiments.training_loop import Run
 from vae_jax import data
 from vae_jax.training import TrainState
@@ -66,6 +70,12 @@ def training_run(
         evaluate=lambda state: elbo_figures(
             on_one_device(state), test_data, dataset.test_labels
         ),
+        active_units=lambda state: [
+            unit_figures(on_one_device(state), test_data, dataset.test_labels)[
+                "active_units"
+            ]
+        ],
+        remedies=choices.collapse_remedies(config),
     )
     return run, state
 
@@ -144,28 +154,30 @@ def training_data(
 def initial_state(
     config: Any, spec: vae_jax.ModelSpec, dataset: data.Dataset
 ) -> TrainState:
-    """The state before step 0, the output bias at the data's mean."""
-    mean = data.to_unit_interval(dataset.train.mean(axis=0), dataset.num_levels)
+    """The state before step 0, which starts at the data's mean and variance."""
     variance = config.variance if config.likelihood == "gaussian" else None
     return _initial_state(
         jax.random.key(config.seed),
-        mean[None],
+        jnp.asarray(dataset.train),
         variance,
         spec=spec,
+        num_levels=dataset.num_levels,
         average=config.ema_decay is not None,
     )
 
 
 # One program: compiled one operation at a time it takes a second longer.
-@partial(jax.jit, static_argnames=("spec", "average"))
+@partial(jax.jit, static_argnames=("spec", "num_levels", "average"))
 def _initial_state(
     key: Key,
-    x: Array,
+    examples: Array,
     variance: float | None,
     *,
     spec: vae_jax.ModelSpec,
+    num_levels: int | None,
     average: bool,
 ) -> TrainState:
+    x = data.to_unit_interval(examples, num_levels)
     params = vae_jax.init(spec, vae_jax.run_keys(key).weights, x=x)
     if variance is not None:
         log_var = jnp.log(jnp.float32(variance))

@@ -24,6 +24,7 @@ from experiments import (
     choices,
     evaluation_report,
     figures,
+    ignored_flags,
     mnist,
     run_folder,
     training_loop,
@@ -35,7 +36,12 @@ from vae_jax import checkpoint, data
 
 ROOT = Path(__file__).parents[1]
 TINY = Config(
-    dataset="digits", epochs=2, hidden_dims=(16,), latent_dim=2, evaluation_samples=0
+    dataset="digits",
+    epochs=2,
+    beta_warmup_epochs=0.0,
+    hidden_dims=(16,),
+    latent_dim=2,
+    evaluation_samples=0,
 )
 
 
@@ -182,6 +188,7 @@ def test_a_signal_within_an_epoch_loses_nothing(
     monkeypatch.setattr(training_loop, "_show", interrupt)
     arguments = ["--dataset=digits", "--epochs=4", "--hidden_dims", "16"]
     arguments += ["--latent_dim=2", "--evaluation_samples=0", f"--run_dir={tmp_path}"]
+    arguments += ["--beta_warmup_epochs=0"]
     with pytest.raises(SystemExit) as stop:
         mnist.main(arguments)
     assert stop.value.code == 128 + signal.SIGTERM == 143
@@ -313,6 +320,7 @@ def test_a_bad_loss_stops_the_run(tmp_path, monkeypatch, capsys, no_pictures):
         {
             "likelihood": "gaussian_learned",
             "network": "linear",
+            "hidden_dims": (400,),
             "prior": "vamp",
             "num_components": 4,
         },
@@ -467,6 +475,156 @@ def test_a_density_of_black_and_white_pixels_is_said_to_be_one():
     assert mnist.warnings(config, reals) == []
 
 
+def warmup_steps(**changes):
+    """What the warm-up comes to on so many batches of 128, in steps."""
+    num_batches = changes.pop("num_batches", 469)
+    changes = {"epochs": 20} | changes
+    train = np.zeros((128 * num_batches, 1), np.uint8)
+    dataset = data.load("digits")._replace(train=train)
+    resolved = mnist.resolve(Config(dataset="digits", **changes), dataset)
+    return resolved.beta_warmup_epochs * num_batches
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, 400),
+        ({"epochs": 2}, 400),
+        ({"epochs": 1}, 469 / 2),
+        ({"num_batches": 12, "epochs": None}, 400),
+        ({"num_batches": 12, "epochs": 666}, 400),
+        ({"num_batches": 12, "epochs": 5}, 30),
+        ({"num_batches": 1, "epochs": 1}, 0.5),
+        ({"beta_warmup_epochs": 0.0}, 0),
+        ({"beta_warmup_epochs": 3.0}, 3 * 469),
+        ({"objective": "beta_tc"}, 400),
+        ({"free_bits": 0.1, "beta": 4.0}, 400),
+        ({"objective": "iwae"}, 0),
+        ({"objective": "mmd"}, 0),
+        ({"posterior": "point"}, 0),
+        ({"beta_cycles": 2}, 0),
+        ({"capacity": 10.0}, 0),
+    ],
+    ids=str,
+)
+def test_beta_rises_over_400_steps_unless_told_otherwise(changes, expected):
+    assert warmup_steps(**changes) == pytest.approx(expected)
+
+
+def test_a_longer_run_has_the_same_warmup_and_folder():
+    def resolved(epochs):
+        config = dataclasses.replace(TINY, epochs=epochs, beta_warmup_epochs=None)
+        return mnist.resolve(config, data.load("digits"))
+
+    longer, longest = resolved(70), resolved(700)
+    assert longer.beta_warmup_epochs == longest.beta_warmup_epochs == 400 / 12
+    folders = {
+        run_folder.default_folder("mnist", config) for config in (longer, longest)
+    }
+    assert len(folders) == 1
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv", "residual"])
+def test_the_activation_is_that_of_encoder_and_decoder(network):
+    config = dataclasses.replace(TINY, network=network, activation="tanh")
+    spec = choices.model_spec(config, data.load("digits"))
+    assert spec.encoder.activation is spec.decoder.activation is jnp.tanh
+    config = dataclasses.replace(config, activation="relu")
+    assert choices.model_spec(config, data.load("digits")).encoder.activation is (
+        jax.nn.relu
+    )
+
+
+IGNORED = {
+    # flag: a value, where it has no effect, where it has
+    "activation": ("tanh", {"network": "gated"}, {}),
+    "hidden_dims": ((50,), {"network": "linear"}, {"network": "conv"}),
+    "rank": (3, {}, {"posterior": "low_rank"}),
+    "num_flow_steps": (3, {"posterior": "full"}, {"prior": "flow"}),
+    "num_components": (3, {"prior": "flow"}, {"prior": "mixture"}),
+    "variance": (0.1, {"likelihood": "gaussian_learned"}, {"likelihood": "gaussian"}),
+    "free_bits_per": ("example", {"capacity": 1.0}, {"free_bits": 0.1}),
+    "num_samples": (4, {"posterior": "point"}, {"objective": "iwae"}),
+    "num_groups": (2, {"num_samples": 4}, {"objective": "piwae", "num_samples": 4}),
+    "elbo_share": (0.1, {"objective": "iwae"}, {"objective": "ciwae"}),
+    "renyi_alpha": (2.0, {"objective": "iwae"}, {"objective": "renyi"}),
+    "tc_weight": (2.0, {"objective": "mmd"}, {"objective": "beta_tc"}),
+    "mmd_weight": (2.0, {"objective": "beta_tc"}, {"objective": "mmd"}),
+}
+
+
+@pytest.mark.parametrize("flag", IGNORED)
+def test_a_flag_without_effect_is_refused(flag):
+    value, unused, used = IGNORED[flag]
+    given = {flag: value}
+    mnist.check(Config(**given | used))
+    mnist.check(Config(**unused))
+    shown = re.escape(str(value))
+    with pytest.raises(
+        ValueError, match=f"--{flag} {shown} has no effect: only .* uses"
+    ):
+        mnist.check(Config(**given | unused))
+
+
+def test_every_choice_of_a_refused_flag_is_tried():
+    assert set(IGNORED) == set(ignored_flags.USED_BY)
+
+
+def test_a_learned_variance_starts_at_the_datas():
+    digits = data.load("digits")
+    config = dataclasses.replace(TINY, likelihood="gaussian_learned")
+    config = mnist.resolve(config, digits)
+    state = training_setup.initial_state(
+        config, choices.model_spec(config, digits), digits
+    )
+    raw = float(state.params.likelihood["log_var"])
+    variance = (digits.train / 16).var(axis=0).mean()
+    assert np.exp(20 * np.tanh(raw / 20)) == pytest.approx(variance, rel=1e-4)
+
+
+COLLAPSING = {"beta": 1e4, "learning_rate": 1e-2, "epochs": 8}
+
+
+def test_a_collapsed_model_is_warned_of_early_and_at_the_end(
+    tmp_path, monkeypatch, capsys, no_pictures
+):
+    monkeypatch.setattr(training_loop, "STEPS_BEFORE_JUDGING", 60)
+    results = run_tiny(tmp_path, **COLLAPSING)
+    assert results["active_units"] == 0 and results["num_units"] == 2
+    assert json.loads((tmp_path / "results.json").read_text())["active_units"] == 0
+    printed = capsys.readouterr()
+    warning = (
+        "warning: posterior collapse: the model has no active unit on the test data"
+    )
+    assert printed.err.count(warning) == 1
+    assert printed.out.count(warning) == 1
+    assert re.search(r"active units +0 of 2\n", printed.out)
+    assert "a smaller --beta" in printed.out
+    # A run that is complete says it again.
+    assert run_tiny(tmp_path, **COLLAPSING) == results
+    assert warning in capsys.readouterr().out
+
+
+def test_a_model_that_is_alive_is_not_warned_of(finished, capsys, no_pictures):
+    folder, results = finished
+    assert results["active_units"] == results["num_units"] == 2
+    run_tiny(folder, epochs=4, checkpoint_every=1, evaluation_samples=50)
+    assert "collapse" not in capsys.readouterr().out
+
+
+def test_the_defaults_train_a_deep_network(tmp_path, no_pictures):
+    """It ended at KL 0, the ELBO of independent pixels: -26.8 nats."""
+    results = run_tiny(
+        tmp_path,
+        beta_warmup_epochs=None,
+        hidden_dims=(64, 64, 64),
+        latent_dim=32,
+        epochs=20,
+    )
+    assert results["active_units"] > 5
+    assert results["test_kl_divergence"] > 1
+
+
 def test_warmup_raises_beta(tmp_path, monkeypatch):
     class Stop(Exception):
         pass
@@ -583,6 +741,15 @@ BAD_INPUT = {
         "go with --posterior=diagonal",
     ),
     "share": (["--elbo_share=2"], "--elbo_share must be at most 1"),
+    "variance of a likelihood that learns it": (
+        ["--likelihood=gaussian_learned", "--variance=0.1"],
+        "--variance 0.1 has no effect: only --likelihood=gaussian uses it",
+    ),
+    "beta of a point": (["--posterior=point", "--beta=2"], "has no KL"),
+    "layers of a convolution": (
+        ["--network=conv", "--hidden_dims", "9", "8"],
+        "one dense layer: --hidden_dims must be one width",
+    ),
     "bound of a point": (["--posterior=point", "--objective=iwae"], "needs a density"),
     "negative free bits": (["--free_bits=-1"], "free_bits.*-1"),
     "two schedules": (

@@ -11,12 +11,27 @@ from vae_jax import (
     MLP,
     ConvolutionalDecoder,
     ConvolutionalEncoder,
+    DiagonalGaussian,
+    FactorizedBernoulli,
+    FactorizedBernoulliPrior,
+    FullCovarianceGaussian,
+    FullGaussian,
     Gaussian,
+    Householder,
+    InverseAutoregressive,
     Linear,
+    LowRankGaussian,
     ModelSpec,
+    PerPixelGaussian,
+    Planar,
     PointMass,
+    StandardNormal,
+    Sylvester,
+    active_units,
+    data,
     decode,
     encode,
+    fit,
     generate,
     init,
     interpolate,
@@ -154,6 +169,121 @@ def test_init_with_data_starts_a_convolution_at_the_mean_over_positions():
     )
     expected = DATA.reshape(20, 4, 3).mean(axis=(0, 1))
     np.testing.assert_allclose(started(spec, DATA), expected, rtol=1e-6)
+
+
+def started_variance(likelihood, data):
+    """Variances of p(x|z) at z = 0, `[D]`, as `init` sets them."""
+    spec = ModelSpec(
+        encoder=Linear(), decoder=Linear(), likelihood=likelihood, data_shape=(12,)
+    )
+
+    def covariance(key):
+        start = decode(init(spec, key, x=data), jnp.zeros((1, spec.latent_dim)))
+        if isinstance(likelihood, FullCovarianceGaussian):
+            return start.precision_tril
+        return jnp.broadcast_to(jnp.exp(start.log_var), (1, 12))
+
+    found = np.asarray(jax.jit(covariance)(jax.random.key(0)))[0]
+    if found.ndim == 2:
+        found = np.linalg.inv(found @ found.T)
+        np.testing.assert_allclose(found, np.diag(np.diag(found)), atol=1e-7)
+        found = np.diag(found)
+    return found
+
+
+def test_init_with_data_starts_a_learned_variance_at_the_datas():
+    data = 0.3 * DATA
+    data[:, 3] = 0.5  # Its own variance would make it all that counts.
+    variance = data.var(axis=0)
+    mean = variance.mean()
+    assert mean < 0.01
+    found = started_variance(Gaussian(learned_variance=True), data)
+    np.testing.assert_allclose(found, np.full(12, mean), rtol=1e-4)
+    for family in (PerPixelGaussian(), FullCovarianceGaussian()):
+        expected = np.where(np.arange(12) == 3, 0.1 * mean, variance)
+        np.testing.assert_allclose(started_variance(family, data), expected, rtol=1e-4)
+
+
+def test_a_variance_starts_at_1_where_it_is_fixed_or_nothing_varies():
+    assert np.all(started_variance(Gaussian(), DATA) == 1)
+    learned = Gaussian(learned_variance=True)
+    assert np.all(started_variance(learned, DATA[:1]) == 1)
+
+
+def test_init_with_data_starts_a_convolution_at_the_variance_over_positions():
+    spec = ModelSpec(
+        encoder=Linear(),
+        decoder=ConvolutionalDecoder((2,)),
+        likelihood=PerPixelGaussian(),
+        data_shape=(2, 2, 3),
+    )
+    pixels = DATA.reshape(80, 3)
+    mean, raw = np.split(started(spec, DATA), 2)
+    np.testing.assert_allclose(mean, pixels.mean(axis=0), rtol=1e-6)
+    variance = np.exp(20 * np.tanh(raw / 20))
+    np.testing.assert_allclose(variance, pixels.var(axis=0), rtol=1e-4)
+
+
+NARROW = [
+    DiagonalGaussian(),
+    FullGaussian(),
+    LowRankGaussian(),
+    Householder(),
+    Sylvester(),
+    Planar(),
+    InverseAutoregressive(),
+]
+
+
+@pytest.mark.parametrize("family", NARROW, ids=lambda family: type(family).__name__)
+def test_init_with_data_starts_the_posterior_narrow(family):
+    """Means and log-variances come first among the encoder's outputs."""
+    spec = ModelSpec(
+        encoder=Linear(),
+        decoder=Linear(),
+        posterior=family,
+        latent_dim=2,
+        data_shape=(12,),
+    )
+
+    def start(key):
+        params = init(spec, key, x=DATA)
+        return output_bias(params.encoder), encode(params, jnp.zeros((1, 12))).log_var
+
+    bias, log_var = jax.jit(start)(jax.random.key(0))
+    np.testing.assert_array_equal(bias, np.r_[0, 0, -3, -3, 0 * bias[4:]])
+    np.testing.assert_allclose(log_var, [[-3, -3]], atol=0.1)
+
+
+@pytest.mark.parametrize("family", [PointMass(), FactorizedBernoulli()], ids=repr)
+def test_a_posterior_without_a_variance_starts_as_it_is(family):
+    prior = FactorizedBernoulliPrior() if family.latent_space == "binary" else None
+    spec = ModelSpec(
+        encoder=Linear(),
+        decoder=Linear(),
+        posterior=family,
+        prior=prior or StandardNormal(),
+        data_shape=(12,),
+    )
+    params = jax.jit(lambda key: init(spec, key, x=DATA))(jax.random.key(0))
+    np.testing.assert_array_equal(output_bias(params.encoder), 0)
+
+
+def test_a_deep_network_that_starts_at_the_data_uses_its_latents():
+    """It ended at a KL of 0: the ELBO of independent pixels, -26.8 nats."""
+    digits = data.load("digits")
+    grey = data.to_unit_interval(jnp.asarray(digits.train), digits.num_levels)
+    x = data.binarize(grey, jax.random.key(0))
+    spec = ModelSpec(
+        encoder=MLP((100, 100)),
+        decoder=MLP((100, 100)),
+        latent_dim=50,
+        data_shape=(8, 8),
+    )
+    params = init(spec, jax.random.key(1), x=x)
+    params, history = fit(params, x, jax.random.key(2), num_epochs=16)
+    assert history["kl_divergence"][-1] > 0.5
+    assert active_units(params, x).count > 10
 
 
 def test_init_with_data_of_another_width_is_refused():

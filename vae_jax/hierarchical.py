@@ -182,6 +182,7 @@ class HierarchicalGaussian:
     hyperparameters: ClassVar[tuple[str, ...]] = ()
     latent_space: ClassVar[str] = "real"
     has_log_prob: ClassVar[bool] = True
+    begins_with_gaussian: ClassVar[bool] = True
 
     def num_outputs(self, latent_dim: int) -> int:
         """A mean and a log-variance for each latent of the first layer."""

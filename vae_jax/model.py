@@ -17,6 +17,9 @@ from vae_jax.distributions.support import REAL, Support, known_values
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.types import Array, Key, Latents, Likelihood, Posterior, PyTree
 
+# Of a posterior that starts narrow: a deviation of 0.22.
+INITIAL_LOG_VAR = -3.0
+
 
 def _encoder_module(spec: ModelSpec):
     num_outputs = spec.posterior.num_outputs(spec.latent_dim)
@@ -103,13 +106,22 @@ def init(
 
     With data, the decoder's output bias starts at what the likelihood makes of the
     data's mean: log-odds of the means clipped to [0.001, 0.999] for Bernoulli, the
-    mean itself for a Gaussian. On MNIST this is worth about a nat at the end.
+    mean itself for a Gaussian. On MNIST this is worth about a nat at the end. A
+    variance that is learned starts at the data's.
+
+    Such a model gives the best answer there is without z. Where z is mostly noise, as
+    at posterior variance 1 beside means that hardly vary yet, networks of several ReLU
+    layers or of many latents learn to ignore it for good: posterior collapse, KL 0, no
+    `active_units`. So a Gaussian posterior starts narrow, at log-variance -3. The
+    weight of the KL still pulls the other way; where it matters, raise it from 0 over
+    some hundred steps: `elbo_objective(beta=warmup_schedule(1.0, num_steps=400))`.
 
     Args:
       spec: the model's choices.
       key: PRNG key, consumed once.
-      x: data to start the output bias at, `[n, D]`, in [0, 1] for the likelihoods of
-        such values; their mean will do. None for bias zero.
+      x: data to start at, `[n, D]`, in [0, 1] for the likelihoods of such values; of a
+        single example there is no variance, and a learned one starts at 1. None for
+        biases of zero.
       dtype: of all parameters; float64 needs JAX's x64 mode.
 
     Returns:
@@ -137,27 +149,36 @@ def init(
         decoder_key,
         _decoder_inputs(spec, jnp.zeros(z_shape, dtype), labels),
     )
+    encoder = networks.init(
+        _encoder_module(spec),
+        encoder_key,
+        _encoder_inputs(spec, jnp.zeros(x_shape, dtype), labels),
+    )
+    likelihood = spec.likelihood.init(likelihood_key, data_dim=spec.data_dim)
     if x is not None:
-        decoder = _start_at_mean(spec, decoder, as_float(x, dtype))
+        x = as_float(x, dtype)
+        decoder, likelihood = _start_at_data(spec, decoder, likelihood, x)
+        encoder = _start_narrow(spec, encoder)
     params = Params(
-        encoder=networks.init(
-            _encoder_module(spec),
-            encoder_key,
-            _encoder_inputs(spec, jnp.zeros(x_shape, dtype), labels),
-        ),
+        encoder=encoder,
         decoder=decoder,
         posterior=spec.posterior.init(posterior_key, latent_dim=spec.latent_dim),
         prior=spec.prior.init(
             prior_key, latent_dim=spec.latent_dim, data_shape=spec.data_shape
         ),
-        likelihood=spec.likelihood.init(likelihood_key, data_dim=spec.data_dim),
+        likelihood=likelihood,
         spec=spec,
     )
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def _start_at_mean(spec: ModelSpec, decoder: PyTree, x: Array) -> PyTree:
-    """Sets the output bias; a convolutional output shares it between positions."""
+def _start_at_data(
+    spec: ModelSpec, decoder: PyTree, likelihood: PyTree, x: Array
+) -> tuple[PyTree, PyTree]:
+    """Sets the output bias, and the variance of a likelihood that learns one.
+
+    A convolutional output shares its bias between the positions of an image.
+    """
     chex.assert_shape(x, (None, spec.data_dim))
     if x.shape[0] == 0:
         raise ValueError("x must hold at least one example, got none")
@@ -167,8 +188,27 @@ def _start_at_mean(spec: ModelSpec, decoder: PyTree, x: Array) -> PyTree:
     x = support.nan_outside(x)
     num_outputs = spec.likelihood.num_outputs(spec.data_dim)
     positions = num_outputs // networks.output_bias(decoder).size
-    mean = x.mean(axis=0).reshape(positions, -1).mean(axis=0)
-    return networks.with_output_bias(decoder, spec.likelihood.output_bias(mean))
+    rows = x.reshape(x.shape[0] * positions, -1)
+    bias = spec.likelihood.output_bias(jnp.mean(rows, axis=0))
+    if hasattr(spec.likelihood, "start_at_variance"):
+        likelihood, bias = spec.likelihood.start_at_variance(
+            likelihood, bias, jnp.var(rows, axis=0)
+        )
+    return networks.with_output_bias(decoder, bias), likelihood
+
+
+def _start_narrow(spec: ModelSpec, encoder: PyTree) -> PyTree:
+    """Sets the encoder's bias of the log-variances, where the posterior has such.
+
+    An encoder that gives outputs position by position shares its bias between latents,
+    means and log-variances, and stays as it is.
+    """
+    bias, latent_dim = networks.output_bias(encoder), spec.latent_dim
+    whole = bias.size == spec.posterior.num_outputs(latent_dim)
+    if not (whole and getattr(spec.posterior, "begins_with_gaussian", False)):
+        return encoder
+    bias = bias.at[latent_dim : 2 * latent_dim].set(INITIAL_LOG_VAR)
+    return networks.with_output_bias(encoder, bias)
 
 
 def _support(spec: ModelSpec) -> Support:

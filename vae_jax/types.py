@@ -97,6 +97,10 @@ class PosteriorFamily(Protocol):
 
     A family that leaves out the first or the second is not checked for it: the caller
     vouches for the pair. One that leaves out the third has a single array for z.
+
+    `begins_with_gaussian = True` declares that the encoder's outputs begin with the
+    mean and the log-variance, before `bound_log_var`, of each latent: `init(x=...)`
+    then starts the posterior narrow.
     """
 
     hyperparameters: tuple[str, ...]
@@ -189,6 +193,10 @@ class LikelihoodFamily(Protocol):
     A family of other values than all real numbers declares them as an attribute
     `support` (`distributions.support.Support`): data outside is refused where it is
     known, and its `log_prob` should be NaN there (`Support.nan_outside`).
+
+    A family that learns a variance may add `start_at_variance(likelihood_params, bias,
+    data_variance [D]) -> (likelihood_params, bias)`, by which `init(x=...)` starts it
+    at the data's variance around the mean that `output_bias` was given.
     """
 
     hyperparameters: tuple[str, ...]

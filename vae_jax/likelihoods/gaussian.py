@@ -8,8 +8,36 @@ import jax.numpy as jnp
 
 from vae_jax.distributions import gaussian, multivariate_gaussian
 from vae_jax.distributions.support import REAL, Support
-from vae_jax.posteriors import bound_covariance, bound_log_var
+from vae_jax.posteriors import bound_covariance, bound_log_var, unbound_log_var
 from vae_jax.types import Array, Key, PyTree
+
+# Where a variance starts at the data's: a constant pixel has none, and its density
+# must not be what the model is about.
+LEAST_SHARE = 0.1
+LOG_VAR_LIMITS = (-19.0, 19.0)
+
+
+def raw_log_var_of(data_variance: Array) -> Array:
+    """Raw log-variances at which a Gaussian starts with the data's variances.
+
+    Args:
+      data_variance: variance of each dimension, `[P]`; those below a tenth of the mean
+        are raised to it. Where nothing varies (a single example), they count as 1.
+
+    Returns:
+      What `bound_log_var` maps to their logarithms, `[P]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.likelihoods.gaussian import raw_log_var_of
+      >>> from vae_jax.posteriors import bound_log_var
+      >>> print(jnp.exp(bound_log_var(raw_log_var_of(jnp.array([0.5, 0.3, 0.0])))))
+      [0.5        0.29999998 0.02666667]
+    """
+    mean = jnp.mean(data_variance)
+    raised = jnp.maximum(data_variance, LEAST_SHARE * mean)
+    log_var = jnp.log(jnp.where(mean > 0, raised, 1.0))
+    return unbound_log_var(jnp.clip(log_var, *LOG_VAR_LIMITS))
 
 
 @jax.tree_util.register_dataclass
@@ -47,7 +75,9 @@ class Gaussian:
     The log-variance is the leaf `params.likelihood["log_var"]`, 0 at first. Fixed,
     it is a setting that training leaves alone: put another there with
     `params.replace(likelihood={"log_var": ...})`. Learned, it is trained with the
-    weights, and `bound_log_var` keeps it within (-20, 20).
+    weights, `bound_log_var` keeps it within (-20, 20), and `init(x=...)` starts it at
+    the data's variance: on data that vary little, noise of variance 1 hides what the
+    latents could say, and the posterior collapses before the variance has shrunk.
 
     Attributes:
       learned_variance: whether training updates the variance.
@@ -86,6 +116,15 @@ class Gaussian:
         """The data's mean."""
         return data_mean
 
+    def start_at_variance(
+        self, likelihood_params: PyTree, bias: Array, data_variance: Array
+    ) -> tuple[PyTree, Array]:
+        """A learned variance at the data's, the mean over pixels; a fixed one as is."""
+        if self.learned_variance:
+            mean = jnp.mean(data_variance)
+            likelihood_params = {"log_var": raw_log_var_of(mean)}
+        return likelihood_params, bias
+
 
 @dataclass(frozen=True)
 class PerPixelGaussian:
@@ -119,6 +158,13 @@ class PerPixelGaussian:
     def output_bias(self, data_mean: Array) -> Array:
         """The data's mean, and variance 1."""
         return jnp.concatenate([data_mean, jnp.zeros_like(data_mean)])
+
+    def start_at_variance(
+        self, likelihood_params: PyTree, bias: Array, data_variance: Array
+    ) -> tuple[PyTree, Array]:
+        """The data's variance of each pixel."""
+        mean, _ = jnp.split(bias, 2)
+        return likelihood_params, jnp.concatenate([mean, raw_log_var_of(data_variance)])
 
 
 @jax.tree_util.register_dataclass
@@ -188,3 +234,11 @@ class FullCovarianceGaussian:
         data_dim = data_mean.shape[-1]
         rest = jnp.zeros(self.num_outputs(data_dim) - data_dim, data_mean.dtype)
         return jnp.concatenate([data_mean, rest])
+
+    def start_at_variance(
+        self, likelihood_params: PyTree, bias: Array, data_variance: Array
+    ) -> tuple[PyTree, Array]:
+        """The data's variance of each pixel, no covariances."""
+        data_dim = data_variance.shape[-1]
+        raw = raw_log_var_of(data_variance)
+        return likelihood_params, bias.at[data_dim : 2 * data_dim].set(raw)

@@ -53,6 +53,7 @@ class FlowFamily:
     hyperparameters: ClassVar[tuple[str, ...]] = ()
     latent_space: ClassVar[str] = "real"
     has_log_prob: ClassVar[bool] = False
+    begins_with_gaussian: ClassVar[bool] = True
 
     def init(self, key: Key, *, latent_dim: int) -> dict[str, PyTree]:
         """No parameters of its own."""
@@ -341,6 +342,7 @@ class InverseAutoregressive:
     hyperparameters: ClassVar[tuple[str, ...]] = ()
     latent_space: ClassVar[str] = "real"
     has_log_prob: ClassVar[bool] = False
+    begins_with_gaussian: ClassVar[bool] = True
 
     def num_outputs(self, latent_dim: int) -> int:
         """Of the Gaussian, and the context."""

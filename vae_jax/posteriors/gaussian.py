@@ -67,6 +67,7 @@ class DiagonalGaussian:
     hyperparameters: ClassVar[tuple[str, ...]] = ()
     latent_space: ClassVar[str] = "real"
     has_log_prob: ClassVar[bool] = True
+    begins_with_gaussian: ClassVar[bool] = True
 
     def num_outputs(self, latent_dim: int) -> int:
         """A mean and a log-variance for each latent dimension."""
@@ -143,6 +144,9 @@ class FullGaussian:
     """
 
     hyperparameters: ClassVar[tuple[str, ...]] = ()
+    latent_space: ClassVar[str] = "real"
+    has_log_prob: ClassVar[bool] = True
+    begins_with_gaussian: ClassVar[bool] = True
 
     def num_outputs(self, latent_dim: int) -> int:
         """Means, log-variances, and a number for each pair of latents."""
@@ -209,6 +213,7 @@ class LowRankGaussian:
     hyperparameters: ClassVar[tuple[str, ...]] = ()
     latent_space: ClassVar[str] = "real"
     has_log_prob: ClassVar[bool] = True
+    begins_with_gaussian: ClassVar[bool] = True
 
     def num_outputs(self, latent_dim: int) -> int:
         """Means, log-variances and the factor."""

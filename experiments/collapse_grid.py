@@ -1,0 +1,196 @@
+"""Do the defaults train every ordinary network, or does the posterior collapse?
+
+    python -m experiments.collapse_grid
+
+trains networks of one to three layers, narrow and wide, ReLU and tanh, dense, gated
+and convolutional, with 2 to 128 latents, each by `experiments.mnist` with its defaults
+for some 900 steps: a posterior that collapses does so within the first hundred. With
+`--beta_warmup_epochs=0` it shows which of them the warm-up saves. The table goes to
+the screen and to `table.md`; the same command goes on where it stopped. Exit code 1 if
+any collapsed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import mnist
+from experiments.command_line import CommandFailed, execute, parse, say
+from vae_jax import data
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a grid of networks with the defaults and count the collapsed ones."""
+
+    datasets: tuple[str, ...] = ("mnist", "fashion_mnist", "digits")
+    """Data sets; those that cannot be had are left out."""
+    data_dir: str = "data"
+    """Where data files are looked for and downloaded to."""
+    steps: int = 900
+    """Training steps of each network, rounded up to whole epochs."""
+    beta_warmup_epochs: float | None = None
+    """As for experiments.mnist."""
+    seed: int = 0
+    """As for experiments.mnist."""
+    run_dir: str = "runs/collapse_grid"
+    """Folder of the runs and of the table."""
+
+
+class Network(NamedTuple):
+    """A network of the grid, by the flags of experiments.mnist."""
+
+    network: str
+    hidden_dims: tuple[int, ...]
+    activation: str
+    latent_dim: int
+
+    @property
+    def name(self) -> str:
+        """A name for its folder."""
+        widths = "-".join(map(str, self.hidden_dims))
+        return f"{self.network}-{self.activation}-{widths}-{self.latent_dim}"
+
+
+# Gates take the place of an activation: the flag is at its default there.
+NETWORKS = (
+    Network("mlp", (100,), "relu", 2),
+    Network("mlp", (400,), "relu", 20),
+    Network("mlp", (512,), "relu", 128),
+    Network("mlp", (200, 200), "relu", 50),
+    Network("mlp", (256, 128), "relu", 32),
+    Network("mlp", (512, 512), "relu", 128),
+    Network("mlp", (100, 100, 100), "relu", 128),
+    Network("mlp", (512, 512, 512), "relu", 2),
+    Network("mlp", (512, 512, 512), "relu", 128),
+    Network("mlp", (512,), "tanh", 128),
+    Network("mlp", (200, 200), "tanh", 50),
+    Network("mlp", (100, 100, 100), "tanh", 10),
+    Network("mlp", (512, 512, 512), "tanh", 128),
+    Network("gated", (512,), "relu", 2),
+    Network("gated", (300, 300), "relu", 40),
+    Network("gated", (100, 100, 100), "relu", 128),
+    Network("conv", (256,), "relu", 20),
+    Network("conv", (512,), "tanh", 128),
+)
+COLUMNS = (
+    "data set",
+    "network",
+    "hidden",
+    "units",
+    "latents",
+    "test ELBO",
+    "KL",
+    "active units",
+    "collapsed",
+)
+
+
+def run(config: Config) -> list[dict[str, Any]]:
+    """Trains the grid, prints and writes its table.
+
+    Args:
+      config: the configuration.
+
+    Returns:
+      A row for each network and data set, by `COLUMNS`.
+
+    Raises:
+      ValueError: no data set can be had, or a flag without meaning.
+      CommandFailed: a posterior collapsed.
+    """
+    if config.steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {config.steps}")
+    sizes = available(config)
+    rows = [
+        train(config, name, size, network)
+        for name, size in sizes.items()
+        for network in NETWORKS
+    ]
+    text = table(rows)
+    Path(config.run_dir, "table.md").write_text(text + "\n")
+    print(text)
+    collapsed = [row for row in rows if row["collapsed"]]
+    print(f"{len(collapsed)} of {len(rows)} collapsed; {config.run_dir}/table.md")
+    if collapsed:
+        raise CommandFailed(f"{len(collapsed)} of {len(rows)} networks collapsed")
+    return rows
+
+
+def available(config: Config) -> dict[str, int]:
+    """Names of the data sets that can be had, with their numbers of examples."""
+    sizes = {}
+    for name in config.datasets:
+        try:
+            sizes[name] = len(data.load(name, data_dir=config.data_dir).train)
+        except data.DataUnavailable as error:
+            say(f"without {name}: {error}")
+    if not sizes:
+        raise ValueError(f"none of --datasets {', '.join(config.datasets)} can be had")
+    return sizes
+
+
+def train(
+    config: Config, dataset: str, num_examples: int, network: Network
+) -> dict[str, Any]:
+    """One run of experiments.mnist, and its row of the table."""
+    steps_per_epoch = math.ceil(num_examples / mnist.Config.batch_size)
+    results = mnist.run(
+        mnist.Config(
+            dataset=dataset,
+            data_dir=config.data_dir,
+            epochs=math.ceil(config.steps / steps_per_epoch),
+            beta_warmup_epochs=config.beta_warmup_epochs,
+            seed=config.seed,
+            evaluation_samples=0,
+            run_dir=str(Path(config.run_dir, f"{dataset}-{network.name}")),
+            **network._asdict(),
+        )
+    )
+    units = results["active_units"]
+    return dict(
+        zip(
+            COLUMNS,
+            (
+                dataset,
+                network.network,
+                "-".join(map(str, network.hidden_dims)),
+                "gates" if network.network == "gated" else network.activation,
+                network.latent_dim,
+                results["test_elbo"],
+                results["test_kl_divergence"],
+                units,
+                units == 0,
+            ),
+            strict=True,
+        )
+    )
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The grid as a table in Markdown."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    for row in rows:
+        shown = row | {
+            "test ELBO": f"{row['test ELBO']:.2f}",
+            "KL": f"{row['KL']:.2f}",
+            "collapsed": "**yes**" if row["collapsed"] else "no",
+        }
+        lines.append("| " + " | ".join(str(shown[name]) for name in COLUMNS) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command.
+
+    Args:
+      argv: its arguments; those of the process where None.
+    """
+    config = parse(Config, argv, command="python -m experiments.collapse_grid")
+    execute(lambda: run(config))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Refusal of flags that have no effect: one table says which choice uses which flag.
+
+`config` is `experiments.mnist.Config`, or anything with the same fields.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+
+class Use(NamedTuple):
+    """Where a flag has an effect.
+
+    Attributes:
+      user: the choice that uses it, for messages.
+      flags: the flags that decide.
+      holds: `f(config)`, whether the choice was made.
+    """
+
+    user: str
+    flags: tuple[str, ...]
+    holds: Callable[[Any], bool]
+
+
+def _chosen(flag: str, *values: str) -> Use:
+    return Use(
+        f"--{flag}={' or '.join(values)}",
+        (flag,),
+        lambda config: getattr(config, flag) in values,
+    )
+
+
+def _not_chosen(flag: str, *values: str) -> Use:
+    return Use(
+        f"a --{flag} other than {' or '.join(values)}",
+        (flag,),
+        lambda config: getattr(config, flag) not in values,
+    )
+
+
+def _either(one: Use, other: Use) -> Use:
+    return Use(
+        f"{one.user}, or {other.user},",
+        one.flags + other.flags,
+        lambda config: one.holds(config) or other.holds(config),
+    )
+
+
+USED_BY = {
+    "activation": _chosen("network", "mlp", "conv", "residual"),
+    "hidden_dims": _not_chosen("network", "linear"),
+    "rank": _chosen("posterior", "low_rank"),
+    "num_flow_steps": _either(
+        _chosen("posterior", "householder", "sylvester", "planar", "iaf"),
+        _chosen("prior", "flow"),
+    ),
+    "num_components": _chosen("prior", "mixture", "vamp"),
+    "variance": _chosen("likelihood", "gaussian"),
+    "free_bits_per": Use(
+        "--free_bits above 0", ("free_bits",), lambda config: config.free_bits > 0
+    ),
+    "num_samples": _not_chosen("posterior", "point"),
+    "num_groups": _chosen("objective", "miwae", "piwae"),
+    "elbo_share": _chosen("objective", "ciwae"),
+    "renyi_alpha": _chosen("objective", "renyi"),
+    "tc_weight": _chosen("objective", "beta_tc"),
+    "mmd_weight": _chosen("objective", "mmd"),
+}
+
+
+def refuse_ignored(configs: Sequence[Any]) -> None:
+    """Refuses a flag that differs from its default where nothing uses it.
+
+    Args:
+      configs: of the models that are trained together; one of them may use a flag for
+        all.
+
+    Raises:
+      ValueError: names the flag, its value and what would use it.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(configs[0])}
+    for name, use in USED_BY.items():
+        values = [getattr(config, name) for config in configs]
+        given = [value for value in values if value != defaults[name]]
+        if given and not any(map(use.holds, configs)):
+            found = " and ".join(str(getattr(configs[0], flag)) for flag in use.flags)
+            raise ValueError(
+                f"--{name} {given[0]} has no effect: only {use.user} uses it, got "
+                f"{found}"
+            )

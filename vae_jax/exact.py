@@ -17,8 +17,7 @@ from vae_jax.distributions.gaussian import LOG_2PI
 from vae_jax.likelihoods import Gaussian
 from vae_jax.model import as_float, check_observations, decode, log_prior
 from vae_jax.networks import Linear
-from vae_jax.posteriors import DiagonalGaussian, unbound_log_var
-from vae_jax.posteriors.gaussian import LOG_VAR_BOUND
+from vae_jax.posteriors import LOG_VAR_BOUND, DiagonalGaussian, unbound_log_var
 from vae_jax.priors import MixtureOfGaussians, StandardNormal
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.types import Array

@@ -74,8 +74,9 @@ def minimize(
       >>> from vae_jax.quasi_newton import minimize
       >>> scale = jnp.array([1.0, 1e4])
       >>> bowl = lambda z: 0.5 * jnp.sum(scale * jnp.square(z - 3))
-      >>> print(minimize(bowl, jnp.zeros(2), num_evaluations=30).point.round(3))
-      [3. 3.]
+      >>> point = minimize(bowl, jnp.zeros(2), num_evaluations=30).point
+      >>> print([f"{one:.3f}" for one in point])
+      ['3.000', '3.000']
     """
     value_and_gradient = jax.value_and_grad(function)
     value, gradient = value_and_gradient(start)

@@ -9,20 +9,23 @@ import jax.numpy as jnp
 from vae_jax.distributions import gaussian, multivariate_gaussian
 from vae_jax.distributions.support import REAL, Support
 from vae_jax.posteriors import bound_covariance, bound_log_var, unbound_log_var
+from vae_jax.posteriors.bounds import CORRELATED_LOG_VAR_BOUND, LOG_VAR_BOUND
 from vae_jax.types import Array, Key, PyTree
 
 # Where a variance starts at the data's: a constant pixel has none, and its density
 # must not be what the model is about.
 LEAST_SHARE = 0.1
-LOG_VAR_LIMITS = (-19.0, 19.0)
+# Nearer to its bound a log-variance has no raw value to speak of.
+WITHIN_BOUND = 0.95
 
 
-def raw_log_var_of(data_variance: Array) -> Array:
+def raw_log_var_of(data_variance: Array, *, bound: float = LOG_VAR_BOUND) -> Array:
     """Raw log-variances at which a Gaussian starts with the data's variances.
 
     Args:
       data_variance: variance of each dimension, `[P]`; those below a tenth of the mean
         are raised to it. Where nothing varies (a single example), they count as 1.
+      bound: of the log-variances, as for `bound_log_var`.
 
     Returns:
       What `bound_log_var` maps to their logarithms, `[P]`.
@@ -31,13 +34,15 @@ def raw_log_var_of(data_variance: Array) -> Array:
       >>> import jax.numpy as jnp
       >>> from vae_jax.likelihoods.gaussian import raw_log_var_of
       >>> from vae_jax.posteriors import bound_log_var
-      >>> print(jnp.exp(bound_log_var(raw_log_var_of(jnp.array([0.5, 0.3, 0.0])))))
-      [0.5        0.29999998 0.02666667]
+      >>> raw = raw_log_var_of(jnp.array([0.5, 0.3, 0.0]))
+      >>> print([f"{variance:.4f}" for variance in jnp.exp(bound_log_var(raw))])
+      ['0.5000', '0.3000', '0.0267']
     """
     mean = jnp.mean(data_variance)
     raised = jnp.maximum(data_variance, LEAST_SHARE * mean)
     log_var = jnp.log(jnp.where(mean > 0, raised, 1.0))
-    return unbound_log_var(jnp.clip(log_var, *LOG_VAR_LIMITS))
+    most = WITHIN_BOUND * bound
+    return unbound_log_var(jnp.clip(log_var, -most, most), bound=bound)
 
 
 @jax.tree_util.register_dataclass
@@ -240,5 +245,5 @@ class FullCovarianceGaussian:
     ) -> tuple[PyTree, Array]:
         """The data's variance of each pixel, no covariances."""
         data_dim = data_variance.shape[-1]
-        raw = raw_log_var_of(data_variance)
+        raw = raw_log_var_of(data_variance, bound=CORRELATED_LOG_VAR_BOUND)
         return likelihood_params, bias.at[data_dim : 2 * data_dim].set(raw)

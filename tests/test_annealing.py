@@ -163,8 +163,10 @@ class TwoLayers(StandardNormal):
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"prior": FactorizedBernoulliPrior()}, "continuous latents, got Factorized"),
-        ({"posterior": FactorizedBernoulli()}, "continuous latents, got Factorized"),
+        (
+            {"posterior": FactorizedBernoulli(), "prior": FactorizedBernoulliPrior()},
+            "continuous latents, got Factorized",
+        ),
         ({"prior": TwoLayers()}, "one array of latents, got a tuple from TwoLayers"),
         ({"num_classes": 3}, "takes no labels, and the model has num_classes=3"),
     ],

@@ -487,11 +487,15 @@ def test_settings_are_means_over_seeds_with_standard_errors():
 
 
 def test_the_table_names_the_best_first():
-    lines = sweep_report.table(example_results(), "folder").splitlines()
+    results = example_results() | {"collapsed": [1]}
+    lines = sweep_report.table(results, "folder", remedies="less").splitlines()
     assert lines[1].split()[:4] == ["0.5", "-1.00", "+-", "0.50"]
     assert [line.split()[0] for line in lines[1:4]] == ["0.5", "1", "4"]
     assert "best test ELBO: model 0, beta 0.5, seed 0" in lines
     assert "WARNING: model 4, beta 4, seed 0, is not finite since epoch 3" in lines
+    (collapse,) = (line for line in lines if "posterior collapse" in line)
+    assert "of the models, model 1, beta 0.5" in collapse
+    assert collapse.endswith("start anew with less")
 
 
 def test_the_figures_of_a_sweep_show_each_setting(tmp_path):

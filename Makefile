@@ -6,7 +6,7 @@ BIN := .venv/bin
 PINNED = constraints/python3.$$($(BIN)/python -c 'import sys; print(min(sys.version_info[1], 12))').txt
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINNED) --editable
 
-.PHONY: help setup mnist test test-slow lint format bench
+.PHONY: help setup mnist test test-nans test-leaks test-slow lint format bench
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,7 +30,23 @@ mnist: .venv/.experiments  ## Train the reference VAE (MNIST, or digits where it
 test: .venv/.test  ## Run the test suite.
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
-test-slow: .venv/.test  ## Run the tests that train for minutes as well.
+# Of training, objectives and evaluation.
+NAN_TESTS = $(patsubst %,tests/test_%.py,training fitting sweep parallel objectives \
+	penalties aggregate evaluation diagnostics annealing)
+# Of the commands, and what runs no program of the library's own.
+COMMAND_TESTS = $(patsubst %,tests/test_%.py,data docstrings evaluate experiments figures \
+	gradient_variance lecture_notes mnist_reference oracles package processes readme \
+	throughput)
+
+test-nans: .venv/.test  ## Run the tests of training and evaluation, stopping at a nan.
+	JAX_DEBUG_NANS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" \
+		$(NAN_TESTS)
+
+test-leaks: .venv/.test  ## Run the tests of the library, looking for leaked tracers.
+	JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest -n auto --dist worksteal \
+		-m "not slow" $(filter-out $(COMMAND_TESTS),$(wildcard tests/test_*.py))
+
+test-slow: test-nans test-leaks  ## Run the tests that train for minutes as well.
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/.test  ## Check style, docstrings and formatting.

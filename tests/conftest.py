@@ -236,6 +236,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if marked and jax.default_backend() == "cpu":
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs an accelerator"))
+    if jax.config.jax_debug_nans:
+        for item in items:
+            if item.get_closest_marker("expects_nan"):
+                item.add_marker(pytest.mark.skip(reason="asks for a nan"))
 
 
 # Their families have tests of their own; `make test-slow` holds them to the rest too.

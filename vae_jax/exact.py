@@ -561,8 +561,8 @@ def enumeration_log_evidence(
 
 def _log_joint(params: Params, x: Array, z: Array, chunk_size: int) -> Array:
     """Log p(x, z) for all pairs, `[G, B]`."""
-    x = as_float(x, z.dtype)
     check_observations(params, x)
+    x = as_float(x, z.dtype)
 
     def one(z: Array) -> Array:
         likelihood = decode(params, z[None, None])

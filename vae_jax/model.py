@@ -156,6 +156,9 @@ def init(
     )
     likelihood = spec.likelihood.init(likelihood_key, data_dim=spec.data_dim)
     if x is not None:
+        # Before the cast, which hides NumPy's arrays under tracing. Of levels the
+        # interval: a mean of data serves as data.
+        _support(spec).interval.require(x)
         x = as_float(x, dtype)
         decoder, likelihood = _start_at_data(spec, decoder, likelihood, x)
         encoder = _start_narrow(spec, encoder)
@@ -182,10 +185,7 @@ def _start_at_data(
     chex.assert_shape(x, (None, spec.data_dim))
     if x.shape[0] == 0:
         raise ValueError("x must hold at least one example, got none")
-    # Of levels the interval: a mean of data serves as data.
-    support = _support(spec).interval
-    support.require(x)
-    x = support.nan_outside(x)
+    x = _support(spec).interval.nan_outside(x)
     num_outputs = spec.likelihood.num_outputs(spec.data_dim)
     positions = num_outputs // networks.output_bias(decoder).size
     rows = x.reshape(x.shape[0] * positions, -1)

@@ -33,10 +33,10 @@ test: .venv/.test  ## Run the test suite.
 # Of training, objectives and evaluation.
 NAN_TESTS = $(patsubst %,tests/test_%.py,training fitting sweep parallel objectives \
 	penalties aggregate evaluation diagnostics annealing)
-# Of the commands, and what runs no program of the library's own.
-COMMAND_TESTS = $(patsubst %,tests/test_%.py,data docstrings evaluate experiments figures \
-	gradient_variance lecture_notes mnist_reference oracles package processes readme \
-	throughput)
+# Of the library; not of the commands, nor of what runs no program of the library's own.
+LEAK_TESTS = $(patsubst %,tests/%,distributions families priors estimators check) \
+	$(filter-out $(patsubst %,tests/test_%.py,docstrings package readme), \
+	$(wildcard tests/test_*.py))
 
 test-nans: .venv/.test  ## Run the tests of training and evaluation, stopping at a nan.
 	JAX_DEBUG_NANS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" \
@@ -44,7 +44,7 @@ test-nans: .venv/.test  ## Run the tests of training and evaluation, stopping at
 
 test-leaks: .venv/.test  ## Run the tests of the library, looking for leaked tracers.
 	JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest -n auto --dist worksteal \
-		-m "not slow" $(filter-out $(COMMAND_TESTS),$(wildcard tests/test_*.py))
+		-m "not slow" $(LEAK_TESTS)
 
 test-slow: test-nans test-leaks  ## Run the tests that train for minutes as well.
 	$(BIN)/python -m pytest -n auto --dist worksteal

@@ -34,7 +34,7 @@ from experiments.command_line import parse
 from experiments.mnist import Config, check
 from vae_jax import checkpoint, data
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = Config(
     dataset="digits",
     epochs=2,

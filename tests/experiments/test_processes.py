@@ -20,7 +20,7 @@ from experiments import figures, mnist, processes
 from experiments.command_line import CommandFailed
 from vae_jax import checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = mnist.Config(
     dataset="digits", epochs=1, hidden_dims=(16,), latent_dim=2, evaluation_samples=0
 )

@@ -12,7 +12,7 @@ from conftest import random_params
 from experiments.mnist import Config, run
 from vae_jax import MLP, ModelSpec, data, elbo_terms, networks
 
-MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
+MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
 
 
 with_mnist = pytest.mark.skipif(

@@ -22,7 +22,7 @@ import requests
 from vae_jax import data
 from vae_jax.data import published
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist"
 needs_mnist = pytest.mark.skipif(
     not REAL.is_dir(), reason="MNIST's four files are not in ../shared/data/mnist"
 )

@@ -58,6 +58,22 @@ SMALL = {
     name: small_files(seed)
     for seed, name in enumerate(("mnist", "fashion_mnist", "kmnist"))
 }
+BIT_FILES = tuple(
+    f"binarized_mnist_{split}.amat" for split in ("train", "valid", "test")
+)
+BITS = [
+    np.random.default_rng(7).integers(2, size=(size, 9), dtype=np.uint8)
+    for size in (7, 4, 3)
+]
+
+
+def amat(bits: np.ndarray) -> bytes:
+    return "".join(" ".join(map(str, row)) + "\n" for row in bits).encode()
+
+
+CONTENTS = SMALL | {
+    "binarized_mnist": dict(zip(BIT_FILES, map(amat, BITS), strict=True))
+}
 
 
 @pytest.fixture
@@ -71,7 +87,7 @@ def publish(monkeypatch):
                 f"{address}/{name}/{file}",
                 UrlInfo(len(content), hashlib.sha256(content).hexdigest(), file),
             )
-            for file, content in SMALL[name].items()
+            for file, content in CONTENTS[name].items()
         }
 
     def publish_at(address):
@@ -105,7 +121,9 @@ def server(publish, monkeypatch):
         def do_GET(self):
             requested.append(Path(self.path).name)
             name, file = self.path.strip("/").split("/")
-            status, content, length = answers.get(file, (200, SMALL[name][file], None))
+            status, content, length = answers.get(
+                file, (200, CONTENTS[name][file], None)
+            )
             self.send_response(status)
             self.send_header("Content-Length", str(length or len(content)))
             self.end_headers()
@@ -194,10 +212,10 @@ def test_mnist(name, data_dir, monkeypatch):
     assert np.bincount(mnist.test_labels).tolist() == counts
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", CONTENTS)
 def test_registered_by_tensorflow_datasets(name):
     registered = published._registered(name)
-    assert sorted(registered) == sorted(FILES)
+    assert sorted(registered) == sorted(CONTENTS[name])
     for file, (url, info) in registered.items():
         assert url.startswith("http") and url.endswith(file)
         assert re.fullmatch("[0-9a-f]{64}", info.checksum)
@@ -221,6 +239,119 @@ def test_published_files_are_read_where_they_are(publish, tmp_path, name, folder
     np.testing.assert_array_equal(dataset.test_labels, rng.integers(10, size=3))
     assert dataset.name == name and dataset.data_shape == (4, 5)
     assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int32
+
+
+needs_bits = pytest.mark.skipif(
+    not (REAL.parent / "binarized_mnist").is_dir(),
+    reason="the binarized files are not in ../shared/data/binarized_mnist",
+)
+
+
+@needs_bits
+def test_binarized_mnist(monkeypatch):
+    monkeypatch.setattr(published, "_download", None)
+    bits = data.load("binarized_mnist", data_dir=REAL.parent)
+    assert (bits.name, bits.data_shape, bits.num_levels) == (
+        "binarized_mnist",
+        (28, 28),
+        2,
+    )
+    splits = (bits.train, bits.validation, bits.test)
+    assert [len(split) for split in splits] == [50_000, 10_000, 10_000]
+    assert all(set(np.unique(split)) == {0, 1} for split in splits)
+    # The files are sorted by class: a thousand rows would not be like the others.
+    shares = np.array([bits.test[:1000].mean(), bits.test.mean()])
+    error = bits.test.mean(axis=1).std() / np.sqrt(1000)
+    assert abs(shares[0] - shares[1]) < 5 * error
+
+
+def sorted_rows(bits):
+    return sorted(map(tuple, bits))
+
+
+@pytest.mark.parametrize("compressed", [(), BIT_FILES[:1], BIT_FILES])
+@pytest.mark.parametrize("folder", [".", "binarized_mnist"])
+def test_bits_are_read_as_text_or_compressed(publish, tmp_path, compressed, folder):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for file, content in CONTENTS["binarized_mnist"].items():
+        if file in compressed:
+            file, content = f"{file}.gz", gzip.compress(content)
+        (tmp_path / folder / file).write_bytes(content)
+    first, again = (data.load("binarized_mnist", data_dir=tmp_path) for _ in range(2))
+    for split, expected in zip(("train", "validation", "test"), BITS, strict=True):
+        rows = getattr(first, split)
+        assert sorted_rows(rows) == sorted_rows(expected) and rows.dtype == np.uint8
+        np.testing.assert_array_equal(rows, getattr(again, split))
+    assert not np.array_equal(first.train, BITS[0])
+    assert first.data_shape == (3, 3) and first.train_labels is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: content[:-9], lambda content: content + bytes(10**6)],
+    ids=["cut off", "longer"],
+)
+def test_compressed_bits_that_are_damaged(publish, tmp_path, damage):
+    for file, content in CONTENTS["binarized_mnist"].items():
+        (tmp_path / f"{file}.gz").write_bytes(gzip.compress(content))
+    path = tmp_path / f"{BIT_FILES[1]}.gz"
+    path.write_bytes(gzip.compress(damage(gzip.decompress(path.read_bytes()))))
+    with pytest.raises(ValueError, match="cut off or damaged") as error:
+        data.load("binarized_mnist", data_dir=tmp_path)
+    assert str(path) in message(error)
+    path.write_bytes(gzip.compress(CONTENTS["binarized_mnist"][BIT_FILES[1]])[:-12])
+    with pytest.raises(ValueError, match="cut off or damaged"):
+        data.load("binarized_mnist", data_dir=tmp_path)
+
+
+def test_bits_are_downloaded(server, tmp_path):
+    dataset = data.load("binarized_mnist", data_dir=tmp_path)
+    assert contents(tmp_path) == {
+        f"binarized_mnist/{file}": content
+        for file, content in CONTENTS["binarized_mnist"].items()
+    }
+    assert sorted_rows(dataset.validation) == sorted_rows(BITS[1])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"0 1 1", b"0 1\n1\n", b"0 2\n", b"0,1\n", b"0 1\n1 0 ", b"0\n1 0\n1\n"],
+)
+def test_what_is_no_text_of_bits(text):
+    with pytest.raises(ValueError, match="bits"):
+        published.parse_amat(text)
+
+
+def test_the_last_training_examples_are_held_out():
+    digits = data.load("digits")
+    held = data.hold_out(digits, 100)
+    np.testing.assert_array_equal(
+        np.concatenate([held.train, held.validation]), digits.train
+    )
+    np.testing.assert_array_equal(held.validation_labels, digits.train_labels[-100:])
+    assert len(held.train_labels) == len(held.train) == 1337
+    with pytest.raises(ValueError, match="100 validation examples of its own"):
+        data.hold_out(held, 10)
+    for count in (0, 1437):
+        with pytest.raises(ValueError, match=f"from 1 to 1436.*got {count}"):
+            data.hold_out(digits, count)
+
+
+@pytest.mark.parametrize("method", data.BINARIZATIONS)
+def test_validation_examples_are_binarized_like_the_test_set(method):
+    digits = data.load("digits")
+    held = data.hold_out(digits._replace(test=digits.train[-300:]), 300)
+    key = jax.random.key(3)
+    bits = data.binarize_dataset(held, key, method=method)
+    without = data.binarize_dataset(held._replace(validation=None), key, method=method)
+    # Bits of their own, of the same probabilities.
+    assert np.array_equal(bits.validation, bits.test) == (
+        method in ("threshold", "none")
+    )
+    difference = (bits.validation.astype(float) - bits.test).mean() / bits.test.max()
+    assert abs(difference) < 5 * np.sqrt(0.5 / bits.test.size)
+    np.testing.assert_array_equal(without.test, bits.test)
+    assert bits.validation.dtype == bits.test.dtype
 
 
 def test_the_data_sets_own_folder_comes_first(publish, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vae_jax.data.binarization import BINARIZATIONS, binarize, binarize_dataset
-from vae_jax.data.dataset import Dataset, to_unit_interval
+from vae_jax.data.dataset import Dataset, hold_out, to_unit_interval
 from vae_jax.data.files import load_file
 from vae_jax.data.published import (
     PUBLISHED,
@@ -30,6 +30,7 @@ __all__ = [
     "Dataset",
     "binarize",
     "binarize_dataset",
+    "hold_out",
     "load",
     "parse_idx",
     "synthetic",
@@ -47,6 +48,11 @@ def load(name: str | Path, *, data_dir: str | Path = "data", seed: int = 0) -> D
     bool, uint8, or floats in [0, 1]; labels are integers. Without `x_test` a random
     tenth is set aside. Without `num_levels` uint8 values have 256 levels, or 2 where
     none is over 1; the notes say so where no value is 255.
+
+    `binarized_mnist` is MNIST binarized once for good, as Larochelle and Murray
+    published it (2011): 50,000 examples to train, 10,000 to choose by, 10,000 to test;
+    its files may be compressed with gzip. They are sorted by class, so the rows come in
+    a random order, always the same.
 
     Args:
       name: one of `NAMES`, or a path ending in `.npz` or `.npy`. `auto` is MNIST, or

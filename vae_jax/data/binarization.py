@@ -45,11 +45,12 @@ def binarize_dataset(
 ) -> Dataset:
     """Turns grey values into bits, as far as that is done once and not at every step.
 
-    - `dynamic`: training images stay grey, for `binarize` at every step; test images
-      are drawn once, as 0 or `num_levels - 1`, for both splits share one scale.
-    - `fixed`: both are drawn once.
-    - `threshold`: both are 1 from half of `num_levels - 1` on.
-    - `none`: both stay grey.
+    - `dynamic`: training images stay grey, for `binarize` at every step; test and
+      validation images are drawn once, as 0 or `num_levels - 1`, for all splits share
+      one scale.
+    - `fixed`: all are drawn once.
+    - `threshold`: all are 1 from half of `num_levels - 1` on.
+    - `none`: all stay grey.
 
     A draw is Bernoulli(value / (num_levels - 1)). Image i is drawn with a key of its
     own, so that its bits do not depend on how many images there are.
@@ -81,21 +82,33 @@ def binarize_dataset(
     require_declared(dataset)
     if method == "none":
         return dataset
-    train, test, num_levels = dataset.train, dataset.test, dataset.num_levels
+    num_levels = dataset.num_levels
     largest = 1 if num_levels is None else num_levels - 1
-    child_key, test_key = jax.random.split(key)
+    child_key, test_key, validation_key = jax.random.split(key, 3)
+    keys = {
+        "train": child_key if train_key is None else train_key,
+        "test": test_key,
+        "validation": validation_key,
+    }
     if method == "dynamic":
-        bits = _draw_images(test, num_levels, test_key)
-        return dataset._replace(test=np.where(bits, largest, 0).astype(test.dtype))
-    if method == "fixed":
-        train_key = child_key if train_key is None else train_key
-        train = _draw_images(train, num_levels, train_key)
-        test = _draw_images(test, num_levels, test_key)
-    else:
-        train, test = train >= largest / 2, test >= largest / 2
-    return dataset._replace(
-        train=train.astype(np.uint8), test=test.astype(np.uint8), num_levels=2
-    )
+        del keys["train"]
+    bits = {}
+    for split, split_key in keys.items():
+        x = getattr(dataset, split)
+        if x is None:
+            continue
+        if method == "threshold":
+            bits[split] = x >= largest / 2
+        else:
+            bits[split] = _draw_images(x, num_levels, split_key)
+    if method == "dynamic":
+        kept = dataset.train.dtype
+        bits = {
+            split: np.where(b, largest, 0).astype(kept) for split, b in bits.items()
+        }
+        return dataset._replace(**bits)
+    bits = {split: b.astype(np.uint8) for split, b in bits.items()}
+    return dataset._replace(**bits, num_levels=2)
 
 
 def _draw_images(x: np.ndarray, num_levels: int | None, key: jax.Array) -> np.ndarray:

@@ -10,7 +10,7 @@ from vae_jax.distributions.support import UNIT_INTERVAL, Support
 
 
 class Dataset(NamedTuple):
-    """Training and test examples.
+    """Training and test examples, and examples to choose by where there are some.
 
     Attributes:
       name: what every figure about it is labelled with.
@@ -21,6 +21,8 @@ class Dataset(NamedTuple):
       data_shape: shape of one example; its product is D.
       num_levels: integers run from 0 to `num_levels - 1`; None for floats in [0, 1].
       notes: sentences to be told to whoever asked for the data.
+      validation: `[v, D]`, like `train`; None where none are set aside.
+      validation_labels: `[v]`, int32; None where there are none.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Dataset(NamedTuple):
     data_shape: tuple[int, ...]
     num_levels: int | None
     notes: tuple[str, ...] = ()
+    validation: np.ndarray | None = None
+    validation_labels: np.ndarray | None = None
 
 
 def to_unit_interval(x: jax.Array | np.ndarray, num_levels: int | None) -> jax.Array:
@@ -79,3 +83,44 @@ def require_declared(dataset: Dataset) -> None:
     remedy = f"num_levels={levels} of the data set must be that of its values"
     support.require(dataset.train, "train", remedy=remedy)
     support.require(dataset.test, "test", remedy=remedy)
+    if dataset.validation is not None:
+        support.require(dataset.validation, "validation", remedy=remedy)
+
+
+def hold_out(dataset: Dataset, num_examples: int) -> Dataset:
+    """Sets the last training examples aside, to choose by.
+
+    Args:
+      dataset: a data set without validation examples.
+      num_examples: v, how many of `train` become `validation`.
+
+    Returns:
+      A `Dataset` of n - v training and v validation examples.
+
+    Raises:
+      ValueError: it has validation examples, or none would be left to train on.
+
+    Example:
+      >>> from vae_jax import data
+      >>> digits = data.hold_out(data.load("digits"), 437)
+      >>> digits.train.shape, digits.validation.shape
+      ((1000, 64), (437, 64))
+    """
+    if dataset.validation is not None:
+        raise ValueError(
+            f"{dataset.name} has {len(dataset.validation)} validation examples of its "
+            "own, as it was published"
+        )
+    if not 1 <= num_examples < len(dataset.train):
+        raise ValueError(
+            f"num_examples must be from 1 to {len(dataset.train) - 1}, to leave some "
+            f"to train on, got {num_examples}"
+        )
+    train, validation = np.split(dataset.train, [-num_examples])
+    dataset = dataset._replace(train=train, validation=validation)
+    if dataset.train_labels is None:
+        return dataset
+    train_labels, validation_labels = np.split(dataset.train_labels, [-num_examples])
+    return dataset._replace(
+        train_labels=train_labels, validation_labels=validation_labels
+    )

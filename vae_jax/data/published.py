@@ -1,32 +1,29 @@
-"""MNIST, Fashion-MNIST and KMNIST, kept as the four gzip files that are published.
+"""Published data sets: MNIST, Fashion-MNIST, KMNIST, and MNIST binarized for good.
 
 tensorflow-datasets knows where they are and what their sha256 is, fetches them and
 verifies them; every reading verifies them again. TensorFlow takes no part.
 """
 
+import contextlib
 import gzip
 import hashlib
 import math
 import os
 import tempfile
 import threading
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from vae_jax.data.dataset import Dataset
 
-# Our names, and the classes in tensorflow-datasets.
-PUBLISHED = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
-_PUBLISHED_FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
 _PROBE_SECONDS = 3
+# A file as it was published, or compressed since.
+ENDS = ("", ".gz")
 
 
 class DataUnavailable(ValueError):
@@ -45,17 +42,36 @@ class DataUnavailable(ValueError):
         self.reason = reason
 
 
+class Publication(NamedTuple):
+    """A data set as it was published.
+
+    Attributes:
+      files: names of its files, each in the folder of the data set or beside it.
+      read: `f(name, contents) -> Dataset` of the files' contents, in their order.
+    """
+
+    files: tuple[str, ...]
+    read: Callable[[str, list[bytes]], Dataset]
+
+
 def load_published(name: str, data_dir: Path) -> Dataset:
-    """A data set in MNIST's format, downloaded as far as it is not there."""
+    """A published data set, downloaded as far as it is not there."""
+    publication = PUBLISHED[name]
     try:
-        paths = [_locate(name, data_dir, file) for file in _PUBLISHED_FILES]
+        paths = [_locate(name, data_dir, file) for file in publication.files]
         missing = [path for path in paths if not path.exists()]
         if missing:
             _download(name, missing)
-        contents = [gzip.decompress(_read_verified(name, path)) for path in paths]
+        contents = [_read_verified(name, path) for path in paths]
     except OSError as error:
         raise ValueError(f"data_dir {str(data_dir)!r}: {error}") from error
-    train, train_labels, test, test_labels = map(parse_idx, contents)
+    return publication.read(name, contents)
+
+
+def _from_idx(name: str, contents: list[bytes]) -> Dataset:
+    """MNIST and what came in its format."""
+    arrays = [parse_idx(gzip.decompress(content)) for content in contents]
+    train, train_labels, test, test_labels = arrays
     return Dataset(
         name,
         train.reshape(len(train), -1),
@@ -67,25 +83,80 @@ def load_published(name: str, data_dir: Path) -> Dataset:
     )
 
 
+def _from_amat(name: str, contents: list[bytes]) -> Dataset:
+    """Bits as text, the rows of each split in a random order that is always the same.
+
+    The files are sorted by class: the first thousand rows of a split are not like the
+    others, and a figure of them is several nats off the one of all.
+    """
+    train, validation, test = map(parse_amat, contents)
+    orders = np.random.default_rng(0)
+    train, validation, test = map(orders.permutation, (train, validation, test))
+    side = math.isqrt(train.shape[1])
+    return Dataset(
+        name,
+        train,
+        test,
+        None,
+        None,
+        data_shape=(side, side),
+        num_levels=2,
+        validation=validation,
+    )
+
+
+_IDX = Publication(
+    (
+        "train-images-idx3-ubyte.gz",
+        "train-labels-idx1-ubyte.gz",
+        "t10k-images-idx3-ubyte.gz",
+        "t10k-labels-idx1-ubyte.gz",
+    ),
+    _from_idx,
+)
+PUBLISHED = {
+    "mnist": _IDX,
+    "fashion_mnist": _IDX,
+    "kmnist": _IDX,
+    "binarized_mnist": Publication(
+        (
+            "binarized_mnist_train.amat",
+            "binarized_mnist_valid.amat",
+            "binarized_mnist_test.amat",
+        ),
+        _from_amat,
+    ),
+}
+
+
 def _locate(name: str, data_dir: Path, file: str) -> Path:
-    """Where a published file is, or where it is to be."""
-    own, shared = data_dir / name / file, data_dir / file
-    return shared if shared.exists() and not own.exists() else own
+    """Where a published file is, perhaps compressed, or where it is to be."""
+    own = data_dir / name / file
+    places = (own, data_dir / file)
+    candidates = [place.with_name(place.name + end) for place in places for end in ENDS]
+    return next((path for path in candidates if path.exists()), own)
 
 
 def _registered(name: str) -> dict[str, tuple[str, Any]]:
     """URL, and size and sha256, of each published file."""
     import tensorflow_datasets as tfds
 
-    builder = getattr(tfds.image_classification, PUBLISHED[name])
-    return {info.filename: (url, info) for url, info in builder.url_infos.items()}
+    url_infos = tfds.builder_cls(name).url_infos
+    return {info.filename: (url, info) for url, info in url_infos.items()}
 
 
 def _read_verified(name: str, path: Path) -> bytes:
     """The content of a published file, if its sha256 is that of the publication."""
+    registered = _registered(name)
+    file = path.name if path.name in registered else path.stem
+    _, info = registered[file]
     content = path.read_bytes()
+    if path.name != file:
+        # No longer than it may be, whatever the file unpacks to.
+        with contextlib.suppress(EOFError, gzip.BadGzipFile, zlib.error):
+            with gzip.open(path) as unpacked:
+                content = unpacked.read(int(info.size) + 1)
     found = hashlib.sha256(content).hexdigest()
-    _, info = _registered(name)[path.name]
     if found == info.checksum:
         return content
     owners = {
@@ -181,3 +252,35 @@ def parse_idx(content: bytes) -> np.ndarray:
     if len(values) != math.prod(shape):
         raise ValueError(f"IDX file of shape {shape} holds {len(values)} values")
     return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def parse_amat(content: bytes) -> np.ndarray:
+    r"""The bits in a text of zeros and ones, a line an example.
+
+    Args:
+      content: the file.
+
+    Returns:
+      uint8, `[n, D]`.
+
+    Raises:
+      ValueError: other characters, or lines of several lengths.
+
+    Example:
+      >>> from vae_jax.data.published import parse_amat
+      >>> parse_amat(b"0 1 1\n1 0 0\n").tolist()
+      [[0, 1, 1], [1, 0, 0]]
+    """
+    characters = np.frombuffer(content, np.uint8)
+    width = content.find(b"\n") + 1
+    if not width or width % 2 or len(content) % width:
+        raise ValueError(f"no lines of one length of bits: it begins {content[:8]!r}")
+    lines = characters.reshape(-1, width)
+    bits, between = lines[:, ::2], lines[:, 1:-1:2]
+    if not (
+        np.isin(bits, (ord("0"), ord("1"))).all()
+        and (between == ord(" ")).all()
+        and (lines[:, -1] == ord("\n")).all()
+    ):
+        raise ValueError("bits must be 0 and 1 with single spaces between them")
+    return bits - ord("0")

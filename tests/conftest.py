@@ -242,23 +242,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="asks for a nan"))
 
 
-# Their families have tests of their own; `make test-slow` holds them to the rest too.
-SLOWER = (
-    "full-mixture-categorical-gated",
-    "autoregressive-flows-discretized-logistic",
-    "low-rank-full-covariance",
-    "sylvester-residual-continuous",
-    "planar-per-pixel",
-    "householder-vamp",
-)
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(spec, id=name, marks=pytest.mark.slow if name in SLOWER else [])
-        for name, spec in SPECS
-    ]
-)
+@pytest.fixture(params=[pytest.param(spec, id=name) for name, spec in SPECS])
 def spec(request) -> ModelSpec:
     return request.param
 

@@ -14,41 +14,7 @@ MODULES = [vae_jax.__name__] + [
 ]
 
 
-# Much to compile, and each of their functions is tested by other means as well.
-SLOWER = (
-    "vae_jax.aggregate",
-    "vae_jax.annealing.evidence",
-    "vae_jax.contracts.lines",
-    "vae_jax.diagnostics",
-    "vae_jax.estimators.control_variate",
-    "vae_jax.estimators.discrete",
-    "vae_jax.distributions.multivariate_gaussian",
-    "vae_jax.estimators.measure_valued",
-    "vae_jax.estimators.moments",
-    "vae_jax.estimators.pathwise",
-    "vae_jax.estimators.score_function",
-    "vae_jax.evaluation",
-    "vae_jax.exact",
-    "vae_jax.fitted_prior",
-    "vae_jax.flows",
-    "vae_jax.mcmc.convergence",
-    "vae_jax.objectives",
-    "vae_jax.priors.autoregressive",
-    "vae_jax.priors.factorized",
-    "vae_jax.priors.mixtures",
-    "vae_jax.sweep",
-    "vae_jax.training",
-    "vae_jax.variational_fit",
-)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in SLOWER else [])
-        for name in MODULES
-    ],
-)
+@pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name):
     module = importlib.import_module(name)
     failed, _ = doctest.testmod(module)

@@ -69,21 +69,19 @@ NEEDS_DENSITY = {
 @pytest.mark.parametrize(
     "changes, not_applicable",
     [
-        pytest.param({}, set(), marks=pytest.mark.slow),
-        pytest.param(
+        ({}, set()),
+        (
             {"posterior": Planar(2)},
             {
                 "log q of samples is log_prob",
                 "registered KL is the sampled KL",
                 "posterior keeps its mass",
             },
-            marks=pytest.mark.slow,
         ),
-        pytest.param({"posterior": PointMass()}, NEEDS_DENSITY, marks=pytest.mark.slow),
-        pytest.param(
+        ({"posterior": PointMass()}, NEEDS_DENSITY),
+        (
             {"posterior": FactorizedBernoulli(), "prior": FactorizedBernoulliPrior()},
             {"posterior has mass one", "gradient is the slope"},
-            marks=pytest.mark.slow,
         ),
     ],
     ids=["diagonal", "flow", "point-mass", "discrete"],

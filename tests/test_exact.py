@@ -27,7 +27,7 @@ from vae_jax import (
     exact,
     log_evidence,
 )
-from vae_jax.training import elbo_objective
+from vae_jax.training_objectives import elbo_objective
 
 RNG = np.random.default_rng(8)
 WEIGHTS = RNG.normal(size=(6, 3))

@@ -26,6 +26,7 @@ sources = pytest.mark.parametrize("name", SOURCES)
 # Each imports from the rows above its own, or from its own row.
 ORDER = [
     ["types", "extras"],
+    ["options"],
     ["distributions"],
     ["flows", "convolution", "data"],
     ["networks", "posteriors", "priors", "likelihoods"],
@@ -33,9 +34,10 @@ ORDER = [
     ["spec", "spec_json"],
     ["model"],
     ["estimators", "importance_weights", "quasi_newton"],
-    ["objectives"],
+    ["objectives", "schedules"],
     ["aggregate"],
     ["penalties"],
+    ["training_objectives"],
     ["exact", "evaluation", "diagnostics", "annealing", "mcmc", "training"],
     ["variational_fit"],
     ["fitted_prior", "fitting"],

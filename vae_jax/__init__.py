@@ -71,12 +71,14 @@ from vae_jax.parallel import (
     shard_map_step,
 )
 from vae_jax.penalties import (
+    Capacity,
+    FreeBits,
+    MaximumMeanDiscrepancy,
+    TotalCorrelation,
     capacity,
-    cyclic_schedule,
     free_bits,
     maximum_mean_discrepancy,
     total_correlation,
-    warmup_schedule,
 )
 from vae_jax.posteriors import (
     DiagonalGaussian,
@@ -99,6 +101,7 @@ from vae_jax.priors import (
     VampPrior,
     register_kl,
 )
+from vae_jax.schedules import Cyclic, LinearWarmup, cyclic_schedule, warmup_schedule
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.sweep import (
     empty_sweep_history,
@@ -110,17 +113,22 @@ from vae_jax.sweep import (
 )
 from vae_jax.training import (
     Epoch,
-    Labelled,
     RunKeys,
     TrainState,
-    elbo_objective,
     empty_history,
-    importance_weighted_objective,
     init_state,
     run_keys,
     shuffled_epoch,
     train_epoch,
     train_step,
+)
+from vae_jax.training_objectives import (
+    ELBO,
+    IWAE,
+    PIWAE,
+    Labelled,
+    elbo_objective,
+    importance_weighted_objective,
 )
 from vae_jax.variational_fit import (
     FittedPosterior,
@@ -134,20 +142,24 @@ __all__ = [
     "AggregatePosterior",
     "AutoregressiveFlow",
     "Bernoulli",
+    "Capacity",
     "Categorical",
     "ClassConditionalPrior",
     "ContinuousBernoulli",
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
+    "Cyclic",
     "DiagonalGaussian",
     "DiagonalGaussianPrior",
     "DiscretizedLogistic",
+    "ELBO",
     "ELBOTerms",
     "Epoch",
     "FactorizedBernoulli",
     "FactorizedBernoulliPrior",
     "Fitted",
     "FittedPosterior",
+    "FreeBits",
     "FullCovarianceGaussian",
     "FullGaussian",
     "GatedMLP",
@@ -155,15 +167,19 @@ __all__ = [
     "HierarchicalGaussian",
     "HierarchicalGaussianPrior",
     "Householder",
+    "IWAE",
     "InferenceGap",
     "InverseAutoregressive",
     "Labelled",
     "Linear",
+    "LinearWarmup",
     "LogEvidence",
     "LowRankGaussian",
     "MLP",
+    "MaximumMeanDiscrepancy",
     "MixtureOfGaussians",
     "ModelSpec",
+    "PIWAE",
     "Params",
     "PerPixelGaussian",
     "Planar",
@@ -172,6 +188,7 @@ __all__ = [
     "StandardNormal",
     "StochasticLayer",
     "Sylvester",
+    "TotalCorrelation",
     "TrainState",
     "VampPrior",
     "active_units",

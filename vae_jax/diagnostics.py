@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from vae_jax.aggregate import as_points
 from vae_jax.estimators.contract import check_num_samples
 from vae_jax.model import check_observations, encode, log_prior, prior_params
-from vae_jax.objectives import require_density, require_scalar
+from vae_jax.objectives import require_density
+from vae_jax.options import require_scalar
 from vae_jax.priors import unit_kl
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Latents, Posterior

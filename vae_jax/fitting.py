@@ -16,17 +16,15 @@ import optax
 from vae_jax.evaluation import evaluate
 from vae_jax.spec import Params
 from vae_jax.training import (
-    Labelled,
-    Metrics,
     Preprocess,
     TrainState,
-    elbo_objective,
     empty_history,
     init_state,
     shuffled_epoch,
     train_epoch,
     train_step,
 )
+from vae_jax.training_objectives import ELBO, Labelled, Metrics
 from vae_jax.types import Array, Key, Objective
 
 Callback = Callable[[int, dict[str, float], Params], Any]
@@ -120,7 +118,7 @@ def fit(
     noise_key, order_key, validation_key = jax.random.split(key, 3)
     step = partial(
         train_step,
-        objective=elbo_objective() if objective is None else objective,
+        objective=ELBO() if objective is None else objective,
         optimizer=optimizer,
         preprocess=preprocess,
         average_decay=0.0 if average_decay is None else average_decay,

@@ -114,7 +114,7 @@ def init(
     layers or of many latents learn to ignore it for good: posterior collapse, KL 0, no
     `active_units`. So a Gaussian posterior starts narrow, at log-variance -3. The
     weight of the KL still pulls the other way; where it matters, raise it from 0 over
-    some hundred steps: `elbo_objective(beta=warmup_schedule(1.0, num_steps=400))`.
+    some hundred steps: `ELBO(beta=LinearWarmup(1.0, num_steps=400))`.
 
     Args:
       spec: the model's choices.

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.estimators import Grouped, log_mean_exp, reparameterization
-from vae_jax.estimators.contract import with_surrogate
+from vae_jax.estimators.contract import check_num_samples, with_surrogate
 from vae_jax.estimators.reductions import Reduction
 from vae_jax.model import as_float, decode, encode, log_prior, prior_params
+from vae_jax.options import require_scalar
 from vae_jax.priors import closed_form_kl
 from vae_jax.spec import Params
 from vae_jax.types import Array, Estimator, Key, Latents, Posterior
@@ -102,7 +103,7 @@ def elbo_terms(
       (8,)
     """
     require_scalar("beta", beta)
-    _check_num_samples(num_samples)
+    check_num_samples(num_samples)
     x = as_float(x, _dtype_of(params))
     if posterior is None:
         posterior = encode(params, x, labels=labels)
@@ -275,7 +276,7 @@ def importance_weighted_terms(
       >>> terms.bound.shape
       (8,)
     """
-    _check_num_samples(num_samples)
+    check_num_samples(num_samples)
     x = as_float(x, _dtype_of(params))
     posterior = encode(params, x, labels=labels)
     require_density(posterior, "an importance-weighted bound")
@@ -468,29 +469,6 @@ def require_density(posterior: Posterior, purpose: str) -> None:
         )
 
 
-def require_scalar(name: str, value: float | Array) -> None:
-    """Raise if a real-valued option is more than one number.
-
-    It would broadcast against the examples or the units, and a mean hide it.
-
-    Args:
-      name: of the option, for the message.
-      value: what came; may be traced.
-
-    Raises:
-      ValueError: it has an axis.
-
-    Example:
-      >>> from vae_jax.objectives import require_scalar
-      >>> require_scalar("beta", 4.0)
-    """
-    if jnp.shape(value) != ():
-        raise ValueError(
-            f"{name} must be a number or an array of shape (), got shape "
-            f"{jnp.shape(value)}; jax.vmap takes several"
-        )
-
-
 def _select_kl(posterior: Posterior, prior: Any, kl: str):
     """The closed form to use, or None for an estimate from samples."""
     if kl not in KL_CHOICES:
@@ -505,11 +483,6 @@ def _select_kl(posterior: Posterior, prior: Any, kl: str):
         require_density(posterior, "a Monte Carlo KL")
         return None
     return closed_form
-
-
-def _check_num_samples(num_samples: int) -> None:
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
 
 
 def _dtype_of(params: Params):

@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from vae_jax.training import Epoch, Metrics, TrainState, check_start, train_epoch
+from vae_jax.training import Epoch, TrainState, check_start, train_epoch
+from vae_jax.training_objectives import Metrics
 from vae_jax.types import Array, PyTree
 
 AXIS = "model"
@@ -159,7 +160,7 @@ def sweep_epoch(
     Example:
       >>> import jax, jax.numpy as jnp, optax, vae_jax
       >>> def step(state, batch, setting):
-      ...     objective = vae_jax.elbo_objective(beta=setting["beta"])
+      ...     objective = vae_jax.ELBO(beta=setting["beta"])
       ...     adam = optax.adam(setting["learning_rate"])
       ...     return vae_jax.train_step(
       ...         state, batch, objective=objective, optimizer=adam

@@ -8,43 +8,22 @@ default generator `fold_in(key, i)` is `split(key, n)[i]`: a root has one child 
 purpose (`run_keys`), and counters are folded into that child alone.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vae_jax.model import encode, prior_params, trainable
-from vae_jax.objectives import (
-    ELBOTerms,
-    ImportanceWeightedTerms,
-    elbo_terms,
-    importance_weighted_terms,
-    require_scalar,
-)
-from vae_jax.penalties import Penalty, mean_kl
+from vae_jax.model import trainable
 from vae_jax.spec import Params
+from vae_jax.training_objectives import Metrics, over_devices
 from vae_jax.types import Array, Key, Objective, PyTree
 
-Metrics = dict[str, Array]
 Preprocess = Callable[[Array, Key], Array]
-
-
-class Labelled(NamedTuple):
-    """Examples with their labels: a batch, or a data set, of a conditional model.
-
-    Attributes:
-      x: `[B, D]`.
-      labels: integers `[B]`, or weights of the classes `[B, C]`.
-    """
-
-    x: Array
-    labels: Array
 
 
 class RunKeys(NamedTuple):
@@ -150,157 +129,6 @@ def init_state(
     return jax.tree.map(jnp.copy, state)
 
 
-def elbo_objective(
-    *,
-    beta: float | Array | optax.Schedule = 1.0,
-    num_samples: int = 1,
-    penalty: Penalty = mean_kl,
-    **options: Any,
-) -> Objective:
-    """The ELBO as an objective of training, beta possibly on a schedule.
-
-    Args:
-      beta: weight of the KL: a number, a traced scalar, or an optax schedule, a
-        function of the step.
-      num_samples: posterior samples of each observation.
-      penalty: what is charged for the KL, times beta (`free_bits`, `capacity`, or a
-        function of your own, as in `penalties`); by default the KL.
-      **options: further options of `elbo_terms`.
-
-    Returns:
-      An `Objective`. It logs `elbo` (at beta 1, whatever is trained),
-      `log_likelihood` and `kl_divergence`, batch means in nats.
-
-    Raises:
-      ValueError: `beta` is not a scalar; on several devices, a penalty that compares
-        examples with one another, or one that does not take `axis_name`.
-
-    Example:
-      >>> import optax
-      >>> from vae_jax import elbo_objective
-      >>> objective = elbo_objective(beta=optax.linear_schedule(0.0, 1.0, 1000))
-    """
-    if not callable(beta):
-        require_scalar("beta", beta)
-
-    def objective(
-        params: Params,
-        batch: Array | Labelled,
-        key: Key,
-        step: Array,
-        *,
-        axis_name: str | None = None,
-    ):
-        weight = beta(step) if callable(beta) else beta
-        require_scalar("beta", weight)
-        x, labels = _parts(batch)
-        posterior = encode(params, x, labels=labels)
-        # The KL draws nothing: this objective and `elbo` have one value at one key.
-        terms_key, penalty_key = (
-            (key, key) if penalty is mean_kl else jax.random.split(key)
-        )
-        terms = elbo_terms(
-            params,
-            x,
-            terms_key,
-            num_samples=num_samples,
-            posterior=posterior,
-            labels=labels,
-            **options,
-        )
-        metrics = _logged(terms)
-        charge = penalty(
-            params.replace(prior=prior_params(params, labels)),
-            posterior,
-            terms.kl_divergence,
-            penalty_key,
-            step,
-            **_over_devices("penalty", penalty, axis_name),
-        )
-        # Of the two means, not a third mean: XLA would go over all pixels again.
-        return metrics["log_likelihood"] - weight * charge, metrics
-
-    return objective
-
-
-def importance_weighted_objective(
-    *,
-    num_samples: int,
-    terms: Callable[..., ImportanceWeightedTerms] = importance_weighted_terms,
-    **options: Any,
-) -> Objective:
-    """A bound of several samples as an objective of training.
-
-    Args:
-      num_samples: importance samples of each observation.
-      terms: `importance_weighted_terms`, or another function of its arguments
-        (`partially_importance_weighted_terms`).
-      **options: further options of that function: `reduction` makes it MIWAE, CIWAE or
-        a Renyi bound, `estimator` chooses its gradient.
-
-    Returns:
-      An `Objective`. It logs what `elbo_objective` logs, of the same samples.
-
-    Example:
-      >>> from vae_jax import importance_weighted_objective
-      >>> from vae_jax.estimators import doubly_reparameterized
-      >>> objective = importance_weighted_objective(
-      ...     num_samples=50, estimator=doubly_reparameterized
-      ... )
-    """
-
-    def objective(
-        params: Params,
-        batch: Array | Labelled,
-        key: Key,
-        step: Array,
-        *,
-        axis_name: str | None = None,
-    ):
-        x, labels = _parts(batch)
-        found = terms(params, x, key, num_samples=num_samples, labels=labels, **options)
-        return jnp.mean(found.bound), _logged(found)
-
-    return objective
-
-
-def _over_devices(
-    name: str, function: Callable[..., Any], axis_name: str | None
-) -> dict[str, str]:
-    """The keyword that names the axis of devices; none on one device.
-
-    Raises:
-      ValueError: several devices, and a function that does not take it.
-    """
-    if axis_name is None:
-        return {}
-    parameters = inspect.signature(function).parameters.values()
-    label = getattr(function, "__qualname__", function)
-    if not any(p.name == "axis_name" or p.kind is p.VAR_KEYWORD for p in parameters):
-        raise ValueError(
-            f"on several devices the {name} {label} must take the keyword "
-            "axis_name: average what it takes of the batch as a whole over that axis "
-            "(jax.lax.pmean) before anything nonlinear; a mean over examples needs no "
-            "more than to accept it"
-        )
-    return {"axis_name": axis_name}
-
-
-def _parts(batch: Array | Labelled) -> tuple[Array, Array | None]:
-    return batch if isinstance(batch, Labelled) else (batch, None)
-
-
-def _logged(terms: ELBOTerms | ImportanceWeightedTerms) -> Metrics:
-    """Batch means of the terms; the ELBO at beta 1."""
-    log_likelihood = jnp.mean(terms.log_likelihood)
-    kl_divergence = jnp.mean(terms.kl_divergence)
-    return {
-        "elbo": log_likelihood - kl_divergence,
-        "log_likelihood": log_likelihood,
-        "kl_divergence": kl_divergence,
-    }
-
-
 def train_step(
     state: TrainState,
     batch: PyTree,
@@ -343,7 +171,7 @@ def train_step(
       >>> state, metrics = vae_jax.train_step(
       ...     state,
       ...     jnp.zeros((8, 784)),
-      ...     objective=vae_jax.elbo_objective(),
+      ...     objective=vae_jax.ELBO(),
       ...     optimizer=adam,
       ... )
       >>> sorted(metrics)
@@ -354,7 +182,7 @@ def train_step(
     data_key, objective_key = jax.random.split(step_key)
     x = batch if preprocess is None else preprocess(batch, data_key)
 
-    devices = _over_devices("objective", objective, axis_name)
+    devices = over_devices("objective", objective, axis_name)
 
     def loss(params: Params):
         value, metrics = objective(params, x, objective_key, state.step, **devices)
@@ -481,7 +309,7 @@ def train_epoch(
       ... )
       >>> step = functools.partial(
       ...     vae_jax.train_step,
-      ...     objective=vae_jax.elbo_objective(),
+      ...     objective=vae_jax.ELBO(),
       ...     optimizer=adam,
       ... )
       >>> data = jnp.zeros((10, 784))

@@ -11,12 +11,12 @@ is static, and equal reductions compare equal.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae_jax.options import register_options
 from vae_jax.types import Array
 
 Reduction = Callable[[Array], Array]
@@ -48,7 +48,7 @@ def log_mean_exp(values: Array) -> Array:
     return jax.nn.logsumexp(values, axis=0) - log_num_samples
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("num_groups",))
+@register_options(static=("num_groups",))
 @dataclass(frozen=True)
 class Grouped:
     """The mean over groups of samples of each group's `log_mean_exp` (MIWAE).
@@ -88,7 +88,7 @@ class Grouped:
         return jnp.mean(jax.vmap(log_mean_exp)(groups), axis=0)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("weight",), meta_fields=())
+@register_options()
 @dataclass(frozen=True)
 class Combined:
     """A convex combination of the ELBO and the importance-weighted bound (CIWAE).
@@ -120,7 +120,7 @@ class Combined:
         return self.weight * sample_mean(values) + bound
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("alpha",), meta_fields=())
+@register_options()
 @dataclass(frozen=True)
 class Renyi:
     """The variational Renyi bound of order alpha, `[S, B]` to `[B]`, in nats.

@@ -1,0 +1,95 @@
+"""Options as pytrees: real numbers are leaves, everything else compares by value.
+
+Objectives, penalties, schedules and reductions are frozen dataclasses. As an argument
+of a compiled program their real-valued fields may be traced, and `vmap` sweeps them;
+counts, names and functions are static. Two equal ones share a compiled program.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.types import Array
+
+Options = TypeVar("Options")
+
+
+def register_options(
+    *, static: Sequence[str] = ()
+) -> Callable[[type[Options]], type[Options]]:
+    """Decorator that makes a pytree of a frozen dataclass of options.
+
+    A field that holds a function is static, one that holds another pytree of options is
+    a subtree: `beta` may be a number, a function of the step, or a schedule whose peak
+    is swept. (`jax.tree_util.register_dataclass` decides by the field alone.)
+
+    Args:
+      static: fields that are no real numbers: counts and names.
+
+    Returns:
+      The decorator.
+
+    Example:
+      >>> import jax
+      >>> from dataclasses import dataclass
+      >>> from vae_jax.options import register_options
+      >>> @register_options(static=("count",))
+      ... @dataclass(frozen=True)
+      ... class Settings:
+      ...     count: int
+      ...     weight: object
+      >>> jax.tree.leaves(Settings(3, 0.5)), jax.tree.leaves(Settings(3, abs))
+      ([0.5], [])
+    """
+
+    def register(cls: type[Options]) -> type[Options]:
+        names = [field.name for field in dataclasses.fields(cls)]
+
+        def is_static(name: str, value: Any) -> bool:
+            is_leaf = jax.tree_util.all_leaves([value])
+            return name in static or (callable(value) and is_leaf)
+
+        def flatten(options: Options):
+            values = {name: getattr(options, name) for name in names}
+            fixed = tuple(entry for entry in values.items() if is_static(*entry))
+            real = [entry for entry in values.items() if not is_static(*entry)]
+            key = jax.tree_util.GetAttrKey
+            return [(key(name), value) for name, value in real], fixed
+
+        def unflatten(fixed, children) -> Options:
+            # Not by the constructor: JAX also puts shapes and axes in place of numbers.
+            options = object.__new__(cls)
+            real = [name for name in names if name not in dict(fixed)]
+            vars(options).update(fixed, **dict(zip(real, children, strict=True)))
+            return options
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+        return cls
+
+    return register
+
+
+def require_scalar(name: str, value: float | Array) -> None:
+    """Raise if a real-valued option is more than one number.
+
+    It would broadcast against the examples or the units, and a mean hide it.
+
+    Args:
+      name: of the option, for the message.
+      value: what came; may be traced.
+
+    Raises:
+      ValueError: it has an axis.
+
+    Example:
+      >>> from vae_jax.options import require_scalar
+      >>> require_scalar("beta", 4.0)
+    """
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"{name} must be a number or an array of shape (), got shape "
+            f"{jnp.shape(value)}; jax.vmap takes several"
+        )

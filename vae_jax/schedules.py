@@ -1,0 +1,120 @@
+"""Schedules of beta: functions of the training step whose numbers can be swept.
+
+Any optax schedule serves as well, though what it was made of is hidden in it.
+"""
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+
+import jax.numpy as jnp
+
+from vae_jax.options import register_options, require_scalar
+from vae_jax.types import Array
+
+Scheduled = float | Array | Callable[[Array], Array]
+"""A number, a traced scalar, or a function of the step (an optax schedule)."""
+
+
+def at_step(name: str, value: Scheduled, step: Array) -> float | Array:
+    """Value of a scheduled option at a step.
+
+    Args:
+      name: of the option, for the message.
+      value: a number or a schedule.
+      step: number of the training step.
+
+    Returns:
+      A number, or an array of shape ().
+
+    Raises:
+      ValueError: it is not a scalar.
+
+    Example:
+      >>> from vae_jax.schedules import LinearWarmup, at_step
+      >>> print(at_step("beta", LinearWarmup(2.0, num_steps=10), 5))
+      1.0
+    """
+    found = value(step) if callable(value) else value
+    require_scalar(name, found)
+    return found
+
+
+@register_options()
+@dataclass(frozen=True)
+class LinearWarmup:
+    """Linear rise from 0 to a peak (Bowman et al. 2016 raise beta too).
+
+    peak min(1, step / num_steps), as `optax.linear_schedule` has it.
+
+    Attributes:
+      peak: the value that it reaches; a number or a traced scalar.
+      num_steps: steps of the rise, possibly traced too; 0 for none.
+
+    Raises:
+      ValueError: `peak` or `num_steps` is not a scalar.
+
+    Example:
+      >>> from vae_jax import LinearWarmup
+      >>> beta = LinearWarmup(2.0, num_steps=100)
+      >>> print(*(float(beta(step)) for step in (0, 50, 100, 150)))
+      0.0 1.0 2.0 2.0
+    """
+
+    peak: float | Array
+    _: KW_ONLY
+    num_steps: float | Array
+
+    def __post_init__(self):
+        require_scalar("peak", self.peak)
+        require_scalar("num_steps", self.num_steps)
+
+    def __call__(self, step: Array) -> Array:
+        """Value at a step."""
+        # A rise of no steps is over at step 0, without 0 / 0.
+        share = step / jnp.maximum(self.num_steps, 1)
+        return self.peak * jnp.where(step < self.num_steps, share, 1.0)
+
+
+@register_options(static=("period",))
+@dataclass(frozen=True)
+class Cyclic:
+    """Rise from 0 to a peak that starts again in every cycle (Fu et al. 2019).
+
+    Attributes:
+      peak: the highest value; a number or a traced scalar.
+      period: steps of a cycle.
+      rising_share: part of a cycle in which it rises linearly; it stays for the rest.
+
+    Raises:
+      ValueError: `period` below 1, `rising_share` outside (0, 1], or `peak` or
+        `rising_share` not a scalar.
+
+    Example:
+      >>> from vae_jax import Cyclic
+      >>> beta = Cyclic(1.0, period=100)
+      >>> print(*(float(beta(step)) for step in (0, 25, 50, 99, 100)))
+      0.0 0.5 1.0 1.0 0.0
+    """
+
+    peak: float | Array
+    _: KW_ONLY
+    period: int
+    rising_share: float | Array = 0.5
+
+    def __post_init__(self):
+        require_scalar("peak", self.peak)
+        require_scalar("rising_share", self.rising_share)
+        if self.period < 1:
+            raise ValueError(f"period must be at least 1, got {self.period}")
+        is_number = isinstance(self.rising_share, int | float)
+        if is_number and not 0 < self.rising_share <= 1:
+            raise ValueError(f"rising_share must be in (0, 1], got {self.rising_share}")
+
+    def __call__(self, step: Array) -> Array:
+        """Value at a step."""
+        position = (step % self.period) / (self.rising_share * self.period)
+        return self.peak * jnp.minimum(position, 1.0)
+
+
+warmup_schedule = LinearWarmup
+cyclic_schedule = Cyclic

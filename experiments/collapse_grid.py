@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import mnist
-from experiments.command_line import CommandFailed, execute, parse, say
+from experiments.runner import flags
+from experiments.runner.command_line import CommandFailed, execute, parse, say
 from vae_jax import data
 
 
@@ -29,11 +30,11 @@ class Config:
     """Data sets; those that cannot be had are left out."""
     data_dir: str = "data"
     """Where data files are looked for and downloaded to."""
-    steps: int = 900
+    steps: flags.Count = 900
     """Training steps of each network, rounded up to whole epochs."""
-    beta_warmup_epochs: float | None = None
+    beta_warmup_epochs: flags.NonNegative | None = None
     """As for experiments.mnist."""
-    seed: int = 0
+    seed: flags.Natural = 0
     """As for experiments.mnist."""
     run_dir: str = "runs/collapse_grid"
     """Folder of the runs and of the table."""
@@ -101,8 +102,7 @@ def run(config: Config) -> list[dict[str, Any]]:
       ValueError: no data set can be had, or a flag without meaning.
       CommandFailed: a posterior collapsed.
     """
-    if config.steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {config.steps}")
+    flags.check(config)
     sizes = available(config)
     rows = [
         train(config, name, size, network)

@@ -24,10 +24,9 @@ import tyro
 from matplotlib.figure import Figure
 
 import vae_jax
-from experiments import mnist, run_folder, sweep, training_setup
+from experiments import datasets, mnist, sweep
 from experiments.choices import labels_of
-from experiments.command_line import execute, parse
-from experiments.evaluation_report import (
+from experiments.evaluation import (
     elbo_figures,
     evaluation_keys,
     evidence_warnings,
@@ -35,6 +34,8 @@ from experiments.evaluation_report import (
     pareto_k_row,
 )
 from experiments.figures import draw_grid, draw_samples
+from experiments.runner import flags, run_folder
+from experiments.runner.command_line import execute, parse
 from vae_jax import HierarchicalGaussian as Layers
 from vae_jax import data, exact
 from vae_jax.types import Array
@@ -52,40 +53,20 @@ class Config:
     """Where the data lie; by default where the run found them."""
     step: int | None = None
     """The checkpoint; by default the newest."""
-    evaluation_samples: int = 1000
+    evaluation_samples: flags.Count = 1000
     """Importance samples an image for log p(x)."""
-    num_aggregate: int = 2000
+    num_aggregate: flags.Several = 2000
     """Test images that make up the aggregate posterior."""
-    num_gap: int = 100
+    num_gap: flags.Count = 100
     """Test images whose own best q is sought."""
-    gap_steps: int = 500
+    gap_steps: flags.Count = 500
     """Steps of that search."""
-    num_annealed: int = 10
+    num_annealed: flags.Natural = 10
     """Test images, and as many simulated ones, for annealing; 0 leaves it out."""
-    num_temperatures: int = 300
+    num_temperatures: flags.Several = 300
     """Of annealing."""
-    fitted_components: int = 10
+    fitted_components: flags.Natural = 10
     """Gaussians of a prior fitted to the codes of the training set; 0 leaves it out."""
-
-
-def check(config: Config) -> None:
-    """Refuses values that leave nothing to evaluate.
-
-    Raises:
-      ValueError: names the flag, its value and what was expected.
-    """
-    for name, least in (
-        ("evaluation_samples", 1),
-        ("num_aggregate", 2),
-        ("num_gap", 1),
-        ("gap_steps", 1),
-        ("num_annealed", 0),
-        ("num_temperatures", 2),
-        ("fitted_components", 0),
-    ):
-        value = getattr(config, name)
-        if value < least:
-            raise ValueError(f"--{name} must be at least {least}, got {value}")
 
 
 class RunData(NamedTuple):
@@ -116,13 +97,14 @@ def load_data(config: Config) -> tuple[mnist.Config, RunData]:
     found = json.loads(path.read_text())
     trained = _trained(found, config.model)
     original = data.load(trained.dataset, data_dir=config.data_dir or trained.data_dir)
-    if training_setup.data_digest(trained, original) != found["data_sha256"]:
+    digest = datasets.digest(original, trained.dataset, labelled=trained.conditional)
+    if digest != found["data_sha256"]:
         raise ValueError(
             f"the {trained.dataset} data found are not those of the run in "
             f"{config.run_folder}"
         )
-    dataset = training_setup.binarized(trained, original)
-    test = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
+    dataset = datasets.binarized(original, trained.binarization, seed=trained.seed)
+    test = datasets.test_images(dataset)
     train = data.to_unit_interval(jnp.asarray(dataset.train), dataset.num_levels)
     if trained.binarization == "dynamic":
         train = data.binarize(train, evaluation_keys().train_data)
@@ -413,7 +395,7 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
       ValueError: no run there, other data, or a value that no run can have.
     """
-    check(config)
+    flags.check(config)
     trained, run_data = load_data(config)
     x = run_data.test
     params = vae_jax.load_run(config.run_folder, step=config.step, model=config.model)

@@ -158,9 +158,10 @@ def draw_traversals(
         axis_label += ", in standard deviations from its mean over the test set"
     z = np.tile(means[0], (*values.shape, 1))
     z[np.arange(len(units)), :, units] = values
+    given = np.tile(label, len(steps))
     names = [f"z{unit + 1}: {shares[unit]:.0%}" for unit in units]
     return draw(
-        np.asarray(_decode_means(params, z, **labels_of(params, label))),
+        np.asarray(_decode_means(params, z, **labels_of(params, given))),
         "latent traversals",
         "Means of p(x|z) as one unit of z changes and the others stay as one example "
         f"has them. {active} of {len(variances)} units are active; left, each one's "

@@ -16,25 +16,28 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import vae_jax
-from experiments import choices, mnist, run_folder, sweep_report, training_setup
-from experiments.command_line import execute, parse, say
-from experiments.evaluation_report import (
+from experiments import choices, datasets, mnist, sweep_report
+from experiments.defaults import resolve
+from experiments.evaluation import (
     elbo_figures,
     importance_weighted_figures,
     unit_figures,
+    warn_of_collapse,
 )
-from experiments.ignored_flags import refuse_ignored
-from experiments.sweep_chunks import Chunks, compile_chunks, in_chunks
-from experiments.training_loop import Run, Trained, finite_models, train
+from experiments.runner import devices, flags
+from experiments.runner.checkpoints import finite_models
+from experiments.runner.command_line import execute, parse, say
+from experiments.runner.training import open_run
+from experiments.sweep_chunks import compile_chunks, in_chunks
 from vae_jax import data
 from vae_jax.training import TrainState
+from vae_jax.types import Array
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,13 @@ a shorter run."""
     """Weights of the total correlation in --objective=beta_tc."""
     mmd_weight: tuple[float, ...] = (100.0,)
     """Weights of the squared MMD in --objective=mmd."""
-    num_seeds: int = 1
+    num_seeds: flags.Count = 1
     """Seeds of each setting, from --seed on: weights, noise and order of the data."""
-    num_devices: int = 1
+    num_devices: flags.Count = 1
     """Devices to share the models."""
-    evaluation_samples: int = 0
+    evaluation_samples: flags.Natural = 0
     """Importance samples an image for log p(x) at the end; 0 leaves it out."""
-    models_at_once: int | None = None
+    models_at_once: flags.Count | None = None
     """Models in one program; by default all for which there is memory."""
 
 
@@ -121,7 +124,7 @@ def grid(config: Config) -> list[mnist.Config]:
 
 
 def check(config: Config) -> None:
-    """Refuses values that no sweep can have, before anything is written.
+    """Refuse values that no sweep can have, before anything is written.
 
     Args:
       config: the configuration.
@@ -129,15 +132,8 @@ def check(config: Config) -> None:
     Raises:
       ValueError: names the flag, its value and what was expected.
     """
-    for name in ("num_seeds", "num_devices", "models_at_once"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
-    if config.num_devices > jax.local_device_count():
-        raise ValueError(
-            f"--num_devices is {config.num_devices}, but there are "
-            f"{jax.local_device_count()} ({jax.devices()[0].platform})"
-        )
+    flags.check(config)
+    devices.require(config.num_devices, jax.local_device_count())
     for name in ("coordinator_address", "num_processes", "process_id"):
         if getattr(config, name) is not None:
             raise ValueError(
@@ -149,96 +145,11 @@ def check(config: Config) -> None:
             "--binarization=fixed draws another data set for each seed, and the models "
             "of a sweep share theirs: --num_seeds must be 1"
         )
-    singles = grid(config)
-    for single in singles:
-        mnist.check_values(single)
-    refuse_ignored(singles)
+    mnist.check(*grid(config))
 
 
 # Terms that are in the program where one model has them, and say nothing in others.
 RISING = ("beta_warmup_epochs", "free_bits")
-
-
-def sweep_run(
-    config: Config,
-    models: Sequence[mnist.Config],
-    spec: vae_jax.ModelSpec,
-    dataset: data.Dataset,
-    folder: Path,
-) -> tuple[Run, TrainState, Chunks]:
-    """What the loop needs: the compiled functions and the state before step 0.
-
-    Args:
-      config: the configuration of the sweep.
-      models: one for each model, resolved.
-      spec: of all models.
-      dataset: binarized as the configuration says.
-      folder: the sweep's folder.
-
-    Returns:
-      The run, its initial state, and how the models are shared out.
-    """
-    structure = dataclasses.replace(
-        models[0],
-        **{name: max(getattr(model, name) or 0 for model in models) for name in RISING},
-    )
-    orders = [training_setup.data_order(model, len(dataset.train)) for model in models]
-    batch_sizes = jax.eval_shape(orders[0], 0).batch_sizes
-    settings = jax.tree.map(
-        lambda *values: jnp.array(values, jnp.float32),
-        *map(choices.settings, models),
-    )
-
-    def step(state, batch, setting):
-        return training_setup.training_step(
-            state,
-            batch,
-            config=structure,
-            dataset=dataset,
-            steps_per_epoch=len(batch_sizes),
-            settings=setting,
-        )
-
-    def epoch(number: int) -> vae_jax.Epoch:
-        return jax.tree.map(
-            lambda *leaves: jnp.stack(leaves), *(order(number) for order in orders)
-        )
-
-    state = vae_jax.stack_states(
-        [training_setup.initial_state(model, spec, dataset) for model in models]
-    )
-    examples = training_setup.training_data(spec, dataset)
-    history = vae_jax.empty_sweep_history(step, state, epoch(0), examples, settings)
-    devices = jax.local_devices()[: config.num_devices]
-    train_chunks, compiled = in_chunks(
-        vae_jax.jit_sweep(step, devices=devices), examples, settings
-    )
-    chunks, program = compile_chunks(
-        lambda indices: compiled(indices, state, epoch(0), history),
-        config,
-        len(models),
-        state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
-    )
-    test_data = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
-    run = Run(
-        folder=folder,
-        spec=spec,
-        num_epochs=structure.epochs,
-        batch_sizes=batch_sizes,
-        checkpoint_every=structure.checkpoint_every,
-        epoch=epoch,
-        train=partial(train_chunks, program, chunks),
-        empty_history=lambda: jax.tree.map(jnp.copy, history),
-        evaluate=lambda state: in_turn(
-            lambda params: elbo_figures(params, test_data, dataset.test_labels), state
-        ),
-        active_units=lambda state: in_turn(
-            lambda params: unit_figures(params, test_data, dataset.test_labels), state
-        )["active_units"],
-        remedies=choices.collapse_remedies(structure),
-        num_models=len(models),
-    )
-    return run, state, chunks
 
 
 def in_turn(
@@ -264,7 +175,7 @@ def in_turn(
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Trains, evaluates, draws; goes on where the sweep's folder stands.
+    """Train, evaluate and draw; go on from what the sweep's folder holds.
 
     Args:
       config: the configuration.
@@ -280,62 +191,116 @@ def run(config: Config) -> dict[str, Any]:
     started = time.perf_counter()
     config = with_betas(config)
     check(config)
-    first, spec, dataset, original, digest = mnist.prepare(grid(config)[0])
-    models = [mnist.resolve(single, original) for single in grid(config)]
-    config = dataclasses.replace(
-        config,
-        **{
-            name: getattr(first, name)
-            for name in ("dataset", "epochs", "binarization", "checkpoint_every")
-        },
-        # One for all: what it depends on is the same for all.
-        beta_warmup_epochs=config.beta_warmup_epochs or (first.beta_warmup_epochs,),
+    devices.keep_compiled(config.compilation_cache)
+
+    # Data, the same for all models.
+    original = data.load(config.dataset, data_dir=config.data_dir)
+    models = [resolve(single, original) for single in grid(config)]
+    config, first = _resolved(config, models), models[0]
+    num_classes = datasets.num_classes(original, conditional=config.conditional)
+    spec = choices.model_spec(first, original, num_classes=num_classes)
+    warnings = datasets.warnings(original, config.likelihood, config.binarization)
+    say(*original.notes, *warnings)
+    dataset = datasets.binarized(original, config.binarization, seed=first.seed)
+    examples = datasets.examples(dataset, labelled=config.conditional)
+    x, labels = datasets.test_images(dataset), dataset.test_labels
+    orders = [mnist.data_order(model, len(dataset.train)) for model in models]
+    batch_sizes = jax.eval_shape(orders[0], 0).batch_sizes
+
+    def order(epoch: int) -> vae_jax.Epoch:
+        return jax.tree.map(
+            lambda *leaves: jnp.stack(leaves), *(f(epoch) for f in orders)
+        )
+
+    # A step with the terms that any model has; each model has its own numbers.
+    most = {name: max(getattr(model, name) or 0 for model in models) for name in RISING}
+    structure = dataclasses.replace(first, **most)
+    step = partial(mnist.training_step, config=structure, dataset=dataset)
+    settings = jax.tree.map(
+        lambda *values: jnp.array(values, jnp.float32), *map(choices.settings, models)
     )
-    folder = Path(config.run_dir or run_folder.default_folder("sweep", config))
-    with run_folder.locked(folder):
-        say(*run_folder.claim(folder, config, digest))
-        print(mnist.headline(first, dataset, folder), flush=True)
-        training, state, chunks = sweep_run(config, models, spec, dataset, folder)
-        print(f"{len(models)} models, {chunks.reason}", flush=True)
-        trained = train(training, state, started=started)
-        results = _results(config, models, training, trained, dataset)
+    state = vae_jax.stack_states(
+        [mnist.initial_state(model, spec, dataset) for model in models]
+    )
+    empty = vae_jax.empty_sweep_history(step, state, order(0), examples, settings)
+    remedies = choices.collapse_remedies(structure)
+
+    headline = datasets.describe(dataset, config, config.binarization)
+    digest = datasets.digest(original, config.dataset, labelled=config.conditional)
+    count = len(models)
+    with open_run(
+        "sweep", config, digest, spec, batch_sizes, started, num_models=count
+    ) as training:
+        print(f"{headline}; {training.folder}", flush=True)
+        local = jax.local_devices()[: config.num_devices]
+        train_chunks, compiled = in_chunks(
+            vae_jax.jit_sweep(step, devices=local), examples, settings
+        )
+        chunks, program = compile_chunks(
+            lambda indices: compiled(indices, state, order(0), empty),
+            count,
+            at_once=config.models_at_once,
+            num_devices=config.num_devices,
+            state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+        )
+        print(f"{count} models, {chunks.reason}", flush=True)
+        state, history = training.restore(state, empty)
+        for epoch in training.epochs(state):
+            taken = order(epoch)
+            for stop in training.pieces(state):
+                state, history = train_chunks(
+                    program, chunks, state, taken, history, stop
+                )
+                training.check(state, history)
+            test = in_turn(lambda params: elbo_figures(params, x, labels), state)
+            training.log(state, history, test)
+            if training.is_time_to_judge(state):
+                units = in_turn(lambda params: unit_figures(params, x, labels), state)
+                finite = finite_models(state.params, count)
+                warn_of_collapse(units["active_units"], remedies, finite=finite)
+            history = empty
+            training.save(state, history)
+        results = _results(config, models, state, training.rows, x, labels)
         results["models_at_once"] = chunks.indices.shape[1]
-        results["seconds"] = time.perf_counter() - started
-        run_folder.write_json(folder / "results.json", results)
-        sweep_report.draw_all(folder / "figures", results, trained.rows)
-        print(sweep_report.table(results, folder, remedies=training.remedies))
+        results = training.write_results(state, results)
+        sweep_report.draw_all(training.folder / "figures", results, training.rows)
+        print(sweep_report.table(results, training.folder, remedies=remedies))
         return results
+
+
+def _resolved(config: Config, models: Sequence[mnist.Config]) -> Config:
+    """The configuration with what the defaults come to, which is one for all models."""
+    names = ("dataset", "epochs", "binarization", "checkpoint_every")
+    warmup = config.beta_warmup_epochs or (models[0].beta_warmup_epochs,)
+    common = {name: getattr(models[0], name) for name in names}
+    return dataclasses.replace(config, beta_warmup_epochs=warmup, **common)
 
 
 def _results(
     config: Config,
     models: Sequence[mnist.Config],
-    training: Run,
-    trained: Trained,
-    dataset: data.Dataset,
+    state: TrainState,
+    metrics: Sequence[dict],
+    x: Array,
+    labels: Array | None,
 ) -> dict[str, Any]:
     """Figures of every model, and of every setting over its seeds."""
-    x = data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
 
     def figures(params: vae_jax.Params) -> dict[str, Any]:
-        found = elbo_figures(params, x, dataset.test_labels)
-        found |= importance_weighted_figures(
-            params, x, dataset.test_labels, num_samples=config.evaluation_samples
+        found = elbo_figures(params, x, labels)
+        evidence = importance_weighted_figures(
+            params, x, labels, num_samples=config.evaluation_samples
         )
-        units = unit_figures(params, x, dataset.test_labels)
         return {
             "test_elbo": found["elbo"],
             "rate": found["kl_divergence"],
             "distortion": -found["log_likelihood"],
-            "active_units": units["active_units"],
-            "log_evidence": found["importance_weighted_log_likelihood"],
+            "active_units": unit_figures(params, x, labels)["active_units"],
+            "log_evidence": evidence["importance_weighted_log_likelihood"],
         }
 
-    speeds = [
-        row["images_per_second"] for row in trained.rows if row["split"] == "train"
-    ]
-    found = in_turn(figures, trained.state)
-    finite = finite_models(training, trained.state)
+    found = in_turn(figures, state)
+    finite = finite_models(state.params, len(models))
     rows = [
         {name: getattr(model, name) for name in (*swept(config), "seed")}
         | {"finite": bool(finite[index] and math.isfinite(found["test_elbo"][index]))}
@@ -344,18 +309,12 @@ def _results(
     ]
     return {
         "dataset": config.dataset,
-        "binarization": models[0].binarization,
+        "binarization": config.binarization,
         "swept": swept(config),
         "models": rows,
-        "not_finite": sweep_report.not_finite(rows, trained.rows),
+        "not_finite": sweep_report.not_finite(rows, metrics),
         "collapsed": sweep_report.collapsed(rows),
         "settings": sweep_report.over_seeds(rows, swept(config)),
-        "images_per_second": trained.images_per_second or speeds[-1],
-        "seconds_to_first_step": trained.seconds_to_first_step,
-        "epochs": models[0].epochs,
-        "step": int(trained.state.step),
-        "jax_version": jax.__version__,
-        "device": f"{config.num_devices} x {jax.devices()[0].device_kind}",
     }
 
 

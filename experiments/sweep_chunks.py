@@ -48,37 +48,39 @@ Program = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 def compile_chunks(
     compiled: Callable[[np.ndarray], Any],
-    config: Any,
     num_models: int,
     *,
+    at_once: int | None,
+    num_devices: int,
     state_bytes: int,
 ) -> tuple[Chunks, Any]:
-    """Compiles the program of as many models at once as there is memory for.
+    """Compile the program of as many models at once as there is memory for.
 
     Args:
       compiled: `f(indices)`, the compiled program of these models.
-      config: with `models_at_once` and `num_devices`.
       num_models: M.
+      at_once: `--models_at_once`; None for as many as there is memory for.
+      num_devices: devices to share the models.
       state_bytes: of the state of all models, which several turns hold beside the
         program.
 
     Returns:
       How the models are shared out, and the program.
     """
-    free, at_once = free_bytes(), config.models_at_once or num_models
-    asked = config.models_at_once is not None
+    free, asked = free_bytes(), at_once is not None
     reason = "all of them"
     if asked:
-        reason = f"--models_at_once {at_once} on {config.num_devices} devices"
+        reason = f"--models_at_once {at_once} on {num_devices} devices"
+    at_once = at_once or num_models
     while True:
         chunks = Chunks.of(
-            num_models, at_once=at_once, num_devices=config.num_devices, reason=reason
+            num_models, at_once=at_once, num_devices=num_devices, reason=reason
         )
         program = compiled(chunks.indices[0])
         turns, size = chunks.indices.shape
         needed = program_bytes(program) + (state_bytes if turns > 1 else 0)
         fits = needed <= MEMORY_SHARE * free
-        if asked or fits or size == config.num_devices:
+        if asked or fits or size == num_devices:
             told = f"{size} at once: {reason}"
             return chunks._replace(
                 reason=f"{told}; they take {needed / 1e9:.2f} of {free / 1e9:.1f} GB "
@@ -139,7 +141,7 @@ def in_chunks(
             vae_jax.select(settings, indices),
         )
 
-    @partial(jax.jit, donate_argnums=(0, 1))
+    @partial(jax.jit, donate_argnums=0)
     def put_back(state, history, indices, new_state, new_history):
         # The step is everyone's, and the next turn begins where this one did.
         state = jax.tree.map(

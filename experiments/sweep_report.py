@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from experiments.evaluation_report import collapse_warning
+from experiments.evaluation import collapse_warning
 
 MEASURES = ("test_elbo", "rate", "distortion", "active_units", "log_evidence")
 ROWS_SHOWN = 20

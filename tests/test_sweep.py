@@ -22,9 +22,9 @@ from experiments import (
     sweep,
     sweep_chunks,
     sweep_report,
-    training_loop,
 )
-from experiments.command_line import CommandFailed, Interrupted
+from experiments.runner import training
+from experiments.runner.command_line import CommandFailed, Interrupted
 from vae_jax import checkpoint
 
 SPEC = dict(SPECS)["mlp-bernoulli"]
@@ -342,12 +342,12 @@ def test_as_many_models_at_once_as_there_is_memory_for():
         compiled.append(len(indices))
         return Program(len(indices))
 
-    def chosen(free, num_models=12, state_bytes=0, **changes):
-        config = dataclasses.replace(TINY, **changes)
+    def chosen(free, num_models=12, **changes):
+        options = {"at_once": None, "num_devices": 1, "state_bytes": 0} | changes
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sweep_chunks, "free_bytes", lambda: free)
             chunks, _ = sweep_chunks.compile_chunks(
-                compile_these, config, num_models, state_bytes=state_bytes
+                compile_these, num_models, **options
             )
         return chunks
 
@@ -361,28 +361,27 @@ def test_as_many_models_at_once_as_there_is_memory_for():
     # Two turns would do, if the state of all were not held beside them.
     assert chosen(2249, state_bytes=1000).indices.shape == (4, 3)
     assert chosen(2250, state_bytes=1000).indices.shape == (1, 12)
-    asked = chosen(0, num_models=7, models_at_once=3)
+    asked = chosen(0, num_models=7, at_once=3)
     assert asked.indices.tolist() == [[0, 1, 2], [3, 4, 5], [6, 6, 6]]
     assert sweep_chunks.free_bytes() > 2**20
 
 
 def test_an_interrupted_sweep_goes_on_exactly(tmp_path, no_pictures, monkeypatch):
     whole = run_tiny(tmp_path / "whole")
-    show, calls = training_loop._show, []
+    show = training.Run._show
 
-    def interrupt(bar, piece):
-        show(bar, piece)
-        calls.append(piece)
-        if len(calls) == 2:
+    def interrupt(run, step, *figures):
+        show(run, step, *figures)
+        if step == 2:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(training_loop, "_show", interrupt)
+    monkeypatch.setattr(training.Run, "_show", interrupt)
     # A step a piece, so that the signal comes in the middle of an epoch.
-    monkeypatch.setattr(training_loop, "SECONDS_PER_PIECE", 0.0)
+    monkeypatch.setattr(training, "SECONDS_PER_PIECE", 0.0)
     with pytest.raises(Interrupted):
         run_tiny(tmp_path / "parts")
     assert checkpoint.steps(tmp_path / "parts" / "checkpoints") == [2]
-    monkeypatch.setattr(training_loop, "_show", show)
+    monkeypatch.setattr(training.Run, "_show", show)
     parts = run_tiny(tmp_path / "parts")
     assert measures_of(parts) == measures_of(whole)
 

@@ -19,19 +19,16 @@ leave-one-out -109.8 and the plain score function -175.6. The last line has the 
 the encoder gradient's variances, score function over reparameterization: 5432.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import run_folder
-from experiments.command_line import execute, parse
 from experiments.gradient_variance import (
     exact,
     logistic_regression,
@@ -39,6 +36,8 @@ from experiments.gradient_variance import (
     signal_to_noise,
     vae,
 )
+from experiments.runner import flags, run_folder
+from experiments.runner.command_line import execute, parse
 from vae_jax import data, run_keys
 from vae_jax.estimators import exact_variance
 
@@ -52,83 +51,46 @@ class Config:
     part: Literal["all", "exact", "snr", "logistic", "vae"] = "all"
     """exact: known integrands; snr: importance-weighted bounds; logistic: Bayesian \
 logistic regression; vae: the encoder of a VAE."""
-    mu: float = 1.0
+    mu: flags.Finite = 1.0
     """Mean of the Gaussian of part exact."""
-    sigma: float = 1.5
+    sigma: flags.Positive = 1.5
     """Its standard deviation."""
-    k: float | None = None
+    k: flags.Finite | None = None
     """Constant of the integrands (x - k)^2, exp(-k x^2), cos(k x); by default -3, 0.7 \
 and 1.3."""
-    logit: float = 0.4
+    logit: flags.Finite = 0.4
     """Log-odds of the bit of part exact."""
-    num_samples: int = 1
+    num_samples: flags.Count = 1
     """Samples of an estimate in part exact."""
-    num_draws: int = 1_000_000
+    num_draws: flags.Several = 1_000_000
     """Gradients drawn for each estimator of part exact."""
-    snr_draws: int = 1000
+    snr_draws: flags.Several = 1000
     """Gradients drawn for each number of importance samples of part snr."""
-    logistic_steps: int = 5000
+    logistic_steps: flags.Count = 5000
     """Training steps of part logistic."""
     dataset: str = "auto"
     """Of part vae: auto (MNIST, or digits where it cannot be had), or any that \
 experiments.mnist takes."""
     data_dir: str = "data"
     """Where data files are looked for and downloaded to."""
-    epochs: int | None = None
+    epochs: flags.Count | None = None
     """Training epochs of part vae; by default about 2000 steps, and 5 at least."""
-    latent_dim: int = 20
+    latent_dim: flags.Count = 20
     """Gaussian latents of part vae."""
-    num_bits: int = 8
+    num_bits: Annotated[flags.Count, flags.at_most(12)] = 8
     """Discrete latents of part vae; all their values are enumerated, so at most 12."""
-    hidden_dim: int = 200
+    hidden_dim: flags.Count = 200
     """Width of encoder and decoder of part vae."""
-    batch_size: int = 8
+    batch_size: flags.Count = 8
     """Images whose gradient part vae draws."""
-    sample_counts: tuple[int, ...] = (1, 4, 16, 64)
+    sample_counts: flags.Counts = (1, 4, 16, 64)
     """Samples of an estimate in part vae."""
-    vae_draws: int = 200
+    vae_draws: flags.Several = 200
     """Gradients drawn for each row of part vae."""
-    seed: int = 0
+    seed: flags.Natural = 0
     """Of all noise."""
     run_dir: str = "runs/gradient_variance"
     """Where results.json and figures/ go."""
-
-
-def check(config: Config) -> None:
-    """Refuses values that no run can have.
-
-    Raises:
-      ValueError: names the flag, its value and what was expected.
-    """
-    at_least = {
-        "num_samples": 1,
-        "num_draws": 2,
-        "snr_draws": 2,
-        "logistic_steps": 1,
-        "epochs": 1,
-        "latent_dim": 1,
-        "num_bits": 1,
-        "hidden_dim": 1,
-        "batch_size": 1,
-        "vae_draws": 2,
-        "seed": 0,
-    }
-    for name, least in at_least.items():
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name} must be at least {least}, got {value}")
-    if not (math.isfinite(config.sigma) and config.sigma > 0):
-        raise ValueError(f"--sigma must be positive and finite, got {config.sigma}")
-    for name in ("mu", "k", "logit"):
-        value = getattr(config, name)
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"--{name} must be finite, got {value}")
-    if config.num_bits > 12:
-        raise ValueError(f"--num_bits must be at most 12, got {config.num_bits}")
-    if not config.sample_counts or min(config.sample_counts) < 1:
-        raise ValueError(
-            f"--sample_counts must be positive numbers, got {config.sample_counts}"
-        )
 
 
 def run_exact(config: Config, folder: Path, progress) -> tuple[list[dict], list[str]]:
@@ -388,7 +350,7 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
       ValueError: a value that no run can have; no data.
     """
-    check(config)
+    flags.check(config)
     parts = {
         "exact": run_exact,
         "snr": run_snr,

@@ -19,7 +19,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import vae_jax
-from experiments.evaluation_report import evaluation_keys
+from experiments.evaluation import evaluation_keys
 from vae_jax import data, estimators
 from vae_jax.types import Array, Estimator, Key
 

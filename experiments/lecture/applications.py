@@ -11,6 +11,7 @@ best linear map from damaged to clean. Two minutes on two cores.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ import vae_jax
 from experiments.lecture.images import Images, draw_rows, load
 from experiments.lecture.report import Check, Report, command, run_topic
 from experiments.lecture.training import epochs_for, fit
+from experiments.runner import flags
 from vae_jax import MLP, DiagonalGaussian, ModelSpec, Params, PointMass
 from vae_jax.types import Array, Key
 
@@ -35,20 +37,20 @@ METHODS = ("damaged", "PCA", "linear map", "autoencoder", "VAE")
 class Config:
     """Repair damaged images with a VAE, an autoencoder, and simpler ways."""
 
-    num_steps: int = 3000
+    num_steps: flags.Count = 3000
     """Training steps, in whole epochs."""
     hidden_dims: tuple[int, ...] = (256,)
     """Widths of the encoders, the decoders' in reverse."""
-    latent_dim: int = 32
+    latent_dim: flags.Count = 32
     """Latents of the models, and components of the projection."""
-    num_test: int = 1000
+    num_test: Annotated[int, flags.at_least(10)] = 1000
     """Test images that are repaired."""
     dataset: str = "auto"
     """auto (MNIST, or digits where it cannot be had), or any that experiments.mnist \
 takes, grey images with labels."""
     data_dir: str = "data"
     """Where data files are looked for and downloaded to."""
-    seed: int = 0
+    seed: flags.Natural = 0
     """Of weights, noise and order of the data."""
     run_dir: str = "runs/lecture/applications"
     """Where results.json and figures/ go."""
@@ -237,8 +239,7 @@ def run(config: Config) -> Report:
     Returns:
       The checks, figures and notes.
     """
-    least = {"num_steps": 1, "latent_dim": 1, "num_test": 10}
-    return run_topic(compute, config, at_least=least)
+    return run_topic(compute, config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

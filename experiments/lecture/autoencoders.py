@@ -11,6 +11,7 @@ digits.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ import vae_jax
 from experiments.lecture.images import Images, draw_rows, load
 from experiments.lecture.report import Check, Report, command, run_topic
 from experiments.lecture.training import epochs_for, fit, minimize
+from experiments.runner import flags
 from vae_jax import (
     MLP,
     DiagonalGaussian,
@@ -46,24 +48,24 @@ NEIGHBOURS = 10
 class Config:
     """Autoencoders beside PCA and a VAE; figures go to the run folder."""
 
-    linear_dim: int = 4
+    linear_dim: flags.Count = 4
     """Latents of the linear autoencoders."""
-    linear_steps: int = 700
+    linear_steps: flags.Count = 700
     """Steps of L-BFGS for each linear autoencoder."""
-    latent_dim: int = 16
+    latent_dim: flags.Count = 16
     """Latents of the deep models that generate; those that are drawn have two."""
-    num_steps: int = 2500
+    num_steps: Annotated[int, flags.at_least(20)] = 2500
     """Training steps of the deep models, in whole epochs."""
     hidden_dims: tuple[int, ...] = (200,)
     """Widths of the deep encoders, the decoders' in reverse."""
-    num_pairs: int = 100
+    num_pairs: Annotated[int, flags.at_least(18)] = 100
     """Pairs of test images to interpolate between, and random codes to decode."""
     dataset: str = "auto"
     """auto (MNIST, or digits where it cannot be had), or any that experiments.mnist \
 takes, with labels."""
     data_dir: str = "data"
     """Where data files are looked for and downloaded to."""
-    seed: int = 0
+    seed: flags.Natural = 0
     """Of weights, noise and order of the data."""
     run_dir: str = "runs/lecture/autoencoders"
     """Where results.json and figures/ go."""
@@ -425,14 +427,7 @@ def run(config: Config) -> Report:
     Returns:
       The checks, figures and notes.
     """
-    least = {
-        "linear_dim": 1,
-        "latent_dim": 1,
-        "linear_steps": 1,
-        "num_steps": 20,
-        "num_pairs": 18,
-    }
-    return run_topic(compute, config, at_least=least)
+    return run_topic(compute, config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,10 +21,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 import vae_jax
-from experiments.evaluation_report import evaluation_keys
+from experiments.evaluation import evaluation_keys
 from experiments.lecture.images import Images, binary_test, load
 from experiments.lecture.report import Check, Report, command, run_topic
 from experiments.lecture.training import epochs_for, fit
+from experiments.runner import flags
 from vae_jax import MLP, Gaussian, Linear, ModelSpec, Params, data, exact
 from vae_jax.distributions import bernoulli
 from vae_jax.estimators import sigma_points
@@ -55,23 +56,23 @@ class Setting(NamedTuple):
 class Config:
     """Posterior collapse in linear and deep models."""
 
-    linear_steps: int = 3000
+    linear_steps: flags.Count = 3000
     """Training steps of the linear models."""
-    num_steps: int = 2500
+    num_steps: flags.Count = 2500
     """Training steps of the deep models, in whole epochs."""
-    beta: float | None = None
+    beta: flags.Positive | None = None
     """Weight of the KL at which units collapse; by default 2 for images of less than \
 100 pixels, else 8."""
-    hidden_dim: int = 200
+    hidden_dim: flags.Count = 200
     """Width of the deep models' encoder and decoder."""
-    latent_dim: int = 20
+    latent_dim: flags.Count = 20
     """Latents of the deep models."""
     dataset: str = "auto"
     """Of the deep models: auto (MNIST, or digits where it cannot be had), or any that \
 experiments.mnist takes, with labels."""
     data_dir: str = "data"
     """Where data files are looked for and downloaded to."""
-    seed: int = 0
+    seed: flags.Natural = 0
     """Of weights, noise and order of the data."""
     run_dir: str = "runs/lecture/collapse"
     """Where results.json and figures/ go."""
@@ -326,10 +327,7 @@ def run(config: Config) -> Report:
     Returns:
       The checks, figures and notes.
     """
-    if config.beta is not None and not (math.isfinite(config.beta) and config.beta > 0):
-        raise ValueError(f"--beta must be positive and finite, got {config.beta}")
-    names = ("linear_steps", "num_steps", "hidden_dim", "latent_dim")
-    return run_topic(compute, config, at_least=dict.fromkeys(names, 1))
+    return run_topic(compute, config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ data.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 import vae_jax
 from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.runner import flags
 from vae_jax import Gaussian, Linear, ModelSpec, Params, exact
 from vae_jax.distributions import gaussian, multivariate_gaussian
 from vae_jax.estimators import sigma_points
@@ -36,13 +37,13 @@ DATA_DIM, LATENT_DIM, NUM_EXAMPLES, NOISE_VAR = 6, 2, 200, 0.3
 class Config:
     """The evidence, its bound and their difference on exact models."""
 
-    num_steps: int = 1000
+    num_steps: flags.Count = 1000
     """Training steps with the encoder alone; then five times as many with both."""
-    num_draws: int = 100_000
+    num_draws: flags.Several = 100_000
     """Draws of the posterior predictive distribution."""
-    grid_points: int = 40_000
+    grid_points: Annotated[int, flags.at_least(64)] = 40_000
     """Points of each grid, and importance samples beside it."""
-    seed: int = 0
+    seed: flags.Natural = 0
     """Of data, weights and noise."""
     run_dir: str = "runs/lecture/evidence"
     """Where results.json and figures/ go."""
@@ -429,8 +430,7 @@ def run(config: Config) -> Report:
     Returns:
       The checks, figures and notes.
     """
-    least = {"num_steps": 1, "num_draws": 2, "grid_points": 64}
-    return run_topic(compute, config, at_least=least)
+    return run_topic(compute, config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

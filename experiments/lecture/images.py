@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.evaluation_report import evaluation_keys
+from experiments.evaluation import evaluation_keys
 from vae_jax import data
 from vae_jax.evaluation import example_keys
 from vae_jax.types import Array

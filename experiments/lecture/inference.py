@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ import vae_jax
 from experiments.lecture.evidence import gap_to_posterior
 from experiments.lecture.report import Check, Report, command, run_topic
 from experiments.lecture.training import fit
+from experiments.runner import flags
 from vae_jax import MLP, Gaussian, Linear, ModelSpec, Params, exact, mcmc
 from vae_jax.estimators import sigma_points
 from vae_jax.types import Array, Key
@@ -43,15 +44,15 @@ COLORS = {
 class Config:
     """Samplers and variational inference on one posterior."""
 
-    num_samples: int = 4000
+    num_samples: Annotated[int, flags.at_least(50)] = 4000
     """States of every chain."""
-    num_chains: int = 100
+    num_chains: flags.Several = 100
     """Chains whose errors are averaged."""
-    scale: float = 0.35
+    scale: flags.Positive = 0.35
     """Of a step of Metropolis-Hastings."""
-    encoder_steps: int = 2000
+    encoder_steps: flags.Count = 2000
     """Training steps of the encoder."""
-    seed: int = 0
+    seed: flags.Natural = 0
     """Of the model, the data and all noise."""
     run_dir: str = "runs/lecture/inference"
     """Where results.json and figures/ go."""
@@ -362,10 +363,7 @@ def run(config: Config) -> Report:
     Returns:
       The checks, figures and notes.
     """
-    if not (math.isfinite(config.scale) and config.scale > 0):
-        raise ValueError(f"--scale must be positive and finite, got {config.scale}")
-    least = {"num_samples": 50, "num_chains": 2, "encoder_steps": 1}
-    return run_topic(compute, config, at_least=least)
+    return run_topic(compute, config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,6 +21,7 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.runner import flags
 from vae_jax.distributions import discrete, gaussian, multivariate_gaussian
 from vae_jax.types import Array, Key
 
@@ -35,11 +36,11 @@ GRID = np.linspace(-12, 12, 4801)
 class Config:
     """Information, entropy and divergence; figures go to the run folder."""
 
-    num_draws: int = 1_000_000
+    num_draws: flags.Several = 1_000_000
     """Draws of every Monte Carlo estimate."""
-    fit_steps: int = 2000
+    fit_steps: flags.Count = 2000
     """Steps of Adam for each Gaussian that is fitted."""
-    seed: int = 0
+    seed: flags.Natural = 0
     """Of all noise."""
     run_dir: str = "runs/lecture/information"
     """Where results.json and figures/ go."""
@@ -363,7 +364,7 @@ def run(config: Config) -> Report:
     Returns:
       The checks, figures and notes.
     """
-    return run_topic(compute, config, at_least={"num_draws": 2, "fit_steps": 1})
+    return run_topic(compute, config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

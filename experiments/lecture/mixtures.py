@@ -11,6 +11,7 @@ digits.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 
 from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.runner import flags
 from vae_jax import data
 from vae_jax.distributions import discrete, gaussian, multivariate_gaussian
 from vae_jax.types import Array, Key
@@ -32,18 +34,18 @@ DEVIATIONS = np.geomspace(3.0, 0.03, 25)
 class Config:
     """k-means beside Gaussian mixtures, and a Gaussian from four images."""
 
-    num_points: int = 600
+    num_points: Annotated[int, flags.at_least(10)] = 600
     """Points in the plane."""
-    em_steps: int = 300
+    em_steps: flags.Count = 300
     """Steps of EM for each standard deviation."""
-    num_draws: int = 20_000
+    num_draws: Annotated[int, flags.at_least(5)] = 20_000
     """Images drawn of the Gaussian that is fitted to four."""
     dataset: str = "auto"
     """Of the four images: auto (MNIST, or digits where it cannot be had), or any that \
 experiments.mnist takes."""
     data_dir: str = "data"
     """Where data files are looked for and downloaded to."""
-    seed: int = 0
+    seed: flags.Natural = 0
     """Of all noise."""
     run_dir: str = "runs/lecture/mixtures"
     """Where results.json and figures/ go."""
@@ -304,8 +306,7 @@ def run(config: Config) -> Report:
     Returns:
       The checks, figures and notes.
     """
-    least = {"num_points": 10, "em_steps": 1, "num_draws": 5}
-    return run_topic(compute, config, at_least=least)
+    return run_topic(compute, config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

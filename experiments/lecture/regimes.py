@@ -20,10 +20,11 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 
 import vae_jax
-from experiments.evaluation_report import evaluation_keys
+from experiments.evaluation import evaluation_keys
 from experiments.lecture.images import Images, binary_test, draw_rows, load
 from experiments.lecture.report import Check, Report, command, run_topic
 from experiments.lecture.training import epochs_for, fit
+from experiments.runner import flags
 from vae_jax import MLP, Gaussian, ModelSpec, Params, PerPixelGaussian
 from vae_jax.types import Array, Key
 
@@ -36,16 +37,16 @@ DRAWN = 1000
 class Config:
     """No KL, only KL, and both; figures go to the run folder."""
 
-    num_steps: int = 3000
+    num_steps: flags.Several = 3000
     """Training steps of every model, in whole epochs."""
-    hidden_dim: int = 200
+    hidden_dim: flags.Count = 200
     """Width of encoder and decoder."""
     dataset: str = "auto"
     """auto (MNIST, or digits where it cannot be had), or any that experiments.mnist \
 takes, with labels."""
     data_dir: str = "data"
     """Where data files are looked for and downloaded to."""
-    seed: int = 0
+    seed: flags.Natural = 0
     """Of weights, noise and order of the data."""
     run_dir: str = "runs/lecture/regimes"
     """Where results.json and figures/ go."""
@@ -392,7 +393,7 @@ def run(config: Config) -> Report:
     Returns:
       The checks, figures and notes.
     """
-    return run_topic(compute, config, at_least={"num_steps": 2, "hidden_dim": 1})
+    return run_topic(compute, config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 import vae_jax
 from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.runner import flags
 from vae_jax import estimators, exact
 from vae_jax.distributions import gaussian, multivariate_gaussian
 from vae_jax.estimators import exact_variance
@@ -43,9 +44,9 @@ DEVIATIONS = np.geomspace(0.1, 1.5, 29)
 class Config:
     """The three reparameterizations, and the variances of estimates."""
 
-    num_draws: int = 200_000
+    num_draws: flags.Several = 200_000
     """Draws of every Monte Carlo estimate."""
-    seed: int = 0
+    seed: flags.Natural = 0
     """Of all noise."""
     run_dir: str = "runs/lecture/reparameterization"
     """Where results.json and figures/ go."""
@@ -318,7 +319,7 @@ def run(config: Config) -> Report:
     Returns:
       The checks, figures and notes.
     """
-    return run_topic(compute, config, at_least={"num_draws": 2})
+    return run_topic(compute, config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

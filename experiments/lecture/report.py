@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 from matplotlib.figure import Figure
 
-from experiments import run_folder
-from experiments.command_line import CommandFailed, execute, parse
+from experiments.runner import flags, run_folder
+from experiments.runner.command_line import CommandFailed, execute, parse
 
 DPI = 100
 
@@ -125,27 +125,20 @@ def finish(report: Report, config: Any, *, seconds: float) -> None:
     print(f"{len(report.checks)} checks: {verdict}; figures in {folder}/figures")
 
 
-def run_topic(
-    compute: Callable[[Any], Report], config: Any, *, at_least: dict[str, int]
-) -> Report:
-    """Checks the configuration, computes a topic and reports it.
+def run_topic(compute: Callable[[Any], Report], config: Any) -> Report:
+    """Check the configuration, compute a topic and report it.
 
     Args:
       compute: the topic.
       config: its configuration.
-      at_least: least values of its fields.
 
     Returns:
       The report.
 
     Raises:
-      ValueError: a field is below its least value; no data.
+      ValueError: a value that its flag cannot have; no data.
     """
-    for name, least in {"seed": 0, **at_least}.items():
-        if getattr(config, name) < least:
-            raise ValueError(
-                f"--{name} must be at least {least}, got {getattr(config, name)}"
-            )
+    flags.check(config)
     start = time.perf_counter()
     report = compute(config)
     report = report._replace(checks=[_with_floats(check) for check in report.checks])

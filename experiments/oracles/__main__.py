@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments import run_folder
-from experiments.command_line import execute, parse
 from experiments.oracles import families, linear, pictures, plane
 from experiments.oracles.rows import Row, table
+from experiments.runner import flags, run_folder
+from experiments.runner.command_line import execute, parse, say
 from vae_jax import data
 
 PARTS = {"linear": linear.run, "plane": plane.run, "families": families.run}
@@ -45,46 +45,25 @@ class Config:
     """As for experiments.mnist."""
     data_dir: str = "data"
     """Where data files are looked for and downloaded to."""
-    epochs: int = 20
+    epochs: flags.Count = 20
     """Passes over the training data, of the models of parts plane and families."""
-    linear_steps: int = 12_000
+    linear_steps: flags.Count = 12_000
     """Gradient steps of part linear; the sweep over beta takes half of them."""
-    num_images: int = 20
+    num_images: flags.Several = 20
     """Test images of parts plane and families."""
-    num_temperatures: int = 2000
+    num_temperatures: flags.Several = 2000
     """Of annealing."""
-    num_chains: int = 16
+    num_chains: flags.Count = 16
     """Of annealing, for each image."""
-    num_samples: int = 10_000
+    num_samples: flags.Several = 10_000
     """Importance samples an image."""
-    gap_steps: int = 2000
+    gap_steps: flags.Count = 2000
     """Steps of the search for the best q."""
-    seed: int = 0
+    seed: flags.Natural = 0
     """Of weights, noise and order of the data."""
     run_dir: str | None = None
     """The run's folder; by default runs/oracles/<data set>-epochs<n>-seed<n>, whose \
 results.json keeps the parts that other commands measured."""
-
-
-def check(config: Config) -> None:
-    """Refuses values that no run can have.
-
-    Raises:
-      ValueError: names the flag, its value and what was expected.
-    """
-    for name, least in (
-        ("epochs", 1),
-        ("linear_steps", 1),
-        ("num_images", 2),
-        ("num_temperatures", 2),
-        ("num_chains", 1),
-        ("num_samples", 2),
-        ("gap_steps", 1),
-        ("seed", 0),
-    ):
-        value = getattr(config, name)
-        if value < least:
-            raise ValueError(f"--{name} must be at least {least}, got {value}")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -99,10 +78,9 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
       ValueError: bad input.
     """
-    check(config)
+    flags.check(config)
     dataset = data.load(config.dataset, data_dir=config.data_dir)
-    for note in dataset.notes:
-        print(f"NOTE: {note}", flush=True)
+    say(*dataset.notes)
     name = f"{Path(dataset.name).stem}-epochs{config.epochs}-seed{config.seed}"
     folder = Path(config.run_dir or f"runs/oracles/{name}")
     with run_folder.locked(folder):

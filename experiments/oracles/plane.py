@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
-from experiments import mnist, training_setup
+from experiments import datasets, mnist
+from experiments.defaults import resolve
 from experiments.oracles.rows import Row, mean_row
 from vae_jax import data, exact, mcmc
 from vae_jax.posteriors import FullGaussianPosterior
@@ -133,6 +134,6 @@ def trained_model(config: Any, dataset: data.Dataset, folder: Path, **changes: A
         **changes,
     )
     mnist.run(run)
-    seen = training_setup.binarized(mnist.resolve(run, dataset), dataset)
-    x = data.to_unit_interval(jnp.asarray(seen.test), seen.num_levels)
-    return vae_jax.load_run(folder), x
+    method = resolve(run, dataset).binarization
+    seen = datasets.binarized(dataset, method, seed=run.seed)
+    return vae_jax.load_run(folder), datasets.test_images(seen)

@@ -47,7 +47,8 @@ import numpy as np
 from tqdm import tqdm
 
 import vae_jax
-from experiments.command_line import execute, parse
+from experiments.runner import flags
+from experiments.runner.command_line import execute, parse
 from experiments.throughput import (
     anatomy,
     curves,
@@ -88,7 +89,7 @@ class Kind(NamedTuple):
     module: ModuleType | None
     steps: int
     batch_size: int
-    num_samples: int | None = 1
+    num_samples: flags.Count | None = 1
     is_deep: bool = False
     peers: bool = False
     unit: str = "images"
@@ -135,16 +136,16 @@ class Config:
 two layers of 200 with the bound of 1 and 50 samples; c: log evidence by the network \
 of b; anatomy: the parts of a; curves: the cost of a step by images, width, samples \
 and models; gradients: draws of a score-function gradient."""
-    repeats: int = 7
+    repeats: flags.Count = 7
     """Rounds; in each, every contestant runs once."""
-    steps: int | None = None
+    steps: flags.Count | None = None
     """Steps of a contestant in a round, an epoch at most; by default 200 (a, b1), 50 \
 (b50) or 1 (c)."""
-    batch_size: int | None = None
+    batch_size: flags.Count | None = None
     """Images of a step; by default 128 (a), 20 (b1, b50) or 100 (c)."""
     num_samples: int = 5000
     """Importance samples of an image in c."""
-    num_examples: int = 60_000
+    num_examples: flags.Count = 60_000
     """Images in the data set."""
     dataset: Literal["synthetic", "mnist"] = "synthetic"
     """Random pixels of MNIST's shape, or MNIST itself."""
@@ -191,9 +192,7 @@ def check(config: Config) -> None:
     Raises:
       ValueError: naming the field.
     """
-    for name in ("repeats", "steps", "batch_size", "num_samples", "num_examples"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+    flags.check(config)
     multiple = evidence.CHUNK_SIZE
     if config.workload == "c" and config.num_samples % multiple:
         raise ValueError(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 import vae_jax
-from experiments.evaluation_report import latents_at_once
+from experiments.evaluation import latents_at_once
 from experiments.throughput import pytorch
 from experiments.throughput.contestants import (
     NUMPYRO,

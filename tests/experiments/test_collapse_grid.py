@@ -6,7 +6,7 @@ import pytest
 
 from experiments import collapse_grid, mnist
 from experiments.collapse_grid import NETWORKS, Config
-from experiments.command_line import CommandFailed
+from experiments.runner.command_line import CommandFailed
 from vae_jax import data
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import vae_jax
-from experiments import evaluate, evaluation_report, figures, mnist
+from experiments import evaluate, evaluation, figures, mnist
 from experiments.evaluate import Config
 
 
@@ -92,7 +92,7 @@ def test_heavy_tailed_importance_weights_are_warned_of(evaluated):
     assert ("warning: log p(x) is unreliable" in printed) == (share > 0.1)
     for value, expected in ((0.5, 1), (0.05, 0), (None, 0)):
         figures = {"importance_weighted_high_pareto_k": value}
-        assert len(evaluation_report.evidence_warnings(figures)) == expected
+        assert len(evaluation.evidence_warnings(figures)) == expected
     assert "quadrature is off" in evaluate.warnings({"quadrature_error": 0.2})[0]
     assert not evaluate.warnings({"quadrature_error": 0.05})
 

@@ -214,6 +214,17 @@ def test_traversals_of_an_autoencoder_span_its_codes():
     assert "standard deviations" in options["axis_labels"][0]
 
 
+def test_traversals_of_a_conditional_model_keep_the_label_of_their_example():
+    params = random_params(small((5,), 3, num_classes=4))
+    means = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    cells, _ = figures.draw_traversals(captured, params, means, np.array([2]))
+    z = jnp.tile(means[:1], (13, 1))
+    unit = int(np.argmax(means.var(axis=0)))
+    z = z.at[:, unit].set(jnp.linspace(-3, 3, 13))[None]
+    expected = vae_jax.decode(params, z, labels=jnp.full(13, 2)).mean[0]
+    np.testing.assert_allclose(cells[0], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_interpolations_join_examples_of_different_labels():
     x = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
     labels = np.array([0, 0, 0, 0, 0, 1, 1, 2, 2])

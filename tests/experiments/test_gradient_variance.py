@@ -14,7 +14,8 @@ from experiments.gradient_variance import (
     signal_to_noise,
     vae,
 )
-from experiments.gradient_variance.__main__ import Config, check
+from experiments.gradient_variance.__main__ import Config
+from experiments.runner import flags
 from vae_jax import data, encode, init
 from vae_jax.estimators import Moments
 
@@ -297,7 +298,7 @@ BAD = {
     "num_draws": (1, "--num_draws must be at least 2, got 1"),
     "mu": (float("nan"), "--mu must be finite, got nan"),
     "num_bits": (13, "--num_bits must be at most 12, got 13"),
-    "sample_counts": ((), "--sample_counts must be positive numbers"),
+    "sample_counts": ((), "--sample_counts must be one or more positive numbers, got"),
 }
 
 
@@ -305,13 +306,13 @@ BAD = {
 def test_bad_values_are_refused_by_name(name):
     value, message = BAD[name]
     with pytest.raises(ValueError, match=message):
-        check(Config(**{name: value}))
+        flags.check(Config(**{name: value}))
 
 
-@pytest.mark.parametrize("flags", [["--part=all", "--sigma=-1"], ["--nonsense=3"]])
-def test_a_bad_command_is_one_line_and_exit_code_2(flags, capsys, tmp_path):
+@pytest.mark.parametrize("arguments", [["--part=all", "--sigma=-1"], ["--nonsense=3"]])
+def test_a_bad_command_is_one_line_and_exit_code_2(arguments, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        gradient_variance.main([*flags, f"--run_dir={tmp_path / 'run'}"])
+        gradient_variance.main([*arguments, f"--run_dir={tmp_path / 'run'}"])
     assert stop.value.code == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and "\n" not in error

@@ -22,16 +22,15 @@ import pytest
 import vae_jax
 from experiments import (
     choices,
-    evaluation_report,
+    datasets,
+    defaults,
+    evaluation,
     figures,
-    ignored_flags,
     mnist,
-    run_folder,
-    training_loop,
-    training_setup,
 )
-from experiments.command_line import parse
 from experiments.mnist import Config, check
+from experiments.runner import run_folder, training
+from experiments.runner.command_line import parse
 from vae_jax import checkpoint, data
 
 ROOT = Path(__file__).parents[2]
@@ -142,10 +141,10 @@ def test_best_checkpoint_is_named(finished):
 
 def test_figures_come_from_the_loaded_run(finished):
     folder, results = finished
-    keys = evaluation_report.evaluation_keys()
+    keys = evaluation.evaluation_keys()
     digits = data.binarize_dataset(data.load("digits"), keys.data, method="dynamic")
     x = data.to_unit_interval(jnp.asarray(digits.test), digits.num_levels)
-    found = evaluation_report.elbo_figures(vae_jax.load_run(folder), x)
+    found = evaluation.elbo_figures(vae_jax.load_run(folder), x)
     assert found["elbo"] == results["test_elbo"]
 
 
@@ -177,15 +176,15 @@ def test_a_signal_within_an_epoch_loses_nothing(
 ):
     folder, _ = finished
     # Pieces of one step, and a signal after the 17th: in the middle of epoch 2.
-    monkeypatch.setattr(training_loop, "SECONDS_PER_PIECE", 0.0)
-    show = training_loop._show
+    monkeypatch.setattr(training, "SECONDS_PER_PIECE", 0.0)
+    show = training.Run._show
 
-    def interrupt(bar, piece):
-        show(bar, piece)
-        if int(piece.state.step) == 17:
+    def interrupt(run, step, *figures):
+        show(run, step, *figures)
+        if step == 17:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(training_loop, "_show", interrupt)
+    monkeypatch.setattr(training.Run, "_show", interrupt)
     arguments = ["--dataset=digits", "--epochs=4", "--hidden_dims", "16"]
     arguments += ["--latent_dim=2", "--evaluation_samples=0", f"--run_dir={tmp_path}"]
     arguments += ["--beta_warmup_epochs=0"]
@@ -194,7 +193,7 @@ def test_a_signal_within_an_epoch_loses_nothing(
     assert stop.value.code == 128 + signal.SIGTERM == 143
     assert "interrupted: saved at step 17;" in capsys.readouterr().err
     assert checkpoint.steps(tmp_path / "checkpoints")[-1] == 17
-    monkeypatch.setattr(training_loop, "_show", show)
+    monkeypatch.setattr(training.Run, "_show", show)
     run_tiny(tmp_path, epochs=4)
     assert_same_run(folder, tmp_path)
 
@@ -459,20 +458,19 @@ def test_negative_labels_and_levels_of_a_file_are_told_apart(tmp_path):
         return data.load(config.dataset)
 
     with pytest.raises(ValueError, match="--conditional needs .* from 0 on, got -1"):
-        training_setup.num_classes(config, load())
+        datasets.num_classes(load(), conditional=True)
     digests = [
-        training_setup.data_digest(config, dataset)
+        datasets.digest(dataset, config.dataset, labelled=True)
         for dataset in (load(), load(num_levels=256), load(num_levels=40))
     ]
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_density_of_black_and_white_pixels_is_said_to_be_one():
-    config = Config(likelihood="continuous_bernoulli", binarization="none")
-    (warning,) = mnist.warnings(config, data.load("digits"))
+    digits, names = data.load("digits"), ("continuous_bernoulli", "none")
+    (warning,) = datasets.warnings(digits, *names)
     assert "is a density, of at most 256 each" in warning
-    reals = data.load("digits")._replace(num_levels=None)
-    assert mnist.warnings(config, reals) == []
+    assert datasets.warnings(digits._replace(num_levels=None), *names) == []
 
 
 def warmup_steps(**changes):
@@ -481,7 +479,7 @@ def warmup_steps(**changes):
     changes = {"epochs": 20} | changes
     train = np.zeros((128 * num_batches, 1), np.uint8)
     dataset = data.load("digits")._replace(train=train)
-    resolved = mnist.resolve(Config(dataset="digits", **changes), dataset)
+    resolved = defaults.resolve(Config(dataset="digits", **changes), dataset)
     return resolved.beta_warmup_epochs * num_batches
 
 
@@ -514,7 +512,7 @@ def test_beta_rises_over_400_steps_unless_told_otherwise(changes, expected):
 def test_a_longer_run_has_the_same_warmup_and_folder():
     def resolved(epochs):
         config = dataclasses.replace(TINY, epochs=epochs, beta_warmup_epochs=None)
-        return mnist.resolve(config, data.load("digits"))
+        return defaults.resolve(config, data.load("digits"))
 
     longer, longest = resolved(70), resolved(700)
     assert longer.beta_warmup_epochs == longest.beta_warmup_epochs == 400 / 12
@@ -567,16 +565,14 @@ def test_a_flag_without_effect_is_refused(flag):
 
 
 def test_every_choice_of_a_refused_flag_is_tried():
-    assert set(IGNORED) == set(ignored_flags.USED_BY)
+    assert set(IGNORED) == set(defaults.USED_BY)
 
 
 def test_a_learned_variance_starts_at_the_datas():
     digits = data.load("digits")
     config = dataclasses.replace(TINY, likelihood="gaussian_learned")
-    config = mnist.resolve(config, digits)
-    state = training_setup.initial_state(
-        config, choices.model_spec(config, digits), digits
-    )
+    config = defaults.resolve(config, digits)
+    state = mnist.initial_state(config, choices.model_spec(config, digits), digits)
     raw = float(state.params.likelihood["log_var"])
     variance = (digits.train / 16).var(axis=0).mean()
     assert np.exp(20 * np.tanh(raw / 20)) == pytest.approx(variance, rel=1e-4)
@@ -588,7 +584,7 @@ COLLAPSING = {"beta": 1e4, "learning_rate": 1e-2, "epochs": 8}
 def test_a_collapsed_model_is_warned_of_early_and_at_the_end(
     tmp_path, monkeypatch, capsys, no_pictures
 ):
-    monkeypatch.setattr(training_loop, "STEPS_BEFORE_JUDGING", 60)
+    monkeypatch.setattr(training, "STEPS_BEFORE_JUDGING", 60)
     results = run_tiny(tmp_path, **COLLAPSING)
     assert results["active_units"] == 0 and results["num_units"] == 2
     assert json.loads((tmp_path / "results.json").read_text())["active_units"] == 0

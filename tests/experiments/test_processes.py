@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import vae_jax
-from experiments import figures, mnist, processes
-from experiments.command_line import CommandFailed
+from experiments import figures, mnist
+from experiments.runner import processes
+from experiments.runner.command_line import CommandFailed
 from vae_jax import checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -202,7 +202,7 @@ def test_without_numpyro_its_row_is_left_out(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--repeats=0"], "repeats must be positive, got 0"),
+        (["--repeats=0"], "--repeats must be at least 1, got 0"),
         (["--steps=469"], "steps must be at most 468"),
         (["--workload=z"], "workload"),
         (["--workload=c", "--num_samples=4999"], "a multiple of 250"),

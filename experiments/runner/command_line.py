@@ -1,4 +1,4 @@
-"""What every command has in common: flags from a dataclass, errors in one line."""
+"""A command: flags from a dataclass, errors in one line, exit codes."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ class Interrupted(RuntimeError):
 def parse(
     config_class: type[ConfigT], argv: Sequence[str] | None, *, command: str
 ) -> ConfigT:
-    """Reads the flags of a command into its `Config`.
+    """Read the flags of a command into its `Config`.
 
     Underscores and hyphens are the same, `--beta=1.0` and `--beta 1.0` too. A flag
     that is unknown, abbreviated or ill-typed ends the process with one line on
@@ -54,7 +54,7 @@ def parse(
 
 
 def execute(run: Callable[[], Any]) -> None:
-    """Runs a command; what goes wrong becomes one line and an exit code.
+    """Run a command; what goes wrong becomes one line and an exit code.
 
     Args:
       run: the command with its configuration given.
@@ -76,7 +76,7 @@ def execute(run: Callable[[], Any]) -> None:
 
 
 def say(*notes: str) -> None:
-    """Tells the user, a line each."""
+    """Print notes for the user, a line each."""
     for note in notes:
         print(f"NOTE: {note}", flush=True)
 

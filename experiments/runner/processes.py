@@ -1,4 +1,4 @@
-"""Several processes under one experiment: how they meet, and who talks.
+"""Several processes under one experiment: how they meet, and which of them writes.
 
 Every process runs the same command; only the first writes and prints. What they do
 together (a piece of an epoch, a checkpoint) they must do alike, so what a clock or a
@@ -12,20 +12,44 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.command_line import CommandFailed
+from experiments.runner.command_line import CommandFailed
+from experiments.runner.flags import RunFlags
+
+ConfigT = TypeVar("ConfigT", bound=RunFlags)
 
 # Of a process that is not heard of; one that is killed is noticed at once.
 SECONDS_UNTIL_LOST = 20
 
 
-def join(config: Any) -> None:
-    """Makes this process one of several, where the flags or the cluster say so.
+@contextlib.contextmanager
+def joined(config: ConfigT) -> Iterator[ConfigT]:
+    """Run in all the processes that the flags name; only the first one prints.
+
+    Args:
+      config: as given.
+
+    Yields:
+      The configuration: several processes use every device, unless told otherwise.
+
+    Raises:
+      ValueError: flags that do not fit together.
+      CommandFailed: the others could not be reached.
+    """
+    join(config)
+    if jax.process_count() > 1 and config.num_devices == 1:
+        config = dataclasses.replace(config, num_devices=jax.device_count())
+    with silent_unless_first(), lost_process_ends_the_run():
+        yield config
+
+
+def join(config: RunFlags) -> None:
+    """Make this process one of several, where the flags or the cluster say so.
 
     Args:
       config: with `coordinator_address`, `num_processes` and `process_id`; all None
@@ -80,8 +104,8 @@ def is_first() -> bool:
 OF_A_PROCESS = ("process_id", "data_dir", "compilation_cache")
 
 
-def require_alike(config: Any, data_digest: str) -> None:
-    """Refuses processes that were given different flags, or found different data.
+def require_alike(config: RunFlags, data_digest: str) -> None:
+    """Refuse processes that were given different flags, or found different data.
 
     Args:
       config: the configuration, resolved.
@@ -116,7 +140,7 @@ def first_alone(manager: contextlib.AbstractContextManager) -> Iterator[None]:
 
 @contextlib.contextmanager
 def silent_unless_first() -> Iterator[None]:
-    """Sends what the other processes print nowhere; errors still show."""
+    """Discard what the other processes print; errors still show."""
     if is_first():
         yield
         return
@@ -141,7 +165,7 @@ def agree(values: Sequence[int]) -> list[int]:
 
 @contextlib.contextmanager
 def lost_process_ends_the_run() -> Iterator[None]:
-    """Turns the error of a step that another process left into one line, and ends.
+    """Turn the error of a step that another process left into one line, and exit.
 
     The process exits with code 1 at once: whatever else it did would wait for the one
     that is gone.

@@ -21,23 +21,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-# May differ between two commands that share a run.
-IGNORED = (
-    "run_dir",
-    "data_dir",
-    "overwrite",
-    "evaluation_samples",
-    "checkpoint_every",
-    "num_devices",
-    "models_at_once",
-    "coordinator_address",
-    "num_processes",
-    "process_id",
-    "compilation_cache",
-)
+from experiments.runner.flags import IGNORED, RunFlags
 
 
-def default_folder(experiment: str, config: Any) -> Path:
+def default_folder(experiment: str, config: RunFlags) -> Path:
     """`runs/<experiment>/<data set>-<digest>`: the same for the same run.
 
     Args:
@@ -50,7 +37,7 @@ def default_folder(experiment: str, config: Any) -> Path:
     identity = {
         name: value
         for name, value in dataclasses.asdict(config).items()
-        if name not in (*IGNORED, "epochs")
+        if name not in IGNORED | {"epochs"}
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Path("runs") / experiment / f"{Path(config.dataset).stem}-{digest[:8]}"
@@ -58,9 +45,7 @@ def default_folder(experiment: str, config: Any) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder and holds it: one process at a time.
-
-    The lock goes with the process, however that ends.
+    """Make the folder and hold its lock, which ends with the process.
 
     Args:
       folder: the run's folder.
@@ -85,8 +70,8 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def claim(folder: Path, config: Any, data_digest: str) -> list[str]:
-    """Writes config.json, or compares it with the run that is there.
+def claim(folder: Path, config: RunFlags, data_digest: str) -> list[str]:
+    """Write config.json, or compare it with the run that is there.
 
     Args:
       folder: the run's folder, held.
@@ -140,98 +125,13 @@ def _compatible(name: str, found: Any, wanted: Any) -> bool:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all; what is not finite becomes null.
+    """Write a JSON file whole or not at all; a float that is not finite becomes null.
 
     Args:
       path: the file.
       content: dictionaries, lists, strings and numbers.
     """
-    _write(path, json.dumps(_finite(content), indent=2) + "\n")
-
-
-class Metrics:
-    """The metrics of a run: metrics.jsonl and TensorBoard, each epoch once.
-
-    Attributes:
-      rows: one dictionary for each epoch and split.
-    """
-
-    def __init__(self, folder: Path, *, epoch: int, step: int):
-        """Opens the files to go on after an epoch; what lies behind is dropped.
-
-        Args:
-          folder: the run's folder, held.
-          epoch: epochs that are complete.
-          step: training steps that they took.
-        """
-        self._path = folder / "metrics.jsonl"
-        self.rows = [row for row in _read_rows(self._path) if row["epoch"] <= epoch]
-        _write(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self._folder, self._step = folder, step
-        self._events = None
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Appends a row; figures, and lists of them, become TensorBoard scalars."""
-        row = _finite(row)
-        self.rows.append(row)
-        with open(self._path, "a") as file:
-            file.write(json.dumps(row) + "\n")
-        # Not before there is something to say: a writer leaves a file behind.
-        self._events = self._events or self._open_events()
-        for name, value in row.items():
-            tag = f"{name}/{row['split']}"
-            if isinstance(value, float):
-                self._events.add_scalar(tag, value, row["step"])
-            for model, one in enumerate(value if isinstance(value, list) else ()):
-                if one is not None:
-                    self._events.add_scalar(f"{tag}/{model}", one, row["step"])
-
-    def _open_events(self):
-        # Not at the top: it imports PyTorch where there is one.
-        from tensorboardX import SummaryWriter
-
-        return SummaryWriter(
-            str(self._folder / "tensorboard"),
-            purge_step=self._step + 1 if self._step else None,
-        )
-
-    def flush(self) -> None:
-        """Makes the rows survive a power cut, before a checkpoint counts on them."""
-        with open(self._path, "a") as file:
-            os.fsync(file.fileno())
-
-    def close(self) -> None:
-        """Flushes and closes the TensorBoard events."""
-        if self._events is not None:
-            self._events.close()
-
-
-class NoMetrics:
-    """The metrics of a process that writes none.
-
-    Attributes:
-      rows: none.
-    """
-
-    rows: tuple = ()
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Does nothing, as the others."""
-
-    def flush(self) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics file; a last line that a crash cut short is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
+    write(path, json.dumps(finite(content), indent=2) + "\n")
 
 
 def _read_json(path: Path) -> Any:
@@ -254,7 +154,8 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     return _read_json(path) if path.exists() else None
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all, even if the power goes."""
     draft = path.with_name(f".{path.name}.draft")
     with open(draft, "w") as file:
         file.write(text)
@@ -263,18 +164,19 @@ def _write(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _finite(content: Any) -> Any:
+def finite(content: Any) -> Any:
+    """The content with None for every float that is not finite."""
     if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
+        return {name: finite(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [finite(value) for value in content]
     if isinstance(content, float) and not math.isfinite(content):
         return None
     return content
 
 
 def _remove_drafts(folder: Path) -> None:
-    """What a process that was killed while writing left behind."""
+    """Remove what a process that was killed while writing left behind."""
     for path in folder.glob(".*.draft"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in folder.glob(".*.removed"):
@@ -282,7 +184,7 @@ def _remove_drafts(folder: Path) -> None:
 
 
 def _remove_run(folder: Path) -> None:
-    """Removes what a run and its evaluation wrote; its mark, config.json, last."""
+    """Remove what a run and its evaluation wrote; its mark, config.json, last."""
     folders = [folder / n for n in ("checkpoints", "corrupt", "figures", "tensorboard")]
     for path in (*folders, *folder.glob("model-*")):
         shutil.rmtree(path, ignore_errors=True)

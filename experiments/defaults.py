@@ -1,11 +1,50 @@
-"""Refusal of flags that have no effect: one table says which choice uses which flag.
+"""Flags that were left at their defaults, or given where nothing uses them.
 
 `config` is `experiments.mnist.Config`, or anything with the same fields.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from experiments import choices, datasets
+from experiments.runner.flags import RunFlags
+from vae_jax import data
+
+ConfigT = TypeVar("ConfigT", bound=RunFlags)
+# Where the epochs are not given: small data sets are seen more often.
+STEPS_WANTED = 8000
+MINIMUM_EPOCHS = 20
+
+
+def resolve(config: ConfigT, dataset: data.Dataset) -> ConfigT:
+    """Fill in the defaults that depend on the data set.
+
+    Args:
+      config: as given.
+      dataset: as loaded.
+
+    Returns:
+      A configuration that names data set, epochs, warm-up, binarization and how often
+      to save.
+    """
+    steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
+    epochs = config.epochs or max(MINIMUM_EPOCHS, STEPS_WANTED // steps_per_epoch)
+    warmup = config.beta_warmup_epochs
+    if warmup is None:
+        warmup = choices.default_warmup_epochs(
+            config, epochs=epochs, steps_per_epoch=steps_per_epoch
+        )
+    default = "dynamic" if config.likelihood == "bernoulli" else "none"
+    return dataclasses.replace(
+        config,
+        dataset=config.dataset if datasets.is_file(config.dataset) else dataset.name,
+        epochs=epochs,
+        beta_warmup_epochs=warmup,
+        binarization=default if config.binarization == "auto" else config.binarization,
+        checkpoint_every=config.checkpoint_every or min(5, math.ceil(epochs / 10)),
+    )
 
 
 class Use(NamedTuple):

@@ -1,6 +1,8 @@
-"""The figures of a trained model on a test set, and the table that shows them."""
+"""Figures of a trained model on a test set, and what they warn of."""
 
 import os
+import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -116,6 +118,25 @@ def collapse_warning(models: str, remedies: str) -> str:
         "says nothing about x and reconstructions are all alike; this seldom heals by "
         f"more training: start anew with {remedies}"
     )
+
+
+def warn_of_collapse(
+    active_units: Sequence[int], remedies: str, *, finite: Sequence[bool] = (True,)
+) -> None:
+    """Print early that models have no active unit, while there is time to stop.
+
+    Args:
+      active_units: of each model.
+      remedies: what to change (`choices.collapse_remedies`).
+      finite: of each model, whether it still trains.
+    """
+    each = enumerate(zip(active_units, finite, strict=True))
+    collapsed = [str(model) for model, (units, alive) in each if alive and not units]
+    models = "the model has"
+    if len(active_units) > 1:
+        models = f"of the models, {', '.join(collapsed)} have"
+    if collapsed:
+        tqdm.write(collapse_warning(models, remedies), file=sys.stderr)
 
 
 def latents_at_once() -> int:

@@ -1,0 +1,165 @@
+"""The data of a run: binarized, in [0, 1], with labels, and a digest of them."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import vae_jax
+from experiments.evaluation import evaluation_keys
+from experiments.runner.flags import RunFlags
+from vae_jax import data
+from vae_jax.types import Array, Key
+
+
+def binarized(original: data.Dataset, method: str, *, seed: int) -> data.Dataset:
+    """The data set that a run trains on and is tested on.
+
+    Args:
+      original: the data as loaded.
+      method: `--binarization`, resolved.
+      seed: of the run; the test set is drawn alike in all.
+
+    Returns:
+      The data, binarized.
+    """
+    return data.binarize_dataset(
+        original,
+        evaluation_keys().data,
+        method=method,
+        train_key=vae_jax.run_keys(jax.random.key(seed)).data,
+    )
+
+
+def examples(dataset: data.Dataset, *, labelled: bool) -> Array | vae_jax.Labelled:
+    """The examples to train on, on the device.
+
+    Args:
+      dataset: binarized.
+      labelled: with the labels, for a conditional model.
+
+    Returns:
+      Values as they are stored, `[n, D]`.
+    """
+    x = jnp.asarray(dataset.train)
+    return vae_jax.Labelled(x, jnp.asarray(dataset.train_labels)) if labelled else x
+
+
+def as_seen(
+    batch: Array | vae_jax.Labelled,
+    key: Key,
+    *,
+    binarization: str,
+    num_levels: int | None,
+) -> Array | vae_jax.Labelled:
+    """Examples as the model sees them in one step.
+
+    Args:
+      batch: of the data set.
+      key: PRNG key, consumed once.
+      binarization: `dynamic` draws the pixels.
+      num_levels: of the data set.
+
+    Returns:
+      The batch in [0, 1].
+    """
+    if isinstance(batch, vae_jax.Labelled):
+        options = {"binarization": binarization, "num_levels": num_levels}
+        return batch._replace(x=as_seen(batch.x, key, **options))
+    x = data.to_unit_interval(batch, num_levels)
+    return data.binarize(x, key) if binarization == "dynamic" else x
+
+
+def test_images(dataset: data.Dataset) -> Array:
+    """The test set in [0, 1], `[m, D]`, on the device."""
+    return data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
+
+
+def warnings(original: data.Dataset, likelihood: str, binarization: str) -> list[str]:
+    """Combinations of data and likelihood that are allowed and often not meant.
+
+    Args:
+      original: the data as loaded.
+      likelihood: `--likelihood`.
+      binarization: `--binarization`, resolved.
+
+    Returns:
+      A sentence, or none.
+    """
+    grey = original.num_levels != 2
+    if likelihood == "bernoulli" and binarization == "none" and grey:
+        return [
+            "a Bernoulli likelihood on grey values is not a likelihood of the pixels; "
+            "its figures compare with no others"
+        ]
+    if likelihood != "bernoulli" and binarization != "none":
+        return ["a density of real numbers on pixels that are 0 or 1"]
+    if likelihood == "continuous_bernoulli" and original.num_levels is not None:
+        return [
+            "a continuous Bernoulli on pixels that are exactly 0 or 1 is a density, of "
+            "at most 256 each (5.55 nats), and no probability of grey levels, which "
+            "--likelihood=discretized_logistic gives"
+        ]
+    return []
+
+
+def describe(dataset: data.Dataset, config: RunFlags, binarization: str) -> str:
+    """Sizes, shape and binarization of the data, and the length of a run."""
+    shape = "x".join(map(str, dataset.data_shape))
+    return (
+        f"{config.dataset}: {len(dataset.train)} examples to train, "
+        f"{len(dataset.test)} to test, {shape}, {binarization} binarization; "
+        f"{config.epochs} epochs"
+    )
+
+
+def num_classes(dataset: data.Dataset, *, conditional: bool) -> int:
+    """Classes that a model is given.
+
+    Args:
+      dataset: as loaded.
+      conditional: whether the model is given labels.
+
+    Returns:
+      One more than the greatest label, or 0 for a model without labels.
+
+    Raises:
+      ValueError: no labels, or a negative one.
+    """
+    if not conditional:
+        return 0
+    if dataset.train_labels is None:
+        raise ValueError(f"--conditional needs labels, and {dataset.name} has none")
+    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+    if labels.min() < 0:
+        raise ValueError(f"--conditional needs labels from 0 on, got {labels.min()}")
+    return int(labels.max()) + 1
+
+
+def is_file(dataset: str) -> bool:
+    """Whether `--dataset` is a file of the user's own."""
+    return dataset.endswith((".npz", ".npy"))
+
+
+def digest(dataset: data.Dataset, name: str, *, labelled: bool) -> str:
+    """Digest of the data as loaded: a file that changed is another run.
+
+    Args:
+      dataset: as loaded.
+      name: `--dataset`.
+      labelled: of the labels as well.
+
+    Returns:
+      Hexadecimal digits.
+    """
+    found = hashlib.sha256()
+    arrays = [dataset.train, dataset.test]
+    if labelled:
+        arrays += [dataset.train_labels, dataset.test_labels]
+    if is_file(name):
+        # A file may declare them; of other data sets the name does.
+        found.update(f"{dataset.num_levels} levels".encode())
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()

@@ -1,0 +1,1 @@
+"""Verbs that every command shares. An experiment calls them; they never call it."""

@@ -1,0 +1,110 @@
+"""Data and training steps on the devices of a run."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+
+import vae_jax
+from vae_jax.types import PyTree
+
+
+def require(num_devices: int, available: int) -> None:
+    """Raise if there are fewer devices than a run asks for.
+
+    Args:
+      num_devices: `--num_devices`.
+      available: to this run.
+
+    Raises:
+      ValueError: too few; or of several processes, some would be without work.
+    """
+    if num_devices > available:
+        raise ValueError(
+            f"--num_devices is {num_devices}, but there are {available} "
+            f"({jax.devices()[0].platform})"
+        )
+    if jax.process_count() > 1 and num_devices != available:
+        raise ValueError(
+            f"--num_devices must be all {available} of the {jax.process_count()} "
+            f"processes, got {num_devices}"
+        )
+
+
+def require_divisible(batch_size: int, num_devices: int) -> None:
+    """Raise if the devices of a run would have batches of different sizes."""
+    if batch_size % num_devices:
+        raise ValueError(
+            f"--batch_size {batch_size} does not divide among --num_devices "
+            f"{num_devices}"
+        )
+
+
+def place(
+    step: Callable[..., Any],
+    order: Callable[[int], vae_jax.Epoch],
+    examples: PyTree,
+    num_devices: int,
+) -> tuple[Callable[[int], Any], Callable[..., Any]]:
+    """Compile the steps of an epoch, for devices that share each batch.
+
+    One device holds the data set. Of several, each is given its share of every epoch,
+    by the process that it belongs to.
+
+    Args:
+      step: `train_step` with its options given.
+      order: `f(number) -> Epoch`, the order of the data.
+      examples: the data set.
+      num_devices: devices to use.
+
+    Returns:
+      `f(number) -> batches` of an epoch, where they are needed, and
+      `f(state, batches, history, stop) -> (state, history)`, the compiled
+      `train_epoch`.
+    """
+    if num_devices == 1:
+        compiled = vae_jax.jit_step(partial(vae_jax.train_epoch, step=step))
+        return order, lambda state, batches, history, stop: compiled(
+            state, batches, examples, history, stop
+        )
+    devices = jax.devices()[:num_devices]
+    host_examples = jax.device_get(examples)
+
+    def shares(number: int):
+        orders = jax.device_get(vae_jax.shard_epoch(order(number), num_devices))
+
+        def share(device: int):
+            own = jax.tree.map(lambda leaf: leaf[device], orders)
+            return vae_jax.own_examples(own, host_examples)
+
+        return vae_jax.put_on_devices(share, devices=devices)
+
+    def train_share(state, share, history, stop, *, axis_name):
+        batches, own = share
+        return vae_jax.train_epoch(
+            state, batches, own, history, stop, step=step, axis_name=axis_name
+        )
+
+    # pmap is of one process here; its arguments would be each process's own.
+    one_process = jax.process_count() == 1
+    executor = vae_jax.pmap_step if one_process else vae_jax.shard_map_step
+    return shares, executor(train_share, devices=devices)
+
+
+def on_one(tree: PyTree) -> PyTree:
+    """Replicated arrays, on one of this process's devices that have them."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
+def keep_compiled(folder: str | None) -> None:
+    """Write every compiled program to a folder, and take it from there.
+
+    Args:
+      folder: `--compilation_cache`; None keeps none.
+    """
+    if folder is None:
+        return
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

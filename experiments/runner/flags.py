@@ -1,0 +1,131 @@
+"""Flags that every training command has, and rules for the values of a flag.
+
+A rule stands in the annotation of a field, `epochs: Count = 20`, and `check` holds a
+configuration to all of its own.
+"""
+
+import math
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, NamedTuple
+
+
+class Rule(NamedTuple):
+    """A condition on the value of a flag.
+
+    Attributes:
+      holds: `f(value)`, whether the value obeys it.
+      expected: completes "--flag must be ...".
+    """
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def at_least(least: float) -> Rule:
+    """The rule of a finite number with a lower bound."""
+    return Rule(lambda v: math.isfinite(v) and v >= least, f"at least {least}")
+
+
+def at_most(most: float) -> Rule:
+    """The rule of a number with an upper bound."""
+    return Rule(lambda v: v <= most, f"at most {most}")
+
+
+def below(limit: float) -> Rule:
+    """The rule of a number under a limit."""
+    return Rule(lambda v: v < limit, f"below {limit}")
+
+
+Count = Annotated[int, at_least(1)]
+Natural = Annotated[int, at_least(0)]
+Several = Annotated[int, at_least(2)]
+NonNegative = Annotated[float, at_least(0)]
+Finite = Annotated[float, Rule(math.isfinite, "finite")]
+Positive = Annotated[
+    float, Rule(lambda v: math.isfinite(v) and v > 0, "positive and finite")
+]
+Fraction = Annotated[float, Rule(lambda v: 0 < v < 1, "between 0 and 1")]
+Counts = Annotated[tuple[Count, ...], Rule(len, "one or more positive numbers")]
+
+
+def check(config: Any) -> None:
+    """Refuse values that break the rule of their flag.
+
+    Args:
+      config: a dataclass whose fields have rules.
+
+    Raises:
+      ValueError: names the flag, what was expected and its value.
+
+    Example:
+      >>> from dataclasses import dataclass
+      >>> from experiments.runner import flags
+      >>> @dataclass
+      ... class Config:
+      ...     epochs: flags.Count = 20
+      >>> flags.check(Config(epochs=0))
+      Traceback (most recent call last):
+      ValueError: --epochs must be at least 1, got 0
+    """
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        _check(name, getattr(config, name), hint)
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    """Hold a value to the rules in its annotation, and its elements to theirs."""
+    if value is None:
+        return
+    arguments = typing.get_args(hint)
+    for rule in arguments:
+        if isinstance(rule, Rule) and not rule.holds(value):
+            raise ValueError(f"--{name} must be {rule.expected}, got {value}")
+    kind = typing.get_origin(hint)
+    if kind is Annotated:
+        _check(name, value, arguments[0])
+    elif kind in (typing.Union, types.UnionType):
+        for option in arguments:
+            _check(name, value, option)
+    elif kind is tuple:
+        for element in value:
+            _check(name, element, arguments[0])
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """Data, length and place of a training run, on which devices and processes."""
+
+    dataset: str = "auto"
+    """auto (MNIST, or digits where it cannot be had), mnist, fashion_mnist, kmnist, \
+digits, synthetic, or a file: .npz with key x (perhaps x_test), or .npy."""
+    data_dir: str = "data"
+    """Where data files are looked for and downloaded to."""
+    epochs: Count | None = None
+    """Passes over the training data; by default 20, more for small data sets."""
+    run_dir: str | None = None
+    """The run's folder; by default runs/<command>/<data set>-<digest of the flags>."""
+    overwrite: bool = False
+    """Start anew in a folder that holds a run."""
+    evaluation_samples: Natural = 1000
+    """Importance samples an image for log p(x) at the end; 0 leaves it out."""
+    checkpoint_every: Count | None = None
+    """Epochs between checkpoints, by default a tenth of the run and at most 5; the \
+last epoch is always saved."""
+    num_devices: Count = 1
+    """Devices to share each batch; several processes always use all they have."""
+    compilation_cache: str | None = None
+    """A folder to keep compiled programs in, so that the next run starts sooner."""
+    coordinator_address: str | None = None
+    """host:port of the first of several processes, which all run the same command; \
+auto where a cluster's environment knows it."""
+    num_processes: int | None = None
+    """Processes in all; left out where the cluster's environment knows."""
+    process_id: int | None = None
+    """Number of this one, from 0 on; likewise."""
+
+
+# May differ between two commands that share a run: how it is carried out.
+IGNORED = {field.name for field in fields(RunFlags)} - {"dataset", "epochs"}
+IGNORED |= {"models_at_once"}

@@ -1,0 +1,379 @@
+"""A training run in its folder: restore, epochs and pieces, log, save, stop.
+
+The loop is the experiment's own:
+
+    with open_run("mnist", config, ...) as training:
+        state, history = training.restore(state, empty)
+        for epoch in training.epochs(state):
+            for stop in training.pieces(state):
+                state, history = train(state, order(epoch), history, stop)
+                training.check(state, history)
+            training.log(state, history, test_figures)
+            history = empty
+            training.save(state, history)
+
+An epoch runs in pieces of a few seconds, one compiled program for all of them. After
+each piece the run looks at the losses and at the signals that came in.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiments.runner import checkpoints, processes, run_folder, signals
+from experiments.runner.checkpoints import History
+from experiments.runner.command_line import Interrupted, say
+from experiments.runner.flags import RunFlags
+from experiments.runner.metrics import Metrics
+from vae_jax import ModelSpec, TrainState
+
+SECONDS_PER_PIECE = 2.0
+# By then a posterior that is going to collapse at the start has done so.
+STEPS_BEFORE_JUDGING = 800
+NAMES = ("elbo", "log_likelihood", "kl_divergence")
+
+Figures = dict[str, Any]
+"""Numbers of one model, or lists of many."""
+
+
+@contextlib.contextmanager
+def open_run(
+    command: str,
+    config: RunFlags,
+    digest: str,
+    spec: ModelSpec,
+    batch_sizes: Sequence[int],
+    started: float,
+    *,
+    num_models: int = 1,
+) -> Iterator["Run"]:
+    """Hold a run's folder: new, or of the same configuration and data.
+
+    Args:
+      command: its name, a part of the default folder.
+      config: resolved.
+      digest: of the data.
+      spec: the model.
+      batch_sizes: examples in each step of an epoch.
+      started: `time.perf_counter()` at the start of the command.
+      num_models: models in the state; histories and figures then have one entry for
+        each, and the run goes on while one of them is finite.
+
+    Yields:
+      A `Run`.
+
+    Raises:
+      ValueError: the folder is in use, cannot be written to or holds another run;
+        the processes differ in flags or data.
+    """
+    processes.require_alike(config, digest)
+    folder = Path(config.run_dir or run_folder.default_folder(command, config))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(processes.first_alone(run_folder.locked(folder)))
+        if processes.is_first():
+            say(*run_folder.claim(folder, config, digest))
+        run = Run(folder, config, spec, batch_sizes, num_models, started)
+        yield stack.enter_context(contextlib.closing(run))
+
+
+class Run:
+    """An open run and its progress.
+
+    Attributes:
+      folder: its folder, held.
+      rows: the rows of metrics.jsonl; none in a process that does not write.
+      images_per_second: over all training of this process; None before any.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunFlags,
+        spec: ModelSpec,
+        batch_sizes: Sequence[int],
+        num_models: int,
+        started: float,
+    ):
+        """See `open_run`."""
+        self.folder, self._config, self._spec = folder, config, spec
+        self._batch_sizes, self._num_models = batch_sizes, num_models
+        self._num_steps, self._num_epochs = len(batch_sizes), config.epochs
+        self._started, self._seconds_to_first_step = started, None
+        self._metrics: Metrics | None = None
+        self._judged = not processes.is_first()
+        self._received: list[int] = []
+        self._stopping = 0
+        self._steps_per_piece = 0
+        # Images and seconds, of this epoch and of all.
+        self._epoch, self._total = np.zeros(2), np.zeros(2)
+        self._while_training = contextlib.ExitStack()
+
+    @property
+    def rows(self) -> list[dict]:
+        """See the class."""
+        return self._metrics.rows if self._metrics else []
+
+    @property
+    def images_per_second(self) -> float | None:
+        """See the class."""
+        images, seconds = self._total
+        return float(images / seconds) if seconds else None
+
+    def restore(
+        self, state: TrainState, history: History
+    ) -> tuple[TrainState, History]:
+        """The newest good checkpoint, or the arguments where there is none.
+
+        Args:
+          state: before the first step.
+          history: before the first step of an epoch.
+
+        Returns:
+          A state, and the history of the epoch that it stands in.
+        """
+        state, history = checkpoints.restore_newest(self.folder, state, history)
+        epoch, position = divmod(int(state.step), self._num_steps)
+        if processes.is_first():
+            step = int(state.step) - position
+            self._metrics = Metrics(self.folder, epoch=epoch, step=step)
+        return state, history
+
+    def epochs(self, state: TrainState) -> Iterator[int]:
+        """Numbers of the epochs that are left; meanwhile signals wait for `check`.
+
+        Args:
+          state: restored.
+
+        Yields:
+          Numbers from 0 on.
+        """
+        if self._metrics:
+            self._while_training.callback(self._metrics.close)
+        self._received = self._while_training.enter_context(signals.collected())
+        # A progress bar over all steps, silent where nobody watches.
+        self._bar = self._while_training.enter_context(
+            tqdm(
+                total=self._num_epochs * self._num_steps,
+                unit="step",
+                disable=None if processes.is_first() else True,
+                dynamic_ncols=True,
+            )
+        )
+        self._bar.update(int(state.step))
+        yield from range(int(state.step) // self._num_steps, self._num_epochs)
+        self._while_training.close()
+
+    def pieces(self, state: TrainState) -> Iterator[int]:
+        """Steps of the epoch at which to stop, look at the losses, and go on.
+
+        The first piece of all takes no step: it compiles, so that no figure of speed
+        contains it. The others take as many steps as fit into some seconds.
+
+        Args:
+          state: at the beginning of the epoch, or restored within it.
+
+        Yields:
+          The steps, each once `check` was given what the piece before came to.
+        """
+        position = int(state.step) % self._num_steps
+        while position < self._num_steps:
+            (count,) = processes.agree([self._steps_per_piece])
+            stop = min(position + count, self._num_steps)
+            self._piece, self._began = slice(position, stop), time.perf_counter()
+            yield stop
+            position = stop
+
+    def check(self, state: TrainState, history: History) -> None:
+        """Look at the losses of a piece, and save and stop here after a signal.
+
+        Args:
+          state: after the piece.
+          history: of the epoch so far.
+
+        Raises:
+          CommandFailed: a loss that is not finite; names the first bad step.
+          Interrupted: a signal came; the state is saved.
+        """
+        jax.block_until_ready((state, history))
+        seconds = time.perf_counter() - self._began
+        start, stop = self._piece.start, self._piece.stop
+        if start == stop:
+            self._steps_per_piece = 1
+            return
+        objective = np.asarray(history["objective"])[start:stop]
+        finite = np.isfinite(objective.reshape(stop - start, -1)).any(axis=1)
+        step = int(state.step)
+        if not finite.all():
+            first_bad = step - (stop - start) + int(np.argmin(finite))
+            checkpoints.fail_not_finite(self.folder, first_bad)
+        if self._seconds_to_first_step is None:
+            self._seconds_to_first_step = time.perf_counter() - self._started
+        images = self._num_models * sum(self._batch_sizes[self._piece])
+        self._epoch += images, seconds
+        self._steps_per_piece = max(
+            1, int((stop - start) / seconds * SECONDS_PER_PIECE)
+        )
+        self._show(step, history, images / seconds)
+        (self._stopping,) = processes.agree([*self._received, 0][:1])
+        if self._stopping and stop < self._num_steps:
+            self._save(state, history)
+            self._stop(state)
+
+    def log(self, state: TrainState, history: History, test: Figures) -> None:
+        """Add the rows of an epoch; print about ten of them in a run.
+
+        Args:
+          state: at the end of the epoch.
+          history: of the whole epoch.
+          test: ELBO and its terms on the test set.
+        """
+        speed = float(self._epoch[0] / self._epoch[1])
+        self._total += self._epoch
+        self._epoch[:] = 0
+        if not processes.is_first():
+            return
+        train = {
+            name: np.average(
+                np.asarray(history[name], float), axis=0, weights=self._batch_sizes
+            ).tolist()
+            for name in NAMES
+        }
+        step = int(state.step)
+        epoch = step // self._num_steps
+        for split, figures in (("train", train), ("test", test)):
+            self._metrics.add(
+                {"epoch": epoch, "step": step, "split": split}
+                | {name: figures[name] for name in NAMES}
+                | {"images_per_second": speed if split == "train" else None}
+            )
+        every = max(1, self._num_epochs // 10)
+        if epoch % every == 0 or epoch == self._num_epochs:
+            tqdm.write(
+                f"epoch {epoch}/{self._num_epochs}: ELBO {_span(train['elbo'])} train, "
+                f"{_span(test['elbo'])} test; KL {_span(test['kl_divergence'])} nats; "
+                f"{speed:,.0f} images/s"
+            )
+
+    def is_time_to_judge(self, state: TrainState) -> bool:
+        """Whether to look for collapse now: once, early, while stopping saves time.
+
+        Args:
+          state: at the end of an epoch.
+
+        Returns:
+          True once in a run that goes on, in the process that prints.
+        """
+        last = int(state.step) == self._num_epochs * self._num_steps
+        now = not (self._judged or last) and int(state.step) >= STEPS_BEFORE_JUDGING
+        self._judged = self._judged or now
+        return now
+
+    def save(self, state: TrainState, history: History) -> None:
+        """Save the state where it is due, and stop here after a signal.
+
+        Args:
+          state: at the end of an epoch.
+          history: before the first step of the next one.
+
+        Raises:
+          CommandFailed: the parameters are not finite.
+          Interrupted: a signal came; the state is saved.
+        """
+        epoch = int(state.step) // self._num_steps
+        last = epoch == self._num_epochs
+        if last or self._stopping or epoch % self._config.checkpoint_every == 0:
+            self._save(state, history)
+        if self._stopping and not last:
+            self._stop(state)
+
+    def finished(self, state: TrainState, **asked: Any) -> Figures | None:
+        """The results that are there, where they are those of this state.
+
+        Args:
+          state: at the end.
+          **asked: entries that they must have.
+
+        Returns:
+          What results.json holds, or None where there is something left to do.
+        """
+        found = run_folder.read_results(self.folder)
+        wanted = asked | {"step": int(state.step)}
+        if found is None or self.images_per_second or "active_units" not in found:
+            return None
+        return found if all(found[name] == wanted[name] for name in wanted) else None
+
+    def write_results(self, state: TrainState, figures: Figures) -> Figures:
+        """Write results.json.
+
+        Args:
+          state: at the end.
+          figures: of the model.
+
+        Returns:
+          The figures with speed, times, length, version and devices.
+        """
+        speeds = [
+            row["images_per_second"] for row in self.rows if row["split"] == "train"
+        ]
+        results = figures | {
+            "images_per_second": self.images_per_second or speeds[-1],
+            "seconds_to_first_step": self._seconds_to_first_step,
+            "epochs": self._num_epochs,
+            "step": int(state.step),
+            "jax_version": jax.__version__,
+            "device": f"{self._config.num_devices} x {jax.devices()[0].device_kind}",
+            "seconds": time.perf_counter() - self._started,
+        }
+        run_folder.write_json(self.folder / "results.json", results)
+        return results
+
+    def close(self) -> None:
+        """Close the files, the bar and the handlers of signals."""
+        self._while_training.close()
+
+    def _save(self, state: TrainState, history: History) -> None:
+        if self._metrics:
+            self._metrics.flush()
+        checkpoints.save(
+            self.folder,
+            state,
+            history,
+            spec=self._spec,
+            num_models=self._num_models,
+            rows=self.rows,
+        )
+
+    def _stop(self, state: TrainState) -> NoReturn:
+        raise Interrupted(
+            self._stopping,
+            f"saved at step {int(state.step)}; the same command goes on from there",
+        )
+
+    def _show(self, step: int, history: History, speed: float) -> None:
+        """Show the figures of the last step taken."""
+        elbo, kl = (
+            np.asarray(history[name])[self._piece.stop - 1]
+            for name in ("elbo", "kl_divergence")
+        )
+        self._bar.set_postfix(
+            ELBO=_span(elbo, digits=1),
+            KL=_span(kl, digits=1),
+            images_per_second=f"{speed:,.0f}",
+        )
+        self._bar.update(step - self._bar.n)
+
+
+def _span(figure: np.typing.ArrayLike, digits: int = 2) -> str:
+    """A figure, or the least and the greatest of many models."""
+    figure = np.asarray(figure, float)
+    finite = figure[np.isfinite(figure)]
+    if not finite.size:
+        return "nan"
+    ends = dict.fromkeys(f"{end:.{digits}f}" for end in (finite.min(), finite.max()))
+    return " to ".join(ends)

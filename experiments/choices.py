@@ -3,18 +3,22 @@
 `config` is `experiments.mnist.Config`, or anything with the same fields.
 """
 
+import dataclasses
+import functools
+import inspect
 import math
 from typing import Any
 
 import jax
-import optax
 
 import vae_jax
+from experiments import open_choices
 from vae_jax import data, estimators
+from vae_jax.estimators.reductions import Reduction
 from vae_jax.penalties import Penalty, mean_kl
-from vae_jax.types import Array, Objective
+from vae_jax.schedules import Scheduled
+from vae_jax.types import Estimator, Objective
 
-OBJECTIVES_OF_SEVERAL_SAMPLES = ("iwae", "miwae", "ciwae", "piwae", "renyi")
 # Over which beta rises by default: within the first epoch of MNIST, and four times as
 # long as networks of three layers take to find a use for their latents.
 WARMUP_STEPS = 400
@@ -29,6 +33,8 @@ def check_combinations(config: Any) -> None:
     Raises:
       ValueError: names the flags.
     """
+    for flag, names in NAMES.items():
+        open_choices.find(flag, getattr(config, flag), names)
     for one, other, off in (
         ("beta_warmup_epochs", "beta_cycles", 0),
         ("free_bits", "capacity", None),
@@ -38,26 +44,23 @@ def check_combinations(config: Any) -> None:
                 f"--{one} {getattr(config, one)} and --{other} "
                 f"{getattr(config, other)} exclude one another"
             )
-    _check_penalty(config)
-    _check_latents(config)
+    if config.objective in ("beta_tc", "mmd") and config.num_devices > 1:
+        raise ValueError(
+            f"--objective={config.objective} compares the examples of a batch with one "
+            f"another, and needs --num_devices=1, got {config.num_devices}"
+        )
     if config.network in ("conv", "residual") and len(config.hidden_dims) > 1:
         raise ValueError(
             f"--network={config.network} has one dense layer: --hidden_dims must be "
             f"one width, got {config.hidden_dims}"
         )
-    grouped = config.objective in ("miwae", "piwae")
-    if grouped and config.num_samples % config.num_groups:
-        raise ValueError(
-            f"--num_groups {config.num_groups} must divide --num_samples "
-            f"{config.num_samples}"
-        )
 
 
 def has_beta(config: Any) -> bool:
     """Whether beta weighs anything: a KL, or what stands in its place."""
-    is_bound = config.objective in OBJECTIVES_OF_SEVERAL_SAMPLES
-    has_penalty = config.posterior != "point" or config.objective == "mmd"
-    return has_penalty and not is_bound
+    if config.objective == "mmd":
+        return True
+    return config.objective in WITH_BETA and config.posterior != "point"
 
 
 def default_warmup_epochs(config: Any, *, epochs: int, steps_per_epoch: int) -> float:
@@ -90,11 +93,11 @@ def collapse_remedies(config: Any) -> str:
     Returns:
       A part of a sentence.
     """
-    bound = config.objective in OBJECTIVES_OF_SEVERAL_SAMPLES
+    other = config.objective not in WITH_BETA
     plain = config.objective == "elbo" and config.posterior != "point"
     by_layers = config.network in ("mlp", "gated")
     remedies = {
-        "--objective=elbo, whose beta rises from 0": bound,
+        "--objective=elbo, whose beta rises from 0": other,
         f"--beta_warmup_epochs above {config.beta_warmup_epochs:.3g}": plain,
         "--free_bits=0.1": plain and config.capacity is None and not config.free_bits,
         "a smaller --beta": has_beta(config) and config.beta > 1,
@@ -105,84 +108,6 @@ def collapse_remedies(config: Any) -> str:
     }
     suitable = [text for text, suits in remedies.items() if suits]
     return ", or ".join(suitable or ["another --seed"])
-
-
-def _check_penalty(config: Any) -> None:
-    """Refuses a way to charge for the KL that the model or the objective lacks."""
-    charged = config.free_bits or config.capacity is not None
-    if charged and config.objective != "elbo":
-        raise ValueError(
-            f"--free_bits and --capacity go with --objective=elbo, got "
-            f"{config.objective}"
-        )
-    weighted = config.beta != 1 or config.beta_warmup_epochs or config.beta_cycles
-    if weighted and config.objective in OBJECTIVES_OF_SEVERAL_SAMPLES:
-        raise ValueError(
-            f"--objective={config.objective} is a bound on log p(x) and has no --beta"
-        )
-    if weighted and not has_beta(config):
-        raise ValueError("--posterior=point has no KL, and --beta would weigh nothing")
-    if config.posterior == "point":
-        if charged:
-            raise ValueError(
-                "--free_bits and --capacity are about a KL, and --posterior=point has "
-                "no KL"
-            )
-        if config.objective not in ("elbo", "mmd"):
-            raise ValueError(
-                f"--objective={config.objective} needs a density q(z|x), and "
-                "--posterior=point has none"
-            )
-    if config.objective == "beta_tc" and config.posterior != "diagonal":
-        raise ValueError(
-            "--objective=beta_tc is about units, and needs --posterior=diagonal, got "
-            f"{config.posterior}"
-        )
-    _check_free_bits(config)
-    if config.objective in ("beta_tc", "mmd") and config.num_devices > 1:
-        raise ValueError(
-            f"--objective={config.objective} compares the examples of a batch with one "
-            f"another, and needs --num_devices=1, got {config.num_devices}"
-        )
-
-
-def _check_free_bits(config: Any) -> None:
-    """Refuses free bits of a KL that has no closed form."""
-    if not config.free_bits:
-        return
-    per_unit = config.free_bits_per == "unit"
-    known = ["diagonal"] if per_unit else ["diagonal", "full"]
-    if not (per_unit or config.conditional):
-        known += ["low_rank", "householder"]
-    plain = config.prior == "standard" and not config.upper_latent_dims
-    if not (plain and config.posterior in known):
-        raise ValueError(
-            f"--free_bits of each {config.free_bits_per} need a KL in closed form: "
-            f"--prior=standard, no --upper_latent_dims and --posterior="
-            f"{' or '.join(known)}, got {config.prior}, {config.upper_latent_dims} and "
-            f"{config.posterior}; --capacity does not"
-        )
-
-
-def _check_latents(config: Any) -> None:
-    """Refuses a posterior and a prior that do not go together."""
-    if config.prior == "vamp":
-        if config.posterior not in ("diagonal", "full", "low_rank", "householder"):
-            raise ValueError(
-                "--prior=vamp is a mixture of densities q(z|u), and --posterior="
-                f"{config.posterior} has none at a given z"
-            )
-        if config.conditional:
-            raise ValueError(
-                "--prior=vamp encodes pseudo-inputs without labels, and --conditional "
-                "needs them"
-            )
-    above = config.upper_latent_dims
-    if above and (config.posterior, config.prior) != ("diagonal", "standard"):
-        raise ValueError(
-            "--upper_latent_dims go with --posterior=diagonal and --prior=standard, "
-            f"got {config.posterior} and {config.prior}"
-        )
 
 
 def model_spec(
@@ -201,14 +126,15 @@ def model_spec(
     Raises:
       ValueError: a network or a likelihood that does not suit the data.
     """
-    encoder, decoder = _networks(config, dataset.data_shape)
-    posterior, prior = _latents(config, num_classes)
+    encoder, decoder = _networks(config)
+    posterior = _chosen(config, "posterior", config)
+    config = with_prior(config)
     return vae_jax.ModelSpec(
         encoder=encoder,
         decoder=decoder,
         posterior=posterior,
-        prior=prior,
-        likelihood=_likelihood(config, dataset.num_levels),
+        prior=_chosen(config, "prior", config, posterior, num_classes),
+        likelihood=_chosen(config, "likelihood", config, dataset.num_levels),
         latent_dim=config.latent_dim,
         data_shape=dataset.data_shape,
         num_classes=num_classes,
@@ -216,77 +142,112 @@ def model_spec(
     )
 
 
-def _networks(config: Any, data_shape: tuple[int, ...]):
-    if config.network in ("conv", "residual") and len(data_shape) not in (2, 3):
-        raise ValueError(
-            f"--network={config.network} needs images, got examples of {data_shape}"
-        )
+def with_prior(config: Any) -> Any:
+    """The configuration with a name in place of `--prior=auto`: what suits q(z|x).
+
+    Args:
+      config: the configuration.
+
+    Returns:
+      One whose prior is named.
+    """
+    if config.prior != "auto":
+        return config
+    posterior = _chosen(config, "posterior", config)
+    is_binary = getattr(posterior, "latent_space", "real") == "binary"
+    return dataclasses.replace(config, prior="bernoulli" if is_binary else "standard")
+
+
+def _chosen(config: Any, flag: str, *arguments: Any) -> Any:
+    """What a flag names, made."""
+    found = open_choices.find(flag, getattr(config, flag), NAMES[flag])
+    return found.made() if isinstance(found, open_choices.Own) else found(*arguments)
+
+
+def _networks(config: Any) -> tuple[Any, Any]:
+    """Encoder and decoder; a class of the user's own may serve as both."""
+    made = _chosen(config, "network", config)
+    return made if isinstance(made, tuple) else (made, made)
+
+
+def _mlp(kind: type, config: Any, **options: Any) -> tuple[Any, Any]:
     widths = config.hidden_dims
+    return kind(widths, **options), kind(widths[::-1], **options)
+
+
+def _convolutional(config: Any, *, num_blocks: int) -> tuple[Any, Any]:
     options = {"activation": getattr(jax.nn, config.activation)}
-    blocks = options | {"num_blocks": 1 if config.network == "residual" else 0}
-    convolutional = (
-        vae_jax.ConvolutionalEncoder(hidden_dim=widths[-1], **blocks),
-        vae_jax.ConvolutionalDecoder(**blocks),
+    options["num_blocks"] = num_blocks
+    width = config.hidden_dims[-1]
+    return (
+        vae_jax.ConvolutionalEncoder(hidden_dim=width, **options),
+        vae_jax.ConvolutionalDecoder(**options),
     )
-    return {
-        "linear": (vae_jax.Linear(), vae_jax.Linear()),
-        "mlp": (vae_jax.MLP(widths, **options), vae_jax.MLP(widths[::-1], **options)),
-        "gated": (vae_jax.GatedMLP(widths), vae_jax.GatedMLP(widths[::-1])),
-        "conv": convolutional,
-        "residual": convolutional,
-    }[config.network]
 
 
-def _latents(config: Any, num_classes: int):
-    """Posterior and prior."""
-    if config.upper_latent_dims:
-        above = tuple(map(vae_jax.StochasticLayer, config.upper_latent_dims))
-        return (
-            vae_jax.HierarchicalGaussian(above),
-            vae_jax.HierarchicalGaussianPrior(above),
+def _gaussian(config: Any) -> Any:
+    """A diagonal Gaussian, or several stochastic layers of them."""
+    above = tuple(map(vae_jax.StochasticLayer, config.upper_latent_dims))
+    return vae_jax.HierarchicalGaussian(above) if above else vae_jax.DiagonalGaussian()
+
+
+def _standard(config: Any, posterior: Any, num_classes: int) -> Any:
+    """A standard normal, or what takes its place: of layers, and of labels."""
+    layers = getattr(posterior, "layers", None)
+    if layers is not None:
+        return vae_jax.HierarchicalGaussianPrior(layers)
+    if num_classes:
+        return vae_jax.ClassConditionalPrior(num_classes)
+    return vae_jax.StandardNormal()
+
+
+def _of_levels(family: type, config: Any, num_levels: int | None) -> Any:
+    if num_levels is None:
+        raise ValueError(
+            f"--likelihood={config.likelihood} is about levels, and the data are real "
+            "numbers"
         )
-    steps = config.num_flow_steps
-    posterior = {
-        "point": vae_jax.PointMass(),
-        "diagonal": vae_jax.DiagonalGaussian(),
-        "full": vae_jax.FullGaussian(),
-        "low_rank": vae_jax.LowRankGaussian(config.rank),
-        "householder": vae_jax.Householder(steps),
-        "sylvester": vae_jax.Sylvester(steps),
-        "planar": vae_jax.Planar(steps),
-        "iaf": vae_jax.InverseAutoregressive(steps),
-    }[config.posterior]
-    standard = vae_jax.StandardNormal()
-    prior = {
-        "standard": vae_jax.ClassConditionalPrior(num_classes)
-        if num_classes
-        else standard,
-        "mixture": vae_jax.MixtureOfGaussians(config.num_components),
-        "vamp": vae_jax.VampPrior(config.num_components),
-        "flow": vae_jax.AutoregressiveFlow(steps),
-    }[config.prior]
-    return posterior, prior
+    return family(num_levels)
 
 
-def _likelihood(config: Any, num_levels: int | None):
-    if config.likelihood in ("discretized_logistic", "categorical"):
-        if num_levels is None:
-            raise ValueError(
-                f"--likelihood={config.likelihood} is about levels, and the data are "
-                "real numbers"
-            )
-        return {
-            "discretized_logistic": vae_jax.DiscretizedLogistic(num_levels),
-            "categorical": vae_jax.Categorical(num_levels),
-        }[config.likelihood]
-    return {
-        "bernoulli": vae_jax.Bernoulli(),
-        "gaussian": vae_jax.Gaussian(),
-        "gaussian_learned": vae_jax.Gaussian(learned_variance=True),
-        "gaussian_per_pixel": vae_jax.PerPixelGaussian(),
-        "gaussian_full": vae_jax.FullCovarianceGaussian(),
-        "continuous_bernoulli": vae_jax.ContinuousBernoulli(),
-    }[config.likelihood]
+NETWORKS = {
+    "linear": lambda config: (vae_jax.Linear(), vae_jax.Linear()),
+    "mlp": lambda config: _mlp(
+        vae_jax.MLP, config, activation=getattr(jax.nn, config.activation)
+    ),
+    "gated": functools.partial(_mlp, vae_jax.GatedMLP),
+    "conv": functools.partial(_convolutional, num_blocks=0),
+    "residual": functools.partial(_convolutional, num_blocks=1),
+}
+POSTERIORS = {
+    "point": lambda config: vae_jax.PointMass(),
+    "diagonal": _gaussian,
+    "full": lambda config: vae_jax.FullGaussian(),
+    "low_rank": lambda config: vae_jax.LowRankGaussian(config.rank),
+    "householder": lambda config: vae_jax.Householder(config.num_flow_steps),
+    "sylvester": lambda config: vae_jax.Sylvester(config.num_flow_steps),
+    "planar": lambda config: vae_jax.Planar(config.num_flow_steps),
+    "iaf": lambda config: vae_jax.InverseAutoregressive(config.num_flow_steps),
+    "bernoulli": lambda config: vae_jax.FactorizedBernoulli(),
+}
+PRIORS = {
+    "auto": None,
+    "standard": _standard,
+    "mixture": lambda config, *_: vae_jax.MixtureOfGaussians(config.num_components),
+    "vamp": lambda config, *_: vae_jax.VampPrior(config.num_components),
+    "flow": lambda config, *_: vae_jax.AutoregressiveFlow(config.num_flow_steps),
+    "bernoulli": lambda *_: vae_jax.FactorizedBernoulliPrior(),
+}
+LIKELIHOODS = {
+    "bernoulli": lambda *_: vae_jax.Bernoulli(),
+    "gaussian": lambda *_: vae_jax.Gaussian(),
+    "gaussian_learned": lambda *_: vae_jax.Gaussian(learned_variance=True),
+    "gaussian_per_pixel": lambda *_: vae_jax.PerPixelGaussian(),
+    "gaussian_full": lambda *_: vae_jax.FullCovarianceGaussian(),
+    "discretized_logistic": functools.partial(_of_levels, vae_jax.DiscretizedLogistic),
+    "categorical": functools.partial(_of_levels, vae_jax.Categorical),
+    "continuous_bernoulli": lambda *_: vae_jax.ContinuousBernoulli(),
+}
 
 
 # Flags whose value may differ between the models of one compiled program.
@@ -328,56 +289,97 @@ def objective(config: Any, settings: Settings, *, steps_per_epoch: int) -> Objec
     Returns:
       An `Objective`.
     """
-    samples, groups = config.num_samples, config.num_groups
-    if config.objective == "piwae":
-        return vae_jax.importance_weighted_objective(
-            num_samples=samples,
-            terms=vae_jax.partially_importance_weighted_terms,
-            num_groups=groups,
-        )
-    if config.objective in OBJECTIVES_OF_SEVERAL_SAMPLES:
-        reduction = {
-            "iwae": estimators.log_mean_exp,
-            "miwae": estimators.Grouped(groups),
-            "ciwae": estimators.Combined(settings["elbo_share"]),
-            "renyi": estimators.Renyi(config.renyi_alpha),
-        }[config.objective]
-        return vae_jax.importance_weighted_objective(
-            num_samples=samples, reduction=reduction
-        )
-    return vae_jax.elbo_objective(
+    found = open_choices.find("objective", config.objective, OBJECTIVES)
+    if isinstance(found, open_choices.Own):
+        return found.function()
+    return found(config, settings, steps_per_epoch)
+
+
+def _estimator(config: Any) -> Estimator:
+    found = open_choices.find("estimator", config.estimator, ESTIMATORS)
+    return found.function() if isinstance(found, open_choices.Own) else found
+
+
+def _elbo(config: Any, settings: Settings, steps_per_epoch: int, penalty: Penalty):
+    return vae_jax.ELBO(
         beta=_beta(config, settings, steps_per_epoch),
-        num_samples=samples,
-        penalty=_penalty(config, settings, steps_per_epoch),
+        num_samples=config.num_samples,
+        penalty=penalty,
+        kl=config.kl,
+        estimator=_estimator(config),
     )
 
 
-def _beta(
-    config: Any, settings: Settings, steps_per_epoch: int
-) -> float | Array | optax.Schedule:
+def _iwae(config: Any, reduction: Reduction) -> Objective:
+    return vae_jax.IWAE(
+        num_samples=config.num_samples,
+        reduction=reduction,
+        estimator=_estimator(config),
+    )
+
+
+OBJECTIVES = {
+    "elbo": lambda config, settings, steps: _elbo(
+        config, settings, steps, _penalty(config, settings, steps)
+    ),
+    "iwae": lambda config, *_: _iwae(config, estimators.log_mean_exp),
+    "miwae": lambda config, *_: _iwae(config, estimators.Grouped(config.num_groups)),
+    "ciwae": lambda config, settings, _: _iwae(
+        config, estimators.Combined(settings["elbo_share"])
+    ),
+    "piwae": lambda config, *_: vae_jax.PIWAE(
+        num_samples=config.num_samples,
+        num_groups=config.num_groups,
+        estimator=_estimator(config),
+    ),
+    "renyi": lambda config, *_: _iwae(config, estimators.Renyi(config.renyi_alpha)),
+    "beta_tc": lambda config, settings, steps: _elbo(
+        config, settings, steps, vae_jax.TotalCorrelation(settings["tc_weight"])
+    ),
+    "mmd": lambda config, settings, steps: _elbo(
+        config, settings, steps, vae_jax.MaximumMeanDiscrepancy(settings["mmd_weight"])
+    ),
+}
+# Those whose KL, or what stands in its place, beta weighs.
+WITH_BETA = ("elbo", "beta_tc", "mmd")
+# Functions of an integrand that have a gradient.
+ESTIMATORS = {
+    name: getattr(estimators, name)
+    for name in estimators.__all__
+    if "integrand" in inspect.signature(getattr(estimators, name)).parameters
+    and name != "value_only"
+}
+NAMES = {
+    "network": NETWORKS,
+    "posterior": POSTERIORS,
+    "prior": PRIORS,
+    "likelihood": LIKELIHOODS,
+    "objective": OBJECTIVES,
+    "estimator": ESTIMATORS,
+}
+
+
+def _beta(config: Any, settings: Settings, steps_per_epoch: int) -> Scheduled:
     """Beta, or how it rises: once, or again in every cycle."""
     beta = settings["beta"]
     if config.beta_warmup_epochs:
         num_steps = settings["beta_warmup_epochs"] * steps_per_epoch
-        return vae_jax.warmup_schedule(beta, num_steps=num_steps)
+        return vae_jax.LinearWarmup(beta, num_steps=num_steps)
     if config.beta_cycles:
         period = math.ceil(config.epochs * steps_per_epoch / config.beta_cycles)
-        return vae_jax.cyclic_schedule(beta, period=period)
+        return vae_jax.Cyclic(beta, period=period)
     return beta
 
 
 def _penalty(config: Any, settings: Settings, steps_per_epoch: int) -> Penalty:
-    """What training charges for the KL."""
-    if config.objective == "beta_tc":
-        return vae_jax.total_correlation(settings["tc_weight"])
-    if config.objective == "mmd":
-        return vae_jax.maximum_mean_discrepancy(settings["mmd_weight"])
+    """What --objective=elbo charges for the KL."""
     if config.free_bits:
-        return vae_jax.free_bits(settings["free_bits"], per=config.free_bits_per)
+        return vae_jax.FreeBits(settings["free_bits"], per=config.free_bits_per)
     if config.capacity is not None:
         rise = math.ceil(config.epochs * steps_per_epoch / 2)
-        target = vae_jax.warmup_schedule(settings["capacity"], num_steps=rise)
-        return vae_jax.capacity(target)
+        return vae_jax.Capacity(
+            vae_jax.LinearWarmup(settings["capacity"], num_steps=rise)
+        )
     return mean_kl
 
 

@@ -93,7 +93,8 @@ def warnings(original: data.Dataset, likelihood: str, binarization: str) -> list
             "a Bernoulli likelihood on grey values is not a likelihood of the pixels; "
             "its figures compare with no others"
         ]
-    if likelihood != "bernoulli" and binarization != "none":
+    is_known = ":" not in likelihood
+    if is_known and likelihood != "bernoulli" and binarization != "none":
         return ["a density of real numbers on pixels that are 0 or 1"]
     if likelihood == "continuous_bernoulli" and original.num_levels is not None:
         return [

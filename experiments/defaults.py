@@ -36,6 +36,7 @@ def resolve(config: ConfigT, dataset: data.Dataset) -> ConfigT:
         warmup = choices.default_warmup_epochs(
             config, epochs=epochs, steps_per_epoch=steps_per_epoch
         )
+    config = choices.with_prior(config)
     default = "dynamic" if config.likelihood == "bernoulli" else "none"
     return dataclasses.replace(
         config,
@@ -61,9 +62,9 @@ class Use(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def _chosen(flag: str, *values: str) -> Use:
+def _chosen(flag: str, *values: Any) -> Use:
     return Use(
-        f"--{flag}={' or '.join(values)}",
+        f"--{flag}={' or '.join(map(str, values))}",
         (flag,),
         lambda config: getattr(config, flag) in values,
     )
@@ -77,6 +78,14 @@ def _not_chosen(flag: str, *values: str) -> Use:
     )
 
 
+def _both(one: Use, other: Use) -> Use:
+    return Use(
+        f"{one.user} with {other.user}",
+        one.flags + other.flags,
+        lambda config: one.holds(config) and other.holds(config),
+    )
+
+
 def _either(one: Use, other: Use) -> Use:
     return Use(
         f"{one.user}, or {other.user},",
@@ -85,9 +94,17 @@ def _either(one: Use, other: Use) -> Use:
     )
 
 
+_WITH_KL = _both(_chosen("objective", "elbo"), _not_chosen("posterior", "point"))
+_WITH_BETA = Use(
+    "an objective with a KL (--objective=elbo, beta_tc or mmd, and but for mmd no "
+    "--posterior=point)",
+    ("objective", "posterior"),
+    choices.has_beta,
+)
 USED_BY = {
     "activation": _chosen("network", "mlp", "conv", "residual"),
-    "hidden_dims": _not_chosen("network", "linear"),
+    "hidden_dims": _chosen("network", "mlp", "gated", "conv", "residual"),
+    "upper_latent_dims": _chosen("posterior", "diagonal"),
     "rank": _chosen("posterior", "low_rank"),
     "num_flow_steps": _either(
         _chosen("posterior", "householder", "sylvester", "planar", "iaf"),
@@ -95,10 +112,19 @@ USED_BY = {
     ),
     "num_components": _chosen("prior", "mixture", "vamp"),
     "variance": _chosen("likelihood", "gaussian"),
+    "beta": _WITH_BETA,
+    "beta_warmup_epochs": _either(_WITH_BETA, _chosen("beta_warmup_epochs", 0.0)),
+    "beta_cycles": _WITH_BETA,
+    "free_bits": _WITH_KL,
     "free_bits_per": Use(
         "--free_bits above 0", ("free_bits",), lambda config: config.free_bits > 0
     ),
-    "num_samples": _not_chosen("posterior", "point"),
+    "capacity": _WITH_KL,
+    "num_samples": _both(
+        _chosen("objective", *choices.OBJECTIVES), _not_chosen("posterior", "point")
+    ),
+    "estimator": _chosen("objective", *choices.OBJECTIVES),
+    "kl": _chosen("objective", *choices.WITH_BETA),
     "num_groups": _chosen("objective", "miwae", "piwae"),
     "elbo_share": _chosen("objective", "ciwae"),
     "renyi_alpha": _chosen("objective", "renyi"),

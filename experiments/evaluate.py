@@ -36,7 +36,6 @@ from experiments.evaluation import (
 from experiments.figures import draw_grid, draw_samples
 from experiments.runner import flags, run_folder
 from experiments.runner.command_line import execute, parse
-from vae_jax import HierarchicalGaussian as Layers
 from vae_jax import data, exact
 from vae_jax.types import Array
 
@@ -210,16 +209,19 @@ def fitted_prior(
     params: vae_jax.Params, run_data: RunData, config: Config, folder: Path
 ) -> dict[str, Any] | None:
     """The ELBO under a prior fitted to the codes, and a picture of its samples."""
-    if not config.fitted_components or isinstance(params.spec.posterior, Layers):
+    if not config.fitted_components:
         return None
     fit_key, draw_key = jax.random.split(evaluation_keys().fitted_prior)
-    fitted = vae_jax.fit_mixture_prior(
-        params,
-        run_data.train,
-        fit_key,
-        num_components=min(config.fitted_components, len(run_data.train)),
-        **labels_of(params, run_data.train_labels),
-    )
+    try:
+        fitted = vae_jax.fit_mixture_prior(
+            params,
+            run_data.train,
+            fit_key,
+            num_components=min(config.fitted_components, len(run_data.train)),
+            **labels_of(params, run_data.train_labels),
+        )
+    except ValueError:  # Of bits, or of several stochastic layers.
+        return None
     draw = partial(
         draw_grid, dataset_name="fitted prior", data_shape=params.spec.data_shape
     )

@@ -70,9 +70,12 @@ def draw_all(
         ),
         "samples": draw_samples(draw, params, keys[1], caveat),
         "interpolations": draw_interpolations(draw, params, x, labels, order),
-        "traversals": draw_traversals(draw, params, means, labels[:1]),
     }
-    if params.spec.latent_dim == 2:
+    # Of bits there is nothing between 0 and 1 to walk through.
+    is_real = getattr(params.spec.posterior, "latent_space", "real") == "real"
+    if is_real:
+        figures["traversals"] = draw_traversals(draw, params, means, labels[:1])
+    if is_real and params.spec.latent_dim == 2:
         standard = isinstance(params.spec.prior, vae_jax.StandardNormal)
         if standard and not params.spec.num_classes:
             figures["manifold"] = draw_manifold(draw, params, caveat)

@@ -64,59 +64,50 @@ dense layer."""
 two hidden layers of 100."""
     conditional: bool = False
     """Give the labels to encoder, decoder and, if it is standard, the prior."""
-    network: Literal["linear", "mlp", "gated", "conv", "residual"] = "mlp"
-    """Encoder and decoder; gated is an MLP with gates, residual is convolutional."""
+    network: str = "mlp"
+    """Encoder and decoder: linear, mlp, gated (an MLP with gates), conv, residual \
+(convolutional), or module:Class or module:Class(width=64) of a file of your own: a \
+class for both, or a function that returns a pair."""
     activation: Literal["relu", "tanh"] = "relu"
     """Of the hidden units of an MLP or a convolutional network."""
     compute_dtype: Literal["bfloat16"] | None = None
     """What the networks compute in; by default float32. Weights, densities and sums \
 are float32 all the same."""
-    posterior: Literal[
-        "point",
-        "diagonal",
-        "full",
-        "low_rank",
-        "householder",
-        "sylvester",
-        "planar",
-        "iaf",
-    ] = "diagonal"
+    posterior: str = "diagonal"
     """q(z|x): point makes an autoencoder; diagonal, full and low_rank are Gaussians; \
-the others are flows of --num_flow_steps."""
+householder, sylvester, planar and iaf are flows of --num_flow_steps; bernoulli is \
+bits, whose gradient needs another --estimator; or module:Class."""
     rank: flags.Count = 2
     """Of the covariance of --posterior=low_rank, beside its diagonal."""
     num_flow_steps: flags.Count = 2
     """Steps of a posterior or prior that is a flow."""
-    prior: Literal["standard", "mixture", "vamp", "flow"] = "standard"
-    """p(z); mixture of Gaussians and VampPrior learn --num_components of them."""
+    prior: str = "auto"
+    """p(z): standard, mixture (of Gaussians) and vamp (VampPrior), which learn \
+--num_components of them, flow, bernoulli, or module:Class; auto suits --posterior: \
+bernoulli for bits, standard for others."""
     num_components: flags.Count = 50
     """Components of --prior=mixture, pseudo-inputs of --prior=vamp."""
-    likelihood: Literal[
-        "bernoulli",
-        "gaussian",
-        "gaussian_learned",
-        "gaussian_per_pixel",
-        "gaussian_full",
-        "discretized_logistic",
-        "categorical",
-        "continuous_bernoulli",
-    ] = "bernoulli"
-    """p(x|z); gaussian has the variance --variance, gaussian_learned learns one, \
+    likelihood: str = "bernoulli"
+    """p(x|z): bernoulli; gaussian of --variance, gaussian_learned learns one, \
 gaussian_per_pixel has the decoder say one for each pixel, gaussian_full all \
 covariances (for small images); discretized_logistic and categorical model grey \
-levels."""
+levels; continuous_bernoulli; or module:Class."""
     variance: flags.Positive = 1.0
     """Variance of a pixel of --likelihood=gaussian."""
     binarization: Literal["auto", "dynamic", "fixed", "threshold", "none"] = "auto"
     """dynamic draws the pixels afresh at every step, fixed once; auto is dynamic for \
 a Bernoulli likelihood and none for a Gaussian one."""
-    objective: Literal[
-        "elbo", "iwae", "miwae", "ciwae", "piwae", "renyi", "beta_tc", "mmd"
-    ] = "elbo"
-    """What training maximises: the ELBO; bounds of --num_samples (miwae and piwae in \
---num_groups, ciwae with --elbo_share, renyi of order --renyi_alpha); the ELBO with \
-the total correlation weighed by --tc_weight, or with --mmd_weight times the squared \
-MMD in place of the KL."""
+    objective: str = "elbo"
+    """What training maximises: elbo; bounds of --num_samples (iwae, miwae and piwae \
+in --num_groups, ciwae with --elbo_share, renyi of order --renyi_alpha); beta_tc, the \
+ELBO with the total correlation weighed by --tc_weight; mmd, with --mmd_weight times \
+the squared MMD in place of the KL; or module:Class."""
+    estimator: str = "reparameterization"
+    """Of the gradient, by its name in vae_jax.estimators (score_function, \
+leave_one_out, disarm, doubly_reparameterized, ...), or module:function."""
+    kl: Literal["auto", "analytic", "monte_carlo"] = "auto"
+    """The KL of the ELBO: in closed form where there is one, or by samples, which \
+--estimator=path_derivative needs."""
     num_samples: flags.Count = 1
     """Posterior samples of each example in training."""
     num_groups: flags.Count = 1

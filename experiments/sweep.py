@@ -270,7 +270,7 @@ def run(config: Config) -> dict[str, Any]:
 
 def _resolved(config: Config, models: Sequence[mnist.Config]) -> Config:
     """The configuration with what the defaults come to, which is one for all models."""
-    names = ("dataset", "epochs", "binarization", "checkpoint_every")
+    names = ("dataset", "epochs", "prior", "binarization", "checkpoint_every")
     warmup = config.beta_warmup_epochs or (models[0].beta_warmup_epochs,)
     common = {name: getattr(models[0], name) for name in names}
     return dataclasses.replace(config, beta_warmup_epochs=warmup, **common)

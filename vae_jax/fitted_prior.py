@@ -69,6 +69,9 @@ def fit_mixture_prior(
         raise ValueError(
             f"a prior is fitted to one layer of latents, and the model has {len(z)}"
         )
+    spec = dataclasses.replace(
+        params.spec, prior=MixtureOfGaussians(num_components, full_covariance)
+    )
     mixture = (
         import_extra("sklearn.mixture", "sklearn")
         .GaussianMixture(
@@ -83,9 +86,6 @@ def fit_mixture_prior(
         "mean": mixture.means_,
         **_shape(mixture.covariances_, full_covariance),
     }
-    spec = dataclasses.replace(
-        params.spec, prior=MixtureOfGaussians(num_components, full_covariance)
-    )
     fitted = {name: jnp.asarray(leaf, z.dtype) for name, leaf in prior.items()}
     return params.replace(prior=fitted, spec=spec)
 

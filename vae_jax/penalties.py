@@ -1,15 +1,11 @@
 """Replacements for the KL term: free bits, capacity, total correlation, MMD.
 
-A penalty is a function `(params, posterior, kl_divergence, key, step, *, axis_name) ->
-scalar` in nats, averaged over the batch; the objective `ELBO` weighs it by beta. The
-prior's part of `params` is taken at the labels, where there are any. `axis_name` is
-the axis of devices, as for `types.Objective`, and given where there are several.
 Penalties fight posterior collapse, aim the rate at a target, or charge for parts of it;
 evaluation knows nothing of them.
 """
 
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +17,36 @@ from vae_jax.schedules import Scheduled, at_step
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Posterior
 
-Penalty = Callable[..., Array]
+
+class Penalty(Protocol):
+    """What an objective charges for a batch in place of the KL."""
+
+    def __call__(
+        self,
+        params: Params,
+        posterior: Posterior,
+        kl_divergence: Array,
+        key: Key,
+        step: Array,
+        *,
+        axis_name: str | None = None,
+    ) -> Array:
+        """Charge in nats, averaged over the batch; `ELBO` weighs it by beta.
+
+        Args:
+          params: model parameters; the prior's part is taken at the labels.
+          posterior: q(z|x) of the batch.
+          kl_divergence: KL of each example or its estimate, `[B]`.
+          key: PRNG key, consumed once.
+          step: number of the training step.
+          axis_name: the axis of devices, as for `types.Objective`; given where there
+            are several.
+        """
+        ...
 
 
-def mean_kl(
-    params: Params,
-    posterior: Posterior,
-    kl_divergence: Array,
-    key: Key,
-    step: Array,
-    *,
-    axis_name: str | None = None,
-) -> Array:
-    """The KL itself, averaged over the batch: the ELBO's own penalty."""
+def mean_kl(params, posterior, kl_divergence, key, step, *, axis_name=None) -> Array:
+    """The KL itself, averaged over the batch: the ELBO's own penalty. See `Penalty`."""
     return jnp.mean(kl_divergence)
 
 
@@ -97,17 +110,8 @@ class FreeBits:
         if self.per not in ("unit", "example"):
             raise ValueError(f"per must be unit or example, got {self.per!r}")
 
-    def __call__(
-        self,
-        params: Params,
-        posterior: Posterior,
-        kl_divergence: Array,
-        key: Key,
-        step: Array,
-        *,
-        axis_name: str | None = None,
-    ) -> Array:
-        """Charge for a batch, in nats."""
+    def __call__(self, params, posterior, kl_divergence, key, step, *, axis_name=None):
+        """See `Penalty`."""
         prior = params.spec.prior
         if self.per == "unit":
             kls = unit_kl(posterior, prior, params.prior)
@@ -152,17 +156,8 @@ class Capacity:
         if not callable(self.nats):
             require_scalar("nats", self.nats)
 
-    def __call__(
-        self,
-        params: Params,
-        posterior: Posterior,
-        kl_divergence: Array,
-        key: Key,
-        step: Array,
-        *,
-        axis_name: str | None = None,
-    ) -> Array:
-        """Charge for a batch, in nats."""
+    def __call__(self, params, posterior, kl_divergence, key, step, *, axis_name=None):
+        """See `Penalty`."""
         target = at_step("nats", self.nats, step)
         return jnp.abs(_batch_mean(kl_divergence, axis_name) - target)
 
@@ -204,17 +199,8 @@ class TotalCorrelation:
     def _weights(self) -> KLDecomposition:
         return KLDecomposition(self.mutual_information, self.weight, self.unit_kl)
 
-    def __call__(
-        self,
-        params: Params,
-        posterior: Posterior,
-        kl_divergence: Array,
-        key: Key,
-        step: Array,
-        *,
-        axis_name: str | None = None,
-    ) -> Array:
-        """Charge for a batch, in nats."""
+    def __call__(self, params, posterior, kl_divergence, key, step, *, axis_name=None):
+        """See `Penalty`."""
         _require_one_device("total_correlation", axis_name)
         parts = kl_decomposition(params, posterior, key)
         weighted = zip(self._weights, parts, strict=True)
@@ -252,17 +238,8 @@ class MaximumMeanDiscrepancy:
         require_scalar("weight", self.weight)
         require_scalar("kl_weight", self.kl_weight)
 
-    def __call__(
-        self,
-        params: Params,
-        posterior: Posterior,
-        kl_divergence: Array,
-        key: Key,
-        step: Array,
-        *,
-        axis_name: str | None = None,
-    ) -> Array:
-        """Charge for a batch: nats, and the weighted MMD."""
+    def __call__(self, params, posterior, kl_divergence, key, step, *, axis_name=None):
+        """See `Penalty`."""
         _require_one_device("maximum_mean_discrepancy", axis_name)
         distance = posterior_mmd(params, posterior, key)
         return self.kl_weight * jnp.mean(kl_divergence) + self.weight * distance

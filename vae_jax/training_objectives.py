@@ -85,15 +85,7 @@ class ELBO:
             require_scalar("beta", self.beta)
         check_num_samples(self.num_samples)
 
-    def __call__(
-        self,
-        params: Params,
-        batch: Array | Labelled,
-        key: Key,
-        step: Array,
-        *,
-        axis_name: str | None = None,
-    ) -> tuple[Array, Metrics]:
+    def __call__(self, params, batch, key, step, *, axis_name=None):
         """Value to maximise and figures to log. See `types.Objective`."""
         weight = at_step("beta", self.beta, step)
         x, labels = _parts(batch)
@@ -149,7 +141,7 @@ class _Bound:
 
     _terms: ClassVar[Callable[..., ImportanceWeightedTerms]]
 
-    def __call__(self, params, batch, key, step, *, axis_name: str | None = None):
+    def __call__(self, params, batch, key, step, *, axis_name=None):
         """Value to maximise and figures to log. See `types.Objective`."""
         return _mean_bound(self._terms, params, batch, key, step, **vars(self))
 

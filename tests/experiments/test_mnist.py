@@ -1,7 +1,6 @@
 """`python -m experiments.mnist` as its users meet it: runs, resumes, refusals."""
 
 import dataclasses
-import functools
 import gzip
 import json
 import os
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import typing
 from pathlib import Path
 
 import jax
@@ -283,7 +281,7 @@ def test_devices_share_a_batch_and_may_change(finished, tmp_path, capsys, no_pic
 
 
 def test_a_bad_loss_stops_the_run(tmp_path, monkeypatch, capsys, no_pictures):
-    elbo_objective = vae_jax.elbo_objective
+    elbo_objective = vae_jax.ELBO
 
     def breaks_at_20(**options):
         objective = elbo_objective(**options)
@@ -294,7 +292,7 @@ def test_a_bad_loss_stops_the_run(tmp_path, monkeypatch, capsys, no_pictures):
 
         return broken
 
-    monkeypatch.setattr(vae_jax, "elbo_objective", breaks_at_20)
+    monkeypatch.setattr(vae_jax, "ELBO", breaks_at_20)
     arguments = [f"--run_dir={tmp_path}", "--dataset=digits", "--epochs=4"]
     with pytest.raises(SystemExit) as stop:
         mnist.main([*arguments, "--hidden_dims", "16", "--checkpoint_every=1"])
@@ -389,12 +387,15 @@ CHOICES = {
         "sylvester": "Sylvester",
         "planar": "Planar",
         "iaf": "InverseAutoregressive",
+        "bernoulli": "FactorizedBernoulli",
     },
     "prior": {
+        "auto": "StandardNormal",
         "standard": "StandardNormal",
         "mixture": "MixtureOfGaussians",
         "vamp": "VampPrior",
         "flow": "AutoregressiveFlow",
+        "bernoulli": "FactorizedBernoulliPrior",
     },
     "likelihood": {
         "bernoulli": "Bernoulli",
@@ -419,10 +420,12 @@ CHOICES = {
 @pytest.mark.parametrize("flag", CHOICES)
 def test_every_name_leads_to_its_class(flag):
     digits = data.load("digits")
-    field = typing.get_type_hints(Config)[flag]
-    assert set(typing.get_args(field)) == set(CHOICES[flag])
+    assert set(choices.NAMES[flag]) == set(CHOICES[flag])
     for name, expected in CHOICES[flag].items():
-        spec = choices.model_spec(dataclasses.replace(TINY, **{flag: name}), digits)
+        given = {"posterior": "bernoulli"} if name == "bernoulli" else {}
+        given = {} if flag == "likelihood" else given
+        config = dataclasses.replace(TINY, **given | {flag: name})
+        spec = choices.model_spec(config, digits)
         made = spec.encoder if flag == "network" else getattr(spec, flag)
         assert type(made).__name__ == expected
         if name in ("discretized_logistic", "categorical"):
@@ -548,6 +551,14 @@ IGNORED = {
     "renyi_alpha": (2.0, {"objective": "iwae"}, {"objective": "renyi"}),
     "tc_weight": (2.0, {"objective": "mmd"}, {"objective": "beta_tc"}),
     "mmd_weight": (2.0, {"objective": "beta_tc"}, {"objective": "mmd"}),
+    "upper_latent_dims": ((3,), {"posterior": "full"}, {}),
+    "beta": (2.0, {"posterior": "point"}, {"posterior": "point", "objective": "mmd"}),
+    "beta_warmup_epochs": (2.0, {"objective": "iwae"}, {"objective": "beta_tc"}),
+    "beta_cycles": (2, {"objective": "iwae"}, {}),
+    "free_bits": (1.0, {"objective": "mmd"}, {}),
+    "capacity": (1.0, {"posterior": "point"}, {}),
+    "estimator": ("leave_one_out", {"objective": "vae_jax:ELBO"}, {"num_samples": 2}),
+    "kl": ("monte_carlo", {"objective": "iwae"}, {}),
 }
 
 
@@ -562,6 +573,11 @@ def test_a_flag_without_effect_is_refused(flag):
         ValueError, match=f"--{flag} {shown} has no effect: only .* uses"
     ):
         mnist.check(Config(**given | unused))
+
+
+def test_a_warmup_of_no_epochs_goes_with_every_objective():
+    """A script that switches it off need not know the objective."""
+    mnist.check(Config(objective="iwae", beta_warmup_epochs=0.0))
 
 
 def test_every_choice_of_a_refused_flag_is_tried():
@@ -625,12 +641,12 @@ def test_warmup_raises_beta(tmp_path, monkeypatch):
     class Stop(Exception):
         pass
 
-    def look(*, beta, num_samples, penalty):
+    def look(*, beta, **options):
         with jax.ensure_compile_time_eval():
             assert [float(beta(step)) for step in (0, 12, 24, 99)] == [0, 2.5, 5, 5]
         raise Stop
 
-    monkeypatch.setattr(vae_jax, "elbo_objective", look)
+    monkeypatch.setattr(vae_jax, "ELBO", look)
     with pytest.raises(Stop):
         run_tiny(tmp_path, beta=5.0, beta_warmup_epochs=2.0)
 
@@ -725,28 +741,56 @@ BAD_INPUT = {
     "negative evaluation": (["--evaluation_samples=-1"], "evaluation_samples.*-1"),
     "groups": (
         ["--objective=piwae", "--num_samples=5", "--num_groups=2"],
-        "--num_groups 2 must divide --num_samples 5",
+        "num_groups must divide num_samples 5, got 2",
     ),
-    "beta of a bound": (["--objective=iwae", "--beta=2"], "has no --beta"),
-    "free bits of a bound": (["--objective=iwae", "--free_bits=1"], "go with --obj"),
-    "units of a full q": (["--objective=beta_tc", "--posterior=full"], "needs --post"),
+    "beta of a bound": (
+        ["--objective=iwae", "--beta=2"],
+        "--beta 2.0 has no effect: only an objective with a KL",
+    ),
+    "warm-up of a bound": (
+        ["--objective=iwae", "--beta_warmup_epochs=2"],
+        "--beta_warmup_epochs 2.0 has no effect",
+    ),
+    "cycles of a bound": (
+        ["--objective=renyi", "--beta_cycles=2"],
+        "--beta_cycles 2 has no effect",
+    ),
+    "free bits of a bound": (
+        ["--objective=iwae", "--free_bits=1"],
+        "--free_bits 1.0 has no effect: only --objective=elbo",
+    ),
+    "capacity of a bound": (
+        ["--objective=iwae", "--capacity=0"],
+        "--capacity 0.0 has no effect: only --objective=elbo",
+    ),
+    "units of a full q": (
+        ["--objective=beta_tc", "--posterior=full"],
+        "factorized posterior|product over units|of a unit",
+    ),
     "vamp of a flow": (["--prior=vamp", "--posterior=planar"], "none at a given z"),
     "vamp with labels": (["--prior=vamp", "--conditional"], "without labels"),
     "layers of a flow": (
         ["--upper_latent_dims", "3", "--posterior=iaf"],
-        "go with --posterior=diagonal",
+        "--upper_latent_dims .3,. has no effect: only --posterior=diagonal",
+    ),
+    "layers of a mixture": (
+        ["--upper_latent_dims", "3", "--prior=mixture"],
+        "must have the same stochastic layers",
     ),
     "share": (["--elbo_share=2"], "--elbo_share must be at most 1"),
     "variance of a likelihood that learns it": (
         ["--likelihood=gaussian_learned", "--variance=0.1"],
         "--variance 0.1 has no effect: only --likelihood=gaussian uses it",
     ),
-    "beta of a point": (["--posterior=point", "--beta=2"], "has no KL"),
+    "beta of a point": (["--posterior=point", "--beta=2"], "--beta 2.0 has no effect"),
     "layers of a convolution": (
         ["--network=conv", "--hidden_dims", "9", "8"],
         "one dense layer: --hidden_dims must be one width",
     ),
-    "bound of a point": (["--posterior=point", "--objective=iwae"], "needs a density"),
+    "bound of a point": (
+        ["--posterior=point", "--objective=iwae"],
+        "needs the density",
+    ),
     "negative free bits": (["--free_bits=-1"], "free_bits.*-1"),
     "two schedules": (
         ["--beta_cycles=2", "--beta_warmup_epochs=1"],
@@ -756,19 +800,19 @@ BAD_INPUT = {
         ["--free_bits=1", "--capacity=5"],
         "free_bits 1.0 and",
     ),
-    "penalty without KL": (["--posterior=point", "--free_bits=1"], "has no KL"),
+    "penalty without KL": (["--posterior=point", "--free_bits=1"], "has no effect"),
     "vamp without density": (["--posterior=point", "--prior=vamp"], "mixture of"),
     "units without a KL": (
         ["--prior=mixture", "--free_bits=1"],
-        "closed form: .* --posterior=diagonal, got mixture",
+        "KL of a unit is known for factorized .* MixtureOfGaussians",
     ),
     "examples without a KL": (
         ["--prior=vamp", "--free_bits=1", "--free_bits_per=example"],
-        "closed form: .* --posterior=diagonal or full or low_rank or hous",
+        "free bits of each example need a closed-form KL, and .* VampPrior",
     ),
     "layers without a KL": (
         ["--upper_latent_dims", "2", "--free_bits=1", "--free_bits_per=example"],
-        "no --upper_latent_dims .* got standard, \\(2,\\)",
+        "free bits of each example need a closed-form KL, and .* Hierarchical",
     ),
     "pairs on two devices": (
         ["--objective=mmd", "--num_devices=2"],
@@ -781,14 +825,50 @@ BAD_INPUT = {
     "fraction of a batch": (["--batch_size=1.5"], "batch.size.*1.5"),
     "unknown flag": (["--bta=1"], "bta"),
     "abbreviated flag": (["--late=2"], "late"),
-    "unknown choice": (["--network=transformer"], "transformer"),
+    "unknown choice": (
+        ["--network=transformer"],
+        "--network must be one of linear, .* or module:Class .* got transformer",
+    ),
     "unknown posterior": (["--posterior=full_moon"], "full_moon"),
+    "unknown estimator": (["--estimator=magic"], "--estimator must be one of .* magic"),
+    "no such module": (
+        ["--prior=no_such:Prior"],
+        "no_such:Prior cannot be imported",
+    ),
+    "no such class": (
+        ["--prior=vae_jax:Prior"],
+        "vae_jax:Prior cannot be imported",
+    ),
+    "no class": (["--prior=vae_jax:model"], "must name a class or a function"),
+    "no literal": (
+        ["--posterior=vae_jax:LowRankGaussian(rank=len(__import__('os').environ))"],
+        "arguments must be Python literals",
+    ),
+    "two calls": (["--posterior=vae_jax:Planar(2)(3)"], "arguments must be Python lit"),
+    "wrong arguments": (
+        ["--posterior=vae_jax:Planar(steps=2)"],
+        "--posterior=vae_jax:Planar.*unexpected keyword argument 'steps'",
+    ),
+    "wrong kind": (["--posterior=vae_jax:MLP((3,))"], "posterior .*lacks num_outputs"),
+    "pathwise gradient of bits": (
+        ["--posterior=bernoulli"],
+        "use leave_one_out, disarm",
+    ),
+    "bits and a density": (
+        ["--posterior=bernoulli", "--prior=standard", "--estimator=disarm"],
+        "must be about the same latents",
+    ),
+    "bits without bits": (["--estimator=disarm"], "disarm is known for .* only"),
+    "estimator of one's own objective": (
+        ["--objective=vae_jax:ELBO", "--estimator=disarm"],
+        "--estimator disarm has no effect",
+    ),
     "too many devices": (["--num_devices=999"], "999"),
     "no device": (["--num_devices=0"], "num_devices.*0"),
     "uneven batch": (["--num_devices=3", "--batch_size=128"], "128.*3"),
     "convolution of no image": (
         ["--dataset={bad}/ok.npy", "--network=conv"],
-        "conv.*image",
+        "convolutional network needs data_shape",
     ),
     "folder under a file": (["--run_dir={bad}/file/run"], "file/run"),
 }
@@ -812,31 +892,51 @@ def test_bad_input(name, bad, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("conditional", [False, True])
-def test_free_bits_are_accepted_where_the_kl_has_a_closed_form(conditional):
-    """The flags agree with the registry, and per unit with what is a product."""
+def trace_objective(config, spec):
+    """On shapes alone, as a run does before it writes anything."""
+    objective = choices.objective(config, choices.settings(config), steps_per_epoch=9)
 
-    def posterior_of(spec, key):
+    def value(key):
+        x = jnp.zeros((2, spec.data_dim))
+        batch = vae_jax.Labelled(x, jnp.zeros(2, int)) if spec.num_classes else x
+        return objective(vae_jax.init(spec, key), batch, key, 0)
+
+    jax.eval_shape(value, jax.random.key(0))
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("posterior", choices.POSTERIORS)
+def test_free_bits_are_accepted_where_the_kl_has_a_closed_form(posterior, conditional):
+    """The command agrees with the registry, and per unit with what is a product."""
+    config = Config(
+        posterior=posterior,
+        conditional=conditional,
+        latent_dim=3,
+        hidden_dims=(2,),
+        epochs=1,
+        beta_warmup_epochs=0.0,
+        estimator="leave_one_out" if posterior == "bernoulli" else "reparameterization",
+        num_samples=2,
+    )
+    digits, classes = data.load("digits"), 10 * conditional
+    spec = choices.model_spec(config, digits, num_classes=classes)
+
+    def posterior_of(key):
         labels = jnp.zeros(1, int) if conditional else None
         return vae_jax.encode(
             vae_jax.init(spec, key), jnp.zeros((1, 64)), labels=labels
         )
 
-    latents = {"latent_dim": 3, "hidden_dims": (2,), "num_components": 2}
-    for posterior in typing.get_args(typing.get_type_hints(Config)["posterior"]):
-        config = Config(posterior=posterior, conditional=conditional, **latents)
-        spec = choices.model_spec(
-            config, data.load("digits"), num_classes=10 * conditional
-        )
-        q = jax.eval_shape(functools.partial(posterior_of, spec), jax.random.key(0))
-        known = vae_jax.priors.closed_form_kl(type(q), type(spec.prior)) is not None
-        for per, accepted in (("example", known), ("unit", posterior == "diagonal")):
-            asked = dataclasses.replace(config, free_bits=0.1, free_bits_per=per)
-            if accepted and posterior != "point":
-                choices.check_combinations(asked)
-            else:
-                with pytest.raises(ValueError, match="--free_bits"):
-                    choices.check_combinations(asked)
+    q = jax.eval_shape(posterior_of, jax.random.key(0))
+    known = vae_jax.priors.closed_form_kl(type(q), type(spec.prior)) is not None
+    product = posterior in ("diagonal", "bernoulli")
+    for per, accepted in (("example", known), ("unit", product)):
+        asked = dataclasses.replace(config, free_bits=0.1, free_bits_per=per)
+        if accepted:
+            trace_objective(asked, spec)
+        else:
+            with pytest.raises(ValueError, match="closed-form"):
+                trace_objective(asked, spec)
 
 
 def test_both_spellings_of_flags(tmp_path):

@@ -1,0 +1,271 @@
+"""Choices of the user's own, named on the command line as `module:Class(...)`."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vae_jax
+from experiments import choices, mnist, sweep
+from experiments.defaults import resolve
+from experiments.open_choices import find
+
+MODULE = '''
+"""Every choice of one's own, in a file beside the data."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+import vae_jax
+from vae_jax.estimators import reparameterization
+
+
+class Net(nn.Module):
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, inputs):
+        return nn.tanh(nn.Dense(self.width)(inputs))
+
+
+def pair(width, depth=1):
+    return Net(width), vae_jax.MLP((width,) * depth)
+
+
+@dataclass(frozen=True)
+class Delegates:
+    scale: float = 1.0
+    hyperparameters: ClassVar = ()
+
+    def __getattr__(self, name):
+        return getattr(self.base, name)
+
+
+@dataclass(frozen=True)
+class Posterior(Delegates):
+    base: ClassVar = vae_jax.DiagonalGaussian()
+
+    def build(self, params, outputs):
+        return self.base.build(params, self.scale * outputs)
+
+
+@dataclass(frozen=True)
+class Prior(Delegates):
+    base: ClassVar = vae_jax.StandardNormal()
+
+    def log_prob(self, params, z, *, encode):
+        return self.base.log_prob(params, z / self.scale, encode=encode)
+
+
+@dataclass(frozen=True)
+class Likelihood(Delegates):
+    base: ClassVar = vae_jax.Bernoulli()
+
+    def build(self, params, outputs):
+        return self.base.build(params, self.scale * outputs)
+
+
+def scaled(integrand, posterior, key, *, factor=1.0, **options):
+    return reparameterization(integrand, posterior, key, **options)
+
+
+@dataclass(frozen=True)
+class Objective:
+    beta: float = 1.0
+
+    def __call__(self, params, x, key, step, *, axis_name=None):
+        return vae_jax.ELBO(beta=self.beta)(params, x, key, step)
+
+
+def objective(params, x, key, step, *, axis_name=None):
+    return vae_jax.ELBO()(params, x, key, step)
+'''
+TINY = [
+    "--dataset=digits",
+    "--epochs=1",
+    "--latent_dim=2",
+    "--batch_size=512",
+    "--evaluation_samples=5",
+]
+OWN = {
+    "network": "my_parts:Net(width=6)",
+    "posterior": "my_parts:Posterior(0.5)",
+    "prior": "my_parts:Prior(scale=2.0)",
+    "likelihood": "my_parts:Likelihood()",
+    "estimator": "my_parts:scaled(factor=2.0)",
+}
+FLAGS = [f"--{flag}={text}" for flag, text in OWN.items()]
+
+
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """A working directory that holds a module of the user's own."""
+    (tmp_path / "my_parts.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_parts", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    monkeypatch.setattr("experiments.figures.draw_all", lambda *_, **__: [])
+    monkeypatch.setattr("experiments.sweep_report.draw_all", lambda *_, **__: None)
+
+
+def test_parts_of_ones_own_train_resume_and_load(beside, no_pictures):
+    flags = [*TINY, *FLAGS, "--beta_warmup_epochs=0", "--binarization=dynamic"]
+    mnist.main([*flags, "--run_dir=run"])
+    mnist.main([*flags, "--run_dir=run", "--epochs=2"])
+    written = json.loads((beside / "run" / "config.json").read_text())
+    assert {flag: written[flag] for flag in OWN} == OWN
+    results = json.loads((beside / "run" / "results.json").read_text())
+    assert results["epochs"] == 2 and np.isfinite(results["test_elbo"])
+    spec = vae_jax.load_run("run").spec
+    assert (spec.encoder.width, spec.decoder.width) == (6, 6)
+    assert (spec.posterior.scale, spec.prior.scale, spec.likelihood.scale) == (
+        0.5,
+        2.0,
+        1.0,
+    )
+
+
+def test_parts_of_ones_own_are_swept(beside, no_pictures):
+    sweep.main([*TINY, *FLAGS, "--run_dir=many", "--beta", "0.5", "1.0"])
+    results = json.loads((beside / "many" / "results.json").read_text())
+    assert [model["finite"] for model in results["models"]] == [True, True]
+    assert vae_jax.load_run("many", model=1).spec.posterior.scale == 0.5
+
+
+@pytest.mark.parametrize("named", ["Objective(beta=0.5)", "Objective", "objective"])
+def test_an_objective_of_ones_own_trains(beside, no_pictures, named):
+    mnist.main([*TINY, f"--objective=my_parts:{named}", "--run_dir=run"])
+    assert (beside / "run" / "results.json").exists()
+
+
+def test_a_function_may_make_both_networks(beside):
+    config = mnist.Config(network="my_parts:pair(7, depth=2)")
+    spec = choices.model_spec(config, vae_jax.data.load("digits"))
+    assert spec.encoder.width == 7 and spec.decoder == vae_jax.MLP((7, 7))
+
+
+def test_classes_of_the_library_have_names_too():
+    config = mnist.Config(posterior="vae_jax:LowRankGaussian(rank=3)")
+    spec = choices.model_spec(config, vae_jax.data.load("digits"))
+    assert spec.posterior == vae_jax.LowRankGaussian(3)
+
+
+def test_the_prior_follows_the_posterior():
+    digits = vae_jax.data.load("digits")
+    for flags, expected in (
+        ({}, vae_jax.StandardNormal()),
+        ({"posterior": "bernoulli"}, vae_jax.FactorizedBernoulliPrior()),
+        (
+            {"posterior": "vae_jax:FactorizedBernoulli"},
+            vae_jax.FactorizedBernoulliPrior(),
+        ),
+        (
+            {"upper_latent_dims": (3,)},
+            vae_jax.HierarchicalGaussianPrior((vae_jax.StochasticLayer(3),)),
+        ),
+    ):
+        config = mnist.Config(**flags)
+        assert choices.model_spec(config, digits).prior == expected
+        named = resolve(config, digits).prior
+        assert named == ("bernoulli" if "posterior" in flags else "standard")
+
+
+OF_BITS = {
+    "leave_one_out": ["--num_samples=2"],
+    "score_function": [],
+    "mean_baseline": [],
+    "optimal_baseline": [],
+    "disarm": [],
+    "arm": [],
+    "rebar": [],
+    "gumbel_softmax": [],
+    "straight_through": [],
+    "exact_enumeration": [],
+    "vimco": ["--objective=iwae", "--num_samples=2"],
+}
+OF_NORMALS = {
+    "reparameterization": [],
+    "path_derivative": ["--kl=monte_carlo"],
+    "doubly_reparameterized": ["--objective=iwae", "--num_samples=2"],
+    "score_function": ["--prior=mixture", "--num_components=2"],
+    "delta_control_variate": [],
+    "measure_valued": [],
+    "sigma_points": [],
+}
+
+
+def traced(arguments):
+    """The objective of a command, on shapes alone."""
+    config = mnist.parse(mnist.Config, arguments, command="c")
+    mnist.check(config)
+    digits = vae_jax.data.load("digits")
+    config = resolve(config, digits)
+    objective = choices.objective(config, choices.settings(config), steps_per_epoch=3)
+    spec = choices.model_spec(config, digits)
+
+    def value(key):
+        return objective(vae_jax.init(spec, key), jnp.zeros((4, 64)), key, 0)
+
+    jax.eval_shape(value, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", OF_BITS)
+def test_every_estimator_of_bits_is_reached(name):
+    traced([*TINY, "--posterior=bernoulli", f"--estimator={name}", *OF_BITS[name]])
+
+
+@pytest.mark.parametrize("name", OF_NORMALS)
+def test_every_estimator_of_normals_is_reached(name):
+    traced([*TINY, f"--estimator={name}", *OF_NORMALS[name]])
+
+
+def test_no_estimator_is_left_out():
+    assert {*OF_BITS, *OF_NORMALS} == set(choices.ESTIMATORS)
+    others = {"log_mean_exp", "sample_mean", "value_only"}
+    others |= {"baseline_loss", "gradient_moments"}
+    functions = {name for name in vae_jax.estimators.__all__ if name.islower()} - others
+    assert functions == set(choices.ESTIMATORS)
+
+
+def test_bits_train_by_the_command(tmp_path, no_pictures):
+    flags = ["--posterior=bernoulli", "--estimator=disarm", "--epochs=3"]
+    mnist.main([*TINY, *flags, f"--run_dir={tmp_path}/run"])
+    assert isinstance(
+        vae_jax.load_run(tmp_path / "run").spec.posterior, vae_jax.FactorizedBernoulli
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "(print)",
+        "(*[1])",
+        "(**{'a': 1})",
+        "(a=print)",
+        "(1)(2)",
+        "(1).a",
+        "(1",
+        "(a )b(",
+    ],
+)
+def test_arguments_are_literals(arguments):
+    with pytest.raises(ValueError, match="--prior.* must be"):
+        find("prior", f"vae_jax:Planar{arguments}", {})
+
+
+def test_literals_are_read():
+    own = find("network", "vae_jax:MLP((3, 4), activation=None)", {})
+    assert own.target is vae_jax.MLP
+    assert own.arguments == ((3, 4),) and own.keywords == {"activation": None}

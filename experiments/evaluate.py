@@ -48,6 +48,9 @@ class Config:
     """The folder of a run of experiments.mnist, or of a sweep."""
     model: int | None = None
     """Which model of a sweep; what is found goes to its model-<number> folder."""
+    trust: bool = False
+    """Import the classes outside vae_jax that the run names: code of whoever made it \
+runs."""
     data_dir: str | None = None
     """Where the data lie; by default where the run found them."""
     step: int | None = None
@@ -400,7 +403,9 @@ def run(config: Config) -> dict[str, Any]:
     flags.check(config)
     trained, run_data = load_data(config)
     x = run_data.test
-    params = vae_jax.load_run(config.run_folder, step=config.step, model=config.model)
+    params = vae_jax.load_run(
+        config.run_folder, step=config.step, model=config.model, trust=config.trust
+    )
     folder = Path(config.run_folder)
     with run_folder.locked(folder):
         if config.model is not None:

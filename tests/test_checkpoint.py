@@ -1,7 +1,9 @@
 """Checkpoints: what comes back is what was written, or an error says what is not."""
 
+import hashlib
 import json
 import shutil
+import sys
 
 import flax.linen as nn
 import jax
@@ -247,12 +249,216 @@ def test_spec_that_cannot_be_rebuilt_is_asked_for(tmp_path):
         pass
 
     spec = vae_jax.ModelSpec(encoder=Local(4), latent_dim=2, data_shape=(3,))
+    params = save_run(tmp_path, spec)
+    with pytest.raises(ValueError, match=r"Local cannot be imported .* pass spec="):
+        vae_jax.load_run(tmp_path, trust=True)
+    assert_same_bits(vae_jax.load_run(tmp_path, spec=spec), params)
+
+
+def save_run(folder, spec):
     params = vae_jax.init(spec, jax.random.key(0))
     state = vae_jax.init_state(params, jax.random.key(1), optimizer=ADAM)
-    checkpoint.save(tmp_path / "checkpoints" / "0", state, spec=spec)
-    with pytest.raises(ValueError, match=r"Local cannot be imported .* pass spec="):
+    checkpoint.save(folder / "checkpoints" / "0", state, spec=spec)
+    return params
+
+
+def with_spec(folder, description):
+    """Puts another spec.json into a run's checkpoint, and its digest beside it."""
+    found = folder / "checkpoints" / "0"
+    (found / "spec.json").write_text(json.dumps(description))
+    manifest = json.loads((found / "manifest.json").read_text())
+    digest = hashlib.sha256((found / "spec.json").read_bytes()).hexdigest()
+    manifest["files"]["spec.json"] = digest
+    (found / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("trust", [True, [__name__], ["others", __name__]], ids=str)
+def test_a_class_of_the_users_own_is_imported_where_it_is_trusted(tmp_path, trust):
+    spec = vae_jax.ModelSpec(encoder=UserNetwork(4), latent_dim=2, data_shape=(3,))
+    params = save_run(tmp_path, spec)
+    assert_same_bits(vae_jax.load_run(tmp_path, trust=trust), params)
+
+
+@pytest.mark.parametrize("trust", [False, [], ["others"], [f"{__name__[:-1]}"]])
+def test_without_trust_the_class_is_named_and_not_imported(tmp_path, trust):
+    spec = vae_jax.ModelSpec(encoder=UserNetwork(4), latent_dim=2, data_shape=(3,))
+    save_run(tmp_path, spec)
+    with pytest.raises(
+        ValueError,
+        match=rf"{__name__}:UserNetwork is no class of vae_jax .* trust=True or "
+        rf"trust=\['{__name__}'\] .*spec= .*written by vae_jax .*read by",
+    ):
+        vae_jax.load_run(tmp_path, trust=trust)
+
+
+EVIL = """
+from dataclasses import dataclass
+from os import system
+from pathlib import Path
+
+Path("was_here").write_text("")
+
+@dataclass(frozen=True)
+class Network:
+    command: str = ""
+
+def run(command):
+    Path("was_called").write_text("")
+"""
+
+
+def default_with(**parts):
+    """The default spec as JSON, some of its fields replaced."""
+    described = spec_to_json(vae_jax.ModelSpec(data_shape=(3,), latent_dim=2))
+    return described | {"fields": described["fields"] | parts}
+
+
+def called(path, /, **fields):
+    return {"class": path, "fields": fields or {"command": "touch was_called"}}
+
+
+MALICIOUS = {
+    "a module": default_with(encoder=called("evil:Network")),
+    "a function of a module": default_with(encoder=called("evil:run")),
+    "os.system": default_with(encoder=called("os:system")),
+    "os.system, as an activation": default_with(
+        encoder=called("vae_jax:MLP", activation={"import": "os:system"})
+    ),
+    "through a module of the library": default_with(
+        encoder=called("vae_jax.checkpoint:os.system")
+    ),
+    "through the package": default_with(
+        encoder=called("vae_jax:checkpoint.shutil.rmtree", path="kept")
+    ),
+    "a function of the library": default_with(
+        encoder=called("vae_jax.checkpoint:remove", folder="kept")
+    ),
+    "a module of the library, as an activation": default_with(
+        encoder=called(
+            "vae_jax:MLP", activation={"import": "vae_jax.checkpoint:remove"}
+        )
+    ),
+    "another function, as an activation": default_with(
+        encoder=called("vae_jax:MLP", activation={"import": "evil:run"})
+    ),
+    "through jax": default_with(
+        encoder=called("vae_jax:MLP", activation={"import": "jax.numpy:np.os.system"})
+    ),
+    "a name that only begins alike": default_with(encoder=called("vae_jax_evil:Run")),
+    "in place of the spec": called("evil:Network"),
+    "a function in place of the spec": {"import": "evil:run"},
+    "eval": default_with(encoder=called("builtins:eval", source="1")),
+    "Popen": default_with(encoder=called("subprocess:Popen", args="touch was_called")),
+}
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """A folder of a run beside a module that acts when it is imported."""
+    (tmp_path / "evil.py").write_text(EVIL)
+    (tmp_path / "kept").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "evil", raising=False)
+    save_run(tmp_path, vae_jax.ModelSpec(data_shape=(3,), latent_dim=2))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", MALICIOUS)
+def test_a_folder_of_a_stranger_runs_no_code(stranger, name):
+    with_spec(stranger, MALICIOUS[name])
+    with pytest.raises(ValueError, match=r"^spec: .*pass spec=|else spec="):
+        vae_jax.load_run(stranger)
+    assert "evil" not in sys.modules
+    left = {path.name for path in stranger.iterdir()}
+    assert left == {"evil.py", "kept", "checkpoints"}
+
+
+# A trusted module's classes are made, and its functions networks may call.
+TRUSTED = ("a module", "another function, as an activation")
+CALLS = [name for name in MALICIOUS if name not in TRUSTED]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_trusted_folder_still_calls_nothing_but_dataclasses(stranger, name):
+    with_spec(stranger, MALICIOUS[name])
+    with pytest.raises((ValueError, TypeError)):
+        vae_jax.load_run(stranger, trust=True)
+    assert not (stranger / "was_called").exists() and (stranger / "kept").exists()
+
+
+# Where the classes of version 0.1 were.
+PATHS_OF_0_1 = """
+vae_jax.likelihoods.bernoulli:Bernoulli
+vae_jax.likelihoods.bernoulli:ContinuousBernoulli
+vae_jax.likelihoods.gaussian:FullCovarianceGaussian
+vae_jax.likelihoods.gaussian:Gaussian
+vae_jax.likelihoods.gaussian:PerPixelGaussian
+vae_jax.likelihoods.levels:Categorical
+vae_jax.likelihoods.levels:DiscretizedLogistic
+vae_jax.networks:ConvolutionalDecoder
+vae_jax.networks:ConvolutionalEncoder
+vae_jax.networks:GatedMLP
+vae_jax.networks:Linear
+vae_jax.networks:MLP
+vae_jax.hierarchical:HierarchicalGaussian
+vae_jax.hierarchical:HierarchicalGaussianPrior
+vae_jax.hierarchical:StochasticLayer
+vae_jax.posteriors.discrete:FactorizedBernoulli
+vae_jax.posteriors.flows:Householder
+vae_jax.posteriors.flows:InverseAutoregressive
+vae_jax.posteriors.flows:Planar
+vae_jax.posteriors.flows:Sylvester
+vae_jax.posteriors.gaussian:DiagonalGaussian
+vae_jax.posteriors.gaussian:FullGaussian
+vae_jax.posteriors.gaussian:LowRankGaussian
+vae_jax.posteriors.point_mass:PointMass
+vae_jax.priors.autoregressive:AutoregressiveFlow
+vae_jax.priors.factorized:ClassConditionalPrior
+vae_jax.priors.factorized:DiagonalGaussianPrior
+vae_jax.priors.factorized:FactorizedBernoulliPrior
+vae_jax.priors.factorized:StandardNormal
+vae_jax.priors.mixtures:MixtureOfGaussians
+vae_jax.priors.mixtures:VampPrior
+""".split()
+ARGUMENTS = {
+    "StochasticLayer": {"latent_dim": 3},
+    "HierarchicalGaussian": {"layers": []},
+    "HierarchicalGaussianPrior": {"layers": []},
+    "ClassConditionalPrior": {"num_classes": 3},
+    "MLP": {"hidden_dims": [5]},
+    "GatedMLP": {"hidden_dims": [5]},
+}
+
+
+@pytest.mark.parametrize("path", PATHS_OF_0_1)
+def test_a_path_of_version_0_1_leads_to_its_class(path):
+    name = path.partition(":")[2]
+    found = spec_from_json({"class": path, "fields": ARGUMENTS.get(name, {})})
+    assert type(found) is getattr(vae_jax, name)
+    public = spec_to_json(found)["class"]
+    assert public == f"vae_jax:{name}"
+
+
+def test_a_run_of_version_0_1_loads(tmp_path):
+    params = save_run(tmp_path, SPEC)
+    old = json.loads((tmp_path / "checkpoints" / "0" / "spec.json").read_text())
+    del old["version"]
+    old["class"] = "vae_jax.spec:ModelSpec"
+    for part in old["fields"].values():
+        if isinstance(part, dict):
+            name = part["class"].partition(":")[2]
+            ends = [path for path in PATHS_OF_0_1 if path.endswith(f":{name}")]
+            part["class"] = ends[0]
+    with_spec(tmp_path, old)
+    assert_same_bits(vae_jax.load_run(tmp_path), params)
+    old["fields"]["prior"]["class"] = "vae_jax.priors:Forgotten"
+    with_spec(tmp_path, old)
+    with pytest.raises(
+        ValueError,
+        match=r"vae_jax.priors:Forgotten cannot be imported .*written by vae_jax 0.1,",
+    ):
         vae_jax.load_run(tmp_path)
-    assert_same_bits(vae_jax.load_run(tmp_path, spec=spec), params)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +477,8 @@ def test_spec_that_cannot_be_rebuilt_is_asked_for(tmp_path):
     ids=["default", "linear", "convolutional", "user"],
 )
 def test_spec_survives_json(spec):
-    found = spec_from_json(json.loads(json.dumps(spec_to_json(spec))))
+    described = json.loads(json.dumps(spec_to_json(spec)))
+    found = spec_from_json(described, trust=[__name__])
     assert found == spec and hash(found) == hash(spec)
 
 

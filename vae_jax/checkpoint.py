@@ -3,7 +3,7 @@
 A checkpoint is a folder named by its step:
 
     <step>/arrays/          written by orbax: every leaf under its path in the tree
-    <step>/spec.json        import paths and fields of the `ModelSpec`
+    <step>/spec.json        import paths and fields of the `ModelSpec`, and the version
     <step>/manifest.json    shape, dtype and sha256 of each leaf, sha256 of each file
 
 Of several processes all call `save`, on a folder that they share, with one state that
@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from jax.experimental import multihost_utils
 
 from vae_jax.model import init
 from vae_jax.spec import ModelSpec, Params
-from vae_jax.spec_json import spec_from_json, spec_to_json
+from vae_jax.spec_json import Trust, spec_from_json, spec_to_json
 from vae_jax.types import PyTree
 
 _STATE, _EXTRA = "state", "extra"
@@ -88,7 +89,8 @@ def _finish(
     draft: Path, folder: Path, leaves: dict[str, np.ndarray], spec: ModelSpec
 ) -> None:
     """Adds spec and manifest to the arrays, and moves all into place."""
-    (draft / "spec.json").write_text(json.dumps(spec_to_json(spec), indent=2))
+    described = spec_to_json(spec) | {"version": _version()}
+    (draft / "spec.json").write_text(json.dumps(described, indent=2))
     manifest = {
         "step": folder.name,
         "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
@@ -106,7 +108,11 @@ def _finish(
 
 
 def restore(
-    folder: str | Path, *, spec: ModelSpec | None = None, model: int | None = None
+    folder: str | Path,
+    *,
+    spec: ModelSpec | None = None,
+    model: int | None = None,
+    trust: Trust = False,
 ) -> Params:
     """The parameters of a checkpoint: the average where one was kept.
 
@@ -115,6 +121,8 @@ def restore(
       spec: the spec, where it cannot be rebuilt from its import paths (a class that
         was defined in a script or has moved).
       model: number of the model, in the checkpoint of many (`vae_jax.sweep`).
+      trust: whether the spec's classes may be imported from outside `vae_jax`, which
+        runs their modules: True, or names of modules.
 
     Returns:
       `Params` on the host's default device.
@@ -131,12 +139,38 @@ def restore(
     folder = Path(folder).absolute()
     leaves = _read(folder)
     if spec is None:
-        spec = spec_from_json(json.loads((folder / "spec.json").read_text()))
+        spec = _read_spec(folder, trust)
     averaged = any(name.startswith(f"{_STATE}.average.") for name in leaves)
     field = "average" if averaged else "params"
     like = jax.eval_shape(lambda key: init(spec, key), jax.random.key(0))
     leaves = _of_model(leaves, model)
     return _unflatten({_STATE: {field: like}}, leaves, dtypes=False)[_STATE][field]
+
+
+def _read_spec(folder: Path, trust: Trust) -> ModelSpec:
+    """The spec beside the arrays.
+
+    Raises:
+      ValueError: it cannot be rebuilt here; names the versions.
+    """
+    described = json.loads((folder / "spec.json").read_text())
+    try:
+        spec = spec_from_json(described, trust=trust)
+        if not isinstance(spec, ModelSpec):
+            raise ValueError(f"spec: {described} is no ModelSpec; pass spec=")
+    except ValueError as error:
+        written = described.get("version", "0.1") if isinstance(described, dict) else ""
+        raise ValueError(
+            f"{error} (written by vae_jax {written}, read by {_version()})"
+        ) from error
+    return spec
+
+
+def _version() -> str:
+    try:
+        return metadata.version("vae_jax")
+    except metadata.PackageNotFoundError:
+        return "of a checkout"
 
 
 def _of_model(
@@ -251,6 +285,7 @@ def load_run(
     step: int | None = None,
     spec: ModelSpec | None = None,
     model: int | None = None,
+    trust: Trust = False,
 ) -> Params:
     """Parameters of a trained run, for a script or a notebook.
 
@@ -260,6 +295,8 @@ def load_run(
         `results.json`.
       spec: as in `restore`.
       model: as in `restore`: which of the many models of a sweep.
+      trust: as in `restore`: a run of parts of one's own names their modules, and a
+        folder from a stranger must not decide what code runs.
 
     Returns:
       `Params`.
@@ -280,7 +317,7 @@ def load_run(
     step = available[-1] if step is None else step
     if step not in available:
         raise ValueError(f"step must be one of {available}, got {step}")
-    return restore(checkpoints / str(step), spec=spec, model=model)
+    return restore(checkpoints / str(step), spec=spec, model=model, trust=trust)
 
 
 def _flatten(tree: PyTree) -> dict[str, np.ndarray]:

@@ -3,14 +3,22 @@
 Tuples become lists, classes and functions their import paths, dataclasses and Linen
 modules an import path with their fields. What has no import path (a class of a
 closed notebook, a lambda) is written all the same, and asked for on the way back.
+
+On the way back nothing is called but dataclasses, and nothing is imported but this
+library and the public functions of jax, unless the caller trusts a module: importing
+runs its code, and a file from a stranger must not choose which.
 """
 
 import dataclasses
 import importlib
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 # jax keeps its activations in private modules that move; these names stay.
 _PUBLIC_MODULES = ("jax.nn", "jax.numpy")
+Trust = bool | Sequence[str]
+"""Modules outside the library that may be imported: all, none, or those named."""
 
 
 def spec_to_json(spec: Any) -> Any:
@@ -45,18 +53,21 @@ def spec_to_json(spec: Any) -> Any:
     return {"import": _import_path(spec)}
 
 
-def spec_from_json(description: Any) -> Any:
+def spec_from_json(description: Any, *, trust: Trust = False) -> Any:
     """Rebuilds what `spec_to_json` described.
 
     Args:
       description: what JSON gave back.
+      trust: whether modules outside `vae_jax` may be imported: True for any, or names
+        of modules, those within them included.
 
     Returns:
       The spec, equal to the one described.
 
     Raises:
-      ValueError: a class or function cannot be imported, or no longer takes those
-        fields; the message names it.
+      ValueError: a class or function is outside `vae_jax` and not trusted, is no
+        dataclass, cannot be imported, or no longer takes those fields; the message
+        names it.
 
     Example:
       >>> from vae_jax import ModelSpec
@@ -65,42 +76,70 @@ def spec_from_json(description: Any) -> Any:
       True
     """
     if isinstance(description, list):
-        return tuple(spec_from_json(part) for part in description)
+        return tuple(spec_from_json(part, trust=trust) for part in description)
     if not isinstance(description, dict):
         return description
     if "import" in description:
-        return _import(description["import"])
+        return _import(description["import"], trust, _PUBLIC_MODULES)
+    path = description["class"]
+    found = _import(path, trust, ("vae_jax",))
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ValueError(f"spec: {path} is no dataclass, and is not called; pass spec=")
     fields = {
-        name: spec_from_json(part) for name, part in description["fields"].items()
+        name: spec_from_json(part, trust=trust)
+        for name, part in description["fields"].items()
     }
     try:
-        return _import(description["class"])(**fields)
+        return found(**fields)
     except TypeError as error:
         raise ValueError(
-            f"spec: {description['class']} does not take its saved fields ({error}); "
-            "pass spec="
+            f"spec: {path} does not take its saved fields ({error}); the checkpoint is "
+            "of another version of it: pass spec="
         ) from error
 
 
 def _import_path(named: Any) -> str:
-    """`module:name`, by a public module where jax has one."""
+    """`module:name`, by a public module where the library or jax has one."""
     name = getattr(named, "__qualname__", None) or getattr(named, "__name__", None)
     if name is None:
         return f"{type(named).__module__}:{named!r}"
-    for module in _PUBLIC_MODULES:
+    for module in ("vae_jax", *_PUBLIC_MODULES):
         if getattr(importlib.import_module(module), name, None) is named:
             return f"{module}:{name}"
     return f"{named.__module__}:{name}"
 
 
-def _import(path: str) -> Any:
+def _import(path: str, trust: Trust, known: Sequence[str]) -> Any:
+    """What a path names: in a known package, or in a module that is trusted."""
     module, _, name = path.partition(":")
+    if not (trust is True or _within(module, [*known, *(trust or ())])):
+        raise ValueError(
+            f"spec: {path} is no class of vae_jax and no function of jax.nn or "
+            "jax.numpy, and to import it runs the code of its module: if you trust it, "
+            f"pass trust=True or trust=[{module!r}] (--trust of experiments.evaluate), "
+            "else spec="
+        )
     try:
+        if _within(module, ["vae_jax"]) and name in _public_names():
+            # A public name stays where the module that defines it moves.
+            module = "vae_jax"
         found = importlib.import_module(module)
         for part in name.split("."):
+            if not (found is sys.modules[module] or isinstance(found, type)):
+                raise AttributeError(f"{found!r} is no class")
             found = getattr(found, part)
+        if not _within(str(found.__module__), [module.partition(".")[0]]):
+            raise AttributeError(f"{name} is of {found.__module__}")
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"spec: {path} cannot be imported ({error}); pass spec="
         ) from error
     return found
+
+
+def _public_names() -> Sequence[str]:
+    return importlib.import_module("vae_jax").__all__
+
+
+def _within(module: str, packages: Sequence[str]) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vae_jax
-from experiments import choices, mnist, sweep
+from experiments import choices, evaluate, mnist, sweep
 from experiments.defaults import resolve
 from experiments.open_choices import find
 
@@ -128,7 +128,9 @@ def test_parts_of_ones_own_train_resume_and_load(beside, no_pictures):
     assert {flag: written[flag] for flag in OWN} == OWN
     results = json.loads((beside / "run" / "results.json").read_text())
     assert results["epochs"] == 2 and np.isfinite(results["test_elbo"])
-    spec = vae_jax.load_run("run").spec
+    with pytest.raises(ValueError, match="my_parts:Net is no class of vae_jax"):
+        vae_jax.load_run("run")
+    spec = vae_jax.load_run("run", trust=["my_parts"]).spec
     assert (spec.encoder.width, spec.decoder.width) == (6, 6)
     assert (spec.posterior.scale, spec.prior.scale, spec.likelihood.scale) == (
         0.5,
@@ -141,7 +143,32 @@ def test_parts_of_ones_own_are_swept(beside, no_pictures):
     sweep.main([*TINY, *FLAGS, "--run_dir=many", "--beta", "0.5", "1.0"])
     results = json.loads((beside / "many" / "results.json").read_text())
     assert [model["finite"] for model in results["models"]] == [True, True]
-    assert vae_jax.load_run("many", model=1).spec.posterior.scale == 0.5
+    trained = vae_jax.load_run("many", model=1, trust=True)
+    assert trained.spec.posterior.scale == 0.5
+    evaluate.main([*SHORT, "many", "--model=1", "--trust"])
+    assert (beside / "many" / "model-1" / "evaluation.json").exists()
+
+
+SHORT = [
+    "--num_gap=2",
+    "--gap_steps=2",
+    "--num_annealed=0",
+    "--evaluation_samples=5",
+    "--num_aggregate=20",
+    "--fitted_components=0",
+]
+
+
+def test_a_run_of_ones_own_parts_is_evaluated_where_it_is_trusted(
+    beside, no_pictures, capsys
+):
+    mnist.main([*TINY, *FLAGS, "--run_dir=run", "--binarization=dynamic"])
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main([*SHORT, "run"])
+    assert stop.value.code == 2
+    assert "my_parts:Net is no class of vae_jax" in capsys.readouterr().err
+    evaluate.main([*SHORT, "run", "--trust"])
+    assert (beside / "run" / "evaluation.json").exists()
 
 
 @pytest.mark.parametrize("named", ["Objective(beta=0.5)", "Objective", "objective"])

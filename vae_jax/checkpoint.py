@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -338,7 +339,9 @@ def _unflatten(like: PyTree, leaves: dict[str, np.ndarray], *, dtypes: bool) -> 
             raise ValueError(f"the checkpoint has no {name}")
         found = leaves[name]
         if _is_key(wanted):
-            return jax.random.wrap_key_data(found, impl=jax.random.key_impl(wanted))
+            return jax.random.wrap_key_data(
+                jnp.asarray(found), impl=jax.random.key_impl(wanted)
+            )
         if found.shape != wanted.shape or (dtypes and found.dtype != wanted.dtype):
             raise ValueError(
                 f"{name} is {found.dtype}{list(found.shape)} in the checkpoint, and "
@@ -399,7 +402,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _describe(leaf: np.ndarray) -> dict[str, Any]:

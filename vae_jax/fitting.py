@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from vae_jax.evaluation import evaluate
 from vae_jax.spec import Params
@@ -138,7 +139,7 @@ def fit(
         return jax.jit(whole)(params, data, noise_key, order_key)
 
     if any(
-        isinstance(leaf, jax.core.Tracer)
+        isinstance(leaf, Tracer)
         for leaf in jax.tree.leaves((params, data, key, validation))
     ):
         raise ValueError(

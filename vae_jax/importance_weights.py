@@ -30,7 +30,7 @@ class WeightStatistics(NamedTuple):
       log_tail: the largest log-weights in falling order, `[M + 1]`.
     """
 
-    count: Array
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
     log_largest: Array
     mean: Array
     scatter: Array

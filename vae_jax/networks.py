@@ -10,10 +10,12 @@ are two different specs.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 from vae_jax.convolution import convolve, transposed_convolve
 from vae_jax.types import Array, Key, PyTree
@@ -125,7 +127,8 @@ def _with_weights(module: nn.Module, images: Array) -> tuple[Array, Array, Array
     shape = (3, 3, images.shape[-1], module.channels)
     kernel = module.param("kernel", nn.initializers.lecun_normal(), shape)
     bias = module.param("bias", nn.initializers.zeros, shape[-1:])
-    return nn.dtypes.promote_dtype(images, kernel, bias)
+    images, kernel, bias = promote_dtype(images, kernel, bias)
+    return images, kernel, bias
 
 
 class ResidualBlock(nn.Module):
@@ -224,7 +227,8 @@ def _image_shape(data_shape: tuple[int, ...] | None) -> tuple[int, int, int]:
             "a convolutional network needs data_shape (height, width) or (height, "
             f"width, channels), got {data_shape}"
         )
-    return (*data_shape, 1)[:3]
+    height, width, channels = (*data_shape, 1)[:3]
+    return height, width, channels
 
 
 class _WithOutputLayer(nn.Module):
@@ -344,12 +348,14 @@ def apply(
       Outputs, `[..., num_outputs]`, in the dtype that they have where `dtype` is None.
     """
     flat = inputs.reshape(-1, inputs.shape[-1])
+    outputs: Any
     if dtype is None:
         outputs = module.apply({"params": weights}, flat)
     else:
         own = jnp.result_type(flat, *jax.tree.leaves(weights))
         weights, flat = jax.tree.map(lambda leaf: leaf.astype(dtype), (weights, flat))
-        outputs = module.apply({"params": weights}, flat).astype(own)
+        outputs = module.apply({"params": weights}, flat)
+        outputs = outputs.astype(own)
     return outputs.reshape(*inputs.shape[:-1], -1)
 
 

@@ -7,7 +7,7 @@ counts, names and functions are static. Two equal ones share a compiled program.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def register_options(
     """
 
     def register(cls: type[Options]) -> type[Options]:
-        names = [field.name for field in dataclasses.fields(cls)]
+        names = [field.name for field in dataclasses.fields(cast(Any, cls))]
 
         def is_static(name: str, value: Any) -> bool:
             is_leaf = jax.tree_util.all_leaves([value])

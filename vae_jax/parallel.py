@@ -26,6 +26,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from vae_jax.training import Epoch
 from vae_jax.types import Array, PyTree
 
+Device = Any
+"""A `jax.Device`, whose class jaxlib does not declare."""
+
 AXIS = "device"
 Step = Callable[..., Any]
 
@@ -49,7 +52,7 @@ def jit_step(step: Step) -> Step:
     return jax.jit(step, donate_argnums=0)
 
 
-def pmap_step(step: Step, *, devices: Sequence[jax.Device] | None = None) -> Step:
+def pmap_step(step: Step, *, devices: Sequence[Device] | None = None) -> Step:
     """Maps a step over devices with `pmap`; the state is donated.
 
     Args:
@@ -84,7 +87,7 @@ def pmap_step(step: Step, *, devices: Sequence[jax.Device] | None = None) -> Ste
     return _with_replicated_state(mapped, _mesh(devices))
 
 
-def shard_map_step(step: Step, *, devices: Sequence[jax.Device] | None = None) -> Step:
+def shard_map_step(step: Step, *, devices: Sequence[Device] | None = None) -> Step:
     """Maps a step over devices with `shard_map`; the state is donated.
 
     Arguments and results are those of `pmap_step`.
@@ -127,7 +130,7 @@ def shard_map_step(step: Step, *, devices: Sequence[jax.Device] | None = None) -
     return _with_replicated_state(mapped, mesh)
 
 
-def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+def _mesh(devices: Sequence[Device]) -> Mesh:
     # Explicit axes, the default, would refuse a batch that is not sharded yet.
     return jax.make_mesh(
         (len(devices),), (AXIS,), devices=devices, axis_types=(AxisType.Auto,)
@@ -166,7 +169,7 @@ def _program_that_places(sharding: NamedSharding) -> Callable[[Any], Array]:
 
 
 def put_on_devices(
-    part: Callable[[int], PyTree], *, devices: Sequence[jax.Device]
+    part: Callable[[int], PyTree], *, devices: Sequence[Device]
 ) -> PyTree:
     """Puts a part of a batch or a data set on each device, `[N, ...]` in all.
 
@@ -253,7 +256,7 @@ def own_examples(epoch: Epoch, data: PyTree) -> tuple[Epoch, PyTree]:
       [[0 1]] [2] [40 20  0]
     """
     order = np.concatenate([np.ravel(epoch.batches), epoch.rest])
-    positions = np.arange(len(order), dtype=np.int32)
+    positions: Any = np.arange(len(order), dtype=np.int32)
     num_full = np.size(epoch.batches)
     own = Epoch(
         batches=positions[:num_full].reshape(np.shape(epoch.batches)),

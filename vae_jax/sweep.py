@@ -14,9 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from vae_jax.parallel import Device
 from vae_jax.training import Epoch, TrainState, check_start, train_epoch
 from vae_jax.training_objectives import Metrics
 from vae_jax.types import Array, PyTree
@@ -105,7 +107,7 @@ def select(sweep: PyTree, index: int | Array) -> PyTree:
 
 def _check_index(index: int | Array | slice, count: int) -> None:
     """Refuses numbers that JAX would clamp to the last model, where they are known."""
-    if isinstance(index, slice | jax.core.Tracer):
+    if isinstance(index, slice | Tracer):
         return
     numbers = np.asarray(index)
     if numbers.dtype != bool and np.any((numbers < -count) | (numbers >= count)):
@@ -201,7 +203,8 @@ def sweep_epoch(
 
     # The step is not mapped: where an epoch begins and ends is one question for all,
     # and the loop stays a loop, without a choice between states at every step.
-    axes = TrainState(params=0, opt_state=0, step=None, key=0, average=0)
+    axes: Any = dict(params=0, opt_state=0, step=None, key=0, average=0)
+    axes = TrainState(**axes)
     mapped = jax.vmap(one, in_axes=(axes, 0, 1, 0), out_axes=(axes, 1))
     return mapped(states, epochs, history, settings)
 
@@ -242,7 +245,7 @@ def empty_sweep_history(
 
 
 def jit_sweep(
-    step: SweepStep, *, devices: Sequence[jax.Device] | None = None
+    step: SweepStep, *, devices: Sequence[Device] | None = None
 ) -> Callable[..., Any]:
     """Compiles `sweep_epoch`, the models shared out among devices; states are donated.
 
@@ -268,11 +271,12 @@ def jit_sweep(
 
 
 def _on_devices(
-    run: Callable[..., Any], devices: Sequence[jax.Device]
+    run: Callable[..., Any], devices: Sequence[Device]
 ) -> Callable[..., Any]:
     """`run` with a share of the models on each device."""
     own, all_of_it, steps_first = P(AXIS), P(), P(None, AXIS)
-    states = TrainState(params=own, opt_state=own, step=P(), key=own, average=own)
+    specs: Any = dict(params=own, opt_state=own, step=P(), key=own, average=own)
+    states = TrainState(**specs)
     mapped = jax.shard_map(
         run,
         mesh=jax.make_mesh(

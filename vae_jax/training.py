@@ -11,12 +11,13 @@ purpose (`run_keys`), and counters are folded into that child alone.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from vae_jax.model import trainable
 from vae_jax.spec import Params
@@ -119,7 +120,7 @@ def init_state(
     """
     state = TrainState(
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(_for_optax(params)),
         step=jnp.zeros((), jnp.int32),
         key=run_keys(key).noise,
         average=params if average else None,
@@ -194,26 +195,30 @@ def train_step(
         # pmap and shard_map alike (test_parallel.py holds them together). A mean inside
         # the loss, of a statistic of the batch, is an objective's own.
         gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = _for_optax(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
     # Also what needs no gradient (weight decay) must leave settings alone.
     updates = jax.tree.map(
         lambda update, train: update if train else jnp.zeros_like(update),
         updates,
         trainable(state.params),
     )
-    params = optax.apply_updates(state.params, updates)
-    average = state.average
+    params: Any = optax.apply_updates(params, updates)
+    average: Any = state.average
     if average is not None:
         share = _share_of_newest(average_decay, state.step + 1)
         average = optax.incremental_update(params, average, share)
     return TrainState(params, opt_state, state.step + 1, state.key, average), metrics
 
 
+def _for_optax(params: Params) -> Any:
+    """The parameters: optax declares nests of dicts and lists only, and takes any."""
+    return params
+
+
 def _share_of_newest(decay: float | Array, count: Array) -> Array:
     """Weight of the last of `count` values in their bias-corrected moving average."""
-    if not isinstance(decay, jax.core.Tracer) and not np.all(
-        (0 <= decay) & (decay < 1)
-    ):
+    if not isinstance(decay, Tracer) and not np.all((0 <= decay) & (decay < 1)):
         raise ValueError(f"average_decay must be in [0, 1), got {decay}")
     return (1 - decay) / -jnp.expm1(count * jnp.log(decay))
 
@@ -408,7 +413,7 @@ def check_start(
     `train_epoch` would begin in the middle: it takes the epochs of a run for equally
     long.
     """
-    if isinstance(state.step, jax.core.Tracer) or first_step is not None:
+    if isinstance(state.step, Tracer) or first_step is not None:
         return
     step = int(state.step)
     if step % num_steps:
@@ -421,7 +426,7 @@ def check_start(
 
 def _check_indices(epoch: Epoch, num_examples: int) -> None:
     """Refuses indices that JAX would clamp or wrap, where they are known."""
-    if any(isinstance(indices, jax.core.Tracer) for indices in epoch):
+    if any(isinstance(indices, Tracer) for indices in epoch):
         return
     indices = np.concatenate([np.ravel(part) for part in epoch])
     if np.any((indices < 0) | (indices >= num_examples)):

@@ -7,7 +7,7 @@ the family for each example, by variational inference without amortization.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -279,6 +279,7 @@ def _adam(
 
     def step(number: Array, carry):
         vector, opt_state = carry
+        updates: Any
         slope = gradient(vector, jax.random.fold_in(step_key, number), num_samples)
         updates, opt_state = optimizer.update(slope, opt_state)
         return vector + unit * updates, opt_state

@@ -1,5 +1,7 @@
 """How grey pixels become bits: at every step, once, by a threshold, or not."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,5 +122,8 @@ def _draw_images(x: np.ndarray, num_levels: int | None, key: jax.Array) -> np.nd
 
     # A thousand at once: the random numbers of all would be far larger than the bits.
     chunks = [slice(start, start + 1000) for start in range(0, len(x), 1000)]
-    index = np.arange(len(x))
-    return np.concatenate([jax.vmap(draw)(index[chunk], x[chunk]) for chunk in chunks])
+    index: Any = np.arange(len(x))
+    images: Any = x
+    return np.concatenate(
+        [jax.vmap(draw)(index[chunk], images[chunk]) for chunk in chunks]
+    )

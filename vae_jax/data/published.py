@@ -141,7 +141,7 @@ def _registered(name: str) -> dict[str, tuple[str, Any]]:
     """URL, and size and sha256, of each published file."""
     import tensorflow_datasets as tfds
 
-    url_infos = tfds.builder_cls(name).url_infos
+    url_infos: Any = tfds.builder_cls(name).url_infos
     return {info.filename: (url, info) for url, info in url_infos.items()}
 
 
@@ -174,6 +174,10 @@ def _download(name: str, missing: list[Path]) -> None:
     """Fetches published files; each is in its place verified and whole, or not."""
     import requests
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import DownloadError, DownloadManager
+    from tensorflow_datasets.core.download.download_manager import (
+        NonMatchingChecksumError,
+    )
 
     registered = _registered(name)
     urls = [registered[path.name][0] for path in missing]
@@ -186,7 +190,7 @@ def _download(name: str, missing: list[Path]) -> None:
     folder = missing[0].parent
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as draft:
-        manager = tfds.download.DownloadManager(
+        manager = DownloadManager(
             download_dir=draft,
             url_infos=dict(registered.values()),
             force_checksums_validation=True,
@@ -197,8 +201,8 @@ def _download(name: str, missing: list[Path]) -> None:
                 fetched = manager.download(url)
             except (
                 requests.RequestException,
-                tfds.download.DownloadError,
-                tfds.core.download.download_manager.NonMatchingChecksumError,
+                DownloadError,
+                NonMatchingChecksumError,
             ) as error:
                 reason = f"{host} did not send {path.name} ({type(error).__name__})"
                 raise DataUnavailable(name, reason, missing[position:]) from error

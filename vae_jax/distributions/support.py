@@ -6,12 +6,15 @@ traced, `Support.require` refuses them with what is wrong and what to do.
 
 import math
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from vae_jax.types import Array
+
+Values = TypeVar("Values", Array, np.ndarray)
 
 # Of the step between two levels: float16 rounds 8-bit values by less.
 _LEVEL_TOLERANCE = 0.1
@@ -21,7 +24,7 @@ _REMEDY = (
 )
 
 
-def known_values(x: Array) -> np.ndarray | None:
+def known_values(x: Array | np.ndarray) -> np.ndarray | None:
     """Values of an array on the host; None where they are traced or elsewhere.
 
     Args:
@@ -39,7 +42,7 @@ def known_values(x: Array) -> np.ndarray | None:
       >>> jax.jit(lambda x: 0 if known_values(x) is None else 1)(jnp.arange(3)).item()
       0
     """
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         return None
     if not getattr(x, "is_fully_addressable", True):
         return None
@@ -72,7 +75,7 @@ class Support:
         """All values between the smallest and the largest, as means are."""
         return replace(self, num_levels=None)
 
-    def contains(self, x: Array) -> Array:
+    def contains(self, x: Values) -> Values:
         """Elementwise membership of finite values; NaN belongs to no support."""
         inside = (x >= self.low) & (x <= self.high)
         if self.num_levels is None:
@@ -84,7 +87,9 @@ class Support:
         """The values, NaN in place of those outside."""
         return jnp.where(self.contains(x), x, jnp.nan)
 
-    def require(self, x: Array, name: str = "x", *, remedy: str = _REMEDY) -> None:
+    def require(
+        self, x: Array | np.ndarray, name: str = "x", *, remedy: str = _REMEDY
+    ) -> None:
         """Refuses values outside, as far as they are known.
 
         Args:

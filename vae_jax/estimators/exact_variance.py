@@ -148,7 +148,13 @@ def bernoulli_moments(*, logit: float, f0: float, f1: float) -> ScoreMoments:
 
 
 def reparameterization_variance(moments: ScoreMoments) -> float:
-    """Variance of the pathwise estimator: E[(f' dx/d parameter)^2] - gradient^2."""
+    """Variance of the pathwise estimator: E[(f' dx/d parameter)^2] - gradient^2.
+
+    Raises:
+      ValueError: the distribution is not reparameterized.
+    """
+    if moments.path2 is None:
+        raise ValueError("moments must be of a reparameterized x, and have no path2")
     return moments.path2 - moments.fs**2
 
 

@@ -10,7 +10,6 @@ two cores for the digits, some minutes for MNIST.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -36,6 +35,7 @@ from experiments.evaluation import (
 from experiments.figures import draw_grid, draw_samples
 from experiments.runner import flags, run_folder
 from experiments.runner.command_line import execute, parse
+from experiments.runner.report import columns, mean_of, measured, save_figure
 from vae_jax import data, exact
 from vae_jax.types import Array
 
@@ -174,7 +174,7 @@ def evaluate(
     standard = isinstance(params.spec.prior, vae_jax.StandardNormal)
     if params.spec.latent_dim <= 2 and standard and not given:
         integral = jax.jit(exact.quadrature_log_evidence)(params, x[: config.num_gap])
-        figures["quadrature_log_evidence"] = _mean(np.asarray(integral.estimate))
+        figures["quadrature_log_evidence"] = mean_of(integral.estimate)
         figures["quadrature_error"] = float(np.max(integral.error))
     return figures
 
@@ -202,9 +202,9 @@ def _annealing(
         return None
     names = ("lower", "upper", "gap")
     return {
-        "estimate": _mean(np.asarray(found["estimate"])),
+        "estimate": mean_of(found["estimate"]),
         "acceptance_rate": float(np.mean(found["acceptance_rate"])),
-        "simulated": {name: _mean(np.asarray(simulated[name])) for name in names},
+        "simulated": {name: mean_of(simulated[name]) for name in names},
     }
 
 
@@ -230,7 +230,7 @@ def fitted_prior(
     )
     note = f", a mixture of {config.fitted_components} Gaussians fitted to the codes"
     picture = draw_samples(draw, fitted, draw_key, note)
-    picture.savefig(folder / "samples_fitted_prior.png", metadata={"Software": None})
+    save_figure(picture, folder, "samples_fitted_prior")
     if isinstance(params.spec.posterior, vae_jax.PointMass):
         return {"elbo": None, "kl_divergence": None}
     figures = elbo_figures(fitted, run_data.test, run_data.test_labels)
@@ -251,31 +251,19 @@ def _if_defined(function, *arguments, **named) -> Any:
 
 
 def _means(gap: dict[str, list[float]] | None) -> dict[str, Any] | None:
-    return gap and {name: _mean(np.asarray(value)) for name, value in gap.items()}
-
-
-def _mean(values: np.ndarray) -> dict[str, float]:
-    """Of figures an image, with the standard error over images."""
-    spread = values.std(ddof=1) if len(values) > 1 else math.nan
-    error = spread / math.sqrt(len(values))
-    return {"mean": float(values.mean()), "standard_error": float(error)}
+    return gap and {name: mean_of(value) for name, value in gap.items()}
 
 
 def table(figures: dict[str, Any], config: Config) -> str:
     """The figures for a screen, in nats an image."""
-
-    def measured(value: float | None, error: float | None = None) -> str:
-        if value is None:
-            return "undefined"
-        return f"{value:.3f}" + ("" if error is None else f" +- {error:.3f}")
-
+    shown = partial(measured, digits=3)
     rows = [
-        ("ELBO", measured(figures["elbo"])),
-        ("  distortion, -E_q log p(x|z)", measured(figures["distortion"])),
-        ("  rate, KL(q(z|x) || p(z))", measured(figures["rate"])),
+        ("ELBO", shown(figures["elbo"])),
+        ("  distortion, -E_q log p(x|z)", shown(figures["distortion"])),
+        ("  rate, KL(q(z|x) || p(z))", shown(figures["rate"])),
         (
             f"log p(x), {config.evaluation_samples} samples",
-            measured(
+            shown(
                 figures["importance_weighted_log_likelihood"],
                 figures["importance_weighted_standard_error"],
             ),
@@ -292,7 +280,7 @@ def table(figures: dict[str, Any], config: Config) -> str:
         rows += [
             (
                 "mutual information of x and z",
-                measured(
+                shown(
                     aggregate["mutual_information"],
                     aggregate["mutual_information_standard_error"],
                 )
@@ -300,7 +288,7 @@ def table(figures: dict[str, Any], config: Config) -> str:
             ),
             (
                 "KL(aggregate posterior || prior)",
-                measured(
+                shown(
                     aggregate["kl_to_prior"], aggregate["kl_to_prior_standard_error"]
                 ),
             ),
@@ -312,27 +300,25 @@ def table(figures: dict[str, Any], config: Config) -> str:
             ("  approximation gap", "approximation_gap"),
             ("  amortization gap", "amortization_gap"),
         ):
-            rows.append((label, measured(*_pair(gap, name))))
+            rows.append((label, shown(*_pair(gap, name))))
     annealing = figures["annealing"]
     if annealing is not None:
         simulated = annealing["simulated"]
         name = f"of the first {config.num_annealed}: log p(x) by annealing, from below"
         rows += [
-            (name, measured(*_pair(annealing, "estimate"))),
-            ("of as many simulated: from below", measured(*_pair(simulated, "lower"))),
-            ("  from above", measured(*_pair(simulated, "upper"))),
-            ("  gap, which holds the error", measured(*_pair(simulated, "gap"))),
+            (name, shown(*_pair(annealing, "estimate"))),
+            ("of as many simulated: from below", shown(*_pair(simulated, "lower"))),
+            ("  from above", shown(*_pair(simulated, "upper"))),
+            ("  gap, which holds the error", shown(*_pair(simulated, "gap"))),
         ]
     fitted = figures["fitted_prior"]
     if fitted is not None and fitted["elbo"] is not None:
-        rows.append(("ELBO with a prior fitted to the codes", measured(fitted["elbo"])))
+        rows.append(("ELBO with a prior fitted to the codes", shown(fitted["elbo"])))
     if "quadrature_log_evidence" in figures:
-        value = measured(*_pair(figures, "quadrature_log_evidence"))
+        value = shown(*_pair(figures, "quadrature_log_evidence"))
         error = figures["quadrature_error"]
         rows.append(("  log p(x) by quadrature", f"{value} (grid error {error:.1g})"))
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {value}" for name, value in rows]
-    return "\n".join(lines + warnings(figures))
+    return "\n".join([columns(rows), *warnings(figures)])
 
 
 def warnings(figures: dict[str, Any]) -> list[str]:
@@ -411,15 +397,12 @@ def run(config: Config) -> dict[str, Any]:
         if config.model is not None:
             folder = folder / f"model-{config.model}"
         figures = evaluate(params, x, run_data.test_labels, config)
-        (folder / "figures").mkdir(exist_ok=True, parents=True)
         figures["fitted_prior"] = fitted_prior(
             params, run_data, config, folder / "figures"
         )
         title = f"{trained.dataset}: beta {trained.beta:g}, {len(x)} test images"
         run_folder.write_json(folder / "evaluation.json", figures)
-        draw(figures, title).savefig(
-            folder / "figures" / "diagnostics.png", metadata={"Software": None}
-        )
+        save_figure(draw(figures, title), folder / "figures", "diagnostics")
     print(f"{title}\n{table(figures, config)}")
     return figures
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 import vae_jax
 from experiments.choices import labels_of
+from experiments.runner.report import columns, mean_of, measured
 from vae_jax.importance_weights import HIGH_PARETO_K
 from vae_jax.types import Array
 
@@ -174,13 +176,10 @@ def importance_weighted_figures(
         figures = dict.fromkeys(names)
     else:
         evidence = _evidence_of_all(params, x, labels_of(params, labels), num_samples)
-        estimates = np.asarray(evidence.estimate, np.float64)
-        spread = estimates.std(ddof=1) if len(estimates) > 1 else np.nan
-        sizes = np.asarray(evidence.effective_sample_size, np.float64)
+        estimate = mean_of(evidence.estimate)
         values = (
-            estimates.mean(),
-            spread / np.sqrt(len(estimates)),
-            sizes.mean(),
+            *estimate.values(),
+            np.mean(evidence.effective_sample_size, dtype=np.float64),
             np.mean(evidence.pareto_k > HIGH_PARETO_K),
         )
         figures = dict(zip(names, map(float, values), strict=True))
@@ -241,11 +240,9 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
         ("all in all", _seconds(results["seconds"])),
         ("files", str(folder)),
     ]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {value}" for name, value in rows]
     collapsed = [] if results["active_units"] else ["the model has"]
-    lines += [collapse_warning(models, remedies) for models in collapsed]
-    return "\n".join(lines + evidence_warnings(results))
+    warnings = [collapse_warning(models, remedies) for models in collapsed]
+    return "\n".join([columns(rows), *warnings, *evidence_warnings(results)])
 
 
 def pareto_k_row(figures: dict[str, Any]) -> list[tuple[str, str]]:
@@ -283,10 +280,7 @@ def evidence_warnings(figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def _nats(value: float | None, error: float | None = None) -> str:
-    if value is None:
-        return "undefined"
-    return f"{value:.2f}" + (f" +- {error:.2f}" if error is not None else "") + " nats"
+_nats = partial(measured, unit="nats")
 
 
 def _seconds(value: float | None) -> str:

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 import vae_jax
 from experiments.choices import labels_of
+from experiments.runner.report import save_figure
 from vae_jax import Params
 from vae_jax.types import Array, Key
 
@@ -81,11 +82,9 @@ def draw_all(
             figures["manifold"] = draw_manifold(draw, params, caveat)
         labels = labels[encoded]
         figures["latent_scatter"] = draw_latent_scatter(means, labels, dataset_name)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        # Without matplotlib's version, equal figures are equal files.
-        figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
-    return [folder / f"{name}.png" for name in figures]
+    return [
+        save_figure(figure, folder, name, dpi=DPI) for name, figure in figures.items()
+    ]
 
 
 def varied_order(labels: np.ndarray) -> np.ndarray:

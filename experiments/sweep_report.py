@@ -11,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from experiments.evaluation import collapse_warning
+from experiments.runner.report import columns, mean_of, measured, save_figure
 
 MEASURES = ("test_elbo", "rate", "distortion", "active_units", "log_evidence")
 ROWS_SHOWN = 20
@@ -41,11 +42,8 @@ def over_seeds(rows: Sequence[Row], swept: Sequence[str]) -> list[Row]:
 
 def _mean(group: Sequence[Row], name: str) -> dict[str, float | None]:
     values = [row[name] for row in group if row["finite"] and row[name] is not None]
-    if not values:
-        return {"mean": None, "standard_error": None}
-    several = len(values) > 1
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if several else None
-    return {"mean": float(np.mean(values)), "standard_error": error}
+    found = mean_of(values) if values else {"mean": None, "standard_error": None}
+    return found if len(values) > 1 else found | {"standard_error": None}
 
 
 def not_finite(rows: Sequence[Row], metrics: Sequence[Row]) -> list[dict[str, int]]:
@@ -98,14 +96,11 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
         for name in MEASURES
         if any(row[name]["mean"] is not None for row in ranked)
     ]
-    lines = [
-        "".join(f"{name:>20}" for name in swept)
-        + "".join(f"{name.replace('_', ' '):>20}" for name in measures)
-    ]
+    rows = [[*swept, *(name.replace("_", " ") for name in measures)]]
     for row in ranked[:ROWS_SHOWN]:
-        cells = [f"{row[name]:g}" for name in swept]
-        cells += [_measured(row[name]) for name in measures]
-        lines.append("".join(f"{cell:>20}" for cell in cells))
+        cells = [measured(*row[name].values()) for name in measures]
+        rows.append([f"{row[name]:g}" for name in swept] + cells)
+    lines = [columns(rows, ">")]
     if len(ranked) > ROWS_SHOWN:
         lines.append(f"... {len(ranked) - ROWS_SHOWN} more in results.json")
     best = best_model(results["models"])
@@ -147,13 +142,6 @@ def _rank(row: Row) -> float:
     return -math.inf if mean is None else mean
 
 
-def _measured(figure: dict[str, float | None]) -> str:
-    if figure["mean"] is None:
-        return "-"
-    error = figure["standard_error"]
-    return f"{figure['mean']:.2f}" + (f" +- {error:.2f}" if error is not None else "")
-
-
 def draw_all(folder: Path, results: dict[str, Any], metrics: Sequence[Row]) -> None:
     """Draws the figures of a sweep into `folder`, made if absent.
 
@@ -162,13 +150,12 @@ def draw_all(folder: Path, results: dict[str, Any], metrics: Sequence[Row]) -> N
       results: what results.json holds.
       metrics: the rows of metrics.jsonl.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     figures = {
         "rate_distortion": draw_rate_distortion(results),
         "training_curves": draw_training_curves(results, metrics),
     }
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png")
+        save_figure(figure, folder, name)
 
 
 def draw_rate_distortion(results: dict[str, Any]) -> Figure:

@@ -38,6 +38,7 @@ from experiments.gradient_variance import (
 )
 from experiments.runner import flags, run_folder
 from experiments.runner.command_line import execute, parse
+from experiments.runner.report import columns
 from vae_jax import data, run_keys
 from vae_jax.estimators import exact_variance
 
@@ -134,21 +135,23 @@ def run_exact(config: Config, folder: Path, progress) -> tuple[list[dict], list[
 
 def exact_table(rows: list[dict]) -> str:
     """The rows for a screen."""
-    lines = [
-        f"{'integrand':22}{'estimator':26}{'by':6}{'S':>3}{'mean':>12}{'exact':>12}"
-        f"{'z':>7}{'variance':>13}{'+-':>10}{'exact':>13}{'z':>7}"
-    ]
+    heading = "integrand estimator by S mean exact z variance +- exact z"
+    cells = [heading.split()]
     for row in rows:
         known = row["exact_variance"] is not None
-        lines.append(
-            f"{row['integrand']:22}{row['estimator']:26}{row['parameter']:6}"
-            f"{row['num_samples']:3}{row['mean']:12.5g}{row['exact_mean']:12.5g}"
-            + (f"{row['mean_z']:7.2f}" if row["unbiased"] else " biased")
-            + f"{row['variance']:13.5g}{row['variance_standard_error']:10.2g}"
-            + (f"{row['exact_variance']:13.5g}" if known else f"{'-':>13}")
-            + (f"{row['variance_z']:7.2f}" if known else f"{'-':>7}")
+        cells.append(
+            [
+                *(str(row[name]) for name in ("integrand", "estimator", "parameter")),
+                str(row["num_samples"]),
+                *(f"{row[name]:.5g}" for name in ("mean", "exact_mean")),
+                f"{row['mean_z']:.2f}" if row["unbiased"] else "biased",
+                f"{row['variance']:.5g}",
+                f"{row['variance_standard_error']:.2g}",
+                f"{row['exact_variance']:.5g}" if known else "-",
+                f"{row['variance_z']:.2f}" if known else "-",
+            ]
         )
-    return "\n".join(lines)
+    return columns(cells, "<<<>")
 
 
 CURVE_ESTIMATORS = ("reparameterization", "score_function", "constant_baseline")
@@ -209,14 +212,12 @@ def run_snr(config: Config, folder: Path, progress) -> tuple[list[dict], list[st
     slopes = signal_to_noise.slopes(rows)
     figure = pictures.signal_to_noise(rows, slopes)
     pictures.save(figure, folder, "signal_to_noise")
-    lines = [
-        "Part snr: slope of log signal-to-noise against log importance samples",
-        f"{'parameters':14}{'estimator':26}{'slope':>8}{'expected':>10}",
-    ]
+    cells = [("parameters", "estimator", "slope", "expected")]
     for (group, name), slope in slopes.items():
         expected = signal_to_noise.EXPECTED_SLOPES[group, name]
-        lines.append(f"{group:14}{name:26}{slope:+8.3f}{expected:+10.1f}")
-    return rows, lines
+        cells.append((group, name, f"{slope:+.3f}", f"{expected:+.1f}"))
+    title = "Part snr: slope of log signal-to-noise against log importance samples"
+    return rows, [title, columns(cells, "<<>")]
 
 
 def run_logistic(
@@ -229,26 +230,24 @@ def run_logistic(
         progress=progress,
     )
     pictures.save(pictures.logistic_curves(curves), folder, "logistic_regression")
-    lines = [
-        f"Part logistic: {config.logistic_steps} steps; variance of the gradient by "
-        "the mean of q, 10 samples",
-        f"{'estimator':26}{'ELBO at the end':>16}{'accuracy':>10}"
-        f"{'at the start':>14}{'at the end':>14}",
-    ]
+    heading = "estimator", "ELBO at the end", "accuracy", "at the start", "at the end"
+    cells = [heading]
     for name in dict.fromkeys(row["estimator"] for row in rows):
-        start, end = (
-            row["variance"]
+        variances = [
+            f"{row['variance']:.4g}"
             for row in rows
             if row["estimator"] == name and row["parameter"] == "mean"
-        )
+        ]
         found = summary.get(name)
-        trained = (
-            f"{found['elbo']:16.2f}{found['accuracy']:10.3f}"
-            if found
-            else f"{'-':>16}{'-':>10}"
-        )
-        lines.append(f"{name:26}{trained}{start:14.4g}{end:14.4g}")
-    return rows, lines
+        trained = ("-", "-")
+        if found:
+            trained = f"{found['elbo']:.2f}", f"{found['accuracy']:.3f}"
+        cells.append((name, *trained, *variances))
+    title = (
+        f"Part logistic: {config.logistic_steps} steps; variance of the gradient by "
+        "the mean of q, 10 samples"
+    )
+    return rows, [title, columns(cells, "<>")]
 
 
 def run_vae(config: Config, folder: Path, progress) -> tuple[list[dict], list[str]]:
@@ -318,9 +317,8 @@ def run_vae(config: Config, folder: Path, progress) -> tuple[list[dict], list[st
 def vae_table(title: str, rows: list[dict]) -> str:
     """Variances by stage and estimator, a column a number of samples."""
     counts = sorted({row["num_samples"] for row in rows})
-    heading = "".join(f"{f'S={count}':>12}" for count in counts)
-    costs = "".join(f"{f'x s, S={count}':>12}" for count in counts)
-    lines = [f"{title}\n{'':16}{'':24}{heading}{costs}{'max |z|':>9}"]
+    heading = [f"{kind}S={count}" for kind in ("", "x s, ") for count in counts]
+    cells = [["", "", *heading, "max |z|"]]
     for stage in vae.STAGES:
         for name in dict.fromkeys(row["estimator"] for row in rows):
             chosen = {
@@ -328,14 +326,14 @@ def vae_table(title: str, rows: list[dict]) -> str:
                 for row in rows
                 if (row["stage"], row["estimator"]) == (stage, name)
             }
-            cells = [
-                f"{chosen[count][quantity]:12.3g}" if count in chosen else f"{'-':>12}"
+            figures = [
+                f"{chosen[count][quantity]:.3g}" if count in chosen else "-"
                 for quantity in ("variance", "cost_adjusted_variance")
                 for count in counts
             ]
             largest = max(abs(row["mean_z"]) for row in chosen.values())
-            lines.append(f"{stage:16}{name:24}{''.join(cells)}{largest:9.2f}")
-    return "\n".join(lines)
+            cells.append([stage, name, *figures, f"{largest:.2f}"])
+    return f"{title}\n{columns(cells, '<<>')}"
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """The figures: variance against k, samples and cost; training curves."""
 
 from collections.abc import Iterable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from experiments.runner.report import save_figure
 
 DPI = 130
 Rows = list[dict[str, Any]]
@@ -30,10 +32,7 @@ STYLES = {
 }
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """Writes a figure; equal figures are equal files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
+save = partial(save_figure, dpi=DPI)
 
 
 def variance_against_k(

@@ -12,40 +12,9 @@ from matplotlib.figure import Figure
 
 from experiments.runner import flags, run_folder
 from experiments.runner.command_line import CommandFailed, execute, parse
+from experiments.runner.report import Check, save_figure, table
 
 DPI = 100
-
-
-class Check(NamedTuple):
-    """A figure beside what it should be.
-
-    Attributes:
-      row: what of the notes it belongs to: `S3-4`.
-      what: what was measured, with its unit.
-      measured: the figure.
-      exact: what it should be, or what it should be above or below.
-      within: allowed difference.
-      relation: `=`, `>` (measured above exact) or `<`.
-    """
-
-    row: str
-    what: str
-    measured: float
-    exact: float
-    within: float = 0.0
-    relation: str = "="
-
-    @property
-    def ok(self) -> bool:
-        """Whether the figure is what it should be; nan never is."""
-        if self.measured == self.exact:  # Two infinities have no difference.
-            return self.relation == "="
-        difference = self.measured - self.exact
-        return {
-            "=": abs(difference) <= self.within,
-            ">": difference > -self.within,
-            "<": difference < self.within,
-        }[self.relation]
 
 
 class Report(NamedTuple):
@@ -64,29 +33,6 @@ class Report(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def table(checks: Sequence[Check]) -> str:
-    """The checks for a screen.
-
-    Args:
-      checks: the rows.
-
-    Returns:
-      Lines.
-    """
-    width = max(len(check.what) for check in checks)
-    lines = [
-        f"{'row':7}{'what':{width}}{'measured':>14}   {'exact':>12}{'within':>10}  ok"
-    ]
-    for check in checks:
-        within = f"{check.within:.1g}" if check.within else ""
-        lines.append(
-            f"{check.row:7}{check.what:{width}}{check.measured:14.7g} "
-            f"{check.relation} {check.exact:12.7g}{within:>10}  "
-            f"{'yes' if check.ok else 'NO'}"
-        )
-    return "\n".join(lines)
-
-
 def finish(report: Report, config: Any, *, seconds: float) -> None:
     """Writes the run folder and prints the report.
 
@@ -97,11 +43,8 @@ def finish(report: Report, config: Any, *, seconds: float) -> None:
     """
     folder = Path(config.run_dir)
     with run_folder.locked(folder):
-        (folder / "figures").mkdir(exist_ok=True)
         for name, figure in report.figures.items():
-            # Without matplotlib's version, equal figures are equal files.
-            path = folder / "figures" / f"{name}.png"
-            figure.savefig(path, dpi=DPI, metadata={"Software": None})
+            save_figure(figure, folder / "figures", name, dpi=DPI)
         results = {
             "checks": [
                 {

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.oracles import families, linear, pictures, plane
-from experiments.oracles.rows import Row, table
 from experiments.runner import flags, run_folder
 from experiments.runner.command_line import execute, parse, say
+from experiments.runner.report import Check, table
 from vae_jax import data
 
 PARTS = {"linear": linear.run, "plane": plane.run, "families": families.run}
@@ -89,14 +89,26 @@ def run(config: Config) -> dict[str, Any]:
             if config.part not in ("all", name):
                 continue
             started = time.perf_counter()
-            rows: list[Row] = part(config, dataset, folder)
+            rows: list[Check] = part(config, dataset, folder)
             seconds = time.perf_counter() - started
             headline = f"\n{name} ({dataset.name}), {seconds:.0f} s"
             print(f"{headline}\n{table(rows)}", flush=True)
-            results[name] = [row.as_json() for row in rows]
+            results[name] = [as_json(row) for row in rows]
             pictures.draw(name, rows, dataset.name, folder)
         run_folder.write_json(folder / "results.json", results)
     return results
+
+
+def as_json(row: Check) -> dict[str, Any]:
+    """What results.json holds of a row."""
+    return {
+        "name": row.what,
+        "measured": row.measured,
+        "error": row.error,
+        "exact": row.exact,
+        "allowed": row.within,
+        "ok": row.ok,
+    }
 
 
 def agrees(results: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 import vae_jax
 from experiments.oracles.plane import trained_model
-from experiments.oracles.rows import Row, mean_row
+from experiments.runner.report import Check, mean_check, row
 from vae_jax import data
 from vae_jax.estimators import value_only
 from vae_jax.posteriors import (
@@ -49,7 +49,7 @@ def starts(posterior: Any, key) -> dict[str, Posterior]:
     }
 
 
-def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
+def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Check]:
     """The approximation gap of each family on the same images.
 
     Args:
@@ -82,11 +82,14 @@ def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
         name: evidence - np.asarray(elbo(params, x, keys[3], posterior=q).elbo)
         for name, q in ({"the encoder's, diagonal": encoded} | best).items()
     }
-    rows = [mean_row("log p(x), importance samples of the best full q", evidence)]
-    rows += [mean_row(f"log p(x) - ELBO: {name}", gap) for name, gap in gaps.items()]
+    rows = [mean_check("log p(x), importance samples of the best full q", evidence)]
+    rows += [mean_check(f"log p(x) - ELBO: {name}", gap) for name, gap in gaps.items()]
     difference = gaps["diagonal"] - gaps["full"]
-    rows.append(mean_row("  diagonal - full, image by image", difference))
+    rows.append(mean_check("  diagonal - full, image by image", difference))
     return rows + [
-        Row(f"images whose best q was not found: {name}", float((~q.converged).sum()))
+        row(
+            f"images whose best q was not found: {name}",
+            float((~q.converged).sum()),
+        )
         for name, q in fitted.items()
     ]

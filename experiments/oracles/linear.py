@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 import vae_jax
-from experiments.oracles.rows import Row
+from experiments.runner.report import Check, row
 from vae_jax import data, exact
 from vae_jax.diagnostics import ACTIVE_VARIANCE
 
@@ -22,7 +22,7 @@ BATCH_SIZE = 500
 LEARNING_RATE = 1e-2
 
 
-def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
+def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Check]:
     """The evidence of a trained linear VAE, and its live directions under beta.
 
     Args:
@@ -74,7 +74,7 @@ def trained(params: vae_jax.Params, x, key, *, num_steps: int, beta=1.0):
     return jax.lax.fori_loop(0, num_steps, one, state).params
 
 
-def evidence_rows(train, test, key, num_steps: int) -> list[Row]:
+def evidence_rows(train, test, key, num_steps: int) -> list[Check]:
     """The ELBO of a trained model against the evidence of the best one."""
     best = jax.jit(partial(exact.maximum_likelihood, latent_dim=LATENT_DIM))(train)
     init_key, train_key, elbo_key = jax.random.split(key, 3)
@@ -90,16 +90,16 @@ def evidence_rows(train, test, key, num_steps: int) -> list[Row]:
         value = float(np.mean(np.asarray(optimum(best, x), np.float64)))
         elbo = np.asarray(evaluate(params, x, elbo_key).elbo, np.float64).mean()
         label = f"ELBO, trained, {name}; optimum"
-        rows.append(Row(label, float(elbo), exact=value, allowed=0.1))
+        rows.append(row(label, float(elbo), exact=value, within=0.1))
     left = np.asarray(optimum(own, test), np.float64) - np.asarray(
         evaluate(params, test, elbo_key).elbo, np.float64
     )
     label = "  its log p(x) - ELBO, test; best diagonal q"
-    rows.append(Row(label, float(left.mean()), exact=gap))
+    rows.append(row(label, float(left.mean()), exact=gap))
     return rows
 
 
-def live_rows(train, key, num_steps: int) -> list[Row]:
+def live_rows(train, key, num_steps: int) -> list[Check]:
     """How many directions stay alive, counted and trained, all betas in one program."""
     covariance = np.cov(np.asarray(train, np.float64), rowvar=False, bias=True)
     values, vectors = np.linalg.eigh(covariance)
@@ -120,22 +120,22 @@ def live_rows(train, key, num_steps: int) -> list[Row]:
         count = int(exact.live_units(train, noise_var=NOISE_VAR, beta=beta))
         expected = int(np.sum(values > threshold))
         name = f"live directions, beta {beta:g}: exact.live_units; eigenvalues above"
-        rows.append(Row(name, count, exact=expected, allowed=0))
+        rows.append(row(name, count, exact=expected, within=0))
         weights = np.asarray(models.decoder["output"]["kernel"][index], np.float64)
         explained = np.sum(np.square(weights @ vectors), axis=0)
         clear = np.abs(values - threshold) > 0.1 * threshold
         # At the optimum a live direction explains its eigenvalue less the threshold.
         wrong = (explained > 0.05 * threshold) != (values > threshold)
         rows.append(
-            Row(
+            row(
                 f"  trained with {latent_dim} latents, directions that disagree",
                 int(np.sum(wrong & clear)),
                 exact=0,
-                allowed=0,
+                within=0,
             )
         )
         # Var E[z|x] is 1 - threshold / eigenvalue there.
         at_optimum = np.sum(values > threshold / (1 - ACTIVE_VARIANCE))
         label = "  active units by their variance, at the optimum"
-        rows.append(Row(label, int(at_optimum)))
+        rows.append(row(label, int(at_optimum)))
     return rows

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.oracles.rows import Row
+from experiments.runner.report import Check, save_figure
 
 
-def draw(part: str, rows: list[Row], dataset_name: str, folder: Path) -> Path:
+def draw(part: str, rows: list[Check], dataset_name: str, folder: Path) -> Path:
     """Draws the rows of a part into the run's folder.
 
     Args:
@@ -29,16 +29,14 @@ def draw(part: str, rows: list[Row], dataset_name: str, folder: Path) -> Path:
         axes.errorbar(row.measured, height, xerr=error, fmt="o", color="C0", capsize=3)
         if not math.isnan(row.exact):
             axes.plot(row.exact, height, "|", color="C3", markersize=18, mew=2)
-    axes.set_yticks(range(len(shown)), [row.name.strip() for row in reversed(shown)])
+    axes.set_yticks(range(len(shown)), [row.what.strip() for row in reversed(shown)])
     axes.plot([], [], "o", color="C0", label="measured, 2 standard errors")
     if any(not math.isnan(row.exact) for row in shown):
         axes.plot([], [], "|", color="C3", markersize=12, mew=2, label="exact")
     axes.grid(axis="x", color="0.9")
     axes.margins(y=0.15)
     axes.legend(loc="best")
-    path = folder / f"{part}.png"
-    figure.savefig(path, metadata={"Software": None})
-    return path
+    return save_figure(figure, folder, part)
 
 
 TITLES = {
@@ -53,7 +51,7 @@ LABELS = {
 }
 
 
-def selected(part: str, row: Row) -> bool:
+def selected(part: str, row: Check) -> bool:
     """The rows of a part that share an axis."""
     marks = {"linear": "ELBO, trained", "plane": " - quadrature", "families": "ELBO:"}
-    return marks[part] in row.name
+    return marks[part] in row.what

@@ -11,7 +11,7 @@ import numpy as np
 import vae_jax
 from experiments import datasets, mnist
 from experiments.defaults import resolve
-from experiments.oracles.rows import Row, mean_row
+from experiments.runner.report import Check, mean_check, row
 from vae_jax import data, exact, mcmc
 from vae_jax.posteriors import FullGaussianPosterior
 from vae_jax.types import Posterior
@@ -20,7 +20,7 @@ from vae_jax.types import Posterior
 GRID_POINTS = 1200
 
 
-def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
+def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Check]:
     """Log p(x) of test images by every means, and the mean of p(z|x).
 
     Args:
@@ -60,14 +60,16 @@ def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Row]:
     simulated = quadrature(params, both.x)
     lower, upper = both.lower - simulated.estimate, both.upper - simulated.estimate
     rows = [
-        mean_row("log p(x), quadrature", truth),
-        Row("  error of its grid, largest", float(grid.error.max())),
-        mean_row("  samples of the encoder's q - quadrature", sampled.estimate - truth),
-        Row("    least effective sample size", least(sampled)),
+        mean_check("log p(x), quadrature", truth),
+        row("  error of its grid, largest", float(grid.error.max())),
+        mean_check(
+            "  samples of the encoder's q - quadrature", sampled.estimate - truth
+        ),
+        row("    least effective sample size", least(sampled)),
         off(
             "  samples of the best q, widened - quadrature", wide.estimate - truth, 0.05
         ),
-        Row("    least effective sample size", least(wide)),
+        row("    least effective sample size", least(wide)),
         off("  annealing - quadrature", annealed.estimate - truth, 0.05),
         off("simulated data: annealing - quadrature", lower, 0.05),
         off("  annealing back - quadrature", upper, 0.05),
@@ -95,12 +97,12 @@ def least(found: vae_jax.LogEvidence) -> float:
     return float(found.effective_sample_size.min())
 
 
-def off(name: str, values, allowed: float) -> Row:
+def off(name: str, values, allowed: float) -> Check:
     """A mean that should be 0."""
-    return mean_row(name, values, exact=0.0, allowed=allowed)
+    return mean_check(name, values, exact=0.0, within=allowed)
 
 
-def posterior_rows(params: vae_jax.Params, x, key) -> list[Row]:
+def posterior_rows(params: vae_jax.Params, x, key) -> list[Check]:
     """The mean of p(z|x) by the No-U-Turn sampler against the grid."""
     on_grid = partial(exact.quadrature_posterior, num_points=GRID_POINTS)
     mean, variance = jax.jit(on_grid)(params, x)
@@ -109,15 +111,18 @@ def posterior_rows(params: vae_jax.Params, x, key) -> list[Row]:
     error = jnp.sqrt(variance / drawn.effective_sample_size)
     scores = np.abs(np.asarray((found - mean) / error))
     return [
-        Row("NUTS: largest r-hat", float(drawn.r_hat.max())),
-        Row("  least effective sample size", float(drawn.effective_sample_size.min())),
-        Row("  diverging steps", float(drawn.num_divergences.sum())),
-        Row(
+        row("NUTS: largest r-hat", float(drawn.r_hat.max())),
+        row(
+            "  least effective sample size",
+            float(drawn.effective_sample_size.min()),
+        ),
+        row("  diverging steps", float(drawn.num_divergences.sum())),
+        row(
             f"  means of p(z|x) off the grid's, of {scores.size} the largest, in "
             "standard errors",
             float(scores.max()),
             exact=0.0,
-            allowed=4.0,
+            within=4.0,
         ),
     ]
 

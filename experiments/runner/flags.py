@@ -98,8 +98,9 @@ class RunFlags:
     """Data, length and place of a training run, on which devices and processes."""
 
     dataset: str = "auto"
-    """auto (MNIST, or digits where it cannot be had), mnist, fashion_mnist, kmnist, \
-digits, synthetic, or a file: .npz with key x (perhaps x_test), or .npy."""
+    """auto (MNIST, or digits where it cannot be had), mnist, binarized_mnist, \
+fashion_mnist, kmnist, digits, synthetic, or a file: .npz with key x (perhaps x_test), \
+or .npy."""
     data_dir: str = "data"
     """Where data files are looked for and downloaded to."""
     epochs: Count | None = None

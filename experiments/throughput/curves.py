@@ -7,7 +7,6 @@ trained in turn. Work and time are both relative to the first point: a curve on 
 diagonal grows as the work does, one below it gains by size.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,6 +21,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import vae_jax
+from experiments.runner import run_folder
+from experiments.runner.report import columns, save_figure
 from experiments.throughput import contestants, limit
 from experiments.throughput.contestants import LEARNING_RATE, Workload
 from vae_jax.types import Array, Key
@@ -191,18 +192,19 @@ def measure(
 
 def table(points: Sequence[Point]) -> str:
     """The points for a screen."""
-    lines = [
-        f"{'curve':14}{'size':>6}{'ms a step':>12}{'(min-max)':>20}"
-        f"{'time / work, first point 1':>28}"
-    ]
+    cells = [("curve", "size", "ms a step", "(min-max)", "time / work, first point 1")]
     for point in points:
         first = next(other for other in points if other.curve == point.curve)
-        lines.append(
-            f"{point.curve:14}{point.size:6}{1e3 * point.seconds:12.3f}"
-            f"{f'({1e3 * point.least:.3f}-{1e3 * point.greatest:.3f})':>20}"
-            f"{relative_cost(point, first):28.2f}"
+        cells.append(
+            (
+                point.curve,
+                str(point.size),
+                f"{1e3 * point.seconds:.3f}",
+                f"({1e3 * point.least:.3f}-{1e3 * point.greatest:.3f})",
+                f"{relative_cost(point, first):.2f}",
+            )
         )
-    return "\n".join(lines)
+    return columns(cells, "<>")
 
 
 def relative_cost(point: Point, first: Point) -> float:
@@ -242,8 +244,8 @@ def draw(points: Sequence[Point], environment: dict[str, Any]) -> Figure:
 
 
 def save(points: Sequence[Point], environment: dict[str, Any], folder: Path) -> None:
-    """Writes results.json and figures/curves.png."""
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    """Write results.json and figures/curves.png."""
     content = {**environment, "points": [point._asdict() for point in points]}
-    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
-    draw(points, environment).savefig(folder / "figures" / "curves.png")
+    with run_folder.locked(folder):
+        run_folder.write_json(folder / "results.json", content)
+        save_figure(draw(points, environment), folder / "figures", "curves")

@@ -1,6 +1,5 @@
 """What `experiments.throughput` makes of its times: a table, JSON and a figure."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.runner import run_folder
+from experiments.runner.report import columns, save_figure
 from experiments.throughput.contestants import NUMPYRO, OURS
 from experiments.throughput.limit import ADAM, PRODUCTS
 from experiments.throughput.pytorch import EAGER
@@ -109,35 +110,35 @@ def make_remarks(
 
 def table(results: Results) -> str:
     """The results for a screen."""
-    heading = f"{'':18}{results.environment['unit'] + '/s':>12}{'(min-max)':>24}"
-    lines = [f"{heading}{'ours/theirs':>13}{'(min-max)':>14}{'first step, s':>15}"]
+    unit = results.environment["unit"]
+    cells = [
+        ("", f"{unit}/s", "(min-max)", "ours/theirs", "(min-max)", "first step, s")
+    ]
     for row in results.rows:
-        speed, ratio = row.per_second, row.ratio
         # Log evidence is slow: whole numbers would say too little.
-        digits = ",.0f" if speed.median > 100 else ".1f"
-        spread = f"({speed.min:{digits}}-{speed.max:{digits}})"
-        lines.append(
-            f"{row.name:18}{speed.median:12{digits}}{spread:>24}{ratio.median:13.2f}"
-            f"{f'({ratio.min:.2f}-{ratio.max:.2f})':>14}{row.seconds_to_first_step:15.1f}"
-        )
+        digits = ",.0f" if row.per_second.median > 100 else ".1f"
+        spreads = _spread(row.per_second, digits), _spread(row.ratio, ".2f")
+        cells.append((row.name, *sum(spreads, ()), f"{row.seconds_to_first_step:.1f}"))
     samples = {
         name: {f"{count:,} samples": size for count, size in sizes.items()}
         for name, sizes in results.temporary_bytes.items()
     }
-    lines += _memory_table("working memory", samples)
-    lines += _memory_table("peak memory", results.peak_bytes)
-    return "\n".join([*lines, *results.remarks])
+    memory = {"working memory": samples, "peak memory": results.peak_bytes}
+    tables = [_memory_table(*titled) for titled in memory.items() if titled[1]]
+    return "\n".join([columns(cells, "<>"), *tables, *results.remarks])
 
 
-def _memory_table(title: str, found: dict[str, dict[str, int]]) -> list[str]:
+def _spread(figure: Spread, digits: str) -> tuple[str, str]:
+    """Two cells: the median, and from the least to the greatest."""
+    return f"{figure.median:{digits}}", f"({figure.min:{digits}}-{figure.max:{digits}})"
+
+
+def _memory_table(title: str, found: dict[str, dict[str, int]]) -> str:
     """A line for each contestant, in columns."""
-    lines = []
+    cells = [(title, *next(iter(found.values())))]
     for name, sizes in found.items():
-        if not lines:
-            lines.append(f"{title:18}{''.join(f'{column:>17}' for column in sizes)}")
-        cells = "".join(f"{f'{size / 1e6:,.1f} MB':>17}" for size in sizes.values())
-        lines.append(f"{name:18}{cells}")
-    return lines
+        cells.append((name, *(f"{size / 1e6:,.1f} MB" for size in sizes.values())))
+    return columns(cells, "<>")
 
 
 def draw(results: Results) -> Figure:
@@ -160,8 +161,7 @@ def draw(results: Results) -> Figure:
 
 
 def save(results: Results, folder: Path) -> None:
-    """Writes results.json and figures/throughput.png."""
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    """Write results.json and figures/throughput.png."""
     rows = [row._asdict() for row in results.rows]
     unit = results.environment["unit"]
     for row in rows:
@@ -171,5 +171,6 @@ def save(results: Results, folder: Path) -> None:
     for name in ("temporary_bytes", "peak_bytes"):
         if found := getattr(results, name):
             content[name] = found
-    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
-    draw(results).savefig(folder / "figures" / "throughput.png")
+    with run_folder.locked(folder):
+        run_folder.write_json(folder / "results.json", content)
+        save_figure(draw(results), folder / "figures", "throughput")

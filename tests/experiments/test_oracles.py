@@ -10,28 +10,30 @@ import pytest
 
 from experiments.oracles import __main__ as oracles
 from experiments.oracles import families, linear, pictures
-from experiments.oracles.rows import Row, mean_row, table
+from experiments.runner.report import Check, mean_check, row, table
 from vae_jax import StandardNormal
 from vae_jax.posteriors import DiagonalGaussianPosterior
 from vae_jax.priors import closed_form_kl
 
 
 def test_a_row_is_right_when_it_is_near_enough():
-    assert Row("a", 1.04, exact=1.0, allowed=0.05).ok
-    assert not Row("a", 1.06, exact=1.0, allowed=0.05).ok
-    assert not Row("a", math.nan, exact=1.0, allowed=0.05).ok
-    row = mean_row("b", [1.0, 2.0, 3.0])
-    assert row.measured == 2 and row.error == pytest.approx(1 / np.sqrt(3))
-    lines = table([Row("far off", 2.0, 0.1, 1.0, 0.5), row]).splitlines()
-    assert lines[1].split() == ["far", "off", "2.000", "+-", "0.100", "1.000", "NO"]
-    assert "ok" not in lines[2] and "NO" not in lines[2]
+    assert row("a", 1.04, exact=1.0, within=0.05).ok
+    assert not row("a", 1.06, exact=1.0, within=0.05).ok
+    assert not row("a", math.nan, exact=1.0, within=0.05).ok
+    mean = mean_check("b", [1.0, 2.0, 3.0])
+    assert mean.measured == 2 and mean.error == pytest.approx(1 / np.sqrt(3))
+    lines = table([Check("", "far off", 2.0, 1.0, 0.5, error=0.1), mean]).splitlines()
+    assert lines[0].split() == ["what", "measured", "exact", "within", "ok"]
+    expected = ["far", "off", "2.000", "+-", "0.100", "=", "1", "0.5", "NO"]
+    assert lines[1].split() == expected
+    assert lines[2].split() == ["b", "2.000", "+-", "0.577"]
 
 
 def test_a_result_agrees_when_every_row_with_an_exact_value_does():
-    rows = [Row("a", 1.0, exact=1.0, allowed=0.1), Row("b", 2.0)]
-    results = {"dataset": "x", "part": [row.as_json() for row in rows]}
+    rows = [row("a", 1.0, exact=1.0, within=0.1), row("b", 2.0)]
+    results = {"dataset": "x", "part": [oracles.as_json(one) for one in rows]}
     assert oracles.agrees(results)
-    wrong = Row("c", 1.0, exact=2.0, allowed=0.1).as_json()
+    wrong = oracles.as_json(row("c", 1.0, exact=2.0, within=0.1))
     assert not oracles.agrees(results | {"other": [wrong]})
 
 
@@ -81,8 +83,8 @@ def test_the_parts_agree_with_exact_answers_on_digits(tmp_path, capsys):
     assert oracles.agrees(results), capsys.readouterr().out
     assert json.loads((tmp_path / "results.json").read_text())["dataset"] == "digits"
     assert (tmp_path / "plane.png").exists()
-    rows = [Row(row["name"], row["measured"]) for row in results["plane"]]
-    drawn = [row.name.strip() for row in rows if pictures.selected("plane", row)]
+    rows = [row(found["name"], found["measured"]) for found in results["plane"]]
+    drawn = [one.what.strip() for one in rows if pictures.selected("plane", one)]
     assert len(drawn) == 5 and drawn[0].startswith("samples of the encoder's q")
 
 

@@ -29,7 +29,7 @@ class Config:
     datasets: tuple[str, ...] = ("mnist", "fashion_mnist", "digits")
     """Data sets; those that cannot be had are left out."""
     data_dir: str = "data"
-    """Where data files are looked for and downloaded to."""
+    """Folder of data files; downloads go there."""
     steps: flags.Count = 900
     """Training steps of each network, rounded up to whole epochs."""
     beta_warmup_epochs: flags.NonNegative | None = None
@@ -76,27 +76,16 @@ NETWORKS = (
     Network("conv", (256,), "relu", 20),
     Network("conv", (512,), "tanh", 128),
 )
-COLUMNS = (
-    "data set",
-    "network",
-    "hidden",
-    "units",
-    "latents",
-    "test ELBO",
-    "KL",
-    "active units",
-    "collapsed",
-)
 
 
 def run(config: Config) -> list[dict[str, Any]]:
-    """Trains the grid, prints and writes its table.
+    """Train the grid, print and write its table.
 
     Args:
       config: the configuration.
 
     Returns:
-      A row for each network and data set, by `COLUMNS`.
+      A row for each network and data set.
 
     Raises:
       ValueError: no data set can be had, or a flag without meaning.
@@ -149,47 +138,32 @@ def train(
             **network._asdict(),
         )
     )
-    units = results["active_units"]
-    return dict(
-        zip(
-            COLUMNS,
-            (
-                dataset,
-                network.network,
-                "-".join(map(str, network.hidden_dims)),
-                "gates" if network.network == "gated" else network.activation,
-                network.latent_dim,
-                results["test_elbo"],
-                results["test_kl_divergence"],
-                units,
-                units == 0,
-            ),
-            strict=True,
-        )
-    )
+    return {
+        "data set": dataset,
+        "network": network.network,
+        "hidden": "-".join(map(str, network.hidden_dims)),
+        "units": "gates" if network.network == "gated" else network.activation,
+        "latents": network.latent_dim,
+        "test ELBO": results["test_elbo"],
+        "KL": results["test_kl_divergence"],
+        "active units": results["active_units"],
+        "collapsed": results["active_units"] == 0,
+    }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The grid as a table in Markdown."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
     for row in rows:
-        shown = row | {
-            "test ELBO": f"{row['test ELBO']:.2f}",
-            "KL": f"{row['KL']:.2f}",
-            "collapsed": "**yes**" if row["collapsed"] else "no",
-        }
-        lines.append("| " + " | ".join(str(shown[name]) for name in COLUMNS) + " |")
-    return "\n".join(lines)
+        figures = {name: f"{row[name]:.2f}" for name in ("test ELBO", "KL")}
+        verdict = {"collapsed": "**yes**" if row["collapsed"] else "no"}
+        lines.append([str(cell) for cell in (row | figures | verdict).values()])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-      argv: its arguments; those of the process where None.
-    """
-    config = parse(Config, argv, command="python -m experiments.collapse_grid")
-    execute(lambda: run(config))
+    """The command, with these arguments or those of the process."""
+    execute(run, parse(Config, argv, command="python -m experiments.collapse_grid"))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def resolve(config: ConfigT, dataset: data.Dataset) -> ConfigT:
 
 
 class Use(NamedTuple):
-    """Where a flag has an effect.
+    """The choice that gives a flag an effect.
 
     Attributes:
       user: the choice that uses it, for messages.
@@ -134,7 +134,7 @@ USED_BY = {
 
 
 def refuse_ignored(configs: Sequence[Any]) -> None:
-    """Refuses a flag that differs from its default where nothing uses it.
+    """Refuse a flag that differs from its default where nothing uses it.
 
     Args:
       configs: of the models that are trained together; one of them may use a flag for

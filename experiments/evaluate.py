@@ -1,4 +1,4 @@
-"""Everything that can be asked of a trained run, with error bars.
+"""Every diagnostic of a trained run, with error bars.
 
     python -m experiments.evaluate runs/mnist/digits-1234abcd
 
@@ -47,12 +47,12 @@ class Config:
     run_folder: tyro.conf.Positional[str]
     """The folder of a run of experiments.mnist, or of a sweep."""
     model: int | None = None
-    """Which model of a sweep; what is found goes to its model-<number> folder."""
+    """Number of a sweep's model; results go to its model-<number> folder."""
     trust: bool = False
     """Import the classes outside vae_jax that the run names: code of whoever made it \
 runs."""
     data_dir: str | None = None
-    """Where the data lie; by default where the run found them."""
+    """Folder of data files; by default the run's."""
     step: int | None = None
     """The checkpoint; by default the newest."""
     evaluation_samples: flags.Count = 1000
@@ -66,7 +66,7 @@ runs."""
     num_annealed: flags.Natural = 10
     """Test images, and as many simulated ones, for annealing; 0 leaves it out."""
     num_temperatures: flags.Several = 300
-    """Of annealing."""
+    """Temperatures of annealing."""
     fitted_components: flags.Natural = 10
     """Gaussians of a prior fitted to the codes of the training set; 0 leaves it out."""
 
@@ -167,9 +167,8 @@ def evaluate(
     figures["aggregate_posterior"] = aggregate
     gap = jax.jit(partial(vae_jax.inference_gap, num_steps=config.gap_steps))
     first = {name: value[: config.num_gap] for name, value in given.items()}
-    figures["inference_gap"] = _means(
-        _if_defined(gap, params, x[: config.num_gap], keys.gap, **first)
-    )
+    gap = _if_defined(gap, params, x[: config.num_gap], keys.gap, **first)
+    figures["inference_gap"] = gap and {name: mean_of(gap[name]) for name in gap}
     figures["annealing"] = _annealing(params, x, keys.noise, config)
     standard = isinstance(params.spec.prior, vae_jax.StandardNormal)
     if params.spec.latent_dim <= 2 and standard and not given:
@@ -250,72 +249,56 @@ def _if_defined(function, *arguments, **named) -> Any:
     return np.asarray(found).tolist()
 
 
-def _means(gap: dict[str, list[float]] | None) -> dict[str, Any] | None:
-    return gap and {name: mean_of(value) for name, value in gap.items()}
-
-
 def table(figures: dict[str, Any], config: Config) -> str:
     """The figures for a screen, in nats an image."""
     shown = partial(measured, digits=3)
+    aggregate, gap = figures["aggregate_posterior"], figures["inference_gap"]
+    annealing, fitted = figures["annealing"], figures["fitted_prior"]
+    evidence = (
+        figures[f"importance_weighted_{name}"]
+        for name in ("log_likelihood", "standard_error")
+    )
+    units = f"{figures['active_units']} of {len(figures['unit_variance'])}"
     rows = [
         ("ELBO", shown(figures["elbo"])),
         ("  distortion, -E_q log p(x|z)", shown(figures["distortion"])),
         ("  rate, KL(q(z|x) || p(z))", shown(figures["rate"])),
-        (
-            f"log p(x), {config.evaluation_samples} samples",
-            shown(
-                figures["importance_weighted_log_likelihood"],
-                figures["importance_weighted_standard_error"],
-            ),
-        ),
+        (f"log p(x), {config.evaluation_samples} samples", shown(*evidence)),
         *pareto_k_row(figures),
-        (
-            "active units, Var E[z|x] > 0.01",
-            f"{figures['active_units']} of {len(figures['unit_variance'])}",
-        ),
+        ("active units, Var E[z|x] > 0.01", units),
     ]
-    aggregate = figures["aggregate_posterior"]
     if aggregate is not None:
+        information, kl = (
+            shown(aggregate[name], aggregate[f"{name}_standard_error"])
+            for name in ("mutual_information", "kl_to_prior")
+        )
         bound = f" (log of the number of images: {aggregate['upper_bound']:.3f})"
         rows += [
-            (
-                "mutual information of x and z",
-                shown(
-                    aggregate["mutual_information"],
-                    aggregate["mutual_information_standard_error"],
-                )
-                + bound,
-            ),
-            (
-                "KL(aggregate posterior || prior)",
-                shown(
-                    aggregate["kl_to_prior"], aggregate["kl_to_prior_standard_error"]
-                ),
-            ),
+            ("mutual information of x and z", information + bound),
+            ("KL(aggregate posterior || prior)", kl),
         ]
-    gap = figures["inference_gap"]
+    means = []
     if gap is not None:
-        for label, name in (
-            (f"of the first {config.num_gap}: log p(x), by best q", "log_evidence"),
-            ("  approximation gap", "approximation_gap"),
-            ("  amortization gap", "amortization_gap"),
-        ):
-            rows.append((label, shown(*_pair(gap, name))))
-    annealing = figures["annealing"]
+        label = f"of the first {config.num_gap}: log p(x), by best q"
+        means += [
+            (label, gap["log_evidence"]),
+            ("  approximation gap", gap["approximation_gap"]),
+            ("  amortization gap", gap["amortization_gap"]),
+        ]
     if annealing is not None:
         simulated = annealing["simulated"]
         name = f"of the first {config.num_annealed}: log p(x) by annealing, from below"
-        rows += [
-            (name, shown(*_pair(annealing, "estimate"))),
-            ("of as many simulated: from below", shown(*_pair(simulated, "lower"))),
-            ("  from above", shown(*_pair(simulated, "upper"))),
-            ("  gap, which holds the error", shown(*_pair(simulated, "gap"))),
+        means += [
+            (name, annealing["estimate"]),
+            ("of as many simulated: from below", simulated["lower"]),
+            ("  from above", simulated["upper"]),
+            ("  gap, which holds the error", simulated["gap"]),
         ]
-    fitted = figures["fitted_prior"]
+    rows += [(label, shown(*mean.values())) for label, mean in means]
     if fitted is not None and fitted["elbo"] is not None:
         rows.append(("ELBO with a prior fitted to the codes", shown(fitted["elbo"])))
     if "quadrature_log_evidence" in figures:
-        value = shown(*_pair(figures, "quadrature_log_evidence"))
+        value = shown(*figures["quadrature_log_evidence"].values())
         error = figures["quadrature_error"]
         rows.append(("  log p(x) by quadrature", f"{value} (grid error {error:.1g})"))
     return "\n".join([columns(rows), *warnings(figures)])
@@ -338,10 +321,6 @@ def warnings(figures: dict[str, Any]) -> list[str]:
             "p(z|x) is narrower than the grid or reaches beyond it"
         )
     return found
-
-
-def _pair(figures: dict[str, Any], name: str) -> tuple[float, float]:
-    return figures[name]["mean"], figures[name]["standard_error"]
 
 
 def draw(figures: dict[str, Any], title: str) -> Figure:
@@ -368,7 +347,7 @@ def draw(figures: dict[str, Any], title: str) -> Figure:
     gap = figures["inference_gap"]
     if gap is not None:
         names = ("amortization_gap", "approximation_gap")
-        values, errors = zip(*(_pair(gap, name) for name in names), strict=True)
+        values, errors = zip(*(gap[name].values() for name in names), strict=True)
         labels = ["the encoder's\n(amortization)", "the family's\n(approximation)"]
         right.bar(labels, values, yerr=errors, capsize=4, color=["0.5", "tab:orange"])
     return figure
@@ -408,13 +387,8 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-      argv: its arguments; those of the process where None.
-    """
-    config = parse(Config, argv, command="python -m experiments.evaluate")
-    execute(lambda: run(config))
+    """The command, with these arguments or those of the process."""
+    execute(run, parse(Config, argv, command="python -m experiments.evaluate"))
 
 
 if __name__ == "__main__":

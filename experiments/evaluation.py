@@ -89,7 +89,7 @@ _active_units = jax.jit(vae_jax.active_units)
 def unit_figures(
     params: vae_jax.Params, x: Array, labels: Array | None = None
 ) -> dict[str, int]:
-    """How many latent units say something about x; 0 is a collapsed posterior.
+    """Number of active latent units; 0 is a collapsed posterior.
 
     Args:
       params: model parameters.

@@ -46,7 +46,7 @@ def draw_all(
     metrics: list[dict],
     key: Key,
 ) -> list[Path]:
-    """Draws every figure of a run into `folder`, made if absent; returns the files.
+    """Draw every figure of a run into `folder`, made if absent; return the files.
 
     They show the test set `x`, `[n, D]` in [0, 1] with its labels `[n]`, as images if
     `data_shape` is (height, width) or (height, width, 1 or 3), else as step curves,
@@ -147,7 +147,7 @@ def draw_interpolations(draw: Callable, params: Params, x, labels, order) -> Fig
 def draw_traversals(
     draw: Callable, params: Params, means: np.ndarray, label: np.ndarray | None = None
 ) -> Figure:
-    """What is decoded as one unit leaves `means[0]`, the most varied one on top."""
+    """Decoded paths on which one unit leaves `means[0]`, the most varied one on top."""
     finite = np.where(np.isfinite(means), means, 0).astype(np.float64)
     variances = finite.var(axis=0)
     active = int(np.sum(variances > ACTIVE_VARIANCE))
@@ -251,7 +251,7 @@ def draw_grid(
     breaks: tuple[Sequence[int], Sequence[int]] = ((), ()),
     axis_labels: tuple[str, str] = ("", ""),
 ) -> Figure:
-    """Draws examples `[R, C, D]`; each pair of options: for columns and for rows."""
+    """Draw examples `[R, C, D]`; each pair of options: for columns and for rows."""
     tiles = to_tiles(cells, data_shape)
     subtitle += "; the curves run from 0 to 1" if len(data_shape) == 1 else ""
     rows, columns, height, width, _ = tiles.shape
@@ -298,7 +298,7 @@ def _resize(pixels: np.ndarray, axis: int, size: int) -> np.ndarray:
 
 
 def _starts(count: int, step: int, breaks: Sequence[int]) -> np.ndarray:
-    """Where each of `count` tiles begins, with more room before those in `breaks`."""
+    """Start of each of `count` tiles, with more room before those in `breaks`."""
     return step * np.arange(count) + BREAK * np.isin(range(count), breaks).cumsum()
 
 

@@ -39,7 +39,7 @@ class Config(flags.RunFlags):
     batch_size: flags.Count = 128
     """Examples of a step, over all devices together."""
     learning_rate: flags.Positive = 1e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     beta: flags.NonNegative = 1.0
     """Weight of the KL term in training; evaluation is always at 1."""
     beta_warmup_epochs: flags.NonNegative | None = None
@@ -50,7 +50,7 @@ a shorter run. With 0 deep networks, and those of many latents, collapse."""
     free_bits: flags.NonNegative = 0.0
     """KL in nats that is not charged for in training, of each latent unit."""
     free_bits_per: Literal["unit", "example"] = "unit"
-    """What --free_bits is granted to: a unit (mean over the batch), or an example."""
+    """Grant --free_bits to each unit (mean over the batch), or to each example."""
     capacity: flags.NonNegative | None = None
     """Target of the KL in nats: beta weighs the distance from it; the target rises \
 linearly over the first half of the run."""
@@ -69,16 +69,16 @@ two hidden layers of 100."""
 (convolutional), or module:Class or module:Class(width=64) of a file of your own: a \
 class for both, or a function that returns a pair."""
     activation: Literal["relu", "tanh"] = "relu"
-    """Of the hidden units of an MLP or a convolutional network."""
+    """Nonlinearity of the hidden units of an MLP or a convolutional network."""
     compute_dtype: Literal["bfloat16"] | None = None
-    """What the networks compute in; by default float32. Weights, densities and sums \
-are float32 all the same."""
+    """Type that the networks compute in, by default float32; weights, densities and \
+sums are float32 all the same."""
     posterior: str = "diagonal"
     """q(z|x): point makes an autoencoder; diagonal, full and low_rank are Gaussians; \
 householder, sylvester, planar and iaf are flows of --num_flow_steps; bernoulli is \
 bits, whose gradient needs another --estimator; or module:Class."""
     rank: flags.Count = 2
-    """Of the covariance of --posterior=low_rank, beside its diagonal."""
+    """Rank of the covariance of --posterior=low_rank, beside its diagonal."""
     num_flow_steps: flags.Count = 2
     """Steps of a posterior or prior that is a flow."""
     prior: str = "auto"
@@ -124,7 +124,7 @@ leave_one_out, disarm, doubly_reparameterized, ...), or module:function."""
     """Decay of a moving average of the weights (0.999, say), which is then what is \
 evaluated."""
     seed: Annotated[flags.Natural, flags.below(evaluation.EVALUATION_SEED)] = 0
-    """Of weights, noise and order of the data."""
+    """Seed of weights, noise and order of the data."""
 
 
 def check(*configs: Config) -> None:
@@ -332,8 +332,7 @@ def _evaluate(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command, with these arguments or those of the process."""
-    config = parse(Config, argv, command="python -m experiments.mnist")
-    execute(lambda: run(config))
+    execute(run, parse(Config, argv, command="python -m experiments.mnist"))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Config(mnist.Config):
     """Weights of the KL term in training, by default 0.1 0.3 1 3 10, or 1 where there \
 is none (a bound, a point mass); evaluation is always at 1."""
     learning_rate: tuple[float, ...] = (1e-3,)
-    """Of Adam."""
+    """Learning rates of Adam."""
     beta_warmup_epochs: tuple[float, ...] = ()
     """Epochs over which beta rises linearly from 0; by default 400 steps, or half of \
 a shorter run."""
@@ -325,13 +325,8 @@ def swept(config: Config) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-      argv: its arguments; those of the process where None.
-    """
-    config = parse(Config, argv, command="python -m experiments.sweep")
-    execute(lambda: run(config))
+    """The command, with these arguments or those of the process."""
+    execute(run, parse(Config, argv, command="python -m experiments.sweep"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How many models of a sweep are in one program: as many as there is memory for."""
+"""Turns of a sweep: as many models in one program as there is memory for."""
 
 import dataclasses
 import math
@@ -13,15 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
-from vae_jax.training import TrainState
-from vae_jax.types import Array, PyTree
+from vae_jax.types import PyTree
 
 # Of the memory that is free, what the program may take.
 MEMORY_SHARE = 0.8
 
 
 class Chunks(NamedTuple):
-    """How the models are shared out among programs that run in turn.
+    """The models shared out among turns of one program.
 
     Attributes:
       indices: models of each turn, `[C, K]`; the last turn repeats the last model
@@ -36,14 +35,11 @@ class Chunks(NamedTuple):
     def of(
         cls, num_models: int, *, at_once: int, num_devices: int, reason: str
     ) -> "Chunks":
-        """As few turns as `at_once` allows, all of one length."""
+        """Share the models out in as few turns as possible, all of one length."""
         turns = math.ceil(num_models / at_once)
         length = math.ceil(num_models / turns / num_devices) * num_devices
         indices = np.minimum(np.arange(turns * length), num_models - 1)
         return cls(indices.reshape(turns, length), reason)
-
-
-Program = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
 def compile_chunks(
@@ -91,7 +87,7 @@ def compile_chunks(
 
 
 def program_bytes(program: Any) -> int:
-    """What a compiled program holds on a device while it runs."""
+    """Bytes that a compiled program holds on a device while it runs."""
     memory = program.memory_analysis()
     return (
         memory.temp_size_in_bytes

@@ -1,4 +1,4 @@
-"""What `experiments.sweep` makes of its models: a table, and two figures."""
+"""The table and the two figures of `experiments.sweep`."""
 
 import math
 import os
@@ -133,7 +133,7 @@ def best_model(models: Sequence[Row]) -> int | None:
 
 
 def describe(model: Row, swept: Sequence[str]) -> str:
-    """What sets a model apart: `beta 0.3, seed 2`."""
+    """The settings of a model: `beta 0.3, seed 2`."""
     return ", ".join(f"{name} {model[name]:g}" for name in (*swept, "seed"))
 
 
@@ -143,7 +143,7 @@ def _rank(row: Row) -> float:
 
 
 def draw_all(folder: Path, results: dict[str, Any], metrics: Sequence[Row]) -> None:
-    """Draws the figures of a sweep into `folder`, made if absent.
+    """Draw the figures of a sweep into `folder`, made if absent.
 
     Args:
       folder: where to.

@@ -46,7 +46,7 @@ PARTS = ("exact", "snr", "logistic", "vae")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(flags.DataFlags):
     """Compare gradient estimators; figures and results.json go to the run folder."""
 
     part: Literal["all", "exact", "snr", "logistic", "vae"] = "all"
@@ -69,11 +69,6 @@ and 1.3."""
     """Gradients drawn for each number of importance samples of part snr."""
     logistic_steps: flags.Count = 5000
     """Training steps of part logistic."""
-    dataset: str = "auto"
-    """Of part vae: auto (MNIST, or digits where it cannot be had), or any that \
-experiments.mnist takes."""
-    data_dir: str = "data"
-    """Where data files are looked for and downloaded to."""
     epochs: flags.Count | None = None
     """Training epochs of part vae; by default about 2000 steps, and 5 at least."""
     latent_dim: flags.Count = 20
@@ -89,9 +84,9 @@ experiments.mnist takes."""
     vae_draws: flags.Several = 200
     """Gradients drawn for each row of part vae."""
     seed: flags.Natural = 0
-    """Of all noise."""
+    """Seed of all noise."""
     run_dir: str = "runs/gradient_variance"
-    """Where results.json and figures/ go."""
+    """Folder of results.json and figures/."""
 
 
 def run_exact(config: Config, folder: Path, progress) -> tuple[list[dict], list[str]]:
@@ -337,7 +332,7 @@ def vae_table(title: str, rows: list[dict]) -> str:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measures, prints, and writes the run folder.
+    """Measure, print, and write the run folder.
 
     Args:
       config: what to measure.
@@ -379,13 +374,8 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-      argv: its arguments; those of the process where None.
-    """
-    config = parse(Config, argv, command="python -m experiments.gradient_variance")
-    execute(lambda: run(config))
+    """The command, with these arguments or those of the process."""
+    execute(run, parse(Config, argv, command="python -m experiments.gradient_variance"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ program, and are set beside doing nothing, a projection on principal components,
 best linear map from damaged to clean. Two minutes on two cores.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
@@ -22,7 +22,7 @@ from sklearn.linear_model import Ridge
 
 import vae_jax
 from experiments.lecture.images import Images, draw_rows, load
-from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.lecture.report import Check, Report, topic
 from experiments.lecture.training import epochs_for, fit
 from experiments.runner import flags
 from vae_jax import MLP, DiagonalGaussian, ModelSpec, Params, PointMass
@@ -34,7 +34,7 @@ METHODS = ("damaged", "PCA", "linear map", "autoencoder", "VAE")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(flags.DataFlags):
     """Repair damaged images with a VAE, an autoencoder, and simpler ways."""
 
     num_steps: flags.Count = 3000
@@ -45,11 +45,6 @@ class Config:
     """Latents of the models, and components of the projection."""
     num_test: Annotated[int, flags.at_least(10)] = 1000
     """Test images that are repaired."""
-    dataset: str = "auto"
-    """auto (MNIST, or digits where it cannot be had), or any that experiments.mnist \
-takes, grey images with labels."""
-    data_dir: str = "data"
-    """Where data files are looked for and downloaded to."""
     seed: flags.Natural = 0
     """Of weights, noise and order of the data."""
     run_dir: str = "runs/lecture/applications"
@@ -230,26 +225,7 @@ def compute(config: Config) -> Report:
     return Report(title, checks, figures, [*images.notes, *lines])
 
 
-def run(config: Config) -> Report:
-    """Computes, prints, and writes the run folder.
-
-    Args:
-      config: see `Config`.
-
-    Returns:
-      The checks, figures and notes.
-    """
-    return run_topic(compute, config)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-      argv: its arguments; those of the process where None.
-    """
-    command("applications", Config, run, argv)
-
+run, main = topic("applications", Config, compute)
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,6 @@ the training data. Two minutes on two cores. The linear part always takes the 8x
 digits.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,7 +22,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import vae_jax
 from experiments.lecture.images import Images, draw_rows, load
-from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.lecture.report import Check, Report, topic
 from experiments.lecture.training import epochs_for, fit, minimize
 from experiments.runner import flags
 from vae_jax import (
@@ -45,7 +44,7 @@ NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(flags.DataFlags):
     """Autoencoders beside PCA and a VAE; figures go to the run folder."""
 
     linear_dim: flags.Count = 4
@@ -60,11 +59,6 @@ class Config:
     """Widths of the deep encoders, the decoders' in reverse."""
     num_pairs: Annotated[int, flags.at_least(18)] = 100
     """Pairs of test images to interpolate between, and random codes to decode."""
-    dataset: str = "auto"
-    """auto (MNIST, or digits where it cannot be had), or any that experiments.mnist \
-takes, with labels."""
-    data_dir: str = "data"
-    """Where data files are looked for and downloaded to."""
     seed: flags.Natural = 0
     """Of weights, noise and order of the data."""
     run_dir: str = "runs/lecture/autoencoders"
@@ -418,26 +412,7 @@ def compute(config: Config) -> Report:
     return Report(f"Autoencoders, {images.name}", checks, figures, notes)
 
 
-def run(config: Config) -> Report:
-    """Computes, prints, and writes the run folder.
-
-    Args:
-      config: see `Config`.
-
-    Returns:
-      The checks, figures and notes.
-    """
-    return run_topic(compute, config)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-      argv: its arguments; those of the process where None.
-    """
-    command("autoencoders", Config, run, argv)
-
+run, main = topic("autoencoders", Config, compute)
 
 if __name__ == "__main__":
     main()

@@ -23,7 +23,7 @@ from matplotlib.ticker import LogFormatter
 import vae_jax
 from experiments.evaluation import evaluation_keys
 from experiments.lecture.images import Images, binary_test, load
-from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.lecture.report import Check, Report, topic
 from experiments.lecture.training import epochs_for, fit
 from experiments.runner import flags
 from vae_jax import MLP, Gaussian, Linear, ModelSpec, Params, data, exact
@@ -53,7 +53,7 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(flags.DataFlags):
     """Posterior collapse in linear and deep models."""
 
     linear_steps: flags.Count = 3000
@@ -67,11 +67,6 @@ class Config:
     """Width of the deep models' encoder and decoder."""
     latent_dim: flags.Count = 20
     """Latents of the deep models."""
-    dataset: str = "auto"
-    """Of the deep models: auto (MNIST, or digits where it cannot be had), or any that \
-experiments.mnist takes, with labels."""
-    data_dir: str = "data"
-    """Where data files are looked for and downloaded to."""
     seed: flags.Natural = 0
     """Of weights, noise and order of the data."""
     run_dir: str = "runs/lecture/collapse"
@@ -318,26 +313,7 @@ def compute(config: Config) -> Report:
     return Report(title, checks, figures, [*images.notes, *notes])
 
 
-def run(config: Config) -> Report:
-    """Computes, prints, and writes the run folder.
-
-    Args:
-      config: see `Config`.
-
-    Returns:
-      The checks, figures and notes.
-    """
-    return run_topic(compute, config)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-      argv: its arguments; those of the process where None.
-    """
-    command("collapse", Config, run, argv)
-
+run, main = topic("collapse", Config, compute)
 
 if __name__ == "__main__":
     main()

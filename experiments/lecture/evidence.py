@@ -10,7 +10,6 @@ data.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -22,7 +21,7 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 import vae_jax
-from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.lecture.report import Check, Report, topic
 from experiments.runner import flags
 from vae_jax import Gaussian, Linear, ModelSpec, Params, exact
 from vae_jax.distributions import gaussian, multivariate_gaussian
@@ -421,26 +420,7 @@ def compute(config: Config) -> Report:
     return Report("Evidence and its lower bound", checks, figures)
 
 
-def run(config: Config) -> Report:
-    """Computes, prints, and writes the run folder.
-
-    Args:
-      config: see `Config`.
-
-    Returns:
-      The checks, figures and notes.
-    """
-    return run_topic(compute, config)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-      argv: its arguments; those of the process where None.
-    """
-    command("evidence", Config, run, argv)
-
+run, main = topic("evidence", Config, compute)
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,6 @@ the way. Two minutes on two cores, without data.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, NamedTuple
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 
 import vae_jax
 from experiments.lecture.evidence import gap_to_posterior
-from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.lecture.report import Check, Report, topic
 from experiments.lecture.training import fit
 from experiments.runner import flags
 from vae_jax import MLP, Gaussian, Linear, ModelSpec, Params, exact, mcmc
@@ -354,26 +353,7 @@ def compute(config: Config) -> Report:
     return Report("Inference on one posterior", checks, figures, notes)
 
 
-def run(config: Config) -> Report:
-    """Computes, prints, and writes the run folder.
-
-    Args:
-      config: see `Config`.
-
-    Returns:
-      The checks, figures and notes.
-    """
-    return run_topic(compute, config)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-      argv: its arguments; those of the process where None.
-    """
-    command("inference", Config, run, argv)
-
+run, main = topic("inference", Config, compute)
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,6 @@ on one core, without data.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +19,7 @@ import scipy.spatial.distance
 import scipy.stats
 from matplotlib.figure import Figure
 
-from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.lecture.report import Check, Report, topic
 from experiments.runner import flags
 from vae_jax.distributions import discrete, gaussian, multivariate_gaussian
 from vae_jax.types import Array, Key
@@ -355,26 +354,7 @@ def compute(config: Config) -> Report:
     return Report("Information and divergence", checks, figures)
 
 
-def run(config: Config) -> Report:
-    """Computes, prints, and writes the run folder.
-
-    Args:
-      config: see `Config`.
-
-    Returns:
-      The checks, figures and notes.
-    """
-    return run_topic(compute, config)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-      argv: its arguments; those of the process where None.
-    """
-    command("information", Config, run, argv)
-
+run, main = topic("information", Config, compute)
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,6 @@ digits.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -20,7 +19,7 @@ from matplotlib.figure import Figure
 from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 
-from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.lecture.report import Check, Report, topic
 from experiments.runner import flags
 from vae_jax import data
 from vae_jax.distributions import discrete, gaussian, multivariate_gaussian
@@ -31,7 +30,7 @@ DEVIATIONS = np.geomspace(3.0, 0.03, 25)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(flags.DataFlags):
     """k-means beside Gaussian mixtures, and a Gaussian from four images."""
 
     num_points: Annotated[int, flags.at_least(10)] = 600
@@ -40,11 +39,6 @@ class Config:
     """Steps of EM for each standard deviation."""
     num_draws: Annotated[int, flags.at_least(5)] = 20_000
     """Images drawn of the Gaussian that is fitted to four."""
-    dataset: str = "auto"
-    """Of the four images: auto (MNIST, or digits where it cannot be had), or any that \
-experiments.mnist takes."""
-    data_dir: str = "data"
-    """Where data files are looked for and downloaded to."""
     seed: flags.Natural = 0
     """Of all noise."""
     run_dir: str = "runs/lecture/mixtures"
@@ -297,26 +291,7 @@ def compute(config: Config) -> Report:
     return Report("k-means and mixtures", checks, figures, dataset.notes)
 
 
-def run(config: Config) -> Report:
-    """Computes, prints, and writes the run folder.
-
-    Args:
-      config: see `Config`.
-
-    Returns:
-      The checks, figures and notes.
-    """
-    return run_topic(compute, config)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-      argv: its arguments; those of the process where None.
-    """
-    command("mixtures", Config, run, argv)
-
+run, main = topic("mixtures", Config, compute)
 
 if __name__ == "__main__":
     main()

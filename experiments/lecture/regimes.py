@@ -9,7 +9,7 @@ and nothing is encoded. Besides: interpolation, and a Gaussian decoder that give
 and a variance. Two minutes on two cores.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 import vae_jax
 from experiments.evaluation import evaluation_keys
 from experiments.lecture.images import Images, binary_test, draw_rows, load
-from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.lecture.report import Check, Report, topic
 from experiments.lecture.training import epochs_for, fit
 from experiments.runner import flags
 from vae_jax import MLP, Gaussian, ModelSpec, Params, PerPixelGaussian
@@ -34,18 +34,13 @@ DRAWN = 1000
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(flags.DataFlags):
     """No KL, only KL, and both; figures go to the run folder."""
 
     num_steps: flags.Several = 3000
     """Training steps of every model, in whole epochs."""
     hidden_dim: flags.Count = 200
     """Width of encoder and decoder."""
-    dataset: str = "auto"
-    """auto (MNIST, or digits where it cannot be had), or any that experiments.mnist \
-takes, with labels."""
-    data_dir: str = "data"
-    """Where data files are looked for and downloaded to."""
     seed: flags.Natural = 0
     """Of weights, noise and order of the data."""
     run_dir: str = "runs/lecture/regimes"
@@ -384,26 +379,7 @@ def compute(config: Config) -> Report:
     return Report(title, checks, figures, [*images.notes, *notes])
 
 
-def run(config: Config) -> Report:
-    """Computes, prints, and writes the run folder.
-
-    Args:
-      config: see `Config`.
-
-    Returns:
-      The checks, figures and notes.
-    """
-    return run_topic(compute, config)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-      argv: its arguments; those of the process where None.
-    """
-    command("regimes", Config, run, argv)
-
+run, main = topic("regimes", Config, compute)
 
 if __name__ == "__main__":
     main()

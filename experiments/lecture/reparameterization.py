@@ -10,7 +10,6 @@ from here. Seconds on one core, without data.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 import vae_jax
-from experiments.lecture.report import Check, Report, command, run_topic
+from experiments.lecture.report import Check, Report, topic
 from experiments.runner import flags
 from vae_jax import estimators, exact
 from vae_jax.distributions import gaussian, multivariate_gaussian
@@ -310,26 +309,7 @@ def compute(config: Config) -> Report:
     return Report("Reparameterization", checks, figures)
 
 
-def run(config: Config) -> Report:
-    """Computes, prints, and writes the run folder.
-
-    Args:
-      config: see `Config`.
-
-    Returns:
-      The checks, figures and notes.
-    """
-    return run_topic(compute, config)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-      argv: its arguments; those of the process where None.
-    """
-    command("reparameterization", Config, run, argv)
-
+run, main = topic("reparameterization", Config, compute)
 
 if __name__ == "__main__":
     main()

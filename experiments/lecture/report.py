@@ -1,11 +1,11 @@
-"""What the topics have in common: a table that checks itself, and the run folder."""
+"""A topic of the lecture: checks, figures, and the command that reports them."""
 
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from matplotlib.figure import Figure
@@ -15,10 +15,11 @@ from experiments.runner.command_line import CommandFailed, execute, parse
 from experiments.runner.report import Check, save_figure, table
 
 DPI = 100
+ConfigT = TypeVar("ConfigT")
 
 
 class Report(NamedTuple):
-    """What a topic found.
+    """Results of a topic.
 
     Attributes:
       title: of the table.
@@ -34,7 +35,7 @@ class Report(NamedTuple):
 
 
 def finish(report: Report, config: Any, *, seconds: float) -> None:
-    """Writes the run folder and prints the report.
+    """Write the run folder and print the report.
 
     Args:
       report: what a topic found.
@@ -68,50 +69,40 @@ def finish(report: Report, config: Any, *, seconds: float) -> None:
     print(f"{len(report.checks)} checks: {verdict}; figures in {folder}/figures")
 
 
-def run_topic(compute: Callable[[Any], Report], config: Any) -> Report:
-    """Check the configuration, compute a topic and report it.
+def topic(
+    name: str, config_class: type[ConfigT], compute: Callable[[ConfigT], Report]
+) -> tuple[Callable[[ConfigT], Report], Callable[..., None]]:
+    """A topic as a function and as a command.
 
     Args:
+      name: of its module.
+      config_class: its configuration.
       compute: the topic.
-      config: its configuration.
 
     Returns:
-      The report.
-
-    Raises:
-      ValueError: a value that its flag cannot have; no data.
+      `run(config)`, which refuses bad values, computes, prints and writes the run
+      folder, and `main(argv=None)`, where a check that fails is exit code 1.
     """
-    flags.check(config)
-    start = time.perf_counter()
-    report = compute(config)
-    report = report._replace(checks=[_with_floats(check) for check in report.checks])
-    finish(report, config, seconds=time.perf_counter() - start)
-    return report
 
+    def run(config: ConfigT) -> Report:
+        flags.check(config)
+        start = time.perf_counter()
+        report = compute(config)
+        checks = [_with_floats(check) for check in report.checks]
+        report = report._replace(checks=checks)
+        finish(report, config, seconds=time.perf_counter() - start)
+        return report
 
-def command(
-    topic: str,
-    config_class: type,
-    run: Callable[[Any], Report],
-    argv: Sequence[str] | None,
-) -> None:
-    """A topic as a command; a check that fails is exit code 1.
-
-    Args:
-      topic: its name.
-      config_class: its configuration.
-      run: computes it.
-      argv: arguments; those of the process where None.
-    """
-    name = f"python -m experiments.lecture.{topic}"
-    config = parse(config_class, argv, command=name)
-
-    def check() -> None:
+    def run_and_judge(config: ConfigT) -> None:
         failed = [check.what for check in run(config).checks if not check.ok]
         if failed:
             raise CommandFailed(f"not as it should be: {'; '.join(failed)}")
 
-    execute(check)
+    def main(argv: Sequence[str] | None = None) -> None:
+        command = f"python -m experiments.lecture.{name}"
+        execute(run_and_judge, parse(config_class, argv, command=command))
+
+    return run, main
 
 
 def _with_floats(check: Check) -> Check:

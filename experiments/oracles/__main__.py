@@ -36,15 +36,11 @@ PARTS = {"linear": linear.run, "plane": plane.run, "families": families.run}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(flags.DataFlags):
     """Hold trained models to exact answers; figures go to the run folder."""
 
     part: Literal["all", "linear", "plane", "families"] = "all"
     """linear: probabilistic PCA; plane: two latents; families: the gap of q."""
-    dataset: str = "auto"
-    """As for experiments.mnist."""
-    data_dir: str = "data"
-    """Where data files are looked for and downloaded to."""
     epochs: flags.Count = 20
     """Passes over the training data, of the models of parts plane and families."""
     linear_steps: flags.Count = 12_000
@@ -52,22 +48,22 @@ class Config:
     num_images: flags.Several = 20
     """Test images of parts plane and families."""
     num_temperatures: flags.Several = 2000
-    """Of annealing."""
+    """Temperatures of annealing."""
     num_chains: flags.Count = 16
-    """Of annealing, for each image."""
+    """Chains of annealing for each image."""
     num_samples: flags.Several = 10_000
     """Importance samples an image."""
     gap_steps: flags.Count = 2000
     """Steps of the search for the best q."""
     seed: flags.Natural = 0
-    """Of weights, noise and order of the data."""
+    """Seed of weights, noise and order of the data."""
     run_dir: str | None = None
     """The run's folder; by default runs/oracles/<data set>-epochs<n>-seed<n>, whose \
 results.json keeps the parts that other commands measured."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Trains, measures, prints, draws.
+    """Train, measure, print and draw.
 
     Args:
       config: the configuration.
@@ -100,7 +96,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def as_json(row: Check) -> dict[str, Any]:
-    """What results.json holds of a row."""
+    """A row as results.json has it."""
     return {
         "name": row.what,
         "measured": row.measured,
@@ -118,13 +114,8 @@ def agrees(results: dict[str, Any]) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-      argv: its arguments; those of the process where None.
-    """
-    config = parse(Config, argv, command="python -m experiments.oracles")
-    execute(lambda: run(config))
+    """The command, with these arguments or those of the process."""
+    execute(run, parse(Config, argv, command="python -m experiments.oracles"))
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def save(
 
 
 def finite_models(params: Params, num_models: int) -> np.ndarray:
-    """Which models have finite parameters, `[M]`; of a single one `[1]`.
+    """Whether each model has finite parameters, `[M]`; `[1]` for a single one.
 
     Args:
       params: of all models.

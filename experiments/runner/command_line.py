@@ -53,18 +53,19 @@ def parse(
         _fail(_first_paragraph(captured.getvalue()), code=2)
 
 
-def execute(run: Callable[[], Any]) -> None:
+def execute(run: Callable[[ConfigT], Any], config: ConfigT) -> None:
     """Run a command; what goes wrong becomes one line and an exit code.
 
     Args:
-      run: the command with its configuration given.
+      run: the command.
+      config: its configuration.
 
     Raises:
       SystemExit: 2 for bad input (`ValueError`), 1 for a run that failed, 128 plus
         the signal for one that was interrupted.
     """
     try:
-        run()
+        run(config)
     except ValueError as error:
         _fail(str(error), code=2)
     except CommandFailed as error:

@@ -94,15 +94,21 @@ def _check(name: str, value: Any, hint: Any) -> None:
 
 
 @dataclass(frozen=True)
-class RunFlags:
-    """Data, length and place of a training run, on which devices and processes."""
+class DataFlags:
+    """Data set, and where its files are."""
 
     dataset: str = "auto"
     """auto (MNIST, or digits where it cannot be had), mnist, binarized_mnist, \
 fashion_mnist, kmnist, digits, synthetic, or a file: .npz with key x (perhaps x_test), \
 or .npy."""
     data_dir: str = "data"
-    """Where data files are looked for and downloaded to."""
+    """Folder of data files; downloads go there."""
+
+
+@dataclass(frozen=True)
+class RunFlags(DataFlags):
+    """Data, length and place of a training run, on which devices and processes."""
+
     epochs: Count | None = None
     """Passes over the training data; by default 20, more for small data sets."""
     run_dir: str | None = None

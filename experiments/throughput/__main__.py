@@ -73,7 +73,7 @@ from vae_jax.types import Array, Key
 
 
 class Kind(NamedTuple):
-    """What a workload decides.
+    """Settings of a workload.
 
     Attributes:
       module: where its `contestants` are; None for the curves.
@@ -150,20 +150,20 @@ and models; gradients: draws of a score-function gradient."""
     dataset: Literal["synthetic", "mnist"] = "synthetic"
     """Random pixels of MNIST's shape, or MNIST itself."""
     data_dir: str = "data"
-    """Where MNIST is looked for and downloaded to."""
+    """Folder of data files; downloads go there."""
     seed: int = 0
-    """Of pixels, initial weights, noise and the order of the images."""
+    """Seed of pixels, initial weights, noise and the order of the images."""
     keep_denormals: bool = False
     """PyTorch computes with numbers below 1.2e-38, as it does unless told; by default \
 it is told to take them for zero, as XLA does."""
     peak_memory: bool = False
     """Also run each contestant alone, in a process of its own, for its memory."""
     run_dir: str = "runs/throughput"
-    """Where results.json and figures/throughput.png go."""
+    """Folder of results.json and figures/throughput.png."""
 
 
 def with_sizes(config: Config) -> Config:
-    """Fills in what the workload decides where the flags do not."""
+    """Fill in what the workload decides where the flags do not."""
     kind = KINDS[config.workload]
     return replace(
         config,
@@ -173,7 +173,7 @@ def with_sizes(config: Config) -> Config:
 
 
 def refuse_unused(config: Config) -> None:
-    """Refuses flags that the workload would ignore, sizes not filled in yet.
+    """Refuse flags that the workload would ignore, sizes not filled in yet.
 
     Raises:
       ValueError: naming the flag.
@@ -187,7 +187,7 @@ def refuse_unused(config: Config) -> None:
 
 
 def check(config: Config) -> None:
-    """Refuses sizes that leave nothing to measure.
+    """Refuse sizes that leave nothing to measure.
 
     Raises:
       ValueError: naming the field.
@@ -259,7 +259,7 @@ def make_workload(config: Config) -> tuple[Workload | Key, list[Array]]:
 def measure(
     entrants: Sequence[Contestant], workload: Workload | Key, rounds: Sequence[Array]
 ) -> tuple[Row, ...]:
-    """Lets the contestants take turns, after each has compiled and warmed up."""
+    """Let the contestants take turns, after each has compiled and warmed up."""
     runs, first_seconds = [], []
     seconds = np.zeros((len(rounds) - 1, len(entrants)))
     with tqdm(total=seconds.size + len(entrants), unit="run", disable=None) as bar:
@@ -284,7 +284,7 @@ def measure(
 
 
 def run(config: Config) -> Results | list[curves.Point]:
-    """Measures and writes the run folder.
+    """Measure and write the run folder.
 
     Args:
       config: what to measure.
@@ -338,7 +338,7 @@ def prepared(
 
 
 def environment_of(config: Config, cores: int) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Conditions that the figures depend on."""
     kind = KINDS[config.workload]
     return {
         **{
@@ -355,7 +355,7 @@ def environment_of(config: Config, cores: int) -> dict[str, Any]:
 
 
 def run_curves(config: Config, cores: int) -> list[curves.Point]:
-    """Measures how the cost grows and writes the run folder."""
+    """Measure how the cost grows and write the run folder."""
     points = curves.measure(
         curves.sizes_here(), num_steps=config.steps, repeats=config.repeats
     )
@@ -365,17 +365,13 @@ def run_curves(config: Config, cores: int) -> list[curves.Point]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-      argv: its arguments; those of the process where None.
-    """
+    """The command, with these arguments or those of the process."""
     config = parse(Config, argv, command="python -m experiments.throughput")
-    execute(lambda: show(run(config)))
+    execute(lambda config: show(run(config)), config)
 
 
 def show(found: Results | list[curves.Point]) -> None:
-    """Prints the table."""
+    """Print the table."""
     print(table(found) if isinstance(found, Results) else curves.table(found))
 
 

@@ -1,4 +1,4 @@
-"""What `experiments.throughput` makes of its times: a table, JSON and a figure."""
+"""The results of `experiments.throughput`: a table, JSON and a figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Spread":
-        """Of one figure a round."""
+        """Spread of one figure a round."""
         return cls(float(np.median(values)), float(values.min()), float(values.max()))
 
 
@@ -84,7 +84,7 @@ def make_rows(
 def make_remarks(
     rows: Sequence[Row], load: float, cores: int, *, peers: bool = True
 ) -> tuple[str, ...]:
-    """What to know when reading the table: a missing row, a disturbed machine."""
+    """Remarks for the reader: a missing row, a disturbed machine."""
     remarks = []
     by_name = {row.name: row for row in rows}
     if peers:

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+Number = Any
+"""A number, or an array of shape ()."""
+
 
 class Check(NamedTuple):
     """A figure beside what it should be.
@@ -24,11 +27,11 @@ class Check(NamedTuple):
 
     row: str
     what: str
-    measured: float
-    exact: float = math.nan
-    within: float = 0.0
+    measured: Number
+    exact: Number = math.nan
+    within: Number = 0.0
     relation: str = "="
-    error: float = math.nan
+    error: Number = math.nan
 
     @property
     def ok(self) -> bool:
@@ -44,7 +47,7 @@ class Check(NamedTuple):
 
 
 def row(
-    what: str, figure: float, exact: float = math.nan, within: float = math.nan
+    what: str, figure: Number, exact: Number = math.nan, within: Number = math.nan
 ) -> Check:
     """A `Check` that belongs to no line of notes, or a figure that is only shown."""
     return Check("", what, figure, exact, within)

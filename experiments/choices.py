@@ -13,8 +13,8 @@ import jax
 
 import vae_jax
 from experiments import open_choices
+from experiments.runner import flags
 from vae_jax import data, estimators
-from vae_jax.estimators.reductions import Reduction
 from vae_jax.penalties import Penalty, mean_kl
 from vae_jax.schedules import Scheduled
 from vae_jax.types import Estimator, Objective
@@ -56,11 +56,11 @@ def check_combinations(config: Any) -> None:
         )
 
 
-def has_beta(config: Any) -> bool:
-    """Whether beta weighs anything: a KL, or what stands in its place."""
-    if config.objective == "mmd":
-        return True
-    return config.objective in WITH_BETA and config.posterior != "point"
+# Beta weighs a KL, or what stands in its place.
+HAS_BETA = [
+    {"objective": ("elbo", "beta_tc"), "posterior": flags.Other(["point"])},
+    {"objective": ("mmd",)},
+]
 
 
 def default_warmup_epochs(config: Any, *, epochs: int, steps_per_epoch: int) -> float:
@@ -79,7 +79,7 @@ def default_warmup_epochs(config: Any, *, epochs: int, steps_per_epoch: int) -> 
       schedule of another kind.
     """
     scheduled = config.beta_cycles or config.capacity is not None
-    if scheduled or not has_beta(config) or config.objective == "mmd":
+    if scheduled or not flags.holds(HAS_BETA, config) or config.objective == "mmd":
         return 0.0
     return min(WARMUP_STEPS, epochs * steps_per_epoch / 2) / steps_per_epoch
 
@@ -93,14 +93,14 @@ def collapse_remedies(config: Any) -> str:
     Returns:
       A part of a sentence.
     """
-    other = config.objective not in WITH_BETA
+    other = config.objective not in ("elbo", "beta_tc", "mmd")
     plain = config.objective == "elbo" and config.posterior != "point"
     by_layers = config.network in ("mlp", "gated")
     remedies = {
         "--objective=elbo, whose beta rises from 0": other,
         f"--beta_warmup_epochs above {config.beta_warmup_epochs:.3g}": plain,
         "--free_bits=0.1": plain and config.capacity is None and not config.free_bits,
-        "a smaller --beta": has_beta(config) and config.beta > 1,
+        "a smaller --beta": flags.holds(HAS_BETA, config) and config.beta > 1,
         "a smaller --variance": config.likelihood == "gaussian",
         "--activation=tanh": config.network == "mlp" and config.activation == "relu",
         "fewer --hidden_dims": by_layers and len(config.hidden_dims) > 1,
@@ -300,17 +300,23 @@ def _estimator(config: Any) -> Estimator:
     return found.function() if isinstance(found, open_choices.Own) else found
 
 
-def _elbo(config: Any, settings: Settings, steps_per_epoch: int, penalty: Penalty):
+def _elbo(config: Any, settings: Settings, steps_per_epoch: int) -> Objective:
     return vae_jax.ELBO(
         beta=_beta(config, settings, steps_per_epoch),
+        penalty=_penalty(config, settings, steps_per_epoch),
         num_samples=config.num_samples,
-        penalty=penalty,
         kl=config.kl,
         estimator=_estimator(config),
     )
 
 
-def _iwae(config: Any, reduction: Reduction) -> Objective:
+def _iwae(config: Any, settings: Settings, steps_per_epoch: int) -> Objective:
+    reduction = {
+        "iwae": lambda: estimators.log_mean_exp,
+        "miwae": lambda: estimators.Grouped(config.num_groups),
+        "ciwae": lambda: estimators.Combined(settings["elbo_share"]),
+        "renyi": lambda: estimators.Renyi(config.renyi_alpha),
+    }[config.objective]()
     return vae_jax.IWAE(
         num_samples=config.num_samples,
         reduction=reduction,
@@ -318,30 +324,24 @@ def _iwae(config: Any, reduction: Reduction) -> Objective:
     )
 
 
-OBJECTIVES = {
-    "elbo": lambda config, settings, steps: _elbo(
-        config, settings, steps, _penalty(config, settings, steps)
-    ),
-    "iwae": lambda config, *_: _iwae(config, estimators.log_mean_exp),
-    "miwae": lambda config, *_: _iwae(config, estimators.Grouped(config.num_groups)),
-    "ciwae": lambda config, settings, _: _iwae(
-        config, estimators.Combined(settings["elbo_share"])
-    ),
-    "piwae": lambda config, *_: vae_jax.PIWAE(
+def _piwae(config: Any, settings: Settings, steps_per_epoch: int) -> Objective:
+    return vae_jax.PIWAE(
         num_samples=config.num_samples,
         num_groups=config.num_groups,
         estimator=_estimator(config),
-    ),
-    "renyi": lambda config, *_: _iwae(config, estimators.Renyi(config.renyi_alpha)),
-    "beta_tc": lambda config, settings, steps: _elbo(
-        config, settings, steps, vae_jax.TotalCorrelation(settings["tc_weight"])
-    ),
-    "mmd": lambda config, settings, steps: _elbo(
-        config, settings, steps, vae_jax.MaximumMeanDiscrepancy(settings["mmd_weight"])
-    ),
+    )
+
+
+OBJECTIVES = {
+    "elbo": _elbo,
+    "iwae": _iwae,
+    "miwae": _iwae,
+    "ciwae": _iwae,
+    "piwae": _piwae,
+    "renyi": _iwae,
+    "beta_tc": _elbo,
+    "mmd": _elbo,
 }
-# Those whose KL, or what stands in its place, beta weighs.
-WITH_BETA = ("elbo", "beta_tc", "mmd")
 # Functions of an integrand that have a gradient.
 ESTIMATORS = {
     name: getattr(estimators, name)
@@ -372,7 +372,11 @@ def _beta(config: Any, settings: Settings, steps_per_epoch: int) -> Scheduled:
 
 
 def _penalty(config: Any, settings: Settings, steps_per_epoch: int) -> Penalty:
-    """What --objective=elbo charges for the KL."""
+    """What training charges for the KL."""
+    if config.objective == "beta_tc":
+        return vae_jax.TotalCorrelation(settings["tc_weight"])
+    if config.objective == "mmd":
+        return vae_jax.MaximumMeanDiscrepancy(settings["mmd_weight"])
     if config.free_bits:
         return vae_jax.FreeBits(settings["free_bits"], per=config.free_bits_per)
     if config.capacity is not None:

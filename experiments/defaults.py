@@ -5,14 +5,14 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from experiments import choices, datasets
-from experiments.runner.flags import RunFlags
+from experiments.runner import flags
 from vae_jax import data
 
-ConfigT = TypeVar("ConfigT", bound=RunFlags)
+ConfigT = TypeVar("ConfigT", bound=flags.RunFlags)
 # Where the epochs are not given: small data sets are seen more often.
 STEPS_WANTED = 8000
 MINIMUM_EPOCHS = 20
@@ -48,88 +48,33 @@ def resolve(config: ConfigT, dataset: data.Dataset) -> ConfigT:
     )
 
 
-class Use(NamedTuple):
-    """The choice that gives a flag an effect.
-
-    Attributes:
-      user: the choice that uses it, for messages.
-      flags: the flags that decide.
-      holds: `f(config)`, whether the choice was made.
-    """
-
-    user: str
-    flags: tuple[str, ...]
-    holds: Callable[[Any], bool]
-
-
-def _chosen(flag: str, *values: Any) -> Use:
-    return Use(
-        f"--{flag}={' or '.join(map(str, values))}",
-        (flag,),
-        lambda config: getattr(config, flag) in values,
-    )
-
-
-def _not_chosen(flag: str, *values: str) -> Use:
-    return Use(
-        f"a --{flag} other than {' or '.join(values)}",
-        (flag,),
-        lambda config: getattr(config, flag) not in values,
-    )
-
-
-def _both(one: Use, other: Use) -> Use:
-    return Use(
-        f"{one.user} with {other.user}",
-        one.flags + other.flags,
-        lambda config: one.holds(config) and other.holds(config),
-    )
-
-
-def _either(one: Use, other: Use) -> Use:
-    return Use(
-        f"{one.user}, or {other.user},",
-        one.flags + other.flags,
-        lambda config: one.holds(config) or other.holds(config),
-    )
-
-
-_WITH_KL = _both(_chosen("objective", "elbo"), _not_chosen("posterior", "point"))
-_WITH_BETA = Use(
-    "an objective with a KL (--objective=elbo, beta_tc or mmd, and but for mmd no "
-    "--posterior=point)",
-    ("objective", "posterior"),
-    choices.has_beta,
-)
-USED_BY = {
-    "activation": _chosen("network", "mlp", "conv", "residual"),
-    "hidden_dims": _chosen("network", "mlp", "gated", "conv", "residual"),
-    "upper_latent_dims": _chosen("posterior", "diagonal"),
-    "rank": _chosen("posterior", "low_rank"),
-    "num_flow_steps": _either(
-        _chosen("posterior", "householder", "sylvester", "planar", "iaf"),
-        _chosen("prior", "flow"),
-    ),
-    "num_components": _chosen("prior", "mixture", "vamp"),
-    "variance": _chosen("likelihood", "gaussian"),
-    "beta": _WITH_BETA,
-    "beta_warmup_epochs": _either(_WITH_BETA, _chosen("beta_warmup_epochs", 0.0)),
-    "beta_cycles": _WITH_BETA,
-    "free_bits": _WITH_KL,
-    "free_bits_per": Use(
-        "--free_bits above 0", ("free_bits",), lambda config: config.free_bits > 0
-    ),
-    "capacity": _WITH_KL,
-    "num_samples": _both(
-        _chosen("objective", *choices.OBJECTIVES), _not_chosen("posterior", "point")
-    ),
-    "estimator": _chosen("objective", *choices.OBJECTIVES),
-    "kl": _chosen("objective", *choices.WITH_BETA),
-    "num_groups": _chosen("objective", "miwae", "piwae"),
-    "elbo_share": _chosen("objective", "ciwae"),
-    "renyi_alpha": _chosen("objective", "renyi"),
-    "tc_weight": _chosen("objective", "beta_tc"),
-    "mmd_weight": _chosen("objective", "mmd"),
+# Where a flag has an effect.
+_OF_A_BOUND = {"objective": tuple(choices.OBJECTIVES)}
+USED_BY: dict[str, flags.Conditions] = {
+    "activation": [{"network": ("mlp", "conv", "residual")}],
+    "hidden_dims": [{"network": ("mlp", "gated", "conv", "residual")}],
+    "upper_latent_dims": [{"posterior": ("diagonal",)}],
+    "rank": [{"posterior": ("low_rank",)}],
+    "num_flow_steps": [
+        {"posterior": ("householder", "sylvester", "planar", "iaf")},
+        {"prior": ("flow",)},
+    ],
+    "num_components": [{"prior": ("mixture", "vamp")}],
+    "variance": [{"likelihood": ("gaussian",)}],
+    "beta": choices.HAS_BETA,
+    "beta_warmup_epochs": [*choices.HAS_BETA, {"beta_warmup_epochs": (0.0,)}],
+    "beta_cycles": choices.HAS_BETA,
+    "free_bits": [{"objective": ("elbo",), "posterior": flags.Other(["point"])}],
+    "free_bits_per": [{"free_bits": flags.Other([0.0])}],
+    "capacity": [{"objective": ("elbo",), "posterior": flags.Other(["point"])}],
+    "num_samples": [_OF_A_BOUND | {"posterior": flags.Other(["point"])}],
+    "estimator": [_OF_A_BOUND],
+    "kl": [{"objective": ("elbo", "beta_tc", "mmd")}],
+    "num_groups": [{"objective": ("miwae", "piwae")}],
+    "elbo_share": [{"objective": ("ciwae",)}],
+    "renyi_alpha": [{"objective": ("renyi",)}],
+    "tc_weight": [{"objective": ("beta_tc",)}],
+    "mmd_weight": [{"objective": ("mmd",)}],
 }
 
 
@@ -147,9 +92,9 @@ def refuse_ignored(configs: Sequence[Any]) -> None:
     for name, use in USED_BY.items():
         values = [getattr(config, name) for config in configs]
         given = [value for value in values if value != defaults[name]]
-        if given and not any(map(use.holds, configs)):
-            found = " and ".join(str(getattr(configs[0], flag)) for flag in use.flags)
+        if given and not any(flags.holds(use, config) for config in configs):
+            found = {flag: getattr(configs[0], flag) for part in use for flag in part}
             raise ValueError(
-                f"--{name} {given[0]} has no effect: only {use.user} uses it, got "
-                f"{found}"
+                f"--{name} {given[0]} has no effect: only {flags.describe(use)} uses "
+                f"it, got {' and '.join(map(str, found.values()))}"
             )

@@ -86,7 +86,7 @@ def with_betas(config: Config) -> Config:
     if config.beta:
         return config
     return dataclasses.replace(
-        config, beta=BETAS if choices.has_beta(config) else (1.0,)
+        config, beta=BETAS if flags.holds(choices.HAS_BETA, config) else (1.0,)
     )
 
 

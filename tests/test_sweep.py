@@ -428,7 +428,10 @@ def test_a_model_that_fails_is_reported_and_the_others_go_on(
         ({"free_bits": (0.1,), "capacity": (1.0,)}, "exclude one another"),
         ({"free_bits": (0.0, 0.1), "capacity": (0.0,)}, "exclude one another"),
         ({"tc_weight": (1.0, 2.0)}, "only --objective=beta_tc uses it, got elbo"),
-        ({"free_bits_per": "example"}, "only --free_bits above 0 uses it, got 0.0"),
+        (
+            {"free_bits_per": "example"},
+            "only --free_bits other than 0.0 uses it, got 0.0",
+        ),
         ({"rank": 3}, "only --posterior=low_rank uses it, got diagonal"),
         ({"variance": (1.0, 2.0)}, "only --likelihood=gaussian uses it, got bernoulli"),
         ({"num_processes": 2}, "one process: --num_processes"),

@@ -1,4 +1,4 @@
-"""Flags that every training command has, and rules for the values of a flag.
+"""Flags that every training command has, rules and conditions for values of flags.
 
 A rule stands in the annotation of a field, `epochs: Count = 20`, and `check` holds a
 configuration to all of its own.
@@ -7,7 +7,7 @@ configuration to all of its own.
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, NamedTuple
 
@@ -91,6 +91,54 @@ def _check(name: str, value: Any, hint: Any) -> None:
     elif kind is tuple:
         for element in value:
             _check(name, element, arguments[0])
+
+
+class Other(tuple):
+    """Every value of a flag but these, where `holds` asks."""
+
+    def __contains__(self, value: Any) -> bool:
+        return not super().__contains__(value)
+
+
+Conditions = Sequence[Mapping[str, Sequence[Any]]]
+"""Alternatives; in each one flag after another has one of the values."""
+
+
+def holds(conditions: Conditions, config: Any) -> bool:
+    """Whether a configuration meets one of several conditions.
+
+    Args:
+      conditions: alternatives.
+      config: a dataclass of flags.
+
+    Returns:
+      True if all flags of one alternative have one of their values.
+
+    Example:
+      >>> from types import SimpleNamespace as Config
+      >>> from experiments.runner import flags
+      >>> flags.holds([{"prior": ["flow"]}], Config(prior="flow"))
+      True
+      >>> flags.holds([{"prior": flags.Other(["flow"])}], Config(prior="flow"))
+      False
+    """
+    return any(
+        all(getattr(config, flag) in values for flag, values in condition.items())
+        for condition in conditions
+    )
+
+
+def describe(conditions: Conditions) -> str:
+    """Conditions in words, for messages."""
+
+    def one(flag: str, values: Sequence[Any]) -> str:
+        sign = " other than " if isinstance(values, Other) else "="
+        return f"--{flag}{sign}{' or '.join(map(str, values))}"
+
+    return ", or ".join(
+        " with ".join(one(*entry) for entry in condition.items())
+        for condition in conditions
+    )
 
 
 @dataclass(frozen=True)

@@ -745,7 +745,7 @@ BAD_INPUT = {
     ),
     "beta of a bound": (
         ["--objective=iwae", "--beta=2"],
-        "--beta 2.0 has no effect: only an objective with a KL",
+        "--beta 2.0 has no effect: only --objective=elbo or beta_tc with --post",
     ),
     "warm-up of a bound": (
         ["--objective=iwae", "--beta_warmup_epochs=2"],

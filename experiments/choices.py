@@ -154,7 +154,7 @@ def with_prior(config: Any) -> Any:
     if config.prior != "auto":
         return config
     posterior = _chosen(config, "posterior", config)
-    is_binary = getattr(posterior, "latent_space", "real") == "binary"
+    is_binary = getattr(posterior, "latent_space", None) == "binary"
     return dataclasses.replace(config, prior="bernoulli" if is_binary else "standard")
 
 

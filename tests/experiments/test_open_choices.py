@@ -17,11 +17,8 @@ MODULE = '''
 """Every choice of one's own, in a file beside the data."""
 
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 import vae_jax
 from vae_jax.estimators import reparameterization
@@ -40,36 +37,28 @@ def pair(width, depth=1):
 
 
 @dataclass(frozen=True)
-class Delegates:
+class Posterior(vae_jax.DiagonalGaussian):
     scale: float = 1.0
-    hyperparameters: ClassVar = ()
-
-    def __getattr__(self, name):
-        return getattr(self.base, name)
-
-
-@dataclass(frozen=True)
-class Posterior(Delegates):
-    base: ClassVar = vae_jax.DiagonalGaussian()
 
     def build(self, params, outputs):
-        return self.base.build(params, self.scale * outputs)
+        return super().build(params, self.scale * outputs)
 
 
 @dataclass(frozen=True)
-class Prior(Delegates):
-    base: ClassVar = vae_jax.StandardNormal()
+class Prior(vae_jax.DiagonalGaussianPrior):
+    mean: float = 0.0
 
-    def log_prob(self, params, z, *, encode):
-        return self.base.log_prob(params, z / self.scale, encode=encode)
+    def init(self, key, *, latent_dim, data_shape):
+        params = super().init(key, latent_dim=latent_dim, data_shape=data_shape)
+        return params | {"mean": params["mean"] + self.mean}
 
 
 @dataclass(frozen=True)
-class Likelihood(Delegates):
-    base: ClassVar = vae_jax.Bernoulli()
+class Likelihood(vae_jax.Bernoulli):
+    scale: float = 1.0
 
     def build(self, params, outputs):
-        return self.base.build(params, self.scale * outputs)
+        return super().build(params, self.scale * outputs)
 
 
 def scaled(integrand, posterior, key, *, factor=1.0, **options):
@@ -97,7 +86,7 @@ TINY = [
 OWN = {
     "network": "my_parts:Net(width=6)",
     "posterior": "my_parts:Posterior(0.5)",
-    "prior": "my_parts:Prior(scale=2.0)",
+    "prior": "my_parts:Prior(mean=2.0)",
     "likelihood": "my_parts:Likelihood()",
     "estimator": "my_parts:scaled(factor=2.0)",
 }
@@ -132,11 +121,21 @@ def test_parts_of_ones_own_train_resume_and_load(beside, no_pictures):
         vae_jax.load_run("run")
     spec = vae_jax.load_run("run", trust=["my_parts"]).spec
     assert (spec.encoder.width, spec.decoder.width) == (6, 6)
-    assert (spec.posterior.scale, spec.prior.scale, spec.likelihood.scale) == (
+    assert (spec.posterior.scale, spec.prior.mean, spec.likelihood.scale) == (
         0.5,
         2.0,
         1.0,
     )
+
+
+def test_parts_of_ones_own_keep_the_contracts(beside):
+    config = mnist.Config(**OWN, latent_dim=2)
+    spec = choices.model_spec(config, vae_jax.data.load("digits"))
+    params = vae_jax.init(spec, jax.random.key(0))
+    lines = ["shapes of the posterior", "shapes of the likelihood"]
+    x = jnp.eye(3, 64)
+    report = vae_jax.check(params, x, jax.random.key(1), only=lines)
+    assert report.passed, report
 
 
 def test_parts_of_ones_own_are_swept(beside, no_pictures):

@@ -51,6 +51,7 @@ from experiments.runner import flags
 from experiments.runner.command_line import execute, parse
 from experiments.throughput import (
     anatomy,
+    convolution,
     curves,
     elbo,
     evidence,
@@ -80,7 +81,7 @@ class Kind(NamedTuple):
       steps: of a round, where the flags leave it open.
       batch_size: images of a step, likewise.
       num_samples: posterior samples of an image in training; None where the flag says.
-      is_deep: two layers of 200, tanh; else the reference model.
+      spec: the model.
       peers: whether NumPyro and PyTorch take part where they are installed.
       unit: of what is counted.
       unused: flags that it has no use for.
@@ -90,17 +91,29 @@ class Kind(NamedTuple):
     steps: int
     batch_size: int
     num_samples: flags.Count | None = 1
-    is_deep: bool = False
+    spec: vae_jax.ModelSpec = vae_jax.ModelSpec()
     peers: bool = False
     unit: str = "images"
     unused: tuple[str, ...] = ("num_samples",)
 
 
+_TANH = vae_jax.MLP((200, 200), jnp.tanh)
+DEEP = vae_jax.ModelSpec(encoder=_TANH, decoder=_TANH, latent_dim=50)
+CONVOLUTIONAL = vae_jax.ModelSpec(
+    encoder=vae_jax.ConvolutionalEncoder(), decoder=vae_jax.ConvolutionalDecoder()
+)
 KINDS = {
     "a": Kind(elbo, 200, 128, peers=True),
-    "b1": Kind(importance, 200, 20, is_deep=True, peers=True),
-    "b50": Kind(importance, 50, 20, 50, is_deep=True, peers=True),
-    "c": Kind(evidence, 1, 100, None, is_deep=True, peers=True, unused=()),
+    "b1": Kind(importance, 200, 20, spec=DEEP, peers=True),
+    "b50": Kind(importance, 50, 20, 50, spec=DEEP, peers=True),
+    "c": Kind(evidence, 1, 100, None, spec=DEEP, peers=True, unused=()),
+    "conv": Kind(
+        convolution,
+        20,
+        128,
+        spec=CONVOLUTIONAL,
+        unused=("num_samples", "keep_denormals"),
+    ),
     "anatomy": Kind(anatomy, 200, 128, unused=("num_samples", "keep_denormals")),
     "curves": Kind(
         None,
@@ -131,18 +144,21 @@ KINDS = {
 class Config:
     """Measure throughput; the table also goes to the run folder."""
 
-    workload: Literal["a", "b1", "b50", "c", "anatomy", "curves", "gradients"] = "a"
+    workload: Literal[
+        "a", "b1", "b50", "c", "conv", "anatomy", "curves", "gradients"
+    ] = "a"
     """a: training an MLP of 400 hidden units, ELBO with one sample; b1, b50: training \
 two layers of 200 with the bound of 1 and 50 samples; c: log evidence by the network \
-of b; anatomy: the parts of a; curves: the cost of a step by images, width, samples \
-and models; gradients: draws of a score-function gradient."""
+of b; conv: training convolutional networks; anatomy: the parts of a; curves: the cost \
+of a step by images, width, samples and models; gradients: draws of a score-function \
+gradient."""
     repeats: flags.Count = 7
     """Rounds; in each, every contestant runs once."""
     steps: flags.Count | None = None
     """Steps of a contestant in a round, an epoch at most; by default 200 (a, b1), 50 \
-(b50) or 1 (c)."""
+(b50), 20 (conv) or 1 (c)."""
     batch_size: flags.Count | None = None
-    """Images of a step; by default 128 (a), 20 (b1, b50) or 100 (c)."""
+    """Images of a step; by default 128 (a, conv), 20 (b1, b50) or 100 (c)."""
     num_samples: int = 5000
     """Importance samples of an image in c."""
     num_examples: flags.Count = 60_000
@@ -224,14 +240,6 @@ def load_images(config: Config) -> tuple[np.ndarray, int]:
     return dataset.train[: config.num_examples], dataset.num_levels
 
 
-def make_spec(config: Config) -> vae_jax.ModelSpec:
-    """The workload's model."""
-    if not KINDS[config.workload].is_deep:
-        return vae_jax.ModelSpec()
-    network = vae_jax.MLP((200, 200), jnp.tanh)
-    return vae_jax.ModelSpec(encoder=network, decoder=network, latent_dim=50)
-
-
 def make_workload(config: Config) -> tuple[Workload | Key, list[Array]]:
     """The work, and the batches of every round, `[T, B]`; the first is the warm-up."""
     params_key, noise_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -246,7 +254,7 @@ def make_workload(config: Config) -> tuple[Workload | Key, list[Array]]:
     if config.workload == "c":
         images, num_levels = (images > num_levels // 2).astype(np.uint8), 2
     workload = Workload(
-        params=vae_jax.init(make_spec(config), params_key),
+        params=vae_jax.init(KINDS[config.workload].spec, params_key),
         images=jnp.asarray(images),
         num_levels=num_levels,
         batch_shape=(config.steps, config.batch_size),

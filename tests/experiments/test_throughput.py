@@ -17,6 +17,7 @@ import pytest
 from experiments.throughput import __main__ as throughput
 from experiments.throughput import (
     anatomy,
+    convolution,
     curves,
     elbo,
     evidence,
@@ -277,6 +278,28 @@ def test_same_bound_before_the_first_step_and_along_the_way(name, bounds):
     np.testing.assert_allclose(theirs, ours, atol=10)
     assert abs(np.mean(theirs - ours)) < 2
     assert theirs[-1, -1] < theirs[0, 0] - 20
+
+
+def test_convolutions_by_hand_are_the_same_work():
+    config = Config(workload="conv", repeats=1, steps=3, batch_size=20, num_examples=60)
+    workload, (batches, _) = throughput.make_workload(config)
+    params = workload.params
+    # z says nothing at first, and the bias is far off, so that it is learned.
+    network, output = params.decoder["network"], params.decoder["output"]
+    dense = jax.tree.map(jnp.zeros_like, network["Dense_0"])
+    dense["bias"] = jax.random.uniform(jax.random.key(5), dense["bias"].shape)
+    decoder = {
+        "network": network | {"Dense_0": dense},
+        "output": output | {"bias": output["bias"] + 4},
+    }
+    workload = workload._replace(params=params.replace(decoder=decoder))
+    ours, theirs = (
+        np.array(entrant.prepare(workload)(batches))
+        for entrant in convolution.contestants()
+    )
+    np.testing.assert_allclose(theirs[0], ours[0], rtol=1e-5)
+    np.testing.assert_allclose(theirs, ours, rtol=2e-3)  # The noise of z differs.
+    assert theirs[-1] < theirs[0] - 10
 
 
 @pytest.fixture(scope="module")

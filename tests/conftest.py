@@ -67,7 +67,7 @@ from vae_jax import (
     VampPrior,
     init,
 )
-from vae_jax.posteriors import LOG_VAR_BOUND
+from vae_jax.families import LOG_VAR_BOUND
 
 # Tracing makes objects by the million, and few of them are garbage.
 gc.set_threshold(100_000, 20, 50)

@@ -39,8 +39,8 @@ from vae_jax.aggregate import (
     posterior_mmd,
     squared_mmd,
 )
+from vae_jax.distributions import DiagonalGaussianDistribution, FullGaussianDistribution
 from vae_jax.estimators import Grouped, leave_one_out
-from vae_jax.posteriors import DiagonalGaussianPosterior, FullGaussianPosterior
 
 SPEC = dict(SPECS)["mlp-bernoulli"]
 PARAMS = random_params(SPEC)
@@ -74,7 +74,7 @@ def mixture():
         jnp.asarray(np.tile(leaf, (400, 1)), jnp.float32)
         for leaf in (MEANS, 2 * np.log(SCALES))
     )
-    return DiagonalGaussianPosterior(mean, log_var)
+    return DiagonalGaussianDistribution(mean, log_var)
 
 
 def test_the_parts_are_those_of_quadrature(assert_mean):
@@ -97,7 +97,7 @@ def test_the_total_correlation_charges_its_parts_and_no_constant(assert_mean):
 
 
 def test_a_posterior_with_correlations_has_no_units():
-    posterior = FullGaussianPosterior(*jnp.zeros((2, 4, 3)), jnp.zeros((4, 3)))
+    posterior = FullGaussianDistribution(*jnp.zeros((2, 4, 3)), jnp.zeros((4, 3)))
     with pytest.raises(ValueError, match="factorized posteriors, got FullGaussian"):
         kl_decomposition(PARAMS, posterior, jax.random.key(0))
 

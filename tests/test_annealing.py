@@ -165,7 +165,7 @@ class TwoLayers(StandardNormal):
     [
         (
             {"posterior": FactorizedBernoulli(), "prior": FactorizedBernoulliPrior()},
-            "continuous latents, got Factorized",
+            "continuous latents, got Bernoulli",
         ),
         ({"prior": TwoLayers()}, "one array of latents, got a tuple from TwoLayers"),
         ({"num_classes": 3}, "takes no labels, and the model has num_classes=3"),

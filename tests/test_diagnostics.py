@@ -112,7 +112,9 @@ def test_units_that_say_nothing_are_not_active(assert_mean):
 
 def test_a_mean_that_is_a_point_to_show_needs_a_key():
     planar = params_of(posterior=Planar(2))
-    with pytest.raises(ValueError, match="needs a key: the mean of a PlanarPosterior"):
+    with pytest.raises(
+        ValueError, match="needs a key: the mean of a PlanarDistribution"
+    ):
         active_units(planar, X)
     with pytest.raises(ValueError, match="num_samples must be at least 2, got 1"):
         active_units(planar, X, jax.random.key(0), num_samples=1)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from vae_jax import (
 )
 from vae_jax.annealing import annealed_log_evidence
 from vae_jax.evaluation import evaluation_keys
+from vae_jax.types import Distribution
 
 SPEC = dict(SPECS)["linear-gaussian"]
 PARAMS = random_params(SPEC)
@@ -156,7 +156,7 @@ def test_elsewhere_the_standard_error_is_calibrated(linear_gaussian):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class KnownWeights:
+class KnownWeights(Distribution):
     """Always z = 0, with a log q that makes log-weights of a known distribution.
 
     offset + normal N(0, 1) + pareto log X, X generalized Pareto of shape k.
@@ -167,7 +167,6 @@ class KnownWeights:
     normal: jax.Array
     pareto: jax.Array
     k: jax.Array
-    has_density: ClassVar[bool] = True
 
     def sample_and_log_prob(self, key, num_samples):
         u = jax.random.uniform(key, (num_samples, self.k.shape[0]), minval=1e-6)
@@ -332,7 +331,7 @@ def test_a_point_mass_has_an_elbo_but_no_evidence(key):
     terms = jax.jit(evaluate)(*arguments)
     np.testing.assert_array_equal(terms.kl_divergence, np.zeros(4))
     np.testing.assert_array_equal(terms.elbo, terms.log_likelihood)
-    message = "log evidence needs the density of .*PointMassPosterior has none"
+    message = "log evidence needs the density of .*PointMassDistribution has none"
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(log_evidence, *arguments)
 

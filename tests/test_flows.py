@@ -37,7 +37,7 @@ def normal(seed, *shape, scale=1.0):
 
 
 def built(family, latent_dim=3, batch=2, scale=1.0):
-    own = family.init(jax.random.key(0), latent_dim=latent_dim)
+    own = family.init(jax.random.key(0), dim=latent_dim)
     own = jax.tree.map(lambda leaf: normal(3, *leaf.shape), own)
     outputs = normal(1, batch, family.num_outputs(latent_dim), scale=scale)
     return family.build(own, outputs)
@@ -75,7 +75,7 @@ def test_flows_stay_finite_whatever_the_encoder_says(family, key):
     @jax.jit
     @functools.partial(jax.grad, has_aux=True)
     def total(outputs):
-        own = family.init(jax.random.key(0), latent_dim=3)
+        own = family.init(jax.random.key(0), dim=3)
         z, log_q = family.build(own, outputs).sample_and_log_prob(key, 2)
         return 1e-9 * jnp.sum(z) + jnp.sum(log_q), (z, log_q)
 

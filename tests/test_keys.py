@@ -36,11 +36,11 @@ from vae_jax import (
     mcmc,
     model,
     penalties,
-    posteriors,
     training,
     variational_fit,
 )
 from vae_jax.contracts import lines
+from vae_jax.distributions import BernoulliDistribution
 from vae_jax.estimators import value_only
 
 # The interpreter
@@ -328,7 +328,7 @@ DEEP = dict(SPECS)["three-stochastic-layers"]
 PARAMS, LAYERED = random_params(SPEC), random_params(DEEP)
 X = jnp.asarray(example_data(SPEC))
 GAUSSIAN = vae_jax.encode(PARAMS, X)
-BITS = posteriors.BernoulliPosterior(GAUSSIAN.mean)
+BITS = BernoulliDistribution(GAUSSIAN.mean)
 BOUND = {"num_samples": 4, "reduction": estimators.log_mean_exp}
 SHORT = {"num_chains": 2, "num_temperatures": 4, "num_leapfrog": 2}
 CHAIN = {"num_samples": 4, "num_warmup": 2}

@@ -57,7 +57,7 @@ def test_encode_decode_and_prior_shapes(spec, params, x, key):
         log_probs = log_prior(params, z), likelihood.log_prob(x)
         # Of several stochastic layers, the one next to the data.
         lowest = [jax.tree.leaves(latents)[0] for latents in (posterior.mean, z)]
-        return *lowest, likelihood.mean, likelihood.sample(key), *log_probs
+        return *lowest, likelihood.mean, likelihood.sample(key, 1)[0], *log_probs
 
     shapes = [leaf.shape for leaf in jax.eval_shape(steps, params, x, key)]
     latent, data = spec.latent_dim, spec.data_dim

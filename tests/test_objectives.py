@@ -459,7 +459,7 @@ def abstract(spec):
     ids=["monte_carlo", "importance_weighted"],
 )
 def test_what_needs_a_density_refuses_a_point_mass(purpose, function):
-    message = rf"{purpose} needs the density of q\(z\|x\).*PointMassPosterior"
+    message = rf"{purpose} needs the density of q\(z\|x\).*PointMassDistribution"
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(function, *abstract(AUTOENCODER))
 
@@ -530,7 +530,7 @@ def test_a_users_prior_has_its_divergence_estimated(key, assert_mean):
 
 
 def test_analytic_is_refused_where_no_closed_form_is_registered():
-    message = "DiagonalGaussianPosterior and Wide"
+    message = "DiagonalGaussianDistribution and Wide"
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(
             functools.partial(elbo, kl="analytic"), *abstract(user_spec(Wide()))

@@ -29,7 +29,7 @@ ORDER = [
     ["options"],
     ["distributions"],
     ["flows", "convolution", "data"],
-    ["networks", "posteriors", "priors", "likelihoods"],
+    ["networks", "families", "priors"],
     ["hierarchical"],
     ["spec", "spec_json"],
     ["model"],
@@ -199,8 +199,10 @@ def test_the_names_that_others_lean_on_are_there(name):
 PUBLIC = {name: getattr(vae_jax, name) for name in vae_jax.__all__} | {
     f"{module}.{name}": function
     for module in distributions.__all__
+    if inspect.ismodule(getattr(distributions, module))
     for name, function in vars(getattr(distributions, module)).items()
-    if inspect.isfunction(function) and not name.startswith("_")
+    if inspect.isfunction(function) and function.__module__.startswith("vae_jax")
+    if not name.startswith("_")
 }
 
 

@@ -222,7 +222,7 @@ def test_many_weights_are_mapped(params):
 def test_free_bits_of_an_example_need_a_closed_form(key, prior):
     params = jax.tree.map(jnp.asarray, random_params(replace(SPEC, prior=prior)))
     objective = elbo_objective(penalty=free_bits(0.1, per="example"))
-    with pytest.raises(ValueError, match="closed-form KL, and DiagonalGaussianPost"):
+    with pytest.raises(ValueError, match="closed-form KL, and DiagonalGaussianDist"):
         jax.eval_shape(objective, params, X, key, jnp.asarray(0))
 
 

@@ -30,8 +30,9 @@ from vae_jax import (
     train_step,
     trainable,
 )
+from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.estimators import doubly_reparameterized, leave_one_out, log_mean_exp
-from vae_jax.posteriors import DiagonalGaussianPosterior
+from vae_jax.types import Family
 
 SPEC = dict(SPECS)["linear-gaussian"]
 PARAMS = random_params(SPEC)
@@ -565,20 +566,22 @@ def test_pieces_of_any_length_and_all_epochs_are_one_trace(epoch_run):
 
 
 @dataclass(frozen=True)
-class ScaledGaussian:
+class ScaledGaussian(Family):
     """q(z|x) = N(s mean, 1) with a setting s, as a user writes a family."""
 
     hyperparameters = ("scale",)
 
-    def num_outputs(self, latent_dim):
-        return latent_dim
+    latent_space = "real"
 
-    def init(self, key, *, latent_dim):
+    def num_outputs(self, dim):
+        return dim
+
+    def init(self, key, *, dim):
         return {"scale": jnp.full((), 0.5)}
 
-    def build(self, posterior_params, outputs):
-        mean = posterior_params["scale"] * outputs
-        return DiagonalGaussianPosterior(mean, jnp.zeros_like(mean))
+    def build(self, params, outputs):
+        mean = params["scale"] * outputs
+        return DiagonalGaussianDistribution(mean, jnp.zeros_like(mean))
 
 
 @dataclass(frozen=True)

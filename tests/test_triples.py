@@ -334,7 +334,7 @@ def test_an_accepted_triple_is_right(triple, x64):
 
     # Samples and their density.
     posterior = encode(params, many, labels=their_labels)
-    assert hasattr(posterior, "log_prob") == spec.posterior.has_log_prob
+    assert posterior.has_log_prob == spec.posterior.has_log_prob
     if spec.posterior.has_log_prob:
         z, log_q = posterior.sample_and_log_prob(key, 1)
         np.testing.assert_allclose(posterior.log_prob(z), log_q, rtol=1e-8)

@@ -16,21 +16,30 @@ from vae_jax.diagnostics import (
 )
 from vae_jax.estimators import reparameterization
 from vae_jax.evaluation import LogEvidence, evaluate, log_evidence
+from vae_jax.families import (
+    Bernoulli,
+    Categorical,
+    ContinuousBernoulli,
+    DiagonalGaussian,
+    DiscretizedLogistic,
+    FactorizedBernoulli,
+    FullCovarianceGaussian,
+    FullGaussian,
+    Gaussian,
+    Householder,
+    InverseAutoregressive,
+    LowRankGaussian,
+    PerPixelGaussian,
+    Planar,
+    PointMass,
+    Sylvester,
+)
 from vae_jax.fitted_prior import fit_mixture_prior
 from vae_jax.fitting import Fitted, fit
 from vae_jax.hierarchical import (
     HierarchicalGaussian,
     HierarchicalGaussianPrior,
     StochasticLayer,
-)
-from vae_jax.likelihoods import (
-    Bernoulli,
-    Categorical,
-    ContinuousBernoulli,
-    DiscretizedLogistic,
-    FullCovarianceGaussian,
-    Gaussian,
-    PerPixelGaussian,
 )
 from vae_jax.model import (
     decode,
@@ -79,17 +88,6 @@ from vae_jax.penalties import (
     free_bits,
     maximum_mean_discrepancy,
     total_correlation,
-)
-from vae_jax.posteriors import (
-    DiagonalGaussian,
-    FactorizedBernoulli,
-    FullGaussian,
-    Householder,
-    InverseAutoregressive,
-    LowRankGaussian,
-    Planar,
-    PointMass,
-    Sylvester,
 )
 from vae_jax.priors import (
     AutoregressiveFlow,

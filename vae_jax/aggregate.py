@@ -13,10 +13,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from vae_jax.distributions import BernoulliDistribution, DiagonalGaussianDistribution
 from vae_jax.estimators import leave_one_out, reparameterization
 from vae_jax.estimators.contract import constant_draws, with_surrogate
 from vae_jax.model import encode, with_constant_settings
-from vae_jax.posteriors import BernoulliPosterior, DiagonalGaussianPosterior
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Latents, Posterior
 
@@ -71,7 +71,7 @@ def kl_decomposition(params: Params, posterior: Posterior, key: Key) -> KLDecomp
       True
     """
     # A subclass may have another density, which need not be a product.
-    if type(posterior) not in (DiagonalGaussianPosterior, BernoulliPosterior):
+    if type(posterior) not in (DiagonalGaussianDistribution, BernoulliDistribution):
         raise ValueError(
             "the total correlation is known for factorized posteriors, got "
             f"{type(posterior).__name__}"
@@ -177,7 +177,7 @@ class _Points(NamedTuple):
 
 def _moves(posterior: Posterior) -> bool:
     """Whether a gradient flows through the samples."""
-    return getattr(posterior, "is_reparameterizable", True)
+    return posterior.is_reparameterizable
 
 
 def _codes(posterior: Posterior, key: Key) -> _Points:

@@ -101,7 +101,7 @@ def active_units(
     require_scalar("threshold", threshold)
     check_observations(params, x, labels=labels)
     posterior = encode(params, x, labels=labels)
-    if getattr(posterior, "mean_is_exact", False):
+    if posterior.mean_is_exact:
         variance = jnp.var(as_points(posterior.mean), axis=0)
         error = jnp.zeros_like(variance)
     elif key is None:
@@ -224,7 +224,7 @@ def aggregate_posterior(
     check_observations(params, x)
     posterior = encode(params, x)
     require_density(posterior, "an aggregate posterior")
-    if not hasattr(posterior, "log_prob"):
+    if not posterior.has_log_prob:
         raise ValueError(
             f"an aggregate posterior needs log q(z|x) at every z, and "
             f"{type(posterior).__name__} has no log_prob"

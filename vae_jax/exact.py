@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.distributions.gaussian import LOG_2PI
-from vae_jax.likelihoods import Gaussian
+from vae_jax.families import LOG_VAR_BOUND, DiagonalGaussian, Gaussian, unbound_log_var
 from vae_jax.model import as_float, check_observations, decode, log_prior
 from vae_jax.networks import Linear
-from vae_jax.posteriors import LOG_VAR_BOUND, DiagonalGaussian, unbound_log_var
 from vae_jax.priors import MixtureOfGaussians, StandardNormal
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.types import Array
@@ -528,7 +527,7 @@ def enumeration_log_evidence(
     log sum_z p(x|z) p(z) over all 2^L values of z.
 
     Args:
-      params: of a model whose prior has a `support()` of few states.
+      params: of a model whose prior has few states.
       x: observations, `[B, D]`.
       chunk_size: states decoded at once.
 
@@ -553,9 +552,9 @@ def enumeration_log_evidence(
       (2,)
     """
     distribution = getattr(params.spec.prior, "build", lambda _: None)(params.prior)
-    if not hasattr(distribution, "support"):
+    if distribution is None or not distribution.is_enumerable:
         raise ValueError(f"enumeration needs a discrete prior, got {params.spec.prior}")
-    z = distribution.support()[:, 0]
+    z = distribution.enumerate_support()[:, 0]
     return jax.nn.logsumexp(_log_joint(params, x, z, chunk_size), axis=0)
 
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax.extras import import_extra
+from vae_jax.families import unbound_covariance, unbound_log_var
 from vae_jax.model import encode
-from vae_jax.posteriors import unbound_covariance, unbound_log_var
 from vae_jax.priors import MixtureOfGaussians
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key

@@ -12,14 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax import networks
-from vae_jax.distributions import gaussian
+from vae_jax.distributions import DiagonalGaussianDistribution, gaussian
+from vae_jax.families import DiagonalGaussian, bound_log_var
 from vae_jax.flows import with_shared_weights
-from vae_jax.posteriors import (
-    DiagonalGaussian,
-    DiagonalGaussianPosterior,
-    bound_log_var,
-)
-from vae_jax.types import Array, Key, Latents, Network, PyTree
+from vae_jax.types import Array, Distribution, Family, Key, Latents, Network, PyTree
 
 
 @dataclass(frozen=True)
@@ -76,11 +72,11 @@ def init_gaussian(
 
 def conditional_gaussian(
     network: Network, weights: PyTree, inputs: Array, *, latent_dim: int
-) -> DiagonalGaussianPosterior:
+) -> DiagonalGaussianDistribution:
     """The diagonal Gaussian that a network makes of latents `[S, B, L]`."""
     module = networks.with_output_layer(network, 2 * latent_dim, (latent_dim,))
     mean, raw = jnp.split(networks.apply(module, weights, inputs), 2, axis=-1)
-    return DiagonalGaussianPosterior(mean, bound_log_var(raw))
+    return DiagonalGaussianDistribution(mean, bound_log_var(raw))
 
 
 def _sizes(latent_dim: int, layers: tuple[StochasticLayer, ...]) -> tuple[int, ...]:
@@ -99,7 +95,7 @@ def _num_units(weights: PyTree) -> int:
     meta_fields=("layers",),
 )
 @dataclass(frozen=True)
-class HierarchicalPosterior:
+class HierarchicalDistribution(Distribution):
     """q(z_1|x) q(z_2|z_1) ... for a batch.
 
     Attributes:
@@ -109,13 +105,11 @@ class HierarchicalPosterior:
       layers: the layers above the first; static.
     """
 
-    first: DiagonalGaussianPosterior
+    first: DiagonalGaussianDistribution
     weights: tuple[PyTree, ...]
     layers: tuple[StochasticLayer, ...]
-    has_density: ClassVar[bool] = True
-    mean_is_exact: ClassVar[bool] = False
 
-    def _above(self, index: int, below: Array) -> DiagonalGaussianPosterior:
+    def _above(self, index: int, below: Array) -> DiagonalGaussianDistribution:
         """Q of a further layer given the one below, `[S, B, L]`."""
         layer = self.layers[index]
         function = partial(
@@ -159,7 +153,7 @@ class HierarchicalPosterior:
 
 
 @dataclass(frozen=True)
-class HierarchicalGaussian:
+class HierarchicalGaussian(Family):
     """The family q(z_1|x) q(z_2|z_1) ... of diagonal Gaussians.
 
     It goes with `HierarchicalGaussianPrior` of the same layers.
@@ -178,19 +172,17 @@ class HierarchicalGaussian:
       ... )
     """
 
-    layers: tuple[StochasticLayer, ...]
-    hyperparameters: ClassVar[tuple[str, ...]] = ()
+    layers: tuple[StochasticLayer, ...] = field()
     latent_space: ClassVar[str] = "real"
-    has_log_prob: ClassVar[bool] = True
     begins_with_gaussian: ClassVar[bool] = True
 
-    def num_outputs(self, latent_dim: int) -> int:
+    def num_outputs(self, dim: int) -> int:
         """A mean and a log-variance for each latent of the first layer."""
-        return DiagonalGaussian().num_outputs(latent_dim)
+        return DiagonalGaussian().num_outputs(dim)
 
-    def init(self, key: Key, *, latent_dim: int) -> dict[str, PyTree]:
+    def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
         """`layer_2`, `layer_3`, ...: weights of their encoders."""
-        sizes = _sizes(latent_dim, self.layers)
+        sizes = _sizes(dim, self.layers)
         return {
             f"layer_{index + 2}": init_gaussian(
                 layer.encoder,
@@ -201,10 +193,10 @@ class HierarchicalGaussian:
             for index, layer in enumerate(self.layers)
         }
 
-    def build(self, posterior_params: PyTree, outputs: Array) -> HierarchicalPosterior:
+    def build(self, params: PyTree, outputs: Array) -> HierarchicalDistribution:
         """Takes the encoder's outputs `[B, 2 L]` for the first layer."""
-        shared = jax.tree.map(lambda leaf: leaf[None], posterior_params)
-        return HierarchicalPosterior(
+        shared = jax.tree.map(lambda leaf: leaf[None], params)
+        return HierarchicalDistribution(
             DiagonalGaussian().build({}, outputs),
             tuple(shared[f"layer_{k + 2}"] for k in range(len(self.layers))),
             self.layers,
@@ -244,7 +236,7 @@ class HierarchicalGaussianPrior:
 
     def _below(
         self, prior_params: PyTree, index: int, above: Array
-    ) -> DiagonalGaussianPosterior:
+    ) -> DiagonalGaussianDistribution:
         """P of layer `index` given the one above it."""
         weights = prior_params[f"layer_{index + 1}"]
         return conditional_gaussian(

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import networks
-from vae_jax.distributions.support import REAL, Support, known_values
+from vae_jax.distributions.support import known_values
 from vae_jax.spec import ModelSpec, Params
-from vae_jax.types import Array, Key, Latents, Likelihood, Posterior, PyTree
+from vae_jax.types import Array, Distribution, Family, Key, Latents, Posterior, PyTree
 
 # Of a posterior that starts narrow: a deviation of 0.22.
 INITIAL_LOG_VAR = -3.0
@@ -154,18 +154,18 @@ def init(
         encoder_key,
         _encoder_inputs(spec, jnp.zeros(x_shape, dtype), labels),
     )
-    likelihood = spec.likelihood.init(likelihood_key, data_dim=spec.data_dim)
+    likelihood = spec.likelihood.init(likelihood_key, dim=spec.data_dim)
     if x is not None:
         # Before the cast, which hides NumPy's arrays under tracing. Of levels the
         # interval: a mean of data serves as data.
-        _support(spec).interval.require(x)
+        spec.likelihood.support.interval.require(x)
         x = as_float(x, dtype)
         decoder, likelihood = _start_at_data(spec, decoder, likelihood, x)
         encoder = _start_narrow(spec, encoder)
     params = Params(
         encoder=encoder,
         decoder=decoder,
-        posterior=spec.posterior.init(posterior_key, latent_dim=spec.latent_dim),
+        posterior=spec.posterior.init(posterior_key, dim=spec.latent_dim),
         prior=spec.prior.init(
             prior_key, latent_dim=spec.latent_dim, data_shape=spec.data_shape
         ),
@@ -185,15 +185,14 @@ def _start_at_data(
     chex.assert_shape(x, (None, spec.data_dim))
     if x.shape[0] == 0:
         raise ValueError("x must hold at least one example, got none")
-    x = _support(spec).interval.nan_outside(x)
+    x = spec.likelihood.support.interval.nan_outside(x)
     num_outputs = spec.likelihood.num_outputs(spec.data_dim)
     positions = num_outputs // networks.output_bias(decoder).size
     rows = x.reshape(x.shape[0] * positions, -1)
     bias = spec.likelihood.output_bias(jnp.mean(rows, axis=0))
-    if hasattr(spec.likelihood, "start_at_variance"):
-        likelihood, bias = spec.likelihood.start_at_variance(
-            likelihood, bias, jnp.var(rows, axis=0)
-        )
+    likelihood, bias = spec.likelihood.start_at_variance(
+        likelihood, bias, jnp.var(rows, axis=0)
+    )
     return networks.with_output_bias(decoder, bias), likelihood
 
 
@@ -205,15 +204,10 @@ def _start_narrow(spec: ModelSpec, encoder: PyTree) -> PyTree:
     """
     bias, latent_dim = networks.output_bias(encoder), spec.latent_dim
     whole = bias.size == spec.posterior.num_outputs(latent_dim)
-    if not (whole and getattr(spec.posterior, "begins_with_gaussian", False)):
+    if not (whole and spec.posterior.begins_with_gaussian):
         return encoder
     bias = bias.at[latent_dim : 2 * latent_dim].set(INITIAL_LOG_VAR)
     return networks.with_output_bias(encoder, bias)
-
-
-def _support(spec: ModelSpec) -> Support:
-    """The values that the likelihood takes; any real number if it does not declare."""
-    return getattr(spec.likelihood, "support", REAL)
 
 
 def check_observations(
@@ -239,7 +233,7 @@ def check_observations(
       >>> params = init(ModelSpec(data_shape=(2,)), jax.random.key(0))
       >>> check_observations(params, jnp.array([[0.0, 1.0]]))
     """
-    _support(params.spec).require(x)
+    params.spec.likelihood.support.require(x)
     _class_weights(params.spec, labels, x.shape[0])
     prior_params(params, labels)
 
@@ -357,8 +351,7 @@ def encode(params: Params, x: Array, *, labels: Array | None = None) -> Posterio
         follows is NaN.
 
     Returns:
-      A pytree that knows its family: `mean`, `sample_and_log_prob`, and what else
-      the family has.
+      A `types.Distribution` with arrays `[B, ...]`.
 
     Raises:
       ValueError: `x` holds integers; labels where the model has none, their lack, or
@@ -372,8 +365,23 @@ def encode(params: Params, x: Array, *, labels: Array | None = None) -> Posterio
       (8, 20)
     """
     outputs = encoder_outputs(params, x, labels=labels)
-    family = params.spec.posterior
-    return family.build(with_constant_settings(family, params.posterior), outputs)
+    return _build(params.spec.posterior, params.posterior, outputs)
+
+
+def _build(family: Family, own: PyTree, outputs: Array) -> Distribution:
+    """The family's distribution of a network's outputs."""
+    built = family.build(with_constant_settings(family, own), outputs)
+    return require_distribution(family, built)
+
+
+def require_distribution(family: Any, built: Any) -> Distribution:
+    """What a family or a prior built; refuses another class than a distribution."""
+    if not isinstance(built, Distribution):
+        raise ValueError(
+            f"{family!r} must build a distribution, got {type(built).__name__}: its "
+            "class must subclass vae_jax.types.Distribution"
+        )
+    return built
 
 
 def encoder_outputs(params: Params, x: Array, *, labels: Array | None = None) -> Array:
@@ -411,11 +419,10 @@ def reparameterize(posterior: Posterior, key: Key, *, num_samples: int = 1) -> L
       >>> reparameterize(posterior, jax.random.key(1), num_samples=3).shape
       (3, 8, 20)
     """
-    z, _ = posterior.sample_and_log_prob(key, num_samples)
-    return z
+    return posterior.sample(key, num_samples)
 
 
-def decode(params: Params, z: Latents, *, labels: Array | None = None) -> Likelihood:
+def decode(params: Params, z: Latents, *, labels: Array | None = None) -> Distribution:
     """The likelihood p(x|z) at given latents.
 
     Args:
@@ -425,8 +432,8 @@ def decode(params: Params, z: Latents, *, labels: Array | None = None) -> Likeli
       labels: as for `encode`.
 
     Returns:
-      A pytree that knows its family: `log_prob(x)`, `mean`, `sample(key)`, with
-      arrays `[..., D]`.
+      A `types.Distribution` with arrays `[..., D]`: `log_prob(x)` of `x` `[B, D]` is
+      `[S, B]`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -436,8 +443,7 @@ def decode(params: Params, z: Latents, *, labels: Array | None = None) -> Likeli
       (3, 8, 784)
     """
     outputs = decoder_outputs(params, z, labels=labels)
-    family = params.spec.likelihood
-    return family.build(with_constant_settings(family, params.likelihood), outputs)
+    return _build(params.spec.likelihood, params.likelihood, outputs)
 
 
 def decoder_outputs(
@@ -546,7 +552,7 @@ def reconstruct(
     posterior_key, likelihood_key = jax.random.split(key)
     z = reparameterize(encode(params, x, labels=labels), posterior_key)
     likelihood = decode(params, z, labels=labels)
-    return (likelihood.sample(likelihood_key) if sample else likelihood.mean)[0]
+    return (likelihood.sample(likelihood_key, 1)[0] if sample else likelihood.mean)[0]
 
 
 def generate(
@@ -587,7 +593,7 @@ def generate(
     dtype = jax.tree.leaves(params.decoder)[0].dtype
     z = jax.tree.map(lambda leaf: leaf.astype(dtype), z)
     likelihood = decode(params, z, labels=labels)
-    return likelihood.sample(likelihood_key) if sample else likelihood.mean
+    return likelihood.sample(likelihood_key, 1)[0] if sample else likelihood.mean
 
 
 def interpolate(

@@ -12,19 +12,16 @@ from typing import Any
 
 import jax
 
-from vae_jax.likelihoods import Bernoulli
+from vae_jax.families import Bernoulli, DiagonalGaussian
 from vae_jax.networks import MLP
-from vae_jax.posteriors import DiagonalGaussian
 from vae_jax.priors import StandardNormal
-from vae_jax.types import LikelihoodFamily, Network, PosteriorFamily, Prior, PyTree
+from vae_jax.types import Family, Network, Prior, PyTree
 
 COMPUTE_DTYPES = (None, "bfloat16", "float16", "float32", "float64")
 _METHODS = {
     "encoder": ("init", "apply"),
     "decoder": ("init", "apply"),
-    "posterior": ("num_outputs", "init", "build"),
     "prior": ("init", "log_prob", "sample"),
-    "likelihood": ("num_outputs", "init", "build", "output_bias"),
 }
 
 
@@ -54,7 +51,7 @@ class ModelSpec:
     Raises:
       ValueError: a field cannot be hashed, is of the wrong kind, a size is not
         positive, the dtype has no such name, or posterior and prior do not go together:
-        they differ in the values of their latents (`types.PosteriorFamily`) or in their
+        they differ in the values of their latents (`types.Family`) or in their
         stochastic layers, or the prior needs a density or labels that the model lacks.
 
     Example:
@@ -66,9 +63,9 @@ class ModelSpec:
 
     encoder: Network = field(default=MLP((400,)))
     decoder: Network = field(default=MLP((400,)))
-    posterior: PosteriorFamily = field(default=DiagonalGaussian())
+    posterior: Family = field(default=DiagonalGaussian())
     prior: Prior = field(default=StandardNormal())
-    likelihood: LikelihoodFamily = field(default=Bernoulli())
+    likelihood: Family = field(default=Bernoulli())
     latent_dim: int = 20
     data_shape: tuple[int, ...] = (28, 28)
     num_classes: int = 0
@@ -77,6 +74,8 @@ class ModelSpec:
     def __post_init__(self):
         for name, methods in _METHODS.items():
             _check_choice(name, getattr(self, name), methods)
+        _check_family("posterior", self.posterior, "latent_space", "q(z|x)")
+        _check_family("likelihood", self.likelihood, "support", "p(x|z)")
         _check_size("latent_dim", self.latent_dim)
         if not isinstance(self.data_shape, tuple) or not self.data_shape:
             raise ValueError(
@@ -107,6 +106,27 @@ def _check_choice(name: str, choice: Any, methods: tuple[str, ...]) -> None:
     missing = [method for method in methods if not hasattr(choice, method)]
     if missing:
         raise ValueError(f"{name} {choice!r} lacks {', '.join(missing)}")
+    _check_hash(name, choice)
+
+
+def _check_family(name: str, choice: Any, declaration: str, role: str) -> None:
+    """Refuses what is no family, or none for this side of the model."""
+    if isinstance(choice, type):
+        raise ValueError(f"{name} must be an instance: write {choice.__name__}(...)")
+    if not isinstance(choice, Family):
+        raise ValueError(
+            f"{name} must be a family, got {choice!r}: its class must subclass "
+            "vae_jax.types.Family"
+        )
+    if getattr(choice, declaration) is None:
+        raise ValueError(
+            f"{name} must be a family of {role}, and {choice!r} declares no "
+            f"{declaration} (types.Family)"
+        )
+    _check_hash(name, choice)
+
+
+def _check_hash(name: str, choice: Any) -> None:
     try:
         hash(choice)
     except TypeError as error:
@@ -119,20 +139,18 @@ def _check_choice(name: str, choice: Any, methods: tuple[str, ...]) -> None:
 def _check_latents(spec: "ModelSpec") -> None:
     """Refuses a posterior and a prior that are not about the same latents."""
     pair = f"posterior {spec.posterior} and prior {spec.prior}"
-    layers, spaces = (
-        [getattr(family, name, None) for family in (spec.posterior, spec.prior)]
-        for name in ("layers", "latent_space")
-    )
-    if layers[0] != layers[1]:
+    layers = getattr(spec.prior, "layers", None)
+    spaces = (spec.posterior.latent_space, getattr(spec.prior, "latent_space", None))
+    if spec.posterior.layers != layers:
         raise ValueError(f"{pair} must have the same stochastic layers")
-    if None not in spaces and spaces[0] != spaces[1]:
+    if spaces[1] not in (None, spaces[0]):
         raise ValueError(
             f"{pair} must be about the same latents, and those of the first are "
             f"{spaces[0]}, of the second {spaces[1]}; FactorizedBernoulli() goes with "
             "FactorizedBernoulliPrior()"
         )
     mixture = getattr(spec.prior, "is_mixture_of_posteriors", False)
-    if mixture and not getattr(spec.posterior, "has_log_prob", True):
+    if mixture and not spec.posterior.has_log_prob:
         raise ValueError(
             f"{pair}: the prior is a mixture of densities q(z|u), and the posterior "
             "has none at a given z; choose one with has_log_prob (DiagonalGaussian(), "

@@ -1,9 +1,10 @@
-"""Aliases and the protocols that a user's own family, likelihood or network obeys.
+"""Aliases, base classes of distributions and families, and protocols of functions.
 
-Nothing here computes. Each protocol says what an implementer must supply; the
-classes of `posteriors.py`, `priors.py` and `likelihoods.py` are the examples. A
-family goes into a `ModelSpec`, so it is a frozen, hashable dataclass without
-arrays; what it builds (`Posterior`, `Likelihood`) is a pytree of arrays.
+A `ModelSpec` names families: frozen, hashable dataclasses
+without arrays. What a family builds is a `Distribution`, a pytree of arrays. A user's
+own class subclasses `Family`, `Prior` or `Distribution`, supplies the methods that are
+missing, and declares as class attributes what it can do beyond them; the defaults of
+these attributes stand here.
 
 Shapes are written with one letter an axis: `S` Monte Carlo samples, `B` batch,
 `D` data, `L` latent, `N` devices, `M` models of a sweep. Samples come first:
@@ -12,10 +13,12 @@ arrays for `z`; nothing outside its posterior, prior and decoder looks inside.
 All log-densities are in nats and summed over data or latent dimensions.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 Key = jax.Array
@@ -23,7 +26,7 @@ Key = jax.Array
 PyTree = Any
 Latents = Any
 """`z`: an array `[S, B, L]`, or a tuple of such for several stochastic layers."""
-Encode = Callable[[Array], "Posterior"]
+Encode = Callable[[Array], "Distribution"]
 
 
 class Network(Protocol):
@@ -33,7 +36,7 @@ class Network(Protocol):
     is given `x` as `[B, D]`, as a decoder latents as `[B, L]`, and it returns
     features `[B, H]` or, per position of an image, `[B, height, width, H]`. The
     output layer is then one dense map of the last axis (a 1x1 convolution for an
-    image) to as many numbers as the posterior or likelihood asks for. A module
+    image) to as many numbers as the family asks for. A module
     that declares a field `data_shape` and leaves it at None is given the spec's.
     """
 
@@ -42,80 +45,132 @@ class Network(Protocol):
         ...
 
 
-class Posterior(Protocol):
-    """q(z|x) for a batch: a pytree that knows its family.
+class Distribution:
+    """A distribution over the last axis of its arrays: q(z|x), p(z) or p(x|z).
 
-    `has_density` is False for a point mass, for which importance weights and a
-    Monte Carlo KL do not exist. A family whose density is cheap at any point adds
-    `log_prob(z) -> [S, B]`; a flow that knows the density only of what it sampled
-    leaves it out, and an estimator that needs it says so in a `ValueError`.
+    A subclass is a pytree of arrays. It defines `mean`, and of `sample` and
+    `sample_and_log_prob` one at least: each is made of the other.
 
-    A discrete family sets `is_reparameterizable = False`: no gradient flows through
-    its samples, and the pathwise estimators refuse it. Where the attribute is absent
-    the samples are taken to be differentiable.
+    The last axis holds the dimensions, the axes before it a batch: `[B, L]` for q(z|x),
+    `[1, L]` or `[B, L]` for p(z), `[S, B, D]` for p(x|z). Of q(z|x) every array leads
+    with the batch, so that an estimator may form a gradient for each example by itself;
+    what all examples share (the weights of a flow) leads with an axis of 1.
 
-    `mean_is_exact = True` declares that `mean` is E[z|x] and not only a point to show.
-    Where the attribute is absent it is taken for a point, and what needs the
-    expectation estimates it from samples (`active_units`).
-
-    The leading axis of every array is the batch, so that an estimator may form a
-    gradient of its own for each of them, and every example may have a q of its own.
-    What all examples share (the weights of a flow) leads with an axis of 1.
+    Attributes:
+      mean: E[v], or a point to show (`mean_is_exact`), `[..., L]`.
+      has_density: samples have a density or a probability. A point mass has none, so
+        importance weights and a Monte Carlo KL do not exist.
+      has_log_prob: `log_prob` takes any point. A flow may know the density of its own
+        samples only.
+      has_entropy: `entropy` has a closed form.
+      mean_is_exact: `mean` is the expectation. Where it is not, what needs the
+        expectation estimates it from samples (`active_units`).
+      is_reparameterizable: the gradient flows through the samples. It does not through
+        discrete ones, which the pathwise estimators refuse.
+      is_enumerable: `enumerate_support` gives all values.
+      maps_noise: `from_noise` takes standard normal noise to samples and `to_noise`
+        samples to noise.
     """
 
-    has_density: ClassVar[bool]
+    has_density: ClassVar[bool] = True
+    has_log_prob: ClassVar[bool] = True
+    has_entropy: ClassVar[bool] = False
+    mean_is_exact: ClassVar[bool] = False
+    is_reparameterizable: ClassVar[bool] = True
+    is_enumerable: ClassVar[bool] = False
+    maps_noise: ClassVar[bool] = False
+
+    def sample(self, key: Key, num_samples: int) -> Latents:
+        """Draws `num_samples` of each distribution of the batch, `[S, ..., L]`."""
+        return self.sample_and_log_prob(key, num_samples)[0]
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Latents, Array]:
-        """Draws samples `[S, B, L]` and their log q, `[S, B]`.
+        """Draws `[S, ..., L]` and their log-density, `[S, ...]`.
 
-        The gradient with respect to the posterior's arrays must flow through the
-        density and, unless the family is discrete, through the samples.
+        The gradient with respect to the arrays must flow through the density and,
+        unless the distribution declares otherwise, through the samples.
         """
-        ...
+        value = self.sample(key, num_samples)
+        return value, self.log_prob(value)
 
-    @property
-    def mean(self) -> Latents:
-        """The mean of q(z|x), or a point to show (`mean_is_exact`), `[B, L]`."""
-        ...
+    def log_prob(self, value: Latents) -> Array:
+        """Log-density of values `[..., L]` that broadcast with the batch, `[...]`.
+
+        Normalised, in nats, summed over the last axis. Values outside of the support
+        are refused where they are known, and NaN where they are traced.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no log_prob")
+
+    def entropy(self) -> Array:
+        """Entropy in nats, summed over the last axis, `[...]`."""
+        raise NotImplementedError(f"{type(self).__name__} has no entropy")
 
 
-class PosteriorFamily(Protocol):
-    """The choice of q(z|x) that a `ModelSpec` names; builds `Posterior`s.
+class Family(ABC):
+    """The distributions that outputs of a network become; a choice of a `ModelSpec`.
 
-    `hyperparameters` names the entries of the family's own parameters that are
-    real-valued settings and not weights: training leaves them alone.
+    One class serves as q(z|x), of the encoder's outputs, and as p(x|z), of the
+    decoder's, where it declares both `latent_space` and `support`.
 
-    A `ModelSpec` compares what the two families of latents declare as class
-    attributes, and refuses a pair that differs:
-
-    - `latent_space`: the values of z, `"real"` or `"binary"`, or a name of the user's
-      own. A probability and a density are of different measures, so that log p(z) -
-      log q(z|x) means nothing for a pair of one each.
-    - `has_log_prob`: whether what it builds has `log_prob` at any point. A prior whose
-      density is made of posteriors needs it.
-    - `layers`: the stochastic layers above the first, where z is a tuple.
-
-    A family that leaves out the first or the second is not checked for it: the caller
-    vouches for the pair. One that leaves out the third has a single array for z.
-
-    `begins_with_gaussian = True` declares that the encoder's outputs begin with the
-    mean and the log-variance, before `bound_log_var`, of each latent: `init(x=...)`
-    then starts the posterior narrow.
+    Attributes:
+      hyperparameters: entries of the family's own parameters that are real-valued
+        settings and not weights: training leaves them alone.
+      latent_space: the values of z, `"real"`, `"binary"` or a name of the user's own;
+        None for a family of p(x|z) only. A `ModelSpec` refuses a posterior and a prior
+        that differ: a probability and a density have no ratio.
+      support: the values of x (`distributions.support.Support`); None for a family of
+        q(z|x) only. Data outside are refused where they are known.
+      has_log_prob: what it builds has `log_prob` at any point. A prior whose density is
+        made of posteriors needs it.
+      layers: the stochastic layers above the first, where z is a tuple; None where z
+        is one array.
+      begins_with_gaussian: the encoder's outputs begin with the mean and the
+        log-variance, before `bound_log_var`, of each latent: `init(x=...)` then starts
+        the posterior narrow.
     """
 
-    hyperparameters: tuple[str, ...]
+    hyperparameters: tuple[str, ...] = ()
+    latent_space: ClassVar[str | None] = None
+    support: Any = None
+    has_log_prob: ClassVar[bool] = True
+    layers: tuple[Any, ...] | None = None
+    begins_with_gaussian: ClassVar[bool] = False
 
-    def num_outputs(self, latent_dim: int) -> int:
-        """How many numbers an encoder must give for each example."""
-        ...
+    @abstractmethod
+    def num_outputs(self, dim: int) -> int:
+        """How many numbers a network must give for `dim` dimensions.
 
-    def init(self, key: Key, *, latent_dim: int) -> dict[str, PyTree]:
+        P * D, if a convolutional decoder is to give them.
+        """
+
+    def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
         """Parameters of the family's own (a flow's weights); `{}` for none."""
-        ...
+        return {}
 
-    def build(self, posterior_params: PyTree, outputs: Array) -> Posterior:
-        """Makes the posterior of the encoder's outputs `[B, num_outputs]`."""
-        ...
+    @abstractmethod
+    def build(self, params: PyTree, outputs: Array) -> Distribution:
+        """The distribution of a network's outputs, `[..., num_outputs]`.
+
+        The P parameters of all dimensions follow one another: `[P, D]` flattened.
+        """
+
+    def output_bias(self, data_mean: Array) -> Array:
+        """The decoder's output bias that starts it at the data's mean, `[P * D]`."""
+        return jnp.zeros(self.num_outputs(data_mean.size), data_mean.dtype)
+
+    def start_at_variance(
+        self, params: PyTree, bias: Array, data_variance: Array
+    ) -> tuple[PyTree, Array]:
+        """Own parameters and output bias at which a variance starts at the data's.
+
+        `init(x=...)` calls it with the bias of `output_bias` and the variance of each
+        dimension, `[D]`. A family that learns no variance gives both back.
+        """
+        return params, bias
+
+
+Posterior = Distribution
+"""q(z|x) of a batch."""
 
 
 class Prior(Protocol):
@@ -161,66 +216,6 @@ class Prior(Protocol):
         encode: Encode,
     ) -> Latents:
         """Draws from p(z), `[num_samples, L]`."""
-        ...
-
-
-class Likelihood(Protocol):
-    """p(x|z) at given latents: a pytree that knows its family.
-
-    The arrays have the leading axes of the latents: `[S, B, D]` for `[S, B, L]`.
-    """
-
-    def log_prob(self, x: Array) -> Array:
-        """Log p(x|z) of `x` `[B, D]` in nats, summed over D, as `[S, B]`.
-
-        Normalised: a density whose constant is kept, or a probability.
-        """
-        ...
-
-    @property
-    def mean(self) -> Array:
-        """E[x|z], `[S, B, D]`."""
-        ...
-
-    def sample(self, key: Key) -> Array:
-        """Draws x given z, `[S, B, D]`."""
-        ...
-
-
-class LikelihoodFamily(Protocol):
-    """The choice of p(x|z) that a `ModelSpec` names; builds `Likelihood`s.
-
-    A family of other values than all real numbers declares them as an attribute
-    `support` (`distributions.support.Support`): data outside is refused where it is
-    known, and its `log_prob` should be NaN there (`Support.nan_outside`).
-
-    A family that learns a variance may add `start_at_variance(likelihood_params, bias,
-    data_variance [D]) -> (likelihood_params, bias)`, by which `init(x=...)` starts it
-    at the data's variance around the mean that `output_bias` was given.
-    """
-
-    hyperparameters: tuple[str, ...]
-
-    def num_outputs(self, data_dim: int) -> int:
-        """How many numbers a decoder must give for D data dimensions.
-
-        P * D, if a convolutional decoder is to give them.
-        """
-        ...
-
-    def init(self, key: Key, *, data_dim: int) -> dict[str, PyTree]:
-        """Parameters of the family's own (a learned variance); `{}` for none."""
-        ...
-
-    def build(self, likelihood_params: PyTree, outputs: Array) -> Likelihood:
-        """Makes the likelihood of the decoder's outputs `[..., P * D]`.
-
-        The P parameters of all dimensions follow one another: `[P, D]` flattened.
-        """
-        ...
-
-    def output_bias(self, data_mean: Array) -> Array:
-        """The decoder's output bias that starts it at the data's mean, `[P * D]`."""
         ...
 
 

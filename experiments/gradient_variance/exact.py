@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import estimators
-from vae_jax.distributions import gaussian
+from vae_jax.distributions import (
+    BernoulliDistribution,
+    DiagonalGaussianDistribution,
+    gaussian,
+)
 from vae_jax.estimators import exact_variance
-from vae_jax.posteriors import BernoulliPosterior, DiagonalGaussianPosterior
 from vae_jax.types import Array, Estimator, Key
 
 CHUNK = 10_000
@@ -288,8 +291,8 @@ def _moments(
 def _distribution(parameters: dict[str, Array]):
     """A batch of one in one dimension."""
     if "logit" in parameters:
-        return BernoulliPosterior(parameters["logit"].reshape(1, 1))
-    return DiagonalGaussianPosterior(
+        return BernoulliDistribution(parameters["logit"].reshape(1, 1))
+    return DiagonalGaussianDistribution(
         parameters["mu"].reshape(1, 1), 2 * jnp.log(parameters["sigma"]).reshape(1, 1)
     )
 

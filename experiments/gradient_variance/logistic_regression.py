@@ -15,8 +15,7 @@ import optax
 from sklearn.datasets import load_breast_cancer
 
 from vae_jax import estimators
-from vae_jax.distributions import bernoulli, gaussian
-from vae_jax.posteriors import DiagonalGaussianPosterior
+from vae_jax.distributions import DiagonalGaussianDistribution, bernoulli, gaussian
 from vae_jax.types import Array, Estimator, Key
 
 NUM_SAMPLES = 50
@@ -48,7 +47,7 @@ class Curve(NamedTuple):
 
     steps: np.ndarray
     elbo: np.ndarray
-    posterior: DiagonalGaussianPosterior
+    posterior: DiagonalGaussianDistribution
 
 
 def load() -> tuple[Array, Array]:
@@ -63,7 +62,7 @@ def load() -> tuple[Array, Array]:
 
 
 def elbo(
-    posterior: DiagonalGaussianPosterior,
+    posterior: DiagonalGaussianDistribution,
     features: Array,
     classes: Array,
     key: Key,
@@ -104,7 +103,7 @@ def train(
     """Fits q with one estimator, all steps in one compiled program."""
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
     num_examples, num_features = features.shape
-    posterior = DiagonalGaussianPosterior(*jnp.zeros((2, 1, num_features)))
+    posterior = DiagonalGaussianDistribution(*jnp.zeros((2, 1, num_features)))
     every = max(1, num_steps // RECORDS)
     steps_key, record_key = jax.random.split(key)
 
@@ -113,7 +112,7 @@ def train(
         batch_key, noise_key = jax.random.split(jax.random.fold_in(steps_key, number))
         batch = jax.random.choice(batch_key, num_examples, (BATCH_SIZE,), replace=False)
 
-        def loss(posterior: DiagonalGaussianPosterior) -> Array:
+        def loss(posterior: DiagonalGaussianDistribution) -> Array:
             return -elbo(
                 posterior,
                 features[batch],
@@ -146,7 +145,7 @@ def train(
 
 
 def gradient_variances(
-    posterior: DiagonalGaussianPosterior, features: Array, classes: Array, key: Key
+    posterior: DiagonalGaussianDistribution, features: Array, classes: Array, key: Key
 ) -> dict[str, estimators.GradientMoments]:
     """Moments of the gradient by q's parameters on the whole data set."""
     moments = {}
@@ -168,7 +167,7 @@ def gradient_variances(
     return moments
 
 
-def accuracy(posterior: DiagonalGaussianPosterior, features, classes) -> float:
+def accuracy(posterior: DiagonalGaussianDistribution, features, classes) -> float:
     """Share of the examples that the mean of q puts on the right side."""
     guesses = (features @ posterior.mean[0] > 0).astype(jnp.float32)
     return float(jnp.mean(guesses == classes))

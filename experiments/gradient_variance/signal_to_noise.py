@@ -16,7 +16,7 @@ import numpy as np
 
 import vae_jax
 from vae_jax import estimators
-from vae_jax.posteriors import unbound_log_var
+from vae_jax.families import unbound_log_var
 from vae_jax.types import Array, Key
 
 LATENT_DIM = 20

@@ -24,9 +24,12 @@ import vae_jax
 from experiments.lecture.report import Check, Report, topic
 from experiments.runner import flags
 from vae_jax import Gaussian, Linear, ModelSpec, Params, exact
-from vae_jax.distributions import gaussian, multivariate_gaussian
+from vae_jax.distributions import (
+    DiagonalGaussianDistribution,
+    gaussian,
+    multivariate_gaussian,
+)
 from vae_jax.estimators import sigma_points
-from vae_jax.posteriors import DiagonalGaussianPosterior
 from vae_jax.types import Array, Key
 
 DATA_DIM, LATENT_DIM, NUM_EXAMPLES, NOISE_VAR = 6, 2, 200, 0.3
@@ -68,7 +71,7 @@ def measure(params: Params, x: Array) -> Figures:
 
 
 def gap_to_posterior(
-    model: exact.LinearGaussian, x: Array, q: DiagonalGaussianPosterior
+    model: exact.LinearGaussian, x: Array, q: DiagonalGaussianDistribution
 ) -> Array:
     """KL(q(z|x) || p(z|x)) in nats, `[B]`."""
     mean, covariance = exact.posterior(model, x)
@@ -215,7 +218,7 @@ def arbitrary_checks(params: Params, x: Array, key: Key) -> list[Check]:
     def of(key: Key) -> tuple[Array, Array]:
         mean_key, var_key = jax.random.split(key)
         shape = (len(x), LATENT_DIM)
-        q = DiagonalGaussianPosterior(
+        q = DiagonalGaussianDistribution(
             jax.random.normal(mean_key, shape), jax.random.normal(var_key, shape) - 1
         )
         terms = vae_jax.elbo_terms(
@@ -240,7 +243,7 @@ def jensen_checks(params: Params, x: Array) -> list[Check]:
     gap = math.log((a + b) / 2) - (math.log(a) + math.log(b)) / 2
     # The integrand e^10 on a set of volume 2.
     left, printed = math.log(2 * math.exp(10)), 2 * 10
-    prior = DiagonalGaussianPosterior(
+    prior = DiagonalGaussianDistribution(
         jnp.zeros((len(x), LATENT_DIM)), jnp.zeros((len(x), LATENT_DIM))
     )
     of_prior = sigma_points(

@@ -23,9 +23,12 @@ import vae_jax
 from experiments.lecture.report import Check, Report, topic
 from experiments.runner import flags
 from vae_jax import estimators, exact
-from vae_jax.distributions import gaussian, multivariate_gaussian
+from vae_jax.distributions import (
+    DiagonalGaussianDistribution,
+    gaussian,
+    multivariate_gaussian,
+)
 from vae_jax.estimators import exact_variance
-from vae_jax.posteriors import DiagonalGaussianPosterior
 from vae_jax.types import Array, Key
 
 MEAN = np.array([1.0, -0.5])
@@ -180,7 +183,7 @@ def measured_elbos(deviation: Array, key: Key, num_draws: int) -> dict[str, Arra
     )
     params = exact.linear_vae(model)
     many = jnp.full((num_draws, 1), OBSERVED)
-    q = DiagonalGaussianPosterior(
+    q = DiagonalGaussianDistribution(
         jnp.full((num_draws, 1), Q_MEAN),
         jnp.full((num_draws, 1), 2 * jnp.log(deviation)),
     )
@@ -224,7 +227,7 @@ def gradient_checks(key: Key, num_draws: int) -> list[Check]:
         estimator = getattr(estimators, name)
 
         def value(mean: Array, key: Key, estimator=estimator) -> Array:
-            q = DiagonalGaussianPosterior(mean[None, None], log_var)
+            q = DiagonalGaussianDistribution(mean[None, None], log_var)
             square = lambda z, _: jnp.square(z - k)[..., 0]  # noqa: E731
             return estimator(square, q, key, num_samples=1)[0]
 

@@ -12,12 +12,9 @@ import vae_jax
 from experiments.oracles.plane import trained_model
 from experiments.runner.report import Check, mean_check, row
 from vae_jax import data
+from vae_jax.distributions import FullGaussianDistribution, LowRankGaussianDistribution
 from vae_jax.estimators import value_only
-from vae_jax.posteriors import (
-    FullGaussianPosterior,
-    HouseholderPosterior,
-    LowRankGaussianPosterior,
-)
+from vae_jax.families import HouseholderDistribution
 from vae_jax.types import Posterior
 
 RANK = 2
@@ -32,16 +29,16 @@ def starts(posterior: Any, key) -> dict[str, Posterior]:
     keys = jax.random.split(key)
     return {
         "diagonal": posterior,
-        "low rank, 2": LowRankGaussianPosterior(
+        "low rank, 2": LowRankGaussianDistribution(
             mean, log_var, 0.01 * noise(keys[0], (batch, latent_dim, RANK))
         ),
-        "Householder, 4": HouseholderPosterior(
+        "Householder, 4": HouseholderDistribution(
             # A reflection after its like is none at all.
             mean,
             log_var,
             jnp.repeat(noise(keys[1], (batch, 2, latent_dim)), 2, axis=1),
         ),
-        "full": FullGaussianPosterior(
+        "full": FullGaussianDistribution(
             mean,
             log_var,
             jnp.zeros((batch, latent_dim * (latent_dim - 1) // 2), mean.dtype),

@@ -13,7 +13,7 @@ from experiments import datasets, mnist
 from experiments.defaults import resolve
 from experiments.runner.report import Check, mean_check, row
 from vae_jax import data, exact, mcmc
-from vae_jax.posteriors import FullGaussianPosterior
+from vae_jax.distributions import FullGaussianDistribution
 from vae_jax.types import Posterior
 
 # The posteriors of real digits are narrow: with 300 points some figures are 0.2 off.
@@ -84,12 +84,14 @@ def wide_posterior(config: Any, params: vae_jax.Params, x, key) -> Posterior:
     A q that has found a mode is too narrow to draw importance samples from.
     """
     encoded = vae_jax.encode(params, x)
-    start = FullGaussianPosterior(
+    start = FullGaussianDistribution(
         encoded.mean, encoded.log_var, jnp.zeros((len(x), 1), encoded.mean.dtype)
     )
     fit = jax.jit(partial(vae_jax.fit_posterior, num_steps=config.gap_steps))
     best = fit(params, x, key, start=start).posterior
-    return FullGaussianPosterior(best.mean, best.log_var + jnp.log(4.0), 2 * best.below)
+    return FullGaussianDistribution(
+        best.mean, best.log_var + jnp.log(4.0), 2 * best.below
+    )
 
 
 def least(found: vae_jax.LogEvidence) -> float:

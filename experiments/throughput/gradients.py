@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.throughput.contestants import OURS, Contestant
+from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.estimators import score_function
-from vae_jax.posteriors import DiagonalGaussianPosterior
 from vae_jax.types import Array, Key
 
 LOOP = "Python loop"
@@ -21,7 +21,7 @@ def draw(key: Key, index: Array) -> Array:
     """One gradient by mean and log-variance, `[2]`."""
 
     def value(parameters: Array) -> Array:
-        posterior = DiagonalGaussianPosterior(*parameters.reshape(2, 1, 1))
+        posterior = DiagonalGaussianDistribution(*parameters.reshape(2, 1, 1))
         square = lambda z, log_q: jnp.square(z[..., 0] + 3)  # noqa: E731
         return score_function(square, posterior, jax.random.fold_in(key, index))[0]
 

@@ -35,11 +35,13 @@ from vae_jax import (
     register_kl,
 )
 from vae_jax.contracts import LINES, Line, Report
-from vae_jax.distributions import gaussian
-from vae_jax.likelihoods.bernoulli import Bernoulli, BernoulliLikelihood
-from vae_jax.likelihoods.gaussian import GaussianLikelihood
-from vae_jax.posteriors import DiagonalGaussianPosterior
-from vae_jax.posteriors.discrete import BernoulliPosterior
+from vae_jax.distributions import (
+    BernoulliDistribution,
+    DiagonalGaussianDistribution,
+    gaussian,
+)
+from vae_jax.families.bernoulli import Bernoulli
+from vae_jax.types import Distribution
 
 # One size for all, so that the operations of one model are compiled for the next.
 SMALL = ModelSpec(encoder=Linear(), decoder=Linear(), latent_dim=2, data_shape=(3,))
@@ -109,7 +111,7 @@ def with_posterior(posterior_class, unbounded=False, scale=1.0):
 
     @dataclass(frozen=True)
     class Family(DiagonalGaussian):
-        def build(self, posterior_params, outputs):
+        def build(self, params, outputs):
             mean, raw = jnp.split(outputs, 2, axis=-1)
             return posterior_class(scale * mean, raw if unbounded else jnp.tanh(raw))
 
@@ -119,7 +121,7 @@ def with_posterior(posterior_class, unbounded=False, scale=1.0):
 def with_likelihood(likelihood_class, base=Bernoulli):
     @dataclass(frozen=True)
     class Family(base):
-        def build(self, likelihood_params, outputs):
+        def build(self, params, outputs):
             parts = jnp.split(outputs, 2, -1) if base is PerPixelGaussian else [outputs]
             return likelihood_class(*parts)
 
@@ -135,12 +137,11 @@ def in_units(name):
 
 
 @pytree
-class HeavyTailed:
+class HeavyTailed(Distribution):
     """Student's t with 2.5 degrees of freedom, right: no fourth moment."""
 
     loc: jax.Array
     log_scale: jax.Array
-    has_density: ClassVar[bool] = True
 
     @property
     def mean(self):
@@ -235,10 +236,8 @@ def test_a_correct_posterior_of_heavy_tail_raises_no_false_alarm():
     assert_no_false_alarm(with_posterior(HeavyTailed), "counts", ON_DENSITIES)
 
 
-class Own:
+class Own(Distribution):
     """A diagonal Gaussian of the user's own, right, and with no registered KL."""
-
-    has_density: ClassVar[bool] = True
 
     @property
     def mean(self):
@@ -307,12 +306,12 @@ class VarianceForDeviation(Own):
 
 
 @pytree
-class LogProbOfItsOwn(DiagonalGaussianPosterior):
+class LogProbOfItsOwn(DiagonalGaussianDistribution):
     mean: jax.Array
     log_var: jax.Array
 
     def sample_and_log_prob(self, key, num_samples):
-        right = DiagonalGaussianPosterior(self.mean, self.log_var)
+        right = DiagonalGaussianDistribution(self.mean, self.log_var)
         return right.sample_and_log_prob(key, num_samples)
 
     def log_prob(self, z):
@@ -320,7 +319,7 @@ class LogProbOfItsOwn(DiagonalGaussianPosterior):
 
 
 @pytree
-class KLOfLogVar(DiagonalGaussianPosterior):
+class KLOfLogVar(DiagonalGaussianDistribution):
     mean: jax.Array
     log_var: jax.Array
 
@@ -333,7 +332,7 @@ def _log_var_for_its_exponential(posterior, prior, prior_params):
 
 
 @pytree
-class KLWithoutHalf(DiagonalGaussianPosterior):
+class KLWithoutHalf(DiagonalGaussianDistribution):
     mean: jax.Array
     log_var: jax.Array
 
@@ -346,7 +345,7 @@ def _without_half(posterior, prior, prior_params):
 
 
 @pytree
-class StoppedSamples(DiagonalGaussianPosterior):
+class StoppedSamples(DiagonalGaussianDistribution):
     mean: jax.Array
     log_var: jax.Array
 
@@ -357,7 +356,7 @@ class StoppedSamples(DiagonalGaussianPosterior):
 
 
 @pytree
-class BranchOnNoise(DiagonalGaussianPosterior):
+class BranchOnNoise(DiagonalGaussianDistribution):
     mean: jax.Array
     log_var: jax.Array
 
@@ -368,7 +367,7 @@ class BranchOnNoise(DiagonalGaussianPosterior):
 
 
 @pytree
-class OnTheHost(DiagonalGaussianPosterior):
+class OnTheHost(DiagonalGaussianDistribution):
     mean: jax.Array
     log_var: jax.Array
 
@@ -379,10 +378,10 @@ class OnTheHost(DiagonalGaussianPosterior):
         return z, log_q + zero
 
 
-class OwnBits:
+class OwnBits(Distribution):
     """Bits of the user's own, with no registered KL."""
 
-    has_density: ClassVar[bool] = True
+    has_log_prob: ClassVar[bool] = False
     is_reparameterizable: ClassVar[bool] = False
 
     @property
@@ -390,7 +389,7 @@ class OwnBits:
         return jax.nn.sigmoid(self.logits)
 
     def sample_and_log_prob(self, key, num_samples):
-        return BernoulliPosterior(self.logits).sample_and_log_prob(key, num_samples)
+        return BernoulliDistribution(self.logits).sample_and_log_prob(key, num_samples)
 
 
 @pytree
@@ -414,6 +413,7 @@ class BitsOverTheNumberOfSamples(OwnBits):
 @pytree
 class BitsWithoutNormalizer(OwnBits):
     logits: jax.Array
+    has_log_prob: ClassVar[bool] = True
 
     def sample_and_log_prob(self, key, num_samples):
         z, _ = super().sample_and_log_prob(key, num_samples)
@@ -426,7 +426,7 @@ class BitsWithoutNormalizer(OwnBits):
 def with_bits(posterior_class):
     @dataclass(frozen=True)
     class Family(FactorizedBernoulli):
-        def build(self, posterior_params, outputs):
+        def build(self, params, outputs):
             return posterior_class(outputs)
 
     return replace(SMALL, posterior=Family(), prior=FactorizedBernoulliPrior())
@@ -445,15 +445,15 @@ class WiderSamples(StandardNormal):
 
 
 @pytree
-class IntegerDraws(BernoulliLikelihood):
+class IntegerDraws(BernoulliDistribution):
     logits: jax.Array
 
-    def sample(self, key):
-        return super().sample(key).astype(jnp.int32)
+    def sample(self, key, num_samples):
+        return super().sample(key, num_samples).astype(jnp.int32)
 
 
 @pytree
-class LogOfSigmoid(BernoulliLikelihood):
+class LogOfSigmoid(BernoulliDistribution):
     logits: jax.Array
 
     def log_prob(self, x):
@@ -462,7 +462,7 @@ class LogOfSigmoid(BernoulliLikelihood):
 
 
 @pytree
-class MeanOverPixels(BernoulliLikelihood):
+class MeanOverPixels(BernoulliDistribution):
     logits: jax.Array
 
     def log_prob(self, x):
@@ -470,7 +470,7 @@ class MeanOverPixels(BernoulliLikelihood):
 
 
 @pytree
-class MeanIsLogits(BernoulliLikelihood):
+class MeanIsLogits(BernoulliDistribution):
     logits: jax.Array
 
     @property
@@ -479,15 +479,15 @@ class MeanIsLogits(BernoulliLikelihood):
 
 
 @pytree
-class CannotDraw(BernoulliLikelihood):
+class CannotDraw(BernoulliDistribution):
     logits: jax.Array
 
-    def sample(self, key):
+    def sample(self, key, num_samples):
         raise NotImplementedError("no draws yet")
 
 
 @pytree
-class WithoutLogVar(GaussianLikelihood):
+class WithoutLogVar(DiagonalGaussianDistribution):
     mean: jax.Array
     log_var: jax.Array
 
@@ -524,7 +524,7 @@ DEFECTS = {
         {"finite at x of all 0 and all 1"},
     ),
     "unbounded-log-var": (
-        with_posterior(DiagonalGaussianPosterior, unbounded=True),
+        with_posterior(DiagonalGaussianDistribution, unbounded=True),
         {"finite where the encoder runs away"},
     ),
     "log-of-sigmoid": (
@@ -623,12 +623,12 @@ def test_a_defect_fails_no_other_line(name):
 class RootOfWeight(Bernoulli):
     """Its gradient is 0 / 0 where the weight is 0, and nowhere else."""
 
-    def init(self, key, *, data_dim):
+    def init(self, key, *, dim):
         return {"weight": jnp.zeros(())}
 
-    def build(self, likelihood_params, outputs):
-        return BernoulliLikelihood(
-            outputs + 0 * jnp.sqrt(jnp.square(likelihood_params["weight"]))
+    def build(self, params, outputs):
+        return BernoulliDistribution(
+            outputs + 0 * jnp.sqrt(jnp.square(params["weight"]))
         )
 
 
@@ -717,7 +717,7 @@ def test_a_report_reads_as_a_table():
     report = Report(
         (
             Line("KL is not negative", True, "smallest 0.31 nats"),
-            Line("bounds rise", None, "", "PointMassPosterior has no density"),
+            Line("bounds rise", None, "", "PointMassDistribution has no density"),
             Line("log q", False, "off", "came 1\nexpected 2"),
         )
     )
@@ -725,7 +725,7 @@ def test_a_report_reads_as_a_table():
     assert str(report).splitlines() == [
         "passed          KL is not negative: smallest 0.31 nats",
         "does not apply  bounds rise",
-        "                  PointMassPosterior has no density",
+        "                  PointMassDistribution has no density",
         "FAILED          log q: off",
         "                  came 1",
         "                  expected 2",

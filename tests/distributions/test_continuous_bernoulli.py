@@ -60,4 +60,4 @@ def test_it_is_a_family_of_likelihoods():
         likelihood.log_prob(jnp.ones((3, 4))), np.zeros((2, 3))
     )
     np.testing.assert_allclose(likelihood.mean, 0.5)
-    assert likelihood.sample(jax.random.key(0)).shape == (2, 3, 4)
+    assert likelihood.sample(jax.random.key(0), 5).shape == (5, 2, 3, 4)

@@ -141,7 +141,7 @@ def test_families_read_their_outputs_parameter_by_parameter(family, assert_mean)
     def figures(outputs):
         many = jnp.broadcast_to(outputs, (5000, *outputs.shape[1:]))
         started = family.build({}, family.output_bias(jnp.array([0.2, 0.7])))
-        draws = family.build({}, many).sample(jax.random.key(1))
+        draws = family.build({}, many).sample(jax.random.key(1), 1)[0]
         return family.build({}, outputs).mean, draws, started.mean
 
     own_mean, draws, started = figures(outputs)

@@ -20,12 +20,12 @@ from vae_jax import (
     importance_weighted_terms,
     init,
 )
-from vae_jax.posteriors import BernoulliPosterior, DiagonalGaussianPosterior
+from vae_jax.distributions import BernoulliDistribution, DiagonalGaussianDistribution
 
 RNG = np.random.default_rng(8)
 MEAN, LOG_VAR, LOGITS = (RNG.normal(size=(2, 3)).astype(np.float32) for _ in range(3))
-GAUSSIAN = DiagonalGaussianPosterior(MEAN, LOG_VAR)
-BITS = BernoulliPosterior(LOGITS)
+GAUSSIAN = DiagonalGaussianDistribution(MEAN, LOG_VAR)
+BITS = BernoulliDistribution(LOGITS)
 
 # Estimator and distribution; the value of an antithetic or exact one differs by name.
 ESTIMATORS = {

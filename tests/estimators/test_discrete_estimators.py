@@ -21,6 +21,7 @@ from vae_jax import (
     importance_weighted_bound,
     init,
 )
+from vae_jax.distributions import BernoulliDistribution
 from vae_jax.estimators import (
     arm,
     disarm,
@@ -34,7 +35,6 @@ from vae_jax.estimators import (
     score_function,
     straight_through,
 )
-from vae_jax.posteriors import BernoulliPosterior
 
 P = functools.partial
 # Half the time; the program runs slower.
@@ -66,7 +66,7 @@ def one_bit_program(estimator, integrand):
             def f(b, log_q):
                 return integrand(b[..., 0], f0, f1)
 
-            q = BernoulliPosterior(logits.reshape(-1, 1))
+            q = BernoulliDistribution(logits.reshape(-1, 1))
             values = estimator(f, q, jax.random.key(0))
             return jnp.sum(values), values
 
@@ -167,7 +167,7 @@ def rebar_draws():
             def f(b, log_q):
                 return REBAR_OFFSET + REBAR_SLOPE * b[..., 0] ** 2
 
-            q = BernoulliPosterior(logits.reshape(-1, 1))
+            q = BernoulliDistribution(logits.reshape(-1, 1))
             options = {"temperature": temperature, "scale": scale}
             return jnp.sum(rebar(f, q, jax.random.key(0), **options))
 
@@ -276,7 +276,9 @@ def three_bits(estimator, num_repeats):
                     "b": b[..., 0],
                 }
 
-            return estimator(integrand, BernoulliPosterior(logits), jax.random.key(0))
+            return estimator(
+                integrand, BernoulliDistribution(logits), jax.random.key(0)
+            )
 
         values, pull_back = jax.vjp(estimate, logits, theta)
         nothing = jax.tree.map(jnp.zeros_like, values)
@@ -348,7 +350,7 @@ def test_values_are_plain_and_gradients_stay_with_their_example(name):
 
 def test_too_many_bits_are_not_enumerated(key):
     def estimate(logits):
-        q = BernoulliPosterior(logits)
+        q = BernoulliDistribution(logits)
         return exact_enumeration(lambda z, _: z.sum(axis=-1), q, key)
 
     assert jax.eval_shape(estimate, jnp.zeros((2, 12))).shape == (2,)
@@ -377,7 +379,7 @@ def test_the_gradient_of_a_bound_over_bits_is_the_sum_over_pairs_of_states(asser
             def log_w(b, log_q):
                 return log_p[0] + (log_p[1] - log_p[0]) * b[..., 0] - log_q
 
-            q = BernoulliPosterior(logits.reshape(-1, 1))
+            q = BernoulliDistribution(logits.reshape(-1, 1))
             options = {"num_samples": 2, "reduction": log_mean_exp}
             bounds = estimator(log_w, q, jax.random.key(3), **options)
             return jnp.sum(bounds), bounds
@@ -535,7 +537,7 @@ def test_numpyros_surrogate_is_the_score_function_with_log_q_constant(assert_mea
         def f(z, log_q):
             return log_joint(z) - (jax.lax.stop_gradient(log_q) if constant else log_q)
 
-        return score_function(f, BernoulliPosterior(logits[None]), key)[0]
+        return score_function(f, BernoulliDistribution(logits[None]), key)[0]
 
     @jax.jit
     @jax.vmap
@@ -572,6 +574,6 @@ def test_numpyros_surrogate_is_the_score_function_with_log_q_constant(assert_mea
 @pytest.mark.parametrize("estimator", [gumbel_softmax, rebar])
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
 def test_a_temperature_that_is_not_positive_is_refused(estimator, temperature, key):
-    posterior = BernoulliPosterior(jnp.zeros((1, 2)))
+    posterior = BernoulliDistribution(jnp.zeros((1, 2)))
     with pytest.raises(ValueError, match="temperature must be positive"):
         estimator(lambda z, _: z.sum(-1), posterior, key, temperature=temperature)

@@ -24,6 +24,11 @@ from vae_jax import (
     log_weight,
     reparameterization,
 )
+from vae_jax.distributions import (
+    BernoulliDistribution,
+    DiagonalGaussianDistribution,
+    PointMassDistribution,
+)
 from vae_jax.estimators import (
     Grouped,
     Renyi,
@@ -48,11 +53,6 @@ from vae_jax.estimators import (
     vimco,
 )
 from vae_jax.model import prior_params
-from vae_jax.posteriors import (
-    BernoulliPosterior,
-    DiagonalGaussianPosterior,
-    PointMassPosterior,
-)
 
 MEAN, LOG_VAR = np.float32([[0.3, -1.2]]), np.float32([[0.4, -0.8]])
 VAR = np.exp(LOG_VAR)
@@ -89,7 +89,7 @@ def draws():
     def one(key):
         def estimate(mean, log_var, name):
             function = INTEGRANDS[name][0]
-            posterior = DiagonalGaussianPosterior(mean, log_var)
+            posterior = DiagonalGaussianDistribution(mean, log_var)
             return reparameterization(lambda z, log_q: function(z), posterior, key)[0]
 
         value_and_grad = jax.value_and_grad(estimate, argnums=(0, 1))
@@ -125,7 +125,7 @@ def test_reparameterization_has_the_known_variance_on_the_quadratic(draws, asser
 
 
 def test_reparameterization_averages_its_samples_and_every_part_of_a_tree(key):
-    posterior = DiagonalGaussianPosterior(jnp.ones((4, 3)), jnp.zeros((4, 3)))
+    posterior = DiagonalGaussianDistribution(jnp.ones((4, 3)), jnp.zeros((4, 3)))
 
     @jax.jit
     def estimates(key):
@@ -144,7 +144,7 @@ def test_reparameterization_averages_its_samples_and_every_part_of_a_tree(key):
 
 
 def test_reparameterization_of_a_point_mass_is_the_value_at_the_point(key):
-    posterior = PointMassPosterior(jnp.float32(MEAN))
+    posterior = PointMassDistribution(jnp.float32(MEAN))
     value = reparameterization(lambda z, _: z.sum(-1), posterior, key, num_samples=3)
     np.testing.assert_allclose(value, MEAN.sum(axis=-1), rtol=1e-6)
 
@@ -208,7 +208,7 @@ def one_dimensional(make_estimator, integrand, num_draws):
 
         def total(mean, deviation):
             ones = jnp.ones((num_draws, 1))
-            q = DiagonalGaussianPosterior(mean * ones, 2 * jnp.log(deviation) * ones)
+            q = DiagonalGaussianDistribution(mean * ones, 2 * jnp.log(deviation) * ones)
             f = P(_first_latent, integrand, k)
             return jnp.sum(estimator(f, q, key))
 
@@ -407,7 +407,7 @@ def landing():
         f = P(log_ratio_to_target, target=target)
 
         def total(mean, deviation):
-            q = DiagonalGaussianPosterior(mean, 2 * jnp.log(deviation))
+            q = DiagonalGaussianDistribution(mean, 2 * jnp.log(deviation))
             return jnp.sum(estimator(f, q, jax.random.key(0)))
 
         return jax.grad(total, (0, 1))(mean * ones, deviation * ones)
@@ -488,7 +488,7 @@ def three_dimensional(name):
                     "z": z[..., 0],
                 }
 
-            q = DiagonalGaussianPosterior(mean, log_var)
+            q = DiagonalGaussianDistribution(mean, log_var)
             return GAUSSIAN[name](integrand, q, key)
 
         values, pull_back = jax.vjp(estimate, mean, log_var, theta)
@@ -631,11 +631,11 @@ def bound_program(name, with_prior):
     @P(jax.jit, compiler_options=QUICK_TO_COMPILE)
     def program(parameters):
         def total(parameters):
-            q = DiagonalGaussianPosterior(parameters["mean"], parameters["log_var"])
+            q = DiagonalGaussianDistribution(parameters["mean"], parameters["log_var"])
             prior = parameters["prior_mean"], parameters["prior_log_var"]
             estimator = BOUNDS[name]
             if with_prior:
-                estimator = P(estimator, prior=DiagonalGaussianPosterior(*prior))
+                estimator = P(estimator, prior=DiagonalGaussianDistribution(*prior))
                 prior = jax.lax.stop_gradient(prior)
 
             def log_w(z, log_q):
@@ -910,9 +910,9 @@ def test_every_estimator_transforms_and_stays_float64(family, name, x64):
 
     def estimate(parameters, theta, key):
         if family == "gaussian":
-            q = DiagonalGaussianPosterior(*parameters)
+            q = DiagonalGaussianDistribution(*parameters)
         else:
-            q = BernoulliPosterior(parameters[0])
+            q = BernoulliDistribution(parameters[0])
 
         def integrand(z, log_q):
             return {"wave": jnp.sin(theta * z.sum(axis=-1)) + 0.1 * log_q}
@@ -944,11 +944,11 @@ def traced(estimator, integrand, posterior, key, **options):
 
 def normal():
     zeros = jnp.zeros((2, 3))
-    return DiagonalGaussianPosterior(zeros, zeros)
+    return DiagonalGaussianDistribution(zeros, zeros)
 
 
 def coins():
-    return BernoulliPosterior(jnp.zeros((2, 3)))
+    return BernoulliDistribution(jnp.zeros((2, 3)))
 
 
 def total(z, log_q):
@@ -987,14 +987,16 @@ def test_one_sample_gives_no_coefficient(key):
     "estimator", [reparameterization, path_derivative, doubly_reparameterized]
 )
 def test_what_differentiates_samples_refuses_bits(estimator, key):
-    message = f"{estimator.__name__} .*BernoulliPosterior are discrete: use leave"
+    message = f"{estimator.__name__} .*BernoulliDistribution are discrete: use leave"
     with pytest.raises(ValueError, match=message):
         traced(estimator, total, coins(), key)
 
 
 @pytest.mark.parametrize("estimator", [measure_valued, delta_control_variate])
 def test_what_is_known_for_gaussians_refuses_bits(estimator, key):
-    message = f"{estimator.__name__} is known for DiagonalGaussianPosterior only, got B"
+    message = (
+        f"{estimator.__name__} is known for DiagonalGaussianDistribution only, got B"
+    )
     with pytest.raises(ValueError, match=message):
         traced(estimator, total, coins(), key)
 
@@ -1003,7 +1005,9 @@ def test_what_is_known_for_gaussians_refuses_bits(estimator, key):
     "estimator", [gumbel_softmax, straight_through, rebar, arm, disarm]
 )
 def test_what_is_known_for_bits_refuses_a_gaussian(estimator, key):
-    message = f"{estimator.__name__} is known for BernoulliPosterior only, got Diagonal"
+    message = (
+        f"{estimator.__name__} is known for BernoulliDistribution only, got Diagonal"
+    )
     with pytest.raises(ValueError, match=message):
         traced(estimator, total, normal(), key)
 
@@ -1027,7 +1031,7 @@ def test_a_subclass_may_have_another_density_and_is_refused(estimator, posterior
 
 
 def test_a_gaussian_cannot_be_enumerated(key):
-    message = "needs the support of q, and DiagonalGaussianPosterior has none"
+    message = "needs the support of q, and DiagonalGaussianDistribution has none"
     with pytest.raises(ValueError, match=message):
         traced(exact_enumeration, total, normal(), key)
 
@@ -1044,8 +1048,8 @@ def test_a_gaussian_cannot_be_enumerated(key):
     ],
 )
 def test_what_needs_a_density_refuses_a_point_mass(estimator, key):
-    posterior = PointMassPosterior(jnp.zeros((2, 3)))
-    message = f"{estimator.__name__} needs log q.*PointMassPosterior has no log_prob"
+    posterior = PointMassDistribution(jnp.zeros((2, 3)))
+    message = f"{estimator.__name__} needs log q.*PointMassDistribution has no log_prob"
     with pytest.raises(ValueError, match=message):
         traced(estimator, total, posterior, key)
 
@@ -1097,7 +1101,9 @@ def test_doubly_reparameterized_refuses_an_unknown_reduction(key):
 
 
 def test_doubly_reparameterized_refuses_a_prior_that_is_not_a_transformed_noise(key):
-    with pytest.raises(ValueError, match="to_noise, and BernoulliPosterior has none"):
+    with pytest.raises(
+        ValueError, match="to_noise, and BernoulliDistribution has none"
+    ):
         traced(doubly_reparameterized, total, normal(), key, prior=coins())
 
 
@@ -1155,14 +1161,14 @@ def test_a_baseline_is_fitted_by_least_squares():
 
 @pytest.mark.parametrize("shape", [(4, 1), (2, 4), (3,)])
 def test_a_baseline_of_another_shape_is_refused(shape, key):
-    posterior = DiagonalGaussianPosterior(jnp.zeros((4, 2)), jnp.zeros((4, 2)))
+    posterior = DiagonalGaussianDistribution(jnp.zeros((4, 2)), jnp.zeros((4, 2)))
     baselined = functools.partial(score_function, baseline=jnp.ones(shape))
     with pytest.raises(ValueError, match=r"baseline must be .* shape \(4,\)"):
         baselined(lambda z, _: z.sum(-1), posterior, key)
 
 
 def test_a_step_hidden_among_smooth_parts_is_refused(key):
-    posterior = DiagonalGaussianPosterior(jnp.zeros((4, 2)), jnp.zeros((4, 2)))
+    posterior = DiagonalGaussianDistribution(jnp.zeros((4, 2)), jnp.zeros((4, 2)))
 
     def parts(z, log_q):
         return {"smooth": z.sum(-1), "step": 1.0 * (z > 0).sum(-1)}
@@ -1172,7 +1178,7 @@ def test_a_step_hidden_among_smooth_parts_is_refused(key):
 
 
 def test_values_with_a_stray_axis_are_refused(key):
-    posterior = DiagonalGaussianPosterior(jnp.zeros((4, 1)), jnp.zeros((4, 1)))
+    posterior = DiagonalGaussianDistribution(jnp.zeros((4, 1)), jnp.zeros((4, 1)))
     for estimator in (reparameterization, score_function):
         with pytest.raises(AssertionError, match="shape"):
             estimator(lambda z, _: z, posterior, key)
@@ -1181,7 +1187,7 @@ def test_values_with_a_stray_axis_are_refused(key):
 @pytest.mark.parametrize("log_var", [-np.inf, np.nan])
 def test_a_singular_covariance_is_refused_where_it_is_known(log_var, key):
     def estimate(mean, estimator):
-        posterior = DiagonalGaussianPosterior(mean, jnp.full((1, 2), log_var))
+        posterior = DiagonalGaussianDistribution(mean, jnp.full((1, 2), log_var))
         return estimator(lambda z, log_q: z.sum(-1) - log_q, posterior, key)[0]
 
     for estimator in (score_function, path_derivative):
@@ -1205,7 +1211,7 @@ def test_sigma_points_are_exact_to_the_third_degree(x64):
     log_var = jnp.array([[0.3, -1.0], [-2.0, 0.5]])
 
     def value(mean, log_var):
-        q = DiagonalGaussianPosterior(mean, log_var)
+        q = DiagonalGaussianDistribution(mean, log_var)
         return sigma_points(quadratic, q, jax.random.key(0))
 
     def exact(mean, log_var):
@@ -1221,20 +1227,22 @@ def test_sigma_points_are_exact_to_the_third_degree(x64):
 
 
 def test_sigma_points_know_the_log_density_and_nothing_of_the_fourth_degree(x64):
-    q = DiagonalGaussianPosterior(jnp.zeros((1, 3)), jnp.log(jnp.full((1, 3), 0.5)))
+    q = DiagonalGaussianDistribution(jnp.zeros((1, 3)), jnp.log(jnp.full((1, 3), 0.5)))
     entropy = -sigma_points(lambda z, log_q: log_q, q, jax.random.key(0))
     expected = scipy.stats.norm(scale=np.sqrt(0.5)).entropy() * 3
     np.testing.assert_allclose(entropy, expected, rtol=1e-12)
-    two = DiagonalGaussianPosterior(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
+    two = DiagonalGaussianDistribution(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
     fourth = sigma_points(lambda z, log_q: jnp.sum(z**4, -1), two, jax.random.key(0))
     # L sigma^4 of each unit, in place of 3 sigma^4.
     assert fourth[0] == pytest.approx(4.0)
 
 
 def test_sigma_points_refuse_what_they_cannot_do(key):
-    q = DiagonalGaussianPosterior(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
-    with pytest.raises(ValueError, match="diagonal Gaussian, got PointMassPosterior"):
-        sigma_points(quadratic, PointMassPosterior(jnp.zeros((1, 2))), key)
+    q = DiagonalGaussianDistribution(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
+    with pytest.raises(
+        ValueError, match="diagonal Gaussian, got PointMassDistribution"
+    ):
+        sigma_points(quadratic, PointMassDistribution(jnp.zeros((1, 2))), key)
     with pytest.raises(ValueError, match="must be 1, got 2"):
         sigma_points(quadratic, q, key, num_samples=2)
     with pytest.raises(ValueError, match="no other reduction"):

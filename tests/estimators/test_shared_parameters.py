@@ -19,6 +19,7 @@ from vae_jax.estimators import (
     optimal_baseline,
     score_function,
 )
+from vae_jax.types import Distribution
 
 ON_ANY_DENSITY = {
     "score_function": score_function,
@@ -71,12 +72,11 @@ NOISE = np.float32(np.random.default_rng(2).normal(size=(8, 3, 2)))
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class SharedScale:
+class SharedScale(Distribution):
     """N(mean, exp(log_scale)^2) of given noise, the scale the same for all examples."""
 
     log_scale: jax.Array  # [1, L]
     mean: jax.Array  # [B, L]
-    has_density: ClassVar[bool] = True
 
     def log_prob(self, z):
         noise = (z - self.mean) * jnp.exp(-self.log_scale)
@@ -124,14 +124,14 @@ def test_the_optimal_baseline_is_that_of_each_example_by_brute_force():
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class SharedLogits:
+class SharedLogits(Distribution):
     """Bits whose logits are those of the example plus some that all share."""
 
     shared: jax.Array  # [1, L]
     own: jax.Array  # [B, L]
-    has_density: ClassVar[bool] = True
+    is_enumerable: ClassVar[bool] = True
 
-    def support(self):
+    def enumerate_support(self):
         return jnp.array([[0, 0], [0, 1], [1, 0], [1, 1]], self.own.dtype)[:, None]
 
     def log_prob(self, z):

@@ -12,7 +12,7 @@ from experiments.oracles import __main__ as oracles
 from experiments.oracles import families, linear, pictures
 from experiments.runner.report import Check, mean_check, row, table
 from vae_jax import StandardNormal
-from vae_jax.posteriors import DiagonalGaussianPosterior
+from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.priors import closed_form_kl
 
 
@@ -39,7 +39,7 @@ def test_a_result_agrees_when_every_row_with_an_exact_value_does():
 
 def test_every_family_starts_at_the_diagonal_gaussian(key):
     rng = np.random.default_rng(0)
-    q = DiagonalGaussianPosterior(
+    q = DiagonalGaussianDistribution(
         *(jnp.asarray(rng.normal(size=(3, 4)), jnp.float32) for _ in range(2))
     )
     starts = families.starts(q, key)

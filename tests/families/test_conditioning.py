@@ -28,13 +28,9 @@ from vae_jax import (
     flows,
     init,
 )
+from vae_jax.distributions import FullGaussianDistribution, LowRankGaussianDistribution
 from vae_jax.estimators import path_derivative, reparameterization
-from vae_jax.posteriors import (
-    FullGaussianPosterior,
-    LowRankGaussianPosterior,
-    bound_covariance,
-    unbound_covariance,
-)
+from vae_jax.families import bound_covariance, unbound_covariance
 from vae_jax.priors import closed_form_kl
 
 CORRELATED = [FullGaussian(), Householder(4), LowRankGaussian(2)]
@@ -208,7 +204,7 @@ def test_a_full_covariance_likelihood_draws_from_its_own_density(key):
     outputs = 30 * jax.random.normal(key, (*shape, family.num_outputs(30)))
     outputs = outputs.at[..., :30].set(1.0)
     likelihood = family.build({}, outputs)
-    draws = np.float64(likelihood.sample(jax.random.key(1))) - 1.0
+    draws = np.float64(likelihood.sample(jax.random.key(1), 1)[0]) - 1.0
     factor = np.float64(likelihood.precision_tril)
     noise = np.einsum("sbij,sbi->sbj", factor, draws)
     assert abs(np.mean(noise**2) - 1) < 5 * np.sqrt(2 / noise.size)
@@ -223,16 +219,16 @@ def test_divergences_of_correlated_gaussians_are_numpys_and_not_negative():
     def normal(*shape):
         return jnp.float32(rng.normal(size=shape))
 
-    full = closed_form_kl(FullGaussianPosterior, DiagonalGaussianPrior)
-    low = closed_form_kl(LowRankGaussianPosterior, StandardNormal)
+    full = closed_form_kl(FullGaussianDistribution, DiagonalGaussianPrior)
+    low = closed_form_kl(LowRankGaussianDistribution, StandardNormal)
     mean, log_var, zero = normal(1000, 3), normal(1000, 3), jnp.zeros((1000, 3))
     for size in (0.0, 1e-6, 1e-3):
-        q = FullGaussianPosterior(mean, log_var, size * normal(1000, 3))
+        q = FullGaussianDistribution(mean, log_var, size * normal(1000, 3))
         near = full(q, DiagonalGaussianPrior(), {"mean": mean, "log_var": log_var})
         assert np.all(np.asarray(near) >= 0) and np.all(np.asarray(near) < 1e-3)
-        q = LowRankGaussianPosterior(zero, zero, np.sqrt(size) * normal(1000, 3, 2))
+        q = LowRankGaussianDistribution(zero, zero, np.sqrt(size) * normal(1000, 3, 2))
         assert np.all(np.asarray(low(q, StandardNormal(), {})) >= 0)
-    q = FullGaussianPosterior(mean, log_var, normal(1000, 3))
+    q = FullGaussianDistribution(mean, log_var, normal(1000, 3))
     found = full(q, DiagonalGaussianPrior(), {"mean": zero[0], "log_var": log_var[0]})
     factor, variance = np.float64(q.scale_tril), np.exp(np.float64(log_var[0]))
     squares = np.sum(factor**2, -1) + np.float64(mean) ** 2
@@ -253,7 +249,7 @@ def test_the_log_determinant_of_a_step_is_known_where_it_is_flat():
 
 def test_the_gates_of_an_inverse_autoregressive_flow_do_not_close(key):
     family = InverseAutoregressive(num_steps=2, hidden_dim=8, context_dim=3)
-    own = family.init(jax.random.key(0), latent_dim=4)
+    own = family.init(jax.random.key(0), dim=4)
     outputs = 1e4 * jax.random.normal(key, (16, family.num_outputs(4)))
     z, log_q = family.build(own, outputs).sample_and_log_prob(key, 4)
     # Densest at the start: 4 * (10 - log(2 pi) / 2); each gate adds 20 at most.

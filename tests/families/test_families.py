@@ -44,9 +44,9 @@ from vae_jax import (
     reconstruct,
     train_step,
 )
+from vae_jax.families import HouseholderDistribution
 from vae_jax.hierarchical import conditional_gaussian
 from vae_jax.networks import beside
-from vae_jax.posteriors import HouseholderPosterior
 from vae_jax.priors import closed_form_kl
 
 RNG = np.random.default_rng(0)
@@ -104,7 +104,7 @@ def test_correlated_posteriors_are_scipys(family, key, assert_mean):
 
 
 def test_a_turned_gaussian_is_as_far_from_the_standard_normal(key, assert_mean):
-    posterior = HouseholderPosterior(normal(2, 3), normal(2, 3), normal(2, 2, 3))
+    posterior = HouseholderDistribution(normal(2, 3), normal(2, 3), normal(2, 2, 3))
     z, log_q = jax.jit(lambda: posterior.sample_and_log_prob(key, 20_000))()
     samples = log_q - StandardNormal().log_prob({}, z, encode=None)
     closed_form = closed_form_kl(type(posterior), StandardNormal)

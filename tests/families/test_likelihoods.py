@@ -11,8 +11,8 @@ import scipy.optimize
 import scipy.stats
 
 from vae_jax import Bernoulli, Gaussian, PerPixelGaussian
-from vae_jax.likelihoods import GaussianLikelihood
-from vae_jax.posteriors import bound_log_var
+from vae_jax.distributions import DiagonalGaussianDistribution
+from vae_jax.families import bound_log_var
 
 
 def normal(seed, *shape):
@@ -29,7 +29,7 @@ def test_bernoulli_probabilities_sum_to_one():
 
 def test_bernoulli_mean_and_samples(key, assert_mean):
     likelihood = Bernoulli().build({}, jnp.broadcast_to(normal(1, 2, 3), (8000, 2, 3)))
-    draws = np.asarray(likelihood.sample(key))
+    draws = np.asarray(likelihood.sample(key, 1)[0])
     assert draws.shape == (8000, 2, 3) and set(np.unique(draws)) == {0, 1}
     assert_mean(draws, likelihood.mean[0])
     np.testing.assert_allclose(likelihood.mean, 1 / (1 + np.exp(-likelihood.logits)))
@@ -39,7 +39,7 @@ def test_bernoulli_mean_and_samples(key, assert_mean):
 def test_gaussian_density_integrates_to_one(log_var):
     grid = np.linspace(-12, 12, 201).astype(np.float32)
     points = np.stack(np.meshgrid(grid, grid, indexing="ij"), axis=-1).reshape(-1, 2)
-    likelihood = GaussianLikelihood(normal(2, 1, 1, 2), jnp.float32(log_var))
+    likelihood = DiagonalGaussianDistribution(normal(2, 1, 1, 2), jnp.float32(log_var))
     density = np.exp(likelihood.log_prob(points)).reshape(201, 201)
     inner = scipy.integrate.simpson(density, x=grid)
     assert scipy.integrate.simpson(inner, x=grid) == pytest.approx(1, rel=1e-4)
@@ -47,7 +47,7 @@ def test_gaussian_density_integrates_to_one(log_var):
 
 def test_gaussian_log_prob_is_scipys_and_keeps_its_constant():
     x, mean = normal(3, 4, 5), normal(4, 3, 4, 5)
-    actual = GaussianLikelihood(mean, jnp.float32(-0.7)).log_prob(x)
+    actual = DiagonalGaussianDistribution(mean, jnp.float32(-0.7)).log_prob(x)
     expected = scipy.stats.norm.logpdf(x, mean, np.exp(-0.35)).sum(-1)
     assert actual.shape == (3, 4)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
@@ -56,15 +56,15 @@ def test_gaussian_log_prob_is_scipys_and_keeps_its_constant():
 def test_squared_error_of_weight_one_means_variance_one_half():
     """- |x - m|^2 - D/2 log pi: a network trained on the squared error alone."""
     x, mean = normal(5, 4, 5), normal(6, 1, 4, 5)
-    actual = GaussianLikelihood(mean, jnp.log(0.5)).log_prob(x)
+    actual = DiagonalGaussianDistribution(mean, jnp.log(0.5)).log_prob(x)
     expected = -np.sum((x - mean) ** 2, axis=-1) - 5 / 2 * np.log(np.pi)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_gaussian_mean_and_samples(key, assert_mean):
     mean = jnp.broadcast_to(normal(7, 2, 3), (8000, 2, 3))
-    likelihood = GaussianLikelihood(mean, jnp.log(0.3))
-    draws = np.asarray(likelihood.sample(key))
+    likelihood = DiagonalGaussianDistribution(mean, jnp.log(0.3))
+    draws = np.asarray(likelihood.sample(key, 1)[0])
     assert draws.shape == (8000, 2, 3)
     assert_mean(draws, mean[0])
     assert_mean((draws - mean) ** 2, 0.3)
@@ -122,10 +122,10 @@ def test_the_output_bias_starts_at_the_datas_mean():
 
 @pytest.mark.parametrize("family", [Bernoulli(), Gaussian()], ids=repr)
 def test_likelihoods_pass_through_transformations(family, key):
-    own = family.init(key, data_dim=3)
+    own = family.init(key, dim=3)
     likelihood = jax.jit(family.build)(own, jnp.ones((2, 4, 3)))
     assert likelihood.mean.shape == (2, 4, 3)
-    assert family.num_outputs(data_dim=3) == 3
+    assert family.num_outputs(dim=3) == 3
 
 
 def test_a_variance_for_each_pixel_is_scipys():

@@ -19,15 +19,13 @@ from vae_jax import (
     StandardNormal,
     reparameterize,
 )
-from vae_jax.distributions.multivariate_gaussian import low_rank_log_prob
-from vae_jax.posteriors import (
-    LOG_VAR_BOUND,
+from vae_jax.distributions import (
     MAX_ENUMERABLE_BITS,
-    BernoulliPosterior,
-    DiagonalGaussianPosterior,
-    bound_factor,
-    bound_log_var,
+    BernoulliDistribution,
+    DiagonalGaussianDistribution,
 )
+from vae_jax.distributions.multivariate_gaussian import low_rank_log_prob
+from vae_jax.families import LOG_VAR_BOUND, bound_factor, bound_log_var
 from vae_jax.priors import closed_form_kl
 
 RAW = np.float32([-np.inf, -1e9, -1e4, -100.0, -1.0, 0.0, 1.0, 100.0, 1e4, 1e9, np.inf])
@@ -59,8 +57,8 @@ def test_diagonal_gaussian_reads_means_first_then_log_variances():
     posterior = DiagonalGaussian().build({}, outputs())
     np.testing.assert_array_equal(posterior.mean, outputs()[:, :3])
     np.testing.assert_array_equal(posterior.log_var, bound_log_var(outputs()[:, 3:]))
-    assert DiagonalGaussian().num_outputs(latent_dim=3) == 6
-    assert DiagonalGaussian().init(jax.random.key(0), latent_dim=3) == {}
+    assert DiagonalGaussian().num_outputs(dim=3) == 6
+    assert DiagonalGaussian().init(jax.random.key(0), dim=3) == {}
 
 
 def test_diagonal_gaussian_samples_come_with_their_density(key, assert_mean):
@@ -98,7 +96,7 @@ def test_an_encoder_that_runs_away_gives_finite_divergences_and_gradients(family
         divergence = closed_form(posterior, StandardNormal(), {})
         return jnp.sum(divergence) + jnp.sum(log_q) + 1e-9 * jnp.sum(z)
 
-    shape = (4, family.num_outputs(latent_dim=3))
+    shape = (4, family.num_outputs(dim=3))
     drawn = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     signs = np.where(np.arange(shape[1]) % 6 < 3, 1, -1).astype(np.float32)
     for scale in (1e3, -1e3, 1e9, -1e9):
@@ -128,7 +126,7 @@ def test_the_gradient_of_log_q_flows_through_the_samples(key):
     """With z = m + s eps, log q(z) = -eps^2 / 2 - log s + const: no gradient in m."""
 
     def log_q(mean, log_var):
-        posterior = DiagonalGaussianPosterior(mean, log_var)
+        posterior = DiagonalGaussianDistribution(mean, log_var)
         return posterior.sample_and_log_prob(key, 2)[1].sum()
 
     ones = np.ones((4, 3), np.float32)
@@ -143,8 +141,8 @@ def test_point_mass_has_one_point_and_no_density(key):
     assert z.shape == (5, 4, 6) and log_q.shape == (5, 4)
     np.testing.assert_array_equal(z, np.broadcast_to(outputs(), (5, 4, 6)))
     assert np.all(np.isposinf(log_q))
-    assert not posterior.has_density and DiagonalGaussianPosterior.has_density
-    assert PointMass().num_outputs(latent_dim=6) == 6
+    assert not posterior.has_density and DiagonalGaussianDistribution.has_density
+    assert PointMass().num_outputs(dim=6) == 6
 
 
 def test_a_gaussian_is_its_noise_transformed(key):
@@ -160,8 +158,8 @@ def test_factorized_bernoulli_takes_the_outputs_as_logits():
     np.testing.assert_array_equal(posterior.logits, outputs())
     expected = scipy.special.expit(outputs())
     np.testing.assert_allclose(posterior.mean, expected, rtol=1e-6)
-    assert FactorizedBernoulli().num_outputs(latent_dim=6) == 6
-    assert FactorizedBernoulli().init(jax.random.key(0), latent_dim=6) == {}
+    assert FactorizedBernoulli().num_outputs(dim=6) == 6
+    assert FactorizedBernoulli().init(jax.random.key(0), dim=6) == {}
     assert posterior.has_density and not posterior.is_reparameterizable
 
 
@@ -184,7 +182,7 @@ def test_no_gradient_flows_through_bits_but_the_score_does(key):
     @jax.jit
     def gradients(logits):
         def draw(logits):
-            z, log_q = BernoulliPosterior(logits).sample_and_log_prob(key, 2)
+            z, log_q = BernoulliDistribution(logits).sample_and_log_prob(key, 2)
             return (z.sum(), log_q.sum()), z
 
         _, pull_back, z = jax.vjp(draw, logits, has_aux=True)
@@ -197,27 +195,27 @@ def test_no_gradient_flows_through_bits_but_the_score_does(key):
 
 
 def test_the_support_of_bits_is_every_state_once():
-    posterior = BernoulliPosterior(outputs())
-    states = np.asarray(posterior.support())
+    posterior = BernoulliDistribution(outputs())
+    states = np.asarray(posterior.enumerate_support())
     assert states.shape == (64, 1, 6) and states.dtype == np.float32
     assert set(map(tuple, states[:, 0])) == set(itertools.product([0, 1], repeat=6))
-    log_q = posterior.log_prob(posterior.support())
+    log_q = posterior.log_prob(posterior.enumerate_support())
     assert log_q.shape == (64, 4)
     np.testing.assert_allclose(np.exp(log_q).sum(axis=0), 1, rtol=1e-5)
 
 
 def test_the_support_of_many_bits_is_refused():
-    most = BernoulliPosterior(jnp.zeros((1, MAX_ENUMERABLE_BITS)))
-    assert jax.eval_shape(lambda: most.support()).shape == (4096, 1, 12)
+    most = BernoulliDistribution(jnp.zeros((1, MAX_ENUMERABLE_BITS)))
+    assert jax.eval_shape(lambda: most.enumerate_support()).shape == (4096, 1, 12)
     with pytest.raises(ValueError, match=r"latent_dim 13 has 2\^13 states; at most 12"):
-        BernoulliPosterior(jnp.zeros((1, 13))).support()
+        BernoulliDistribution(jnp.zeros((1, 13))).enumerate_support()
 
 
 def test_certain_bits_are_finite(key):
     logits = jnp.float32([[-1e4, 1e4, 0.0]])
 
     def log_q(logits):
-        z, log_q = BernoulliPosterior(logits).sample_and_log_prob(key, 3)
+        z, log_q = BernoulliDistribution(logits).sample_and_log_prob(key, 3)
         return log_q.sum(), z
 
     gradient, z = jax.jit(jax.grad(log_q, has_aux=True))(logits)

@@ -37,10 +37,14 @@ from vae_jax import (
     exact,
     mcmc,
 )
-from vae_jax.distributions import discrete, gaussian, multivariate_gaussian
+from vae_jax.distributions import (
+    DiagonalGaussianDistribution,
+    discrete,
+    gaussian,
+    multivariate_gaussian,
+)
 from vae_jax.estimators import exact_variance
 from vae_jax.estimators import sigma_points as without_noise
-from vae_jax.posteriors import DiagonalGaussianPosterior
 
 
 @pytest.fixture
@@ -459,7 +463,7 @@ def known():
     def measure(x, mean, log_var):
         model = model_of_weights()
         params = exact.linear_vae(model)
-        q = DiagonalGaussianPosterior(mean, log_var)
+        q = DiagonalGaussianDistribution(mean, log_var)
         key = jax.random.key(0)
         options = {"posterior": q, "estimator": without_noise}
         terms = elbo_terms(params, x, key, **options)
@@ -512,7 +516,7 @@ def plane():
         model = exact.LinearGaussian(
             jnp.full((1, 1), 2.0), jnp.zeros(1), jnp.asarray(0.5)
         )
-        q = DiagonalGaussianPosterior(m, 2 * jnp.log(s))
+        q = DiagonalGaussianDistribution(m, 2 * jnp.log(s))
         x = jnp.full_like(m, 3.0)
         options = {"posterior": q, "estimator": without_noise}
         return elbo_terms(exact.linear_vae(model), x, jax.random.key(0), **options)
@@ -723,13 +727,13 @@ def test_S0_11_encoder_and_generator_networks():
 
 
 def test_S0_12_reparameterization(known):
-    q = DiagonalGaussianPosterior(
+    q = DiagonalGaussianDistribution(
         jnp.array([[1.0, -2.0]]), jnp.log(jnp.array([[4.0, 0.25]]))
     )
     z = q.from_noise(jnp.array([[1.0, 2.0]]))
     np.testing.assert_allclose(z, [[1 + 2 * 1, -2 + 0.5 * 2]], rtol=1e-6)
     jacobian = jax.jacobian(
-        lambda mean: DiagonalGaussianPosterior(mean, q.log_var).from_noise(z)
+        lambda mean: DiagonalGaussianDistribution(mean, q.log_var).from_noise(z)
     )
     np.testing.assert_allclose(jacobian(q.mean).reshape(2, 2), np.eye(2))
 
@@ -788,7 +792,7 @@ def test_S0_L69_log_p_need_not_rise():
         model = exact.LinearGaussian(
             jnp.array([[w]]), jnp.zeros(1), jnp.array(noise_var)
         )
-        q = DiagonalGaussianPosterior(
+        q = DiagonalGaussianDistribution(
             jnp.array([[mean]]), jnp.log(jnp.array([[variance]]))
         )
         return elbo_terms(
@@ -894,7 +898,7 @@ def test_S1_8_the_gradient_by_phi_needs_the_distribution():
     """Of E theta z^2: by theta inside; by the mean of q that gives 0, and not 2 m."""
 
     def value(theta, mean, key):
-        q = DiagonalGaussianPosterior(mean[None, None], jnp.zeros((1, 1)))
+        q = DiagonalGaussianDistribution(mean[None, None], jnp.zeros((1, 1)))
         integrand = lambda z, _: theta * z[..., 0] ** 2  # noqa: E731
         return estimators.reparameterization(integrand, q, key, num_samples=20_000)[0]
 
@@ -915,7 +919,7 @@ def gradients():
 
     def draws(name):
         def value(mean, key):
-            q = DiagonalGaussianPosterior(
+            q = DiagonalGaussianDistribution(
                 mean[None, None], jnp.full((1, 1), 2 * math.log(1.5))
             )
             integrand = lambda z, _: (z[..., 0] + 3) ** 2  # noqa: E731
@@ -953,7 +957,7 @@ def test_S1_10_the_whole_elbo_from_samples(known):
 
 
 def test_S1_11_generic_reparameterization(gradients):
-    q = DiagonalGaussianPosterior(jnp.array([[1.0, 2.0]]), jnp.array([[0.3, -1.0]]))
+    q = DiagonalGaussianDistribution(jnp.array([[1.0, 2.0]]), jnp.array([[0.3, -1.0]]))
     noise = jnp.array([[[0.4, -1.2]]])
     np.testing.assert_allclose(q.to_noise(q.from_noise(noise)), noise, rtol=1e-5)
     assert mean_is(gradients["reparameterization"], 8)
@@ -1363,7 +1367,7 @@ def test_S2_16_collapse_is_independence(collapsed):
 
 
 def test_S2_17_reparameterization_has_the_law_of_z():
-    q = DiagonalGaussianPosterior(jnp.array([[2.0]]), jnp.log(jnp.array([[0.49]])))
+    q = DiagonalGaussianDistribution(jnp.array([[2.0]]), jnp.log(jnp.array([[0.49]])))
     z = np.asarray(
         vae_jax.reparameterize(q, jax.random.key(0), num_samples=4000)
     ).ravel()
@@ -1421,7 +1425,7 @@ def test_S2_L368_the_weight_of_the_squared_error(linear_vae):
 
 def test_S2_L378_collapse_is_of_q_for_all_x(collapsed):
     """One x with q(z|x) = p(z) is none; all of them, and z says nothing."""
-    some = DiagonalGaussianPosterior(jnp.array([[0.0], [1.0]]), jnp.zeros((2, 1)))
+    some = DiagonalGaussianDistribution(jnp.array([[0.0], [1.0]]), jnp.zeros((2, 1)))
     kls = gaussian.diagonal_kl_to_standard_normal(some.mean, some.log_var)
     assert kls[0] == 0 and kls[1] > 0
     assert jnp.var(some.mean) > vae_jax.diagnostics.ACTIVE_VARIANCE

@@ -29,10 +29,10 @@ from vae_jax import (
     log_prior,
     register_kl,
 )
-from vae_jax.posteriors import (
-    BernoulliPosterior,
-    DiagonalGaussianPosterior,
-    PointMassPosterior,
+from vae_jax.distributions import (
+    BernoulliDistribution,
+    DiagonalGaussianDistribution,
+    PointMassDistribution,
 )
 from vae_jax.priors import closed_form, closed_form_kl, unit_kl
 
@@ -64,8 +64,8 @@ def test_standard_normal_samples_have_the_moments(key, assert_mean):
 def test_the_closed_form_is_the_mean_of_the_log_ratio(key, assert_mean):
     """KL(q || p) = E_q[log q(z) - log p(z)], from samples alone."""
     mean, log_var = np.random.default_rng(1).normal(size=(2, 4, 3)).astype(np.float32)
-    posterior = DiagonalGaussianPosterior(jnp.asarray(mean), jnp.asarray(log_var))
-    closed_form = closed_form_kl(DiagonalGaussianPosterior, StandardNormal)
+    posterior = DiagonalGaussianDistribution(jnp.asarray(mean), jnp.asarray(log_var))
+    closed_form = closed_form_kl(DiagonalGaussianDistribution, StandardNormal)
     expected = closed_form(posterior, StandardNormal(), {})
     assert expected.shape == (4,) and jnp.all(expected > 0)
 
@@ -133,8 +133,8 @@ def test_the_divergence_from_a_learned_gaussian_is_scipys_expectation():
     """KL(q || p) = -H(q) - E_q[log p], by SciPy's quadrature in each dimension."""
     mean, log_var = np.random.default_rng(3).normal(size=(2, 4, 3)).astype(np.float32)
     prior, params, reference = LEARNED["gaussian"]
-    closed_form = closed_form_kl(DiagonalGaussianPosterior, DiagonalGaussianPrior)
-    actual = closed_form(DiagonalGaussianPosterior(mean, log_var), prior, params)
+    closed_form = closed_form_kl(DiagonalGaussianDistribution, DiagonalGaussianPrior)
+    actual = closed_form(DiagonalGaussianDistribution(mean, log_var), prior, params)
     nodes, weights = np.polynomial.hermite_e.hermegauss(8)
     weights = weights / weights.sum()
     deviation = np.exp(log_var / 2)
@@ -148,8 +148,8 @@ def test_the_divergence_from_a_learned_gaussian_is_scipys_expectation():
 def test_the_divergence_from_learned_coins_is_the_sum_over_states():
     logits = np.random.default_rng(4).normal(size=(4, 3)).astype(np.float32)
     prior, params, reference = LEARNED["bernoulli"]
-    closed_form = closed_form_kl(BernoulliPosterior, FactorizedBernoulliPrior)
-    actual = closed_form(BernoulliPosterior(jnp.asarray(logits)), prior, params)
+    closed_form = closed_form_kl(BernoulliDistribution, FactorizedBernoulliPrior)
+    actual = closed_form(BernoulliDistribution(jnp.asarray(logits)), prior, params)
     q = scipy.stats.bernoulli(scipy.special.expit(np.float64(logits)))
     terms = [np.exp(q.logpmf(b)) * (q.logpmf(b) - reference.logpmf(b)) for b in (0, 1)]
     assert actual.shape == (4,)
@@ -157,20 +157,24 @@ def test_the_divergence_from_learned_coins_is_the_sum_over_states():
 
 
 def test_no_closed_form_crosses_between_bits_and_gaussians():
-    assert closed_form_kl(BernoulliPosterior, DiagonalGaussianPrior) is None
-    assert closed_form_kl(BernoulliPosterior, StandardNormal) is None
-    assert closed_form_kl(DiagonalGaussianPosterior, FactorizedBernoulliPrior) is None
+    assert closed_form_kl(BernoulliDistribution, DiagonalGaussianPrior) is None
+    assert closed_form_kl(BernoulliDistribution, StandardNormal) is None
+    assert (
+        closed_form_kl(DiagonalGaussianDistribution, FactorizedBernoulliPrior) is None
+    )
 
 
 def test_the_divergence_of_a_point_mass_is_zero_by_definition():
-    posterior = PointMassPosterior(jnp.ones((4, 3)))
+    posterior = PointMassDistribution(jnp.ones((4, 3)))
     for prior in (StandardNormal, int):
-        divergence = closed_form_kl(PointMassPosterior, prior)(posterior, prior(), {})
+        divergence = closed_form_kl(PointMassDistribution, prior)(
+            posterior, prior(), {}
+        )
         np.testing.assert_array_equal(divergence, np.zeros(4))
 
 
 def test_an_unknown_pair_has_no_closed_form():
-    assert closed_form_kl(DiagonalGaussianPosterior, int) is None
+    assert closed_form_kl(DiagonalGaussianDistribution, int) is None
     assert closed_form_kl(int, StandardNormal) is None
 
 
@@ -202,14 +206,14 @@ class NormalAtThree(StandardNormal):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class HalfAsWide(DiagonalGaussianPosterior):
+class HalfAsWide(DiagonalGaussianDistribution):
     """A posterior of the user's own, N(mean, exp(log_var) / 4)."""
 
     mean: jax.Array
     log_var: jax.Array
 
     def sample_and_log_prob(self, key, num_samples):
-        narrow = DiagonalGaussianPosterior(self.mean, self.log_var - 2 * np.log(2))
+        narrow = DiagonalGaussianDistribution(self.mean, self.log_var - 2 * np.log(2))
         return narrow.sample_and_log_prob(key, num_samples)
 
 
@@ -246,12 +250,12 @@ def test_a_subclass_with_another_density_has_another_kl(changes, location, width
 def test_a_subclass_has_the_closed_form_it_registers(registry):
     class Renamed(StandardNormal): ...
 
-    pair = DiagonalGaussianPosterior, Renamed
+    pair = DiagonalGaussianDistribution, Renamed
     assert closed_form_kl(*pair) is None
-    closed_form = closed_form_kl(DiagonalGaussianPosterior, StandardNormal)
+    closed_form = closed_form_kl(DiagonalGaussianDistribution, StandardNormal)
     register_kl(*pair)(closed_form)
     assert closed_form_kl(*pair) is closed_form
-    q = DiagonalGaussianPosterior(jnp.array([[0.0, 2.0]]), jnp.zeros((1, 2)))
+    q = DiagonalGaussianDistribution(jnp.array([[0.0, 2.0]]), jnp.zeros((1, 2)))
     with pytest.raises(ValueError, match="the KL of a unit is known for factorized"):
         unit_kl(q, Renamed(), {})
     register_kl(*pair, factorized=True)(closed_form)

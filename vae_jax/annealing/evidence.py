@@ -266,7 +266,7 @@ def require_continuous_latents(params: Params, purpose: str) -> None:
             f"{spec.prior}"
         )
     for choice, built in ((spec.posterior, posterior), (spec.prior, prior)):
-        if not getattr(built, "is_reparameterizable", True):
+        if built is not None and not built.is_reparameterizable:
             raise ValueError(f"{purpose} needs continuous latents, got {choice}")
 
 
@@ -287,7 +287,7 @@ def _simulate(params: Params, keys: Key) -> tuple[Array, Array]:
     z = sample_prior(params, prior_keys, 1)[0]
 
     def draw(z: Array, key: Key) -> Array:
-        return decode(params, z[None, None]).sample(key)[0, 0]
+        return decode(params, z[None, None]).sample(key, 1)[0, 0, 0]
 
     return z, jax.vmap(draw)(z, likelihood_keys)
 

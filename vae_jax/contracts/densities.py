@@ -33,7 +33,7 @@ from vae_jax.contracts.subject import (
 )
 from vae_jax.model import decode, encode, log_prior
 from vae_jax.spec import Params
-from vae_jax.types import Array, Key, Latents, Likelihood, Posterior
+from vae_jax.types import Array, Distribution, Key, Latents, Posterior
 
 NUM_DIRECTIONS = 2
 SHRINK = 0.8
@@ -49,7 +49,7 @@ def log_q_agrees(subject: Subject, key: Key) -> Outcome:
     posterior = subject.posterior()
     if reason := why_without_density(posterior):
         return Outcome(None, "", reason)
-    if not hasattr(posterior, "log_prob"):
+    if not posterior.has_log_prob:
         return Outcome(None, "", f"{type(posterior).__name__} has no log_prob")
     z, log_q = posterior.sample_and_log_prob(key, subject.few)
     came, expected = np.asarray(log_q), np.asarray(posterior.log_prob(z))
@@ -156,7 +156,7 @@ def posterior_keeps_its_mass(subject: Subject, key: Key) -> Outcome:
     posterior = subject.posterior()
     if reason := why_without_density(posterior):
         return Outcome(None, "", reason)
-    if not hasattr(posterior, "log_prob"):
+    if not posterior.has_log_prob:
         return Outcome(None, "", f"{type(posterior).__name__} has no log_prob")
 
     def path(towards: Params) -> Path:
@@ -258,7 +258,7 @@ def likelihood_keeps_its_mass(subject: Subject, key: Key) -> Outcome:
     many, z = _one_latent_each(subject, latent_key)
 
     def path(towards: Params) -> Path:
-        def at(step: float) -> Likelihood:
+        def at(step: float) -> Distribution:
             params = along(subject.moved, towards, step)
             return decode(params, z, labels=many.labels)
 
@@ -267,7 +267,7 @@ def likelihood_keeps_its_mass(subject: Subject, key: Key) -> Outcome:
             return log_p.reshape(subject.num_samples, subject.batch)
 
         def draw(step: float, key: Key) -> Array:
-            return at(step).sample(key).astype(subject.x.dtype)
+            return at(step).sample(key, 1)[0].astype(subject.x.dtype)
 
         return Path(log_density, draw)
 
@@ -296,7 +296,7 @@ def likelihood_has_its_mean(subject: Subject, key: Key) -> Outcome:
     latent_key, draw_key, weight_key = jax.random.split(key, 3)
     many, z = _one_latent_each(subject, latent_key)
     likelihood = decode(subject.moved, z, labels=many.labels)
-    x, mean = likelihood.sample(draw_key), likelihood.mean
+    x, mean = likelihood.sample(draw_key, 1)[0], likelihood.mean
     shape = (subject.num_samples, subject.batch, subject.params.spec.data_dim)
     difference = np.asarray(x, np.float64) - np.asarray(mean, np.float64)
     difference = difference.reshape(shape)

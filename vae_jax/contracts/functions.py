@@ -252,7 +252,7 @@ def examples_stand_alone(subject: Subject, key: Key) -> Outcome:
         likelihood = decode(subject.moved, z, labels=labels)
         mean = jax.tree.map(lambda leaf: leaf[None], posterior.mean)
         found = {"posterior mean": mean, "log p(x|z)": likelihood.log_prob(x)}
-        if hasattr(posterior, "log_prob") and posterior.has_density:
+        if posterior.has_log_prob:
             found["log q(z|x)"] = posterior.log_prob(z)
         return found
 

@@ -52,7 +52,7 @@ def _layers(name: str, z: Latents, leading: tuple[int, ...], sizes: list[int]):
 
 def _sizes(subject: Subject) -> list[int]:
     """The latent dimension of each stochastic layer."""
-    above = getattr(subject.params.spec.posterior, "layers", ())
+    above = subject.params.spec.posterior.layers or ()
     return [subject.params.spec.latent_dim, *(layer.latent_dim for layer in above)]
 
 
@@ -70,7 +70,7 @@ def posterior_shapes(subject: Subject, key: Key) -> Outcome:
     drawn = _verdict(subject, arrays)
     if not drawn.passed:
         return drawn
-    if hasattr(posterior, "log_prob"):
+    if posterior.has_log_prob:
         arrays.append(("posterior log_prob", posterior.log_prob(z), leading))
     divergence = kl_of(subject.moved, posterior, subject.labels)
     if divergence is not None:
@@ -116,7 +116,7 @@ def likelihood_shapes(subject: Subject, key: Key) -> Outcome:
         [
             ("log p(x|z)", likelihood.log_prob(subject.x), leading),
             ("likelihood mean", likelihood.mean, images),
-            ("likelihood sample", likelihood.sample(draw_key), images),
+            ("likelihood sample", likelihood.sample(draw_key, 2), (2, *images)),
         ],
     )
 
@@ -215,7 +215,7 @@ def finite_at_far_decoder(subject: Subject, key: Key) -> Outcome:
             "log p(x|z)": likelihood.log_prob(subject.x),
             "the likelihood's mean": likelihood.mean,
             "log p(z)": log_prior(params, z, labels=subject.labels),
-            "draws": jax.lax.stop_gradient(likelihood.sample(draw_key)),
+            "draws": jax.lax.stop_gradient(likelihood.sample(draw_key, 1)),
         }
 
     far = jax.tree.map(lambda leaf: FAR * _signs(sign_key, leaf), z)

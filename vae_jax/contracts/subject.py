@@ -91,7 +91,7 @@ def why_without_density(posterior: Posterior) -> str | None:
 
 def is_discrete(posterior: Posterior) -> bool:
     """Whether no gradient flows through the samples."""
-    return not getattr(posterior, "is_reparameterizable", True)
+    return not posterior.is_reparameterizable
 
 
 def kl_of(params: Params, posterior: Posterior, labels: Array | None) -> Array | None:

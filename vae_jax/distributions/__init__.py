@@ -1,5 +1,7 @@
-"""Densities on plain arrays: `log_prob`, `sample`, `kl_divergence`, `entropy`.
+"""Distributions as pytrees, and densities and divergences on plain arrays.
 
+A file holds the functions on arrays of a distribution (`log_prob`, `sample`,
+`kl_divergence`, `entropy`) and the class that calls them (`types.Distribution`).
 Every function sums over the data or latent dimensions, works under `jit`, `grad` and
 `vmap`, and computes in the dtype of its inputs. All figures are in nats.
 """
@@ -13,8 +15,29 @@ from vae_jax.distributions import (
     gaussian,
     multivariate_gaussian,
 )
+from vae_jax.distributions.bernoulli import MAX_ENUMERABLE_BITS, BernoulliDistribution
+from vae_jax.distributions.categorical import CategoricalDistribution
+from vae_jax.distributions.continuous_bernoulli import ContinuousBernoulliDistribution
+from vae_jax.distributions.discretized_logistic import DiscretizedLogisticDistribution
+from vae_jax.distributions.gaussian import DiagonalGaussianDistribution
+from vae_jax.distributions.multivariate_gaussian import (
+    FullGaussianDistribution,
+    LowRankGaussianDistribution,
+    PrecisionGaussianDistribution,
+)
+from vae_jax.distributions.point_mass import PointMassDistribution
 
 __all__ = [
+    "MAX_ENUMERABLE_BITS",
+    "BernoulliDistribution",
+    "CategoricalDistribution",
+    "ContinuousBernoulliDistribution",
+    "DiagonalGaussianDistribution",
+    "DiscretizedLogisticDistribution",
+    "FullGaussianDistribution",
+    "LowRankGaussianDistribution",
+    "PointMassDistribution",
+    "PrecisionGaussianDistribution",
     "bernoulli",
     "categorical",
     "continuous_bernoulli",

@@ -5,12 +5,18 @@ log sigmoid(l) = min(l, 0) - log1p(exp(-|l|)) every figure is exact to rounding,
 and every gradient finite, for logits of any finite size.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
 from vae_jax.distributions.rounding import without_negative
 from vae_jax.distributions.support import UNIT_INTERVAL
-from vae_jax.types import Array, Key
+from vae_jax.types import Array, Distribution, Key
+
+# 4096 states: a decoder still takes them all in one call.
+MAX_ENUMERABLE_BITS = 12
 
 
 @jax.custom_jvp
@@ -123,3 +129,62 @@ def entropy(logits: Array) -> Array:
     """
     rarer = -jnp.abs(logits)  # Even in the logit, and on this side nothing cancels.
     return jnp.sum(jax.nn.softplus(rarer) - rarer * jax.nn.sigmoid(rarer), axis=-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BernoulliDistribution(Distribution):
+    """prod_l Bernoulli(sigmoid(logits_l)): bits, discrete.
+
+    No gradient flows through its samples; `estimators` has the choices for those.
+    `log_prob` takes all of [0, 1], as grey values are scored by a cross-entropy.
+
+    Attributes:
+      logits: `[..., L]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import BernoulliDistribution
+      >>> print(BernoulliDistribution(jnp.zeros((1, 2))).mean)
+      [[0.5 0.5]]
+    """
+
+    logits: Array
+    has_entropy: ClassVar[bool] = True
+    mean_is_exact: ClassVar[bool] = True
+    is_reparameterizable: ClassVar[bool] = False
+    is_enumerable: ClassVar[bool] = True
+
+    @property
+    def mean(self) -> Array:
+        """The probabilities of a one, `[..., L]`."""
+        return jax.nn.sigmoid(self.logits)
+
+    def sample(self, key: Key, num_samples: int) -> Array:
+        """See `Distribution.sample`; zeros and ones."""
+        logits = jnp.broadcast_to(self.logits, (num_samples, *self.logits.shape))
+        return sample(jax.lax.stop_gradient(logits), key)
+
+    def log_prob(self, value: Array) -> Array:
+        """See `Distribution.log_prob`."""
+        UNIT_INTERVAL.require(value)
+        return log_prob(value, self.logits)
+
+    def entropy(self) -> Array:
+        """See `Distribution.entropy`."""
+        return entropy(self.logits)
+
+    def enumerate_support(self) -> Array:
+        """All values of L bits, `[2^L, 1, L]`.
+
+        Raises:
+          ValueError: L is above 12.
+        """
+        num_bits = self.logits.shape[-1]
+        if num_bits > MAX_ENUMERABLE_BITS:
+            raise ValueError(
+                f"latent_dim {num_bits} has 2^{num_bits} states; at most "
+                f"{MAX_ENUMERABLE_BITS} bits are enumerated"
+            )
+        states = jnp.arange(2**num_bits)[:, None] >> jnp.arange(num_bits)
+        return (states & 1).astype(self.logits.dtype)[:, None]

@@ -1,10 +1,14 @@
 """The categorical distribution, from logits."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
 from vae_jax.distributions.rounding import without_negative
-from vae_jax.types import Array, Key
+from vae_jax.distributions.support import Support
+from vae_jax.types import Array, Distribution, Key
 
 
 def log_prob(value: Array, logits: Array) -> Array:
@@ -104,3 +108,51 @@ def _times_probability(log_probs: Array, values: Array) -> Array:
     possible = log_probs > -jnp.inf
     probability = jnp.exp(log_probs)
     return probability * jnp.where(possible, values, 0)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CategoricalDistribution(Distribution):
+    """prod_l softmax(logits_l)[v_l (n - 1)], v one of n levels of [0, 1].
+
+    Attributes:
+      logits: `[..., L, n]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import CategoricalDistribution
+      >>> print(CategoricalDistribution(jnp.zeros((2, 17))).mean.round(6))
+      [0.5 0.5]
+    """
+
+    logits: Array
+    has_entropy: ClassVar[bool] = True
+    mean_is_exact: ClassVar[bool] = True
+    is_reparameterizable: ClassVar[bool] = False
+
+    @property
+    def mean(self) -> Array:
+        """E[v], `[..., L]`."""
+        values = jnp.linspace(0, 1, self.logits.shape[-1], dtype=self.logits.dtype)
+        return jax.nn.softmax(self.logits, axis=-1) @ values
+
+    def sample(self, key: Key, num_samples: int) -> Array:
+        """See `Distribution.sample`; levels of [0, 1]."""
+        logits = jnp.broadcast_to(self.logits, (num_samples, *self.logits.shape))
+        return sample(logits, key).astype(logits.dtype) / (logits.shape[-1] - 1)
+
+    def log_prob(self, value: Array) -> Array:
+        """See `Distribution.log_prob`."""
+        num_levels = self.logits.shape[-1]
+        support = Support(0.0, 1.0, num_levels)
+        support.require(value)
+        value = jnp.asarray(value, self.logits.dtype)
+        # -1 is no category: NaN.
+        level = jnp.where(
+            support.contains(value), jnp.round(value * (num_levels - 1)), -1
+        )
+        return log_prob(level.astype(jnp.int32), self.logits)
+
+    def entropy(self) -> Array:
+        """See `Distribution.entropy`."""
+        return entropy(self.logits)

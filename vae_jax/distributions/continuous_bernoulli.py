@@ -5,11 +5,14 @@ l = log(lambda / (1 - lambda))). With h = l / 2 all figures are a uniform variab
 h = 0, and even or odd functions of h; near 0 they are taken from their series.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
 from vae_jax.distributions.support import UNIT_INTERVAL
-from vae_jax.types import Array, Key
+from vae_jax.types import Array, Distribution, Key
 
 # Where three terms of the series are exact to the rounding of float32.
 _SMALL = 0.1
@@ -96,3 +99,37 @@ def _log_sinhc(half: Array) -> Array:
     series = square / 6 - square**2 / 180 + square**3 / 2835
     exact = size + jnp.log(-jnp.expm1(-2 * size)) - jnp.log(2 * size)
     return jnp.where(small, series, exact)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ContinuousBernoulliDistribution(Distribution):
+    """prod_l C(logits_l) exp(logits_l v_l) on [0, 1], a density of grey values.
+
+    Attributes:
+      logits: `[..., L]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import ContinuousBernoulliDistribution
+      >>> print(ContinuousBernoulliDistribution(jnp.zeros(1)).mean)
+      [0.5]
+    """
+
+    logits: Array
+    mean_is_exact: ClassVar[bool] = True
+
+    @property
+    def mean(self) -> Array:
+        """E[v], `[..., L]`; not sigmoid(logits)."""
+        return mean(self.logits)
+
+    def sample(self, key: Key, num_samples: int) -> Array:
+        """See `Distribution.sample`; reparameterized, in [0, 1]."""
+        shape = (num_samples, *self.logits.shape)
+        return sample(jnp.broadcast_to(self.logits, shape), key)
+
+    def log_prob(self, value: Array) -> Array:
+        """See `Distribution.log_prob`."""
+        UNIT_INTERVAL.require(value)
+        return log_prob(value, self.logits)

@@ -4,11 +4,15 @@ The log-variance is any real number, so that no constraint and no square root
 stands between a network and a valid density. Kingma & Welling 2014, appendix B.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import chex
 import jax
 import jax.numpy as jnp
 
-from vae_jax.types import Array, Key
+from vae_jax.distributions.support import REAL
+from vae_jax.types import Array, Distribution, Key
 
 LOG_2PI = 1.8378770664093453
 
@@ -140,3 +144,62 @@ def diagonal_entropy(log_var: Array) -> Array:
       1.418939
     """
     return 0.5 * jnp.sum(log_var + LOG_2PI + 1.0, axis=-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DiagonalGaussianDistribution(Distribution):
+    """N(mean, diag(exp(log_var))).
+
+    Attributes:
+      mean: `[..., L]`.
+      log_var: the same shape, or what broadcasts with it: one variance for all.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import DiagonalGaussianDistribution
+      >>> q = DiagonalGaussianDistribution(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
+      >>> print(q.log_prob(jnp.zeros((1, 1, 2))))
+      [[-1.837877]]
+    """
+
+    mean: Array
+    log_var: Array
+    has_entropy: ClassVar[bool] = True
+    mean_is_exact: ClassVar[bool] = True
+    maps_noise: ClassVar[bool] = True
+
+    @property
+    def scale_tril(self) -> Array:
+        """diag(exp(log_var / 2)), `[..., L, L]`."""
+        scale = jnp.exp(0.5 * self._log_var)
+        return scale[..., None] * jnp.eye(scale.shape[-1], dtype=scale.dtype)
+
+    @property
+    def _log_var(self) -> Array:
+        return jnp.broadcast_to(self.log_var, self.mean.shape)
+
+    def sample(self, key: Key, num_samples: int) -> Array:
+        """See `Distribution.sample`; reparameterized."""
+        return diagonal_sample(self.mean, self._log_var, key, num_samples=num_samples)
+
+    def log_prob(self, value: Array) -> Array:
+        """See `Distribution.log_prob`.
+
+        - |v - mean|^2 / (2 s^2) - L/2 log(2 pi s^2): squared error with weight one
+        means s^2 = 1/2, and the constant counts where models are compared.
+        """
+        REAL.require(value)
+        return diagonal_log_prob(value, self.mean, self.log_var)
+
+    def entropy(self) -> Array:
+        """See `Distribution.entropy`."""
+        return diagonal_entropy(self._log_var)
+
+    def from_noise(self, noise: Array) -> Array:
+        """The sample that standard normal noise becomes, `[..., L]`."""
+        return self.mean + jnp.exp(0.5 * self.log_var) * noise
+
+    def to_noise(self, value: Array) -> Array:
+        """The noise that becomes the sample, the inverse of `from_noise`."""
+        return (value - self.mean) * jnp.exp(-0.5 * self.log_var)

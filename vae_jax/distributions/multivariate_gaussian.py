@@ -6,15 +6,18 @@ matrix, and refuses one that is singular.
 """
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy import linalg
 
-from vae_jax.distributions.gaussian import LOG_2PI
+from vae_jax.distributions.gaussian import LOG_2PI, diagonal_log_prob
 from vae_jax.distributions.rounding import without_negative
-from vae_jax.types import Array, Key
+from vae_jax.distributions.support import REAL
+from vae_jax.types import Array, Distribution, Key
 
 
 def cholesky_factor(covariance: Array) -> Array:
@@ -415,3 +418,140 @@ def _capacitance(loading: Array) -> Array:
 def _log_det(scale_tril: Array) -> Array:
     diagonal = jnp.diagonal(scale_tril, axis1=-2, axis2=-1)
     return jnp.sum(jnp.log(diagonal), axis=-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FullGaussianDistribution(Distribution):
+    """N(mean, A A'), A lower triangular with positive diagonal.
+
+    Attributes:
+      mean: `[..., L]`.
+      log_var: of the diagonal of A, whose entries are exp(log_var / 2), `[..., L]`.
+      below: the entries of A below its diagonal, row by row, `[..., L (L - 1) / 2]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import FullGaussianDistribution
+      >>> q = FullGaussianDistribution(*jnp.zeros((2, 1, 2)), jnp.ones((1, 1)))
+      >>> print(q.scale_tril[0])
+      [[1. 0.]
+       [1. 1.]]
+    """
+
+    mean: Array
+    log_var: Array
+    below: Array
+    has_entropy: ClassVar[bool] = True
+    mean_is_exact: ClassVar[bool] = True
+
+    @classmethod
+    def from_factor(cls, mean: Array, scale_tril: Array) -> "FullGaussianDistribution":
+        """Of means `[..., L]` and A, `[..., L, L]`."""
+        diagonal = jnp.diagonal(scale_tril, axis1=-2, axis2=-1)
+        return cls(mean, 2 * jnp.log(diagonal), entries_below(scale_tril))
+
+    @property
+    def scale_tril(self) -> Array:
+        """A, `[..., L, L]`."""
+        return lower_triangular(jnp.exp(0.5 * self.log_var), self.below)
+
+    def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
+        """See `Distribution.sample_and_log_prob`; reparameterized."""
+        shape = (num_samples, *self.mean.shape)
+        noise = jax.random.normal(key, shape, self.mean.dtype)
+        z = self.mean + times(self.scale_tril, noise)
+        # Of the noise, so that nothing has to be solved for.
+        log_density = diagonal_log_prob(noise, 0.0, jnp.zeros_like(noise))
+        return z, log_density - 0.5 * jnp.sum(self.log_var, axis=-1)
+
+    def log_prob(self, value: Array) -> Array:
+        """See `Distribution.log_prob`."""
+        REAL.require(value)
+        return full_log_prob(value, self.mean, self.scale_tril)
+
+    def entropy(self) -> Array:
+        """See `Distribution.entropy`."""
+        return full_entropy(self.scale_tril)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRankGaussianDistribution(Distribution):
+    """N(mean, F F' + diag(exp(log_var))).
+
+    Attributes:
+      mean: `[..., L]`.
+      log_var: `[..., L]`.
+      factor: F, `[..., L, R]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import LowRankGaussianDistribution
+      >>> q = LowRankGaussianDistribution(*jnp.zeros((2, 1, 2)), jnp.zeros((1, 2, 1)))
+      >>> print(q.log_prob(jnp.zeros((1, 1, 2))).round(6))
+      [[-1.837877]]
+    """
+
+    mean: Array
+    log_var: Array
+    factor: Array
+    has_entropy: ClassVar[bool] = True
+    mean_is_exact: ClassVar[bool] = True
+
+    def sample(self, key: Key, num_samples: int) -> Array:
+        """See `Distribution.sample`; reparameterized."""
+        return low_rank_sample(
+            self.mean, self.log_var, self.factor, key, num_samples=num_samples
+        )
+
+    def log_prob(self, value: Array) -> Array:
+        """See `Distribution.log_prob`."""
+        REAL.require(value)
+        return low_rank_log_prob(value, self.mean, self.log_var, self.factor)
+
+    def entropy(self) -> Array:
+        """See `Distribution.entropy`."""
+        log_det = low_rank_log_det(self.log_var, self.factor)
+        return 0.5 * (log_det + self.log_var.shape[-1] * (1.0 + LOG_2PI))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PrecisionGaussianDistribution(Distribution):
+    """N(mean, (A A')^-1), A lower triangular with positive diagonal.
+
+    Attributes:
+      mean: `[..., L]`.
+      precision_tril: A, `[..., L, L]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import PrecisionGaussianDistribution
+      >>> p = PrecisionGaussianDistribution(jnp.ones((1, 1)), 2 * jnp.ones((1, 1, 1)))
+      >>> print(p.log_prob(jnp.ones((1, 1))).round(6))
+      [-0.225791]
+    """
+
+    mean: Array
+    precision_tril: Array
+    has_entropy: ClassVar[bool] = True
+    mean_is_exact: ClassVar[bool] = True
+
+    def sample(self, key: Key, num_samples: int) -> Array:
+        """See `Distribution.sample`; reparameterized."""
+        mean, factor = (
+            jnp.broadcast_to(leaf, (num_samples, *leaf.shape))
+            for leaf in (self.mean, self.precision_tril)
+        )
+        return precision_sample(mean, factor, key)
+
+    def log_prob(self, value: Array) -> Array:
+        """See `Distribution.log_prob`."""
+        REAL.require(value)
+        return precision_log_prob(value, self.mean, self.precision_tril)
+
+    def entropy(self) -> Array:
+        """See `Distribution.entropy`."""
+        size = self.mean.shape[-1]
+        return 0.5 * size * (1.0 + LOG_2PI) - _log_det(self.precision_tril)

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Var
 
+from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.estimators.reductions import Reduction, sample_mean
-from vae_jax.posteriors import DiagonalGaussianPosterior
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
 
 Integrand = Callable[[Latents, Array], PyTree]
@@ -55,8 +55,8 @@ def value_only(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import value_only
-      >>> from vae_jax.posteriors import BernoulliPosterior
-      >>> q = BernoulliPosterior(jnp.zeros((2, 3)))
+      >>> from vae_jax.distributions import BernoulliDistribution
+      >>> q = BernoulliDistribution(jnp.zeros((2, 3)))
       >>> value_only(lambda z, _: z.sum(-1), q, jax.random.key(0)).shape
       (2,)
     """
@@ -232,7 +232,7 @@ def require_mean(reduction: Reduction, estimator: str, instead: str) -> None:
 
 def require_log_prob(posterior: Posterior, estimator: str) -> None:
     """Refuses a distribution whose density is not known, or known to be singular."""
-    if not posterior.has_density or not hasattr(posterior, "log_prob"):
+    if not posterior.has_log_prob:
         raise ValueError(
             f"{estimator} needs log q(z) at a given z, and {_name(type(posterior))} "
             "has no log_prob"
@@ -246,7 +246,7 @@ def require_log_prob(posterior: Posterior, estimator: str) -> None:
 
 def _is_singular(posterior: Posterior) -> bool:
     """Where it can be known: not while it is compiled."""
-    if not isinstance(posterior, DiagonalGaussianPosterior):
+    if not isinstance(posterior, DiagonalGaussianDistribution):
         return False
     try:
         return bool(jnp.any(~jnp.isfinite(posterior.log_var)))
@@ -256,7 +256,7 @@ def _is_singular(posterior: Posterior) -> bool:
 
 def require_differentiable_samples(posterior: Posterior, estimator: str) -> None:
     """Refuses a discrete distribution."""
-    if not getattr(posterior, "is_reparameterizable", True):
+    if not posterior.is_reparameterizable:
         raise ValueError(
             f"{estimator} differentiates through the samples, and those of "
             f"{_name(type(posterior))} are discrete: use leave_one_out, disarm or "

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.estimators.contract import (
     Integrand,
     Reduction,
@@ -23,7 +24,6 @@ from vae_jax.estimators.contract import (
     with_auxiliary,
     with_surrogate,
 )
-from vae_jax.posteriors import DiagonalGaussianPosterior
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
 
 
@@ -65,9 +65,9 @@ def delta_control_variate(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import delta_control_variate
-      >>> from vae_jax.posteriors import DiagonalGaussianPosterior
+      >>> from vae_jax.distributions import DiagonalGaussianDistribution
       >>> def mean_square(mean):
-      ...     q = DiagonalGaussianPosterior(mean, jnp.zeros((1, 1)))
+      ...     q = DiagonalGaussianDistribution(mean, jnp.zeros((1, 1)))
       ...     f = lambda z, log_q: jnp.sum(z**2, axis=-1)
       ...     return delta_control_variate(f, q, jax.random.key(0))[0]
       >>> print(jax.grad(mean_square)(jnp.ones((1, 1))))
@@ -75,7 +75,7 @@ def delta_control_variate(
     """
     name = "delta_control_variate"
     require_mean(reduction, name, "leave_one_out")
-    require_type(posterior, DiagonalGaussianPosterior, name)
+    require_type(posterior, DiagonalGaussianDistribution, name)
     key, coefficient_key = jax.random.split(key)
     z, log_q = constant_draws(posterior, key, num_samples, name)
     values, aux = values_of(integrand, z, log_q, has_aux)
@@ -129,7 +129,7 @@ class _Expansion(NamedTuple):
 
 def _expansions(
     function: Callable[[Latents], tuple[PyTree, PyTree]],
-    posterior: DiagonalGaussianPosterior,
+    posterior: DiagonalGaussianDistribution,
 ) -> list[_Expansion]:
     """One for each part of what the function returns; constants."""
     mean, log_var = jax.lax.stop_gradient((posterior.mean, posterior.log_var))
@@ -157,7 +157,7 @@ def _terms_and_controls(
     values: PyTree,
     expansions: list[_Expansion],
     z: Array,
-    sample_scores: DiagonalGaussianPosterior,
+    sample_scores: DiagonalGaussianDistribution,
 ) -> tuple[list[PyTree], list[PyTree]]:
     """F score, and h score - d/d phi E[h]: like the scores, for each part."""
     terms = [
@@ -170,7 +170,7 @@ def _terms_and_controls(
         bend = jnp.einsum("sbl,lbk,sbk->sb", offset, expansion.hessian, offset)
         h = expansion.value + jnp.sum(expansion.gradient * offset, -1) + 0.5 * bend
         diagonal = jnp.einsum("lbl->bl", expansion.hessian)
-        expected = DiagonalGaussianPosterior(
+        expected = DiagonalGaussianDistribution(
             mean=expansion.gradient, log_var=0.5 * diagonal * expansion.variance
         )
         controls.append(

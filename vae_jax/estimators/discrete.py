@@ -8,6 +8,7 @@ something that has a derivative.
 import jax
 import jax.numpy as jnp
 
+from vae_jax.distributions import BernoulliDistribution
 from vae_jax.estimators.contract import (
     Integrand,
     Reduction,
@@ -26,7 +27,6 @@ from vae_jax.estimators.contract import (
     with_auxiliary,
     with_surrogate,
 )
-from vae_jax.posteriors import BernoulliPosterior
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
 
 
@@ -62,20 +62,20 @@ def exact_enumeration(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import exact_enumeration
-      >>> from vae_jax.posteriors import BernoulliPosterior
-      >>> q = BernoulliPosterior(jnp.zeros((1, 3)))
+      >>> from vae_jax.distributions import BernoulliDistribution
+      >>> q = BernoulliDistribution(jnp.zeros((1, 3)))
       >>> print(exact_enumeration(lambda z, _: z.sum(-1), q, jax.random.key(0)))
       [1.5]
     """
     require_mean(reduction, "exact_enumeration", "leave_one_out")
-    if not hasattr(posterior, "support"):
+    if not posterior.is_enumerable:
         raise ValueError(
             f"exact_enumeration needs the support of q, and {type(posterior).__name__} "
             "has none"
         )
     # What the examples share leads with an axis of 1.
     batch_size = max(leaf.shape[0] for leaf in jax.tree.leaves(posterior))
-    z = posterior.support()
+    z = posterior.enumerate_support()
     z = jnp.broadcast_to(z, (z.shape[0], batch_size, *z.shape[2:]))
     log_q = posterior.log_prob(z)
 
@@ -126,14 +126,14 @@ def gumbel_softmax(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import gumbel_softmax
-      >>> from vae_jax.posteriors import BernoulliPosterior
-      >>> q = BernoulliPosterior(jnp.zeros((2, 3)))
+      >>> from vae_jax.distributions import BernoulliDistribution
+      >>> q = BernoulliDistribution(jnp.zeros((2, 3)))
       >>> gumbel_softmax(lambda z, _: z.sum(-1), q, jax.random.key(0)).shape
       (2,)
     """
     check_num_samples(num_samples)
     check_temperature(temperature)
-    require_type(posterior, BernoulliPosterior, "gumbel_softmax")
+    require_type(posterior, BernoulliDistribution, "gumbel_softmax")
     shape = (num_samples, *posterior.logits.shape)
     shifted = posterior.logits + jax.random.logistic(key, shape, posterior.logits.dtype)
     relaxed = jax.nn.sigmoid(shifted / temperature)
@@ -174,15 +174,15 @@ def straight_through(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import straight_through
-      >>> from vae_jax.posteriors import BernoulliPosterior
+      >>> from vae_jax.distributions import BernoulliDistribution
       >>> def expectation(logits):
-      ...     q = BernoulliPosterior(logits)
+      ...     q = BernoulliDistribution(logits)
       ...     return straight_through(lambda z, _: z[..., 0], q, jax.random.key(0))[0]
       >>> print(jax.grad(expectation)(jnp.zeros((1, 1))))
       [[0.25]]
     """
     name = "straight_through"
-    require_type(posterior, BernoulliPosterior, name)
+    require_type(posterior, BernoulliDistribution, name)
     bits, _ = constant_draws(posterior, key, num_samples, name)
     path = jnp.broadcast_to(posterior.mean, bits.shape)
     return _through(integrand, posterior, bits, bits, path, reduction, has_aux)
@@ -227,15 +227,15 @@ def rebar(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import rebar
-      >>> from vae_jax.posteriors import BernoulliPosterior
-      >>> q = BernoulliPosterior(jnp.zeros((2, 3)))
+      >>> from vae_jax.distributions import BernoulliDistribution
+      >>> q = BernoulliDistribution(jnp.zeros((2, 3)))
       >>> rebar(lambda z, _: z.sum(-1), q, jax.random.key(0)).shape
       (2,)
     """
     check_num_samples(num_samples)
     require_mean(reduction, "rebar", "leave_one_out")
     check_temperature(temperature)
-    require_type(posterior, BernoulliPosterior, "rebar")
+    require_type(posterior, BernoulliDistribution, "rebar")
     logits = posterior.logits
     shape = (num_samples, *logits.shape)
     free = logits + jax.random.logistic(key, shape, logits.dtype)
@@ -312,8 +312,8 @@ def arm(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import arm
-      >>> from vae_jax.posteriors import BernoulliPosterior
-      >>> q = BernoulliPosterior(jnp.zeros((2, 3)))
+      >>> from vae_jax.distributions import BernoulliDistribution
+      >>> q = BernoulliDistribution(jnp.zeros((2, 3)))
       >>> arm(lambda z, _: z.sum(-1), q, jax.random.key(0)).shape
       (2,)
     """
@@ -360,9 +360,9 @@ def disarm(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import disarm
-      >>> from vae_jax.posteriors import BernoulliPosterior
+      >>> from vae_jax.distributions import BernoulliDistribution
       >>> def expectation(logits):
-      ...     q = BernoulliPosterior(logits)
+      ...     q = BernoulliDistribution(logits)
       ...     return disarm(lambda z, _: z[..., 0], q, jax.random.key(0))[0]
       >>> print(jax.grad(expectation)(jnp.zeros((1, 1))))
       [[0.25]]
@@ -389,7 +389,7 @@ def _antithetic(
     """The gradient sum_d [f(b) - f(b')] weight_d, b = 1[u < p], b' = 1[1 - u < p]."""
     check_num_samples(num_samples)
     require_mean(reduction, name, "leave_one_out")
-    require_type(posterior, BernoulliPosterior, name)
+    require_type(posterior, BernoulliDistribution, name)
     logits = jax.lax.stop_gradient(posterior.logits)
     probability = jax.nn.sigmoid(logits)
     u = jax.random.uniform(key, (num_samples, *logits.shape), logits.dtype)
@@ -403,7 +403,7 @@ def _antithetic(
     def estimate(values: Array) -> Array:
         difference = values[:num_samples] - values[num_samples:]
         gradients = sample_mean(difference[..., None] * weight)
-        surrogate = along_parameters(BernoulliPosterior(gradients), posterior)
+        surrogate = along_parameters(BernoulliDistribution(gradients), posterior)
         return with_surrogate(sample_mean(values), surrogate)
 
     return with_auxiliary(jax.tree.map(estimate, values), aux, has_aux)

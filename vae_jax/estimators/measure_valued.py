@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.estimators.contract import (
     Integrand,
     Reduction,
@@ -18,7 +19,6 @@ from vae_jax.estimators.contract import (
     with_auxiliary,
     with_surrogate,
 )
-from vae_jax.posteriors import DiagonalGaussianPosterior
 from vae_jax.types import Array, Key, Posterior, PyTree
 
 
@@ -62,9 +62,9 @@ def measure_valued(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import measure_valued
-      >>> from vae_jax.posteriors import DiagonalGaussianPosterior
+      >>> from vae_jax.distributions import DiagonalGaussianDistribution
       >>> def probability(mean):  # of z > 0, a step
-      ...     q = DiagonalGaussianPosterior(mean, jnp.zeros((1, 1)))
+      ...     q = DiagonalGaussianDistribution(mean, jnp.zeros((1, 1)))
       ...     f = lambda z, log_q: 1.0 * (z[..., 0] > 0)
       ...     return measure_valued(f, q, jax.random.key(0), num_samples=3)[0]
       >>> print(jax.grad(probability)(jnp.zeros((1, 1))).round(4))
@@ -72,7 +72,7 @@ def measure_valued(
     """
     name = "measure_valued"
     require_mean(reduction, name, "doubly_reparameterized or leave_one_out")
-    require_type(posterior, DiagonalGaussianPosterior, name)
+    require_type(posterior, DiagonalGaussianDistribution, name)
     key, noise_key = jax.random.split(key)
     z, log_q = constant_draws(posterior, key, num_samples, name)
     values, aux = values_of(integrand, z, log_q, has_aux)
@@ -89,7 +89,7 @@ def measure_valued(
     def estimate(values: Array, around: Array) -> Array:
         right, left, maxwell, normal = jnp.moveaxis(jnp.mean(around, axis=2), 1, -1)
         by_scale = (maxwell - normal) / scale
-        gradients = DiagonalGaussianPosterior(
+        gradients = DiagonalGaussianDistribution(
             mean=(right - left) / (scale * jnp.sqrt(2 * jnp.pi)),
             log_var=by_scale * 0.5 * scale,
         )

@@ -65,9 +65,9 @@ def reparameterization(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import reparameterization
-      >>> from vae_jax.posteriors import DiagonalGaussianPosterior
+      >>> from vae_jax.distributions import DiagonalGaussianDistribution
       >>> def mean_square(mean):
-      ...     q = DiagonalGaussianPosterior(mean, jnp.full((1, 1), -20.0))
+      ...     q = DiagonalGaussianDistribution(mean, jnp.full((1, 1), -20.0))
       ...     square = lambda z, log_q: jnp.sum(z**2, axis=-1)
       ...     return reparameterization(square, q, jax.random.key(0))[0]
       >>> print(jax.grad(mean_square)(jnp.ones((1, 1))).round(3))
@@ -122,9 +122,9 @@ def path_derivative(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import path_derivative
-      >>> from vae_jax.posteriors import DiagonalGaussianPosterior
+      >>> from vae_jax.distributions import DiagonalGaussianDistribution
       >>> def elbo(mean):  # of the target N(0, 1): q is right, so the noise is gone
-      ...     q = DiagonalGaussianPosterior(mean, jnp.zeros((1, 1)))
+      ...     q = DiagonalGaussianDistribution(mean, jnp.zeros((1, 1)))
       ...     f = lambda z, log_q: -0.5 * jnp.sum(z**2, axis=-1) - log_q
       ...     return path_derivative(f, q, jax.random.key(0))[0]
       >>> print(jax.grad(elbo)(jnp.zeros((1, 1))))
@@ -191,8 +191,8 @@ def doubly_reparameterized(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import doubly_reparameterized, log_mean_exp
-      >>> from vae_jax.posteriors import DiagonalGaussianPosterior
-      >>> q = DiagonalGaussianPosterior(jnp.zeros((2, 1)), jnp.zeros((2, 1)))
+      >>> from vae_jax.distributions import DiagonalGaussianDistribution
+      >>> q = DiagonalGaussianDistribution(jnp.zeros((2, 1)), jnp.zeros((2, 1)))
       >>> log_weight = lambda z, log_q: -0.5 * (z[..., 0] - 1) ** 2 - log_q
       >>> doubly_reparameterized(
       ...     log_weight,
@@ -231,7 +231,7 @@ def doubly_reparameterized(
     name = "doubly_reparameterized"
     if reduction not in _PATH_WEIGHTS:
         raise ValueError(f"{name} is known for sample_mean and log_mean_exp only")
-    if prior is not None and not hasattr(prior, "to_noise"):
+    if prior is not None and not prior.maps_noise:
         raise ValueError(
             f"{name} with a prior needs its from_noise and to_noise, and "
             f"{type(prior).__name__} has none"

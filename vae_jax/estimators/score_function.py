@@ -69,10 +69,10 @@ def score_function(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import score_function
-      >>> from vae_jax.posteriors import BernoulliPosterior
+      >>> from vae_jax.distributions import BernoulliDistribution
       >>> def expectation(logits):
       ...     f = lambda z, log_q: z[..., 0]
-      ...     q = BernoulliPosterior(logits)
+      ...     q = BernoulliDistribution(logits)
       ...     return score_function(f, q, jax.random.key(0), num_samples=100_000)[0]
       >>> print(jax.grad(expectation)(jnp.zeros((1, 1))).round(2))
       [[0.25]]
@@ -117,8 +117,8 @@ def mean_baseline(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import mean_baseline
-      >>> from vae_jax.posteriors import BernoulliPosterior
-      >>> q = BernoulliPosterior(jnp.zeros((2, 3)))
+      >>> from vae_jax.distributions import BernoulliDistribution
+      >>> q = BernoulliDistribution(jnp.zeros((2, 3)))
       >>> mean_baseline(lambda z, _: z.sum(-1), q, jax.random.key(0)).shape
       (2,)
     """
@@ -168,8 +168,8 @@ def leave_one_out(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import leave_one_out
-      >>> from vae_jax.posteriors import BernoulliPosterior
-      >>> q = BernoulliPosterior(jnp.zeros((2, 3)))
+      >>> from vae_jax.distributions import BernoulliDistribution
+      >>> q = BernoulliDistribution(jnp.zeros((2, 3)))
       >>> leave_one_out(lambda z, _: z.sum(-1), q, jax.random.key(0)).shape
       (2,)
     """
@@ -223,8 +223,8 @@ def optimal_baseline(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import optimal_baseline
-      >>> from vae_jax.posteriors import BernoulliPosterior
-      >>> q = BernoulliPosterior(jnp.zeros((2, 3)))
+      >>> from vae_jax.distributions import BernoulliDistribution
+      >>> q = BernoulliDistribution(jnp.zeros((2, 3)))
       >>> optimal_baseline(lambda z, _: z.sum(-1), q, jax.random.key(0)).shape
       (2,)
     """

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.estimators.contract import (
     Integrand,
     Reduction,
@@ -12,13 +13,12 @@ from vae_jax.estimators.contract import (
     values_of,
     with_auxiliary,
 )
-from vae_jax.posteriors import DiagonalGaussianPosterior
 from vae_jax.types import Key, PyTree
 
 
 def sigma_points(
     integrand: Integrand,
-    posterior: DiagonalGaussianPosterior,
+    posterior: DiagonalGaussianDistribution,
     key: Key,
     *,
     num_samples: int = 1,
@@ -51,13 +51,13 @@ def sigma_points(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax.estimators import sigma_points
-      >>> from vae_jax.posteriors import DiagonalGaussianPosterior
-      >>> q = DiagonalGaussianPosterior(jnp.ones((1, 2)), jnp.zeros((1, 2)))
+      >>> from vae_jax.distributions import DiagonalGaussianDistribution
+      >>> q = DiagonalGaussianDistribution(jnp.ones((1, 2)), jnp.zeros((1, 2)))
       >>> square = lambda z, log_q: jnp.sum(z**2, axis=-1)
       >>> print(sigma_points(square, q, jax.random.key(0)).round(3))
       [4.]
     """
-    if not isinstance(posterior, DiagonalGaussianPosterior):
+    if not isinstance(posterior, DiagonalGaussianDistribution):
         raise ValueError(
             f"sigma_points need a diagonal Gaussian, got {type(posterior).__name__}"
         )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from vae_jax import flows
 from vae_jax.distributions import gaussian
-from vae_jax.posteriors import bound_log_var
+from vae_jax.families import bound_log_var
 from vae_jax.types import Array, Encode, Key, PyTree
 
 

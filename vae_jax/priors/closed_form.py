@@ -11,16 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.distributions import bernoulli, gaussian, multivariate_gaussian
-from vae_jax.distributions.rounding import without_negative
-from vae_jax.posteriors import (
-    BernoulliPosterior,
-    DiagonalGaussianPosterior,
-    FullGaussianPosterior,
-    HouseholderPosterior,
-    LowRankGaussianPosterior,
-    PointMassPosterior,
+from vae_jax.distributions import (
+    BernoulliDistribution,
+    DiagonalGaussianDistribution,
+    FullGaussianDistribution,
+    LowRankGaussianDistribution,
+    PointMassDistribution,
+    bernoulli,
+    gaussian,
+    multivariate_gaussian,
 )
+from vae_jax.distributions.rounding import without_negative
+from vae_jax.families import HouseholderDistribution
 from vae_jax.priors.factorized import (
     ClassConditionalPrior,
     DiagonalGaussianPrior,
@@ -111,9 +113,9 @@ def unit_kl(posterior: Posterior, prior: Prior, prior_params: PyTree) -> Array:
     Example:
       >>> import jax.numpy as jnp
       >>> from vae_jax import StandardNormal
-      >>> from vae_jax.posteriors import DiagonalGaussianPosterior
+      >>> from vae_jax.distributions import DiagonalGaussianDistribution
       >>> from vae_jax.priors import unit_kl
-      >>> q = DiagonalGaussianPosterior(jnp.array([[0.0, 2.0]]), jnp.zeros((1, 2)))
+      >>> q = DiagonalGaussianDistribution(jnp.array([[0.0, 2.0]]), jnp.zeros((1, 2)))
       >>> print(unit_kl(q, StandardNormal(), {}))
       [[0. 2.]]
     """
@@ -130,26 +132,26 @@ def unit_kl(posterior: Posterior, prior: Prior, prior_params: PyTree) -> Array:
     return closed_form(posterior, prior, prior_params)
 
 
-@register_kl(DiagonalGaussianPosterior, StandardNormal, factorized=True)
+@register_kl(DiagonalGaussianDistribution, StandardNormal, factorized=True)
 def _diagonal_to_standard(
-    posterior: DiagonalGaussianPosterior, prior: Prior, prior_params: PyTree
+    posterior: DiagonalGaussianDistribution, prior: Prior, prior_params: PyTree
 ) -> Array:
     return gaussian.diagonal_kl_to_standard_normal(posterior.mean, posterior.log_var)
 
 
-@register_kl(DiagonalGaussianPosterior, ClassConditionalPrior, factorized=True)
-@register_kl(DiagonalGaussianPosterior, DiagonalGaussianPrior, factorized=True)
+@register_kl(DiagonalGaussianDistribution, ClassConditionalPrior, factorized=True)
+@register_kl(DiagonalGaussianDistribution, DiagonalGaussianPrior, factorized=True)
 def _diagonal_to_diagonal(
-    posterior: DiagonalGaussianPosterior, prior: Prior, prior_params: PyTree
+    posterior: DiagonalGaussianDistribution, prior: Prior, prior_params: PyTree
 ) -> Array:
     return gaussian.diagonal_kl_divergence(
         posterior.mean, posterior.log_var, prior_params["mean"], prior_params["log_var"]
     )
 
 
-@register_kl(FullGaussianPosterior, StandardNormal)
+@register_kl(FullGaussianDistribution, StandardNormal)
 def _full_to_standard(
-    posterior: FullGaussianPosterior, prior: Prior, prior_params: PyTree
+    posterior: FullGaussianDistribution, prior: Prior, prior_params: PyTree
 ) -> Array:
     """The diagonal one's, and the squares of the entries below the diagonal."""
     diagonal = gaussian.diagonal_kl_to_standard_normal(
@@ -158,16 +160,16 @@ def _full_to_standard(
     return diagonal + 0.5 * jnp.sum(jnp.square(posterior.below), axis=-1)
 
 
-@register_kl(FullGaussianPosterior, ClassConditionalPrior)
-@register_kl(FullGaussianPosterior, DiagonalGaussianPrior)
+@register_kl(FullGaussianDistribution, ClassConditionalPrior)
+@register_kl(FullGaussianDistribution, DiagonalGaussianPrior)
 def _full_to_diagonal(
-    posterior: FullGaussianPosterior, prior: Prior, prior_params: PyTree
+    posterior: FullGaussianDistribution, prior: Prior, prior_params: PyTree
 ) -> Array:
     """In units of the prior's deviations, in which the prior is N(0, I)."""
     scale = jnp.exp(-0.5 * prior_params["log_var"])
     rows, _ = np.tril_indices(scale.shape[-1], -1)
     return _full_to_standard(
-        FullGaussianPosterior(
+        FullGaussianDistribution(
             (posterior.mean - prior_params["mean"]) * scale,
             posterior.log_var - prior_params["log_var"],
             posterior.below * scale[..., rows],
@@ -177,9 +179,9 @@ def _full_to_diagonal(
     )
 
 
-@register_kl(LowRankGaussianPosterior, StandardNormal)
+@register_kl(LowRankGaussianDistribution, StandardNormal)
 def _low_rank_to_standard(
-    posterior: LowRankGaussianPosterior, prior: Prior, prior_params: PyTree
+    posterior: LowRankGaussianDistribution, prior: Prior, prior_params: PyTree
 ) -> Array:
     diagonal = gaussian.diagonal_kl_to_standard_normal(
         posterior.mean, posterior.log_var
@@ -192,24 +194,24 @@ def _low_rank_to_standard(
     return without_negative(diagonal + 0.5 * (squares - log_ratio))
 
 
-@register_kl(HouseholderPosterior, StandardNormal)
+@register_kl(HouseholderDistribution, StandardNormal)
 def _householder_to_standard(
-    posterior: HouseholderPosterior, prior: Prior, prior_params: PyTree
+    posterior: HouseholderDistribution, prior: Prior, prior_params: PyTree
 ) -> Array:
     """That of its start: N(0, I) looks the same from everywhere."""
     return gaussian.diagonal_kl_to_standard_normal(posterior.start, posterior.log_var)
 
 
-@register_kl(BernoulliPosterior, FactorizedBernoulliPrior, factorized=True)
+@register_kl(BernoulliDistribution, FactorizedBernoulliPrior, factorized=True)
 def _bernoulli_to_bernoulli(
-    posterior: BernoulliPosterior, prior: Prior, prior_params: PyTree
+    posterior: BernoulliDistribution, prior: Prior, prior_params: PyTree
 ) -> Array:
     return bernoulli.kl_divergence(posterior.logits, prior_params["logits"])
 
 
-@register_kl(PointMassPosterior, object)
+@register_kl(PointMassDistribution, object)
 def _point_mass_to_any(
-    posterior: PointMassPosterior, prior: Prior, prior_params: PyTree
+    posterior: PointMassDistribution, prior: Prior, prior_params: PyTree
 ) -> Array:
     """0 by definition: the objective of an autoencoder has no such term."""
     return jnp.zeros(posterior.mean.shape[:-1], posterior.mean.dtype)

@@ -6,9 +6,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from vae_jax.distributions import gaussian
+from vae_jax.distributions import (
+    BernoulliDistribution,
+    DiagonalGaussianDistribution,
+    gaussian,
+)
 from vae_jax.distributions.support import known_values
-from vae_jax.posteriors import BernoulliPosterior, DiagonalGaussianPosterior
 from vae_jax.types import Array, Encode, Key, PyTree
 
 
@@ -105,9 +108,9 @@ class DiagonalGaussianPrior(LearnedPrior):
         """`mean` and `log_var`, `[L]` each."""
         return {"mean": jnp.zeros(latent_dim), "log_var": jnp.zeros(latent_dim)}
 
-    def build(self, prior_params: PyTree) -> DiagonalGaussianPosterior:
+    def build(self, prior_params: PyTree) -> DiagonalGaussianDistribution:
         """The distribution itself, as a batch of one."""
-        return DiagonalGaussianPosterior(
+        return DiagonalGaussianDistribution(
             prior_params["mean"][None], prior_params["log_var"][None]
         )
 
@@ -135,9 +138,9 @@ class FactorizedBernoulliPrior(LearnedPrior):
         """`logits`, `[L]`."""
         return {"logits": jnp.zeros(latent_dim)}
 
-    def build(self, prior_params: PyTree) -> BernoulliPosterior:
+    def build(self, prior_params: PyTree) -> BernoulliDistribution:
         """The distribution itself, as a batch of one."""
-        return BernoulliPosterior(prior_params["logits"][None])
+        return BernoulliDistribution(prior_params["logits"][None])
 
 
 @dataclass(frozen=True)

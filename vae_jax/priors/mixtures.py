@@ -7,12 +7,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from vae_jax.posteriors import (
-    DiagonalGaussianPosterior,
-    FullGaussianPosterior,
-    bound_covariance,
-    bound_log_var,
-)
+from vae_jax.distributions import DiagonalGaussianDistribution, FullGaussianDistribution
+from vae_jax.families import bound_covariance, bound_log_var
 from vae_jax.types import Array, Encode, Key, PyTree
 
 
@@ -69,13 +65,13 @@ class MixtureOfGaussians:
 
     def components(
         self, prior_params: PyTree
-    ) -> DiagonalGaussianPosterior | FullGaussianPosterior:
+    ) -> DiagonalGaussianDistribution | FullGaussianDistribution:
         """N(mean_k, S_k) of every k, a batch of K."""
         mean, log_var = prior_params["mean"], prior_params["log_var"]
         if not self.full_covariance:
-            return DiagonalGaussianPosterior(mean, bound_log_var(log_var))
+            return DiagonalGaussianDistribution(mean, bound_log_var(log_var))
         factor = bound_covariance(log_var, prior_params["below"])
-        return FullGaussianPosterior.from_factor(mean, factor)
+        return FullGaussianDistribution.from_factor(mean, factor)
 
     def sample(
         self,
@@ -136,7 +132,7 @@ class VampPrior:
           ValueError: the posterior has no density at a given z.
         """
         components = encode(jax.nn.sigmoid(prior_params["pseudo_inputs"]))
-        if not components.has_density or not hasattr(components, "log_prob"):
+        if not components.has_log_prob:
             raise ValueError(
                 "a VampPrior is a mixture of densities q(z|u), and "
                 f"{type(components).__name__} has no log_prob"

@@ -39,7 +39,7 @@ def bound_log_var(raw: Array, *, bound: float = LOG_VAR_BOUND) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.posteriors import bound_log_var
+      >>> from vae_jax.families import bound_log_var
       >>> print(bound_log_var(jnp.array([0.0, 1e9])))
       [ 0. 20.]
     """
@@ -47,7 +47,7 @@ def bound_log_var(raw: Array, *, bound: float = LOG_VAR_BOUND) -> Array:
 
 
 def unbound_log_var(log_var: Array, *, bound: float = LOG_VAR_BOUND) -> Array:
-    """What a network has to say for a log-variance: the inverse of `bound_log_var`.
+    """Inverse of `bound_log_var`: the raw output for a log-variance.
 
     raw = 20 artanh(log_var / 20).
 
@@ -60,7 +60,7 @@ def unbound_log_var(log_var: Array, *, bound: float = LOG_VAR_BOUND) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.posteriors import bound_log_var, unbound_log_var
+      >>> from vae_jax.families import bound_log_var, unbound_log_var
       >>> print(bound_log_var(unbound_log_var(jnp.array(-0.5))).round(6))
       -0.5
     """
@@ -83,7 +83,7 @@ def bound_factor(raw: Array, log_var: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.posteriors import bound_factor
+      >>> from vae_jax.families import bound_factor
       >>> print(f"{bound_factor(jnp.array([[1e9]]), jnp.zeros(1)).item():.0f}")
       100
     """
@@ -117,7 +117,7 @@ def bound_covariance(raw_log_var: Array, raw_below: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.posteriors import bound_covariance
+      >>> from vae_jax.families import bound_covariance
       >>> factor = bound_covariance(jnp.zeros(2), jnp.array([1e6]))
       >>> print((factor @ factor.T).round(4))
       [[1.     0.9999]
@@ -150,7 +150,7 @@ def unbound_covariance(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Example:
       >>> import numpy as np
-      >>> from vae_jax.posteriors import bound_covariance, unbound_covariance
+      >>> from vae_jax.families import bound_covariance, unbound_covariance
       >>> wanted = np.array([[4.0, 1.0], [1.0, 2.0]])
       >>> factor = np.asarray(bound_covariance(*unbound_covariance(wanted)))
       >>> print((factor @ factor.T).round(5))
@@ -189,7 +189,7 @@ def bound_ratio(log_var: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.posteriors.bounds import bound_ratio
+      >>> from vae_jax.families.bounds import bound_ratio
       >>> print([f"{one:.3f}" for one in bound_ratio(jnp.array([0.0, -20.0]))])
       ['0.000', '-9.903']
     """

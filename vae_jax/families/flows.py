@@ -14,19 +14,18 @@ import jax.numpy as jnp
 
 from vae_jax import flows
 from vae_jax.distributions import gaussian
-from vae_jax.posteriors.bounds import (
+from vae_jax.families.bounds import (
     CORRELATED_LOG_VAR_BOUND,
     bound_log_var,
     bound_ratio,
 )
-from vae_jax.types import Array, Key, PyTree
+from vae_jax.types import Array, Distribution, Family, Key, PyTree
 
 
-class FlowPosterior:
-    """What the flows share; a subclass has `start`, `log_var` and `move`."""
+class FlowDistribution(Distribution):
+    """Base of the flows; a subclass has `start`, `log_var` and `move`."""
 
-    has_density: ClassVar[bool] = True
-    mean_is_exact: ClassVar[bool] = False
+    has_log_prob: ClassVar[bool] = False
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
         """Samples `[S, B, L]`, moved step by step, and their log q in nats, `[S, B]`.
@@ -47,22 +46,17 @@ class FlowPosterior:
         return z[0]
 
 
-class FlowFamily:
-    """What the families share: no parameters of their own."""
+class FlowFamily(Family):
+    """Base of the families of flows."""
 
-    hyperparameters: ClassVar[tuple[str, ...]] = ()
     latent_space: ClassVar[str] = "real"
     has_log_prob: ClassVar[bool] = False
     begins_with_gaussian: ClassVar[bool] = True
 
-    def init(self, key: Key, *, latent_dim: int) -> dict[str, PyTree]:
-        """No parameters of its own."""
-        return {}
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class PlanarPosterior(FlowPosterior):
+class PlanarDistribution(FlowDistribution):
     """A diagonal Gaussian moved by K planar steps (`flows.planar`).
 
     Attributes:
@@ -99,24 +93,24 @@ class Planar(FlowFamily):
 
     Example:
       >>> from vae_jax import Planar
-      >>> Planar(num_steps=4).num_outputs(latent_dim=20)
+      >>> Planar(num_steps=4).num_outputs(dim=20)
       204
     """
 
     num_steps: int = 4
 
-    def num_outputs(self, latent_dim: int) -> int:
+    def num_outputs(self, dim: int) -> int:
         """Of the Gaussian, and direction, normal and offset of each step."""
-        return 2 * latent_dim + self.num_steps * (2 * latent_dim + 1)
+        return 2 * dim + self.num_steps * (2 * dim + 1)
 
-    def build(self, posterior_params: PyTree, outputs: Array) -> PlanarPosterior:
+    def build(self, params: PyTree, outputs: Array) -> PlanarDistribution:
         """Splits the encoder's outputs."""
         steps = self.num_steps
         latent_dim = (outputs.shape[-1] - steps) // (2 + 2 * steps)
         start, raw, rest = _split(outputs, latent_dim, latent_dim)
         direction, normal, offset = _split(rest, *[steps * latent_dim] * 2)
         shape = (-1, steps, latent_dim)
-        return PlanarPosterior(
+        return PlanarDistribution(
             start,
             bound_log_var(raw),
             direction.reshape(shape),
@@ -127,7 +121,7 @@ class Planar(FlowFamily):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class HouseholderPosterior(FlowPosterior):
+class HouseholderDistribution(FlowDistribution):
     """A diagonal Gaussian turned by K reflections: a Gaussian with correlations.
 
     Attributes:
@@ -139,6 +133,7 @@ class HouseholderPosterior(FlowPosterior):
     start: Array
     log_var: Array
     reflections: Array
+    has_log_prob: ClassVar[bool] = True
     mean_is_exact: ClassVar[bool] = True  # The map is linear.
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
@@ -178,29 +173,29 @@ class Householder(FlowFamily):
 
     Example:
       >>> from vae_jax import Householder
-      >>> Householder(num_steps=4).num_outputs(latent_dim=20)
+      >>> Householder(num_steps=4).num_outputs(dim=20)
       120
     """
 
     num_steps: int = 4
     has_log_prob: ClassVar[bool] = True
 
-    def num_outputs(self, latent_dim: int) -> int:
+    def num_outputs(self, dim: int) -> int:
         """Of the Gaussian, and a vector for each reflection."""
-        return (2 + self.num_steps) * latent_dim
+        return (2 + self.num_steps) * dim
 
-    def build(self, posterior_params: PyTree, outputs: Array) -> HouseholderPosterior:
+    def build(self, params: PyTree, outputs: Array) -> HouseholderDistribution:
         """Splits the encoder's outputs."""
         latent_dim = outputs.shape[-1] // (2 + self.num_steps)
         start, raw, rest = _split(outputs, latent_dim, latent_dim)
         reflections = rest.reshape(-1, self.num_steps, latent_dim)
         log_var = bound_ratio(bound_log_var(raw, bound=CORRELATED_LOG_VAR_BOUND))
-        return HouseholderPosterior(start, log_var, reflections)
+        return HouseholderDistribution(start, log_var, reflections)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class SylvesterPosterior(FlowPosterior):
+class SylvesterDistribution(FlowDistribution):
     """A diagonal Gaussian moved by K Sylvester steps (`flows.sylvester`).
 
     Attributes:
@@ -244,23 +239,23 @@ class Sylvester(FlowFamily):
 
     Example:
       >>> from vae_jax import Sylvester
-      >>> Sylvester(num_steps=1, num_reflections=4).num_outputs(latent_dim=20)
+      >>> Sylvester(num_steps=1, num_reflections=4).num_outputs(dim=20)
       560
     """
 
     num_steps: int = 2
     num_reflections: int = 4
 
-    def num_outputs(self, latent_dim: int) -> int:
+    def num_outputs(self, dim: int) -> int:
         """Of the Gaussian, and all that a step needs for each step."""
-        return 2 * latent_dim + self.num_steps * sum(self._sizes(latent_dim))
+        return 2 * dim + self.num_steps * sum(self._sizes(dim))
 
     def _sizes(self, latent_dim: int) -> tuple[int, int, int, int]:
         """Numbers of a step: reflections, diagonals, other entries, offset."""
         others = latent_dim * (latent_dim - 1)
         return self.num_reflections * latent_dim, 2 * latent_dim, others, latent_dim
 
-    def build(self, posterior_params: PyTree, outputs: Array) -> SylvesterPosterior:
+    def build(self, params: PyTree, outputs: Array) -> SylvesterDistribution:
         """Splits the encoder's outputs."""
         latent_dim = next(
             size
@@ -273,7 +268,7 @@ class Sylvester(FlowFamily):
             steps, *self._sizes(latent_dim)[:-1]
         )
         batch = steps.shape[:2]
-        return SylvesterPosterior(
+        return SylvesterDistribution(
             start,
             bound_log_var(raw),
             reflections.reshape(*batch, self.num_reflections, latent_dim),
@@ -285,7 +280,7 @@ class Sylvester(FlowFamily):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class InverseAutoregressivePosterior(FlowPosterior):
+class InverseAutoregressiveDistribution(FlowDistribution):
     """A diagonal Gaussian moved by gated autoregressive steps, Kingma et al. 2016.
 
     z' = sigma z + (1 - sigma) m, with m and the logit of sigma of latent l given by the
@@ -322,7 +317,7 @@ class InverseAutoregressivePosterior(FlowPosterior):
 
 
 @dataclass(frozen=True)
-class InverseAutoregressive:
+class InverseAutoregressive(FlowFamily):
     """The family of inverse autoregressive flows, Kingma et al. 2016.
 
     Attributes:
@@ -332,28 +327,24 @@ class InverseAutoregressive:
 
     Example:
       >>> from vae_jax import InverseAutoregressive
-      >>> InverseAutoregressive(context_dim=32).num_outputs(latent_dim=20)
+      >>> InverseAutoregressive(context_dim=32).num_outputs(dim=20)
       72
     """
 
     num_steps: int = 2
     hidden_dim: int = 100
     context_dim: int = 32
-    hyperparameters: ClassVar[tuple[str, ...]] = ()
-    latent_space: ClassVar[str] = "real"
-    has_log_prob: ClassVar[bool] = False
-    begins_with_gaussian: ClassVar[bool] = True
 
-    def num_outputs(self, latent_dim: int) -> int:
+    def num_outputs(self, dim: int) -> int:
         """Of the Gaussian, and the context."""
-        return 2 * latent_dim + self.context_dim
+        return 2 * dim + self.context_dim
 
-    def init(self, key: Key, *, latent_dim: int) -> dict[str, PyTree]:
+    def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
         """`step_0`, `step_1`, ...: weights of each step's network."""
         return {
             f"step_{k}": flows.init_autoregressive(
                 jax.random.fold_in(key, k),
-                latent_dim=latent_dim,
+                latent_dim=dim,
                 hidden_dim=self.hidden_dim,
                 context_dim=self.context_dim,
             )
@@ -361,14 +352,16 @@ class InverseAutoregressive:
         }
 
     def build(
-        self, posterior_params: PyTree, outputs: Array
-    ) -> InverseAutoregressivePosterior:
+        self, params: PyTree, outputs: Array
+    ) -> InverseAutoregressiveDistribution:
         """Splits the encoder's outputs; all examples share the networks."""
         latent_dim = (outputs.shape[-1] - self.context_dim) // 2
         start, raw, context = _split(outputs, latent_dim, latent_dim)
-        shared = jax.tree.map(lambda leaf: leaf[None], posterior_params)
+        shared = jax.tree.map(lambda leaf: leaf[None], params)
         steps = tuple(shared[f"step_{k}"] for k in range(self.num_steps))
-        return InverseAutoregressivePosterior(start, bound_log_var(raw), context, steps)
+        return InverseAutoregressiveDistribution(
+            start, bound_log_var(raw), context, steps
+        )
 
 
 def _split(outputs: Array, *sizes: int) -> list[Array]:

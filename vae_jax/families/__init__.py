@@ -1,0 +1,70 @@
+"""Families: the distributions that outputs of a network become.
+
+A family (in the spec, hashable) says how many numbers it wants from an encoder or a
+decoder and builds of them a distribution (a pytree of arrays): `types.Family`. As
+p(x|z) each is a normalised density or probability of x, its constant kept, so that
+figures in nats compare across models.
+"""
+
+from vae_jax.families.bernoulli import (
+    Bernoulli,
+    ContinuousBernoulli,
+    FactorizedBernoulli,
+)
+from vae_jax.families.bounds import (
+    LOG_VAR_BOUND,
+    bound_covariance,
+    bound_factor,
+    bound_log_var,
+    unbound_covariance,
+    unbound_log_var,
+)
+from vae_jax.families.flows import (
+    Householder,
+    HouseholderDistribution,
+    InverseAutoregressive,
+    InverseAutoregressiveDistribution,
+    Planar,
+    PlanarDistribution,
+    Sylvester,
+    SylvesterDistribution,
+)
+from vae_jax.families.gaussian import (
+    DiagonalGaussian,
+    FullCovarianceGaussian,
+    FullGaussian,
+    Gaussian,
+    LowRankGaussian,
+    PerPixelGaussian,
+)
+from vae_jax.families.levels import Categorical, DiscretizedLogistic
+from vae_jax.families.point_mass import PointMass
+
+__all__ = [
+    "LOG_VAR_BOUND",
+    "Bernoulli",
+    "Categorical",
+    "ContinuousBernoulli",
+    "DiagonalGaussian",
+    "DiscretizedLogistic",
+    "FactorizedBernoulli",
+    "FullCovarianceGaussian",
+    "FullGaussian",
+    "Gaussian",
+    "Householder",
+    "HouseholderDistribution",
+    "InverseAutoregressive",
+    "InverseAutoregressiveDistribution",
+    "LowRankGaussian",
+    "PerPixelGaussian",
+    "Planar",
+    "PlanarDistribution",
+    "PointMass",
+    "Sylvester",
+    "SylvesterDistribution",
+    "bound_covariance",
+    "bound_factor",
+    "bound_log_var",
+    "unbound_covariance",
+    "unbound_log_var",
+]

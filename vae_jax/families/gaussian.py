@@ -1,0 +1,259 @@
+"""Gaussian families: one variance, a diagonal, low rank, or all covariances."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from vae_jax.distributions import (
+    DiagonalGaussianDistribution,
+    FullGaussianDistribution,
+    LowRankGaussianDistribution,
+    PrecisionGaussianDistribution,
+    multivariate_gaussian,
+)
+from vae_jax.distributions.support import REAL, Support
+from vae_jax.families.bounds import (
+    CORRELATED_LOG_VAR_BOUND,
+    LOG_VAR_BOUND,
+    bound_covariance,
+    bound_factor,
+    bound_log_var,
+    unbound_log_var,
+)
+from vae_jax.types import Array, Family, Key, PyTree
+
+# Where a variance starts at the data's: a constant pixel has none, and its density
+# must not be what the model is about.
+LEAST_SHARE = 0.1
+# Nearer to its bound a log-variance has no raw value to speak of.
+WITHIN_BOUND = 0.95
+
+
+def raw_log_var_of(data_variance: Array, *, bound: float = LOG_VAR_BOUND) -> Array:
+    """Raw log-variances at which a Gaussian starts with the data's variances.
+
+    Args:
+      data_variance: variance of each dimension, `[P]`; those below a tenth of the mean
+        are raised to it. Where nothing varies (a single example), they count as 1.
+      bound: of the log-variances, as for `bound_log_var`.
+
+    Returns:
+      What `bound_log_var` maps to their logarithms, `[P]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.families.gaussian import raw_log_var_of
+      >>> from vae_jax.families import bound_log_var
+      >>> raw = raw_log_var_of(jnp.array([0.5, 0.3, 0.0]))
+      >>> print([f"{variance:.4f}" for variance in jnp.exp(bound_log_var(raw))])
+      ['0.5000', '0.3000', '0.0267']
+    """
+    mean = jnp.mean(data_variance)
+    raised = jnp.maximum(data_variance, LEAST_SHARE * mean)
+    log_var = jnp.log(jnp.where(mean > 0, raised, 1.0))
+    most = WITHIN_BOUND * bound
+    return unbound_log_var(jnp.clip(log_var, -most, most), bound=bound)
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian(Family):
+    """The family N(mean, diag(exp(log_var))), Kingma & Welling 2014, eq. 9 and 12.
+
+    The second half of the outputs is bounded by `bound_log_var`. As p(x|z) the decoder
+    gives a variance for each pixel, and without a bound one that never changes has an
+    infinite density.
+
+    Example:
+      >>> from vae_jax import DiagonalGaussian
+      >>> DiagonalGaussian().num_outputs(dim=20)
+      40
+    """
+
+    latent_space: ClassVar[str] = "real"
+    support: ClassVar[Support] = REAL
+    begins_with_gaussian: ClassVar[bool] = True
+
+    def num_outputs(self, dim: int) -> int:
+        """A mean and a log-variance for each dimension."""
+        return 2 * dim
+
+    def build(self, params: PyTree, outputs: Array) -> DiagonalGaussianDistribution:
+        """Splits the outputs `[..., 2 D]` into means and log-variances."""
+        mean, raw = jnp.split(outputs, 2, axis=-1)
+        return DiagonalGaussianDistribution(mean, bound_log_var(raw))
+
+    def output_bias(self, data_mean: Array) -> Array:
+        """The data's mean, and variance 1."""
+        return jnp.concatenate([data_mean, jnp.zeros_like(data_mean)])
+
+    def start_at_variance(
+        self, params: PyTree, bias: Array, data_variance: Array
+    ) -> tuple[PyTree, Array]:
+        """The data's variance of each pixel."""
+        mean, _ = jnp.split(bias, 2)
+        return params, jnp.concatenate([mean, raw_log_var_of(data_variance)])
+
+
+PerPixelGaussian = DiagonalGaussian
+
+
+@dataclass(frozen=True)
+class FullGaussian(Family):
+    """The family N(mean(x), S(x)) of Gaussians with all covariances.
+
+    `bound_covariance` makes S of any outputs, so well conditioned that float32 knows
+    the density of its samples. In reach is every S whose correlation matrix has no
+    eigenvalue below 1e-4, with deviations well between 2e-4 and 4.9e3.
+
+    Example:
+      >>> from vae_jax import FullGaussian
+      >>> FullGaussian().num_outputs(dim=20)
+      230
+    """
+
+    latent_space: ClassVar[str] = "real"
+    begins_with_gaussian: ClassVar[bool] = True
+
+    def num_outputs(self, dim: int) -> int:
+        """Means, log-variances, and a number for each pair of latents."""
+        return 2 * dim + dim * (dim - 1) // 2
+
+    def build(self, params: PyTree, outputs: Array) -> FullGaussianDistribution:
+        """Splits the encoder's outputs `[B, 2 L + L (L - 1) / 2]`."""
+        latent_dim = multivariate_gaussian.dimension_of(outputs.shape[-1])
+        mean, *raw = jnp.split(outputs, (latent_dim, 2 * latent_dim), axis=-1)
+        return FullGaussianDistribution.from_factor(mean, bound_covariance(*raw))
+
+
+@dataclass(frozen=True)
+class LowRankGaussian(Family):
+    """The family N(mean(x), F(x) F(x)' + diag(exp(log_var(x)))).
+
+    The log-variances are bounded by `bound_log_var`, F by `bound_factor`.
+
+    Attributes:
+      rank: R, the columns of F.
+
+    Example:
+      >>> from vae_jax import LowRankGaussian
+      >>> LowRankGaussian(rank=2).num_outputs(dim=20)
+      80
+    """
+
+    rank: int = 2
+    latent_space: ClassVar[str] = "real"
+    begins_with_gaussian: ClassVar[bool] = True
+
+    def num_outputs(self, dim: int) -> int:
+        """Means, log-variances and the factor."""
+        return (2 + self.rank) * dim
+
+    def build(self, params: PyTree, outputs: Array) -> LowRankGaussianDistribution:
+        """Splits the encoder's outputs `[B, (2 + R) L]`."""
+        latent_dim = outputs.shape[-1] // (2 + self.rank)
+        mean, raw, factor = jnp.split(outputs, (latent_dim, 2 * latent_dim), axis=-1)
+        factor = factor.reshape(*factor.shape[:-1], latent_dim, self.rank)
+        log_var = bound_log_var(raw)
+        return LowRankGaussianDistribution(mean, log_var, bound_factor(factor, log_var))
+
+
+@dataclass(frozen=True)
+class Gaussian(Family):
+    """The family N(mean(z), s^2 I) with one variance for all pixels.
+
+    The log-variance is the leaf `params.likelihood["log_var"]`, 0 at first. Fixed,
+    it is a setting that training leaves alone: put another there with
+    `params.replace(likelihood={"log_var": ...})`. Learned, it is trained with the
+    weights, `bound_log_var` keeps it within (-20, 20), and `init(x=...)` starts it at
+    the data's variance: on data that vary little, noise of variance 1 hides what the
+    latents could say, and the posterior collapses before the variance has shrunk.
+
+    Attributes:
+      learned_variance: whether training updates the variance.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import Gaussian
+      >>> Gaussian().init(jax.random.key(0), dim=784)
+      {'log_var': Array(0., dtype=float32)}
+    """
+
+    learned_variance: bool = False
+    support: ClassVar[Support] = REAL
+
+    @property
+    def hyperparameters(self) -> tuple[str, ...]:
+        """The variance, unless it is learned."""
+        return () if self.learned_variance else ("log_var",)
+
+    def num_outputs(self, dim: int) -> int:
+        """One mean a pixel."""
+        return dim
+
+    def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
+        """Unit variance."""
+        return {"log_var": jnp.zeros((), jnp.float32)}
+
+    def build(self, params: PyTree, outputs: Array) -> DiagonalGaussianDistribution:
+        """Takes the decoder's outputs `[..., D]` as means."""
+        log_var = params["log_var"]
+        if self.learned_variance:
+            log_var = bound_log_var(log_var)
+        return DiagonalGaussianDistribution(outputs, log_var)
+
+    def output_bias(self, data_mean: Array) -> Array:
+        """The data's mean."""
+        return data_mean
+
+    def start_at_variance(
+        self, params: PyTree, bias: Array, data_variance: Array
+    ) -> tuple[PyTree, Array]:
+        """A learned variance at the data's, the mean over pixels; a fixed one as is."""
+        if self.learned_variance:
+            mean = jnp.mean(data_variance)
+            params = {"log_var": raw_log_var_of(mean)}
+        return params, bias
+
+
+@dataclass(frozen=True)
+class FullCovarianceGaussian(Family):
+    """The family N(mean(z), (A(z) A(z)')^-1): the decoder says mean and covariance.
+
+    A is the factor of the precision, as the density needs no solution of equations then
+    (Dorta et al. 2018), and well conditioned by `bound_covariance`: exp(log_var) is
+    the variance of a pixel given all others. The decoder gives D + D (D + 1) / 2
+    numbers and each example's matrix is factorized, in D^3 operations, so this is for
+    data of few dimensions: 2,144 numbers for 8x8 pixels, 308,504 for 28x28.
+
+    Example:
+      >>> from vae_jax import FullCovarianceGaussian
+      >>> FullCovarianceGaussian().num_outputs(dim=64)
+      2144
+    """
+
+    support: ClassVar[Support] = REAL
+
+    def num_outputs(self, dim: int) -> int:
+        """Means, log-variances and the entries below the diagonal."""
+        return 2 * dim + dim * (dim - 1) // 2
+
+    def build(self, params: PyTree, outputs: Array) -> PrecisionGaussianDistribution:
+        """Splits the decoder's outputs `[..., 2 D + D (D - 1) / 2]`."""
+        data_dim = multivariate_gaussian.dimension_of(outputs.shape[-1])
+        mean, raw, below = jnp.split(outputs, (data_dim, 2 * data_dim), axis=-1)
+        return PrecisionGaussianDistribution(mean, bound_covariance(-raw, below))
+
+    def output_bias(self, data_mean: Array) -> Array:
+        """The data's mean, and precision I."""
+        data_dim = data_mean.shape[-1]
+        rest = jnp.zeros(self.num_outputs(data_dim) - data_dim, data_mean.dtype)
+        return jnp.concatenate([data_mean, rest])
+
+    def start_at_variance(
+        self, params: PyTree, bias: Array, data_variance: Array
+    ) -> tuple[PyTree, Array]:
+        """The data's variance of each pixel, no covariances."""
+        data_dim = data_variance.shape[-1]
+        raw = raw_log_var_of(data_variance, bound=CORRELATED_LOG_VAR_BOUND)
+        return params, bias.at[data_dim : 2 * data_dim].set(raw)

@@ -1,5 +1,6 @@
 """The parts of the KL against quadrature, the MMD against loops, PIWAE against both."""
 
+import dataclasses
 import functools
 
 import jax
@@ -41,9 +42,11 @@ from vae_jax.aggregate import (
 )
 from vae_jax.distributions import DiagonalGaussianDistribution, FullGaussianDistribution
 from vae_jax.estimators import Grouped, leave_one_out
+from vae_jax.model import draw_prior
 
 SPEC = dict(SPECS)["mlp-bernoulli"]
 PARAMS = random_params(SPEC)
+OF_TWO = random_params(dataclasses.replace(SPEC, latent_dim=2))
 X = example_data(SPEC)
 MEANS = np.array([[-1.5, -1.0], [1.5, 1.2], [0.3, -0.4]])
 SCALES = np.array([[0.5, 0.6], [0.4, 0.7], [0.8, 0.5]])
@@ -80,7 +83,7 @@ def mixture():
 def test_the_parts_are_those_of_quadrature(assert_mean):
     """Without the constants of an estimate for a data set, which are no part of it."""
     keys = jax.random.split(jax.random.key(0), 20)
-    run = functools.partial(kl_decomposition, PARAMS, mixture())
+    run = functools.partial(kl_decomposition, OF_TWO, mixture())
     found = jax.jit(lambda keys: jax.lax.map(run, keys))(keys)
     for part, expected in zip(found, by_quadrature(), strict=True):
         assert expected > 0.05
@@ -90,7 +93,7 @@ def test_the_parts_are_those_of_quadrature(assert_mean):
 def test_the_total_correlation_charges_its_parts_and_no_constant(assert_mean):
     keys = jax.random.split(jax.random.key(1), 20)
     penalty = total_correlation(6.0)
-    run = functools.partial(penalty, PARAMS, mixture(), jnp.zeros(1200), step=0)
+    run = functools.partial(penalty, OF_TWO, mixture(), jnp.zeros(1200), step=0)
     charges = jax.jit(lambda keys: jax.lax.map(lambda key: run(key=key), keys))(keys)
     information, correlation, units = by_quadrature()
     assert_mean(charges, information + 6 * correlation + units)
@@ -336,9 +339,7 @@ def test_the_layers_of_several_are_units_of_one_point():
     posterior = encode(params, example_data(spec))
     keys = jax.random.split(key := jax.random.key(6))
     z, _ = posterior.sample_and_log_prob(keys[0], 1)
-    drawn = spec.prior.sample(
-        params.prior, keys[1], num_samples=4, latent_dim=4, encode=None
-    )
+    drawn = draw_prior(params, keys[1], num_samples=4)
     codes, draws = (np.concatenate(leaves, axis=-1) for leaves in (z, drawn))
     assert codes.shape == (1, 4, 9)
     expected = squared_mmd(jnp.asarray(codes[0]), jnp.asarray(draws))

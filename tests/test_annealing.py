@@ -28,6 +28,7 @@ from vae_jax.annealing import (
     reverse_annealed_log_evidence,
     sigmoid_schedule,
 )
+from vae_jax.distributions import DiagonalGaussianDistribution
 
 SETTINGS = ("num_examples", "num_chains", "num_temperatures", "num_leapfrog")
 forward, reverse, bidirectional = (
@@ -154,10 +155,16 @@ def test_numbers_that_are_too_small_are_named(options, name):
         bidirectional_log_evidence(params, jax.random.key(0), num_examples=0)
 
 
-class TwoLayers(StandardNormal):
-    def sample(self, *args, **options):
-        z = super().sample(*args, **options)
+class Twice(DiagonalGaussianDistribution):
+    def sample(self, key, num_samples):
+        z = super().sample(key, num_samples)
         return z, z
+
+
+class TwoLayers(StandardNormal):
+    def build(self, *args, **options):
+        normal = super().build(*args, **options)
+        return Twice(normal.mean, normal.log_var)
 
 
 @pytest.mark.parametrize(

@@ -171,12 +171,13 @@ def test_weights_of_one_and_of_each_example_agree():
 FLOW_PRIOR = AutoregressiveFlow(num_steps=2, hidden_dim=6)
 
 
-def prior_params():
+def flow_prior():
     own = jax.eval_shape(
         lambda key: FLOW_PRIOR.init(key, latent_dim=2, data_shape=(5,)),
         jax.random.key(0),
     )
-    return jax.tree.map(lambda leaf: normal(5, *leaf.shape, scale=0.4), own)
+    own = jax.tree.map(lambda leaf: normal(5, *leaf.shape, scale=0.4), own)
+    return FLOW_PRIOR.build(own, latent_dim=2, encode=None)
 
 
 @pytest.fixture(scope="module")
@@ -184,9 +185,7 @@ def flow_prior_moments():
     """Mass and mean of the prior by a grid."""
     axis = np.linspace(-14, 14, 400)
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(1, -1, 2).astype("f")
-    log_p = jax.jit(FLOW_PRIOR.log_prob, static_argnames="encode")(
-        prior_params(), grid, encode=None
-    )
+    log_p = jax.jit(flow_prior().log_prob)(grid)
     mass = np.exp(np.float64(log_p[0])) * (axis[1] - axis[0]) ** 2
     return mass.sum(), mass @ grid[0], mass @ grid[0] ** 2
 
@@ -198,13 +197,21 @@ def test_a_flow_prior_is_a_density(flow_prior_moments):
 def test_draws_of_a_flow_prior_have_the_moments_of_its_density(
     flow_prior_moments, assert_mean
 ):
-    draws = FLOW_PRIOR.sample(
-        prior_params(), jax.random.key(6), num_samples=20_000, latent_dim=2, encode=None
-    )
+    draws = flow_prior().sample(jax.random.key(6), 20_000)[:, 0]
     _, mean, square = flow_prior_moments
     assert np.abs(mean).max() > 0.1 and np.abs(square - 1).max() > 0.1
     assert_mean(draws, mean)
     assert_mean(np.asarray(draws) ** 2, square)
+
+
+def test_a_flow_prior_maps_noise_to_samples_and_back(key):
+    prior = flow_prior()
+    assert prior.maps_noise
+    noise = jax.random.normal(key, (5, 1, 2))
+    z = prior.from_noise(noise)
+    np.testing.assert_allclose(prior.to_noise(z), noise, atol=1e-4)
+    np.testing.assert_array_equal(z, prior.sample(key, 5))
+    np.testing.assert_array_equal(prior.mean, prior.from_noise(jnp.zeros((1, 2))))
 
 
 @pytest.mark.slow

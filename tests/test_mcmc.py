@@ -316,7 +316,7 @@ def test_samplers_that_follow_gradients_refuse_bits(sampler):
         data_shape=(5,),
     )
     params, x = random_params(spec), jnp.zeros((1, 5))
-    with pytest.raises(ValueError, match="continuous latents, got BernoulliBern"):
+    with pytest.raises(ValueError, match="continuous latents, got Bernoulli"):
         posterior_samples(params, x, jax.random.key(0), sampler=sampler)
     with pytest.raises(ValueError, match="num_chains must be at least 1, got 0"):
         posterior_samples(params, x, jax.random.key(0), num_chains=0)

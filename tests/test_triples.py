@@ -51,12 +51,13 @@ from vae_jax import (
     log_prior,
     trainable,
 )
+from vae_jax.distributions import closed_form_kl
 from vae_jax.estimators import (
     exact_enumeration,
     leave_one_out,
     reparameterization,
 )
-from vae_jax.priors import closed_form_kl
+from vae_jax.model import at_labels, build_prior
 
 NETWORK = MLP((3,), activation=nn.tanh)
 ABOVE = (StochasticLayer(1, encoder=Linear(), decoder=Linear()),)
@@ -274,7 +275,8 @@ def elbos(params, x, labels, key):
     spec = params.spec
     bits = spec.posterior.latent_space == "binary"
     estimator = exact_enumeration if bits else reparameterization
-    pair = type(encode(params, x, labels=labels)), type(spec.prior)
+    prior = build_prior(at_labels(params, labels))
+    pair = type(encode(params, x, labels=labels)), type(prior)
     choices = ["monte_carlo"] + ["analytic"] * (closed_form_kl(*pair) is not None)
 
     def total(params):

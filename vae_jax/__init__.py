@@ -14,6 +14,7 @@ from vae_jax.diagnostics import (
     aggregate_posterior,
     kl_per_unit,
 )
+from vae_jax.distributions import register_kl
 from vae_jax.estimators import reparameterization
 from vae_jax.evaluation import LogEvidence, evaluate, log_evidence
 from vae_jax.families import (
@@ -97,7 +98,6 @@ from vae_jax.priors import (
     MixtureOfGaussians,
     StandardNormal,
     VampPrior,
-    register_kl,
 )
 from vae_jax.schedules import Cyclic, LinearWarmup, cyclic_schedule, warmup_schedule
 from vae_jax.spec import ModelSpec, Params

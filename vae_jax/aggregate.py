@@ -6,7 +6,6 @@ gradient flows through a sample (bits, the choice of a mixture's component) the 
 its distribution brings it.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import chex
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from vae_jax.distributions import BernoulliDistribution, DiagonalGaussianDistribution
 from vae_jax.estimators import leave_one_out, reparameterization
 from vae_jax.estimators.contract import constant_draws, with_surrogate
-from vae_jax.model import encode, with_constant_settings
+from vae_jax.model import build_prior, draw_prior
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Latents, Posterior
 
@@ -50,7 +49,7 @@ def kl_decomposition(params: Params, posterior: Posterior, key: Key) -> KLDecomp
 
     Args:
       params: model parameters; of a prior that depends on labels, at those labels
-        (`model.prior_params`).
+        (`model.at_labels`).
       posterior: q(z|x) of a batch, a product over units.
       key: PRNG key, consumed once.
 
@@ -77,8 +76,7 @@ def kl_decomposition(params: Params, posterior: Posterior, key: Key) -> KLDecomp
             f"{type(posterior).__name__}"
         )
     units = jax.tree.map(lambda leaf: leaf[..., None], posterior)
-    prior, encoder = params.spec.prior, partial(encode, params)
-    own = with_constant_settings(prior, params.prior)
+    prior = build_prior(params)
 
     def parts(z: Array, log_q: Array) -> KLDecomposition:
         # Axes: sample, its example, the posterior of another example, unit.
@@ -86,14 +84,14 @@ def kl_decomposition(params: Params, posterior: Posterior, key: Key) -> KLDecomp
         log_count = jnp.log(each.shape[2])
         log_aggregate = jax.nn.logsumexp(each.sum(axis=-1), axis=2) - log_count
         log_units = jnp.sum(jax.nn.logsumexp(each, axis=2) - log_count, axis=-1)
-        log_p = prior.log_prob(own, z, encode=encoder)
+        log_p = prior.log_prob(z)
         return KLDecomposition(
             mutual_information=log_q - log_aggregate,
             total_correlation=log_aggregate - log_units,
             unit_kl=log_units - log_p,
         )
 
-    if _moves(posterior):
+    if posterior.is_reparameterizable:
         estimates = reparameterization(parts, posterior, key)
     else:
         estimates = leave_one_out(parts, posterior, key)
@@ -128,7 +126,7 @@ def posterior_mmd(params: Params, posterior: Posterior, key: Key) -> Array:
 
     Args:
       params: model parameters; of a prior that depends on labels, at those labels
-        (`model.prior_params`).
+        (`model.at_labels`).
       posterior: q(z|x) of a batch of 2 examples or more.
       key: PRNG key, consumed once.
 
@@ -155,8 +153,8 @@ def posterior_mmd(params: Params, posterior: Posterior, key: Key) -> Array:
             "an MMD compares distinct examples and needs at least 2 examples in a "
             f"batch, got {count}: choose a batch_size that leaves no rest of 1"
         )
-    prior_moves = getattr(params.spec.prior, "is_reparameterizable", False)
-    draws = _draws(params, prior_key, count, moves=prior_moves and _moves(posterior))
+    moves = params.spec.prior.is_reparameterizable and posterior.is_reparameterizable
+    draws = _draws(params, prior_key, count, moves=moves)
     draws = draws._replace(points=draws.points.astype(codes.points.dtype))
     distance = squared_mmd(codes.points, draws.points)
     surrogate = jnp.zeros_like(distance)
@@ -175,14 +173,9 @@ class _Points(NamedTuple):
     log_prob: Array | None = None
 
 
-def _moves(posterior: Posterior) -> bool:
-    """Whether a gradient flows through the samples."""
-    return posterior.is_reparameterizable
-
-
 def _codes(posterior: Posterior, key: Key) -> _Points:
     """A sample of each example."""
-    if _moves(posterior):
+    if posterior.is_reparameterizable:
         z, _ = posterior.sample_and_log_prob(key, 1)
         return _Points(as_points(z)[0])
     z, log_q = constant_draws(posterior, key, 2, "an MMD of discrete latents")
@@ -191,25 +184,14 @@ def _codes(posterior: Posterior, key: Key) -> _Points:
 
 def _draws(params: Params, key: Key, count: int, *, moves: bool) -> _Points:
     """Draws of the prior."""
-    prior, encoder = params.spec.prior, partial(encode, params)
-    own = with_constant_settings(prior, params.prior)
-
-    def draw(key: Key) -> Latents:
-        return prior.sample(
-            own,
-            key,
-            num_samples=count,
-            latent_dim=params.spec.latent_dim,
-            encode=encoder,
-        )
-
     if moves:
-        return _Points(as_points(draw(key)))
+        return _Points(as_points(draw_prior(params, key, num_samples=count)))
     z, others = (
-        jax.lax.stop_gradient(draw(own_key)) for own_key in jax.random.split(key)
+        jax.lax.stop_gradient(draw_prior(params, own_key, num_samples=count))
+        for own_key in jax.random.split(key)
     )
     alone = jax.tree.map(lambda leaf: leaf[None], z)
-    log_p = prior.log_prob(own, alone, encode=encoder)[0]
+    log_p = build_prior(params).log_prob(alone)[0]
     return _Points(as_points(z), as_points(others), log_p)
 
 

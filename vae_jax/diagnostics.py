@@ -10,11 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.aggregate import as_points
+from vae_jax.distributions import unit_kl
 from vae_jax.estimators.contract import check_num_samples
-from vae_jax.model import check_observations, encode, log_prior, prior_params
+from vae_jax.model import (
+    at_labels,
+    build_prior,
+    check_observations,
+    encode,
+    log_prior,
+)
 from vae_jax.objectives import require_density
 from vae_jax.options import require_scalar
-from vae_jax.priors import unit_kl
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Latents, Posterior
 
@@ -186,7 +192,7 @@ def kl_per_unit(params: Params, x: Array, *, labels: Array | None = None) -> Arr
     """
     check_observations(params, x, labels=labels)
     posterior = encode(params, x, labels=labels)
-    kls = unit_kl(posterior, params.spec.prior, prior_params(params, labels))
+    kls = unit_kl(posterior, build_prior(at_labels(params, labels)))
     return jnp.mean(kls, axis=0)
 
 

@@ -15,7 +15,13 @@ import jax.numpy as jnp
 
 from vae_jax.distributions.gaussian import LOG_2PI
 from vae_jax.families import LOG_VAR_BOUND, DiagonalGaussian, Gaussian, unbound_log_var
-from vae_jax.model import as_float, check_observations, decode, log_prior
+from vae_jax.model import (
+    as_float,
+    build_prior,
+    check_observations,
+    decode,
+    log_prior,
+)
 from vae_jax.networks import Linear
 from vae_jax.priors import MixtureOfGaussians, StandardNormal
 from vae_jax.spec import ModelSpec, Params
@@ -225,15 +231,15 @@ def mixture_log_evidence(params: Params, x: Array) -> Array:
     """
     _check_choice(params, "prior", MixtureOfGaussians)
     weights, bias, noise_var = _linear_decoder(params)
-    components = params.spec.prior.components(params.prior)
+    prior = build_prior(params)
 
     def of_component(mean: Array, scale_tril: Array) -> Array:
         model = LinearGaussian(weights @ scale_tril, bias + weights @ mean, noise_var)
         return log_evidence(model, x)
 
+    components = prior.components
     each = jax.vmap(of_component)(components.mean, components.scale_tril)
-    log_weights = jax.nn.log_softmax(params.prior["logits"])
-    return jax.nn.logsumexp(each + log_weights[:, None], axis=0)
+    return jax.nn.logsumexp(each + prior.log_weights[:, None], axis=0)
 
 
 def posterior(model: LinearGaussian, x: Array) -> tuple[Array, Array]:
@@ -551,8 +557,8 @@ def enumeration_log_evidence(
       >>> exact.enumeration_log_evidence(params, jnp.zeros((2, 5))).shape
       (2,)
     """
-    distribution = getattr(params.spec.prior, "build", lambda _: None)(params.prior)
-    if distribution is None or not distribution.is_enumerable:
+    distribution = build_prior(params)
+    if not distribution.is_enumerable:
         raise ValueError(f"enumeration needs a discrete prior, got {params.spec.prior}")
     z = distribution.enumerate_support()[:, 0]
     return jax.nn.logsumexp(_log_joint(params, x, z, chunk_size), axis=0)

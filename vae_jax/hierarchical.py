@@ -15,7 +15,17 @@ from vae_jax import networks
 from vae_jax.distributions import DiagonalGaussianDistribution, gaussian
 from vae_jax.families import DiagonalGaussian, bound_log_var
 from vae_jax.flows import with_shared_weights
-from vae_jax.types import Array, Distribution, Family, Key, Latents, Network, PyTree
+from vae_jax.types import (
+    Array,
+    Distribution,
+    Encode,
+    Family,
+    Key,
+    Latents,
+    Network,
+    Prior,
+    PyTree,
+)
 
 
 @dataclass(frozen=True)
@@ -82,11 +92,6 @@ def conditional_gaussian(
 def _sizes(latent_dim: int, layers: tuple[StochasticLayer, ...]) -> tuple[int, ...]:
     """Units of every layer, the one next to the data first."""
     return (latent_dim, *(layer.latent_dim for layer in layers))
-
-
-def _num_units(weights: PyTree) -> int:
-    """Units of the Gaussian that a network makes."""
-    return weights["output"]["bias"].shape[-1] // 2
 
 
 @partial(
@@ -204,7 +209,7 @@ class HierarchicalGaussian(Family):
 
 
 @dataclass(frozen=True)
-class HierarchicalGaussianPrior:
+class HierarchicalGaussianPrior(Prior):
     """p(z) = N(z_K; 0, I) ... p(z_1|z_2), each a diagonal Gaussian of the one above.
 
     Attributes:
@@ -214,8 +219,7 @@ class HierarchicalGaussianPrior:
       See `HierarchicalGaussian`.
     """
 
-    layers: tuple[StochasticLayer, ...]
-    hyperparameters: ClassVar[tuple[str, ...]] = ()
+    layers: tuple[StochasticLayer, ...] = field()
     latent_space: ClassVar[str] = "real"
     is_reparameterizable: ClassVar[bool] = True
 
@@ -234,49 +238,77 @@ class HierarchicalGaussianPrior:
             for index, layer in enumerate(self.layers)
         }
 
-    def _below(
-        self, prior_params: PyTree, index: int, above: Array
-    ) -> DiagonalGaussianDistribution:
+    def build(
+        self, prior_params: PyTree, *, latent_dim: int, encode: Encode | None
+    ) -> "HierarchicalPriorDistribution":
+        """The layers from the top down, a batch of one."""
+        count = len(self.layers)
+        weights = tuple(prior_params[f"layer_{k + 1}"] for k in range(count))
+        return HierarchicalPriorDistribution(weights, latent_dim, self.layers)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class HierarchicalPriorDistribution(Distribution):
+    """p(z_K) ... p(z_1|z_2), a batch of one.
+
+    Attributes:
+      weights: of the networks that decode to each layer but the last.
+      latent_dim: units of the first layer; static.
+      layers: the layers above the first; static.
+    """
+
+    weights: tuple[PyTree, ...]
+    latent_dim: int = field(metadata={"static": True})
+    layers: tuple[StochasticLayer, ...] = field(metadata={"static": True})
+
+    def _below(self, index: int, above: Array) -> DiagonalGaussianDistribution:
         """P of layer `index` given the one above it."""
-        weights = prior_params[f"layer_{index + 1}"]
         return conditional_gaussian(
             self.layers[index].decoder,
-            weights,
+            self.weights[index],
             above,
-            latent_dim=_num_units(weights),
+            latent_dim=_sizes(self.latent_dim, self.layers)[index],
         )
 
-    def log_prob(self, prior_params: PyTree, z: tuple[Array, ...], *, encode) -> Array:
+    def log_prob(self, value: tuple[Array, ...]) -> Array:
         """Log p(z) in nats, of all layers, `[S, B]`.
 
         Raises:
-          ValueError: z is not a tuple of these layers.
+          ValueError: the value is not a tuple of these layers.
         """
-        lowest = _num_units(prior_params["layer_1"])
-        require_layers(z, _sizes(lowest, self.layers))
-        zero = jnp.zeros((), z[-1].dtype)
-        log_p = gaussian.diagonal_log_prob(z[-1], zero, zero)
+        require_layers(value, _sizes(self.latent_dim, self.layers))
+        zero = jnp.zeros((), value[-1].dtype)
+        log_p = gaussian.diagonal_log_prob(value[-1], zero, zero)
         for index in range(len(self.layers)):
-            below = self._below(prior_params, index, z[index + 1])
-            log_p = log_p + below.log_prob(z[index])
+            below = self._below(index, value[index + 1])
+            log_p = log_p + below.log_prob(value[index])
         return log_p
 
-    def sample(
-        self,
-        prior_params: PyTree,
-        key: Key,
-        *,
-        num_samples: int,
-        latent_dim: int,
-        encode,
-    ) -> tuple[Array, ...]:
-        """Draws from the top down, a tuple of `[num_samples, L]`, the lowest first."""
-        keys = jax.random.split(key, 1 + len(self.layers))
-        shape = (num_samples, self.layers[-1].latent_dim)
-        dtype = jax.tree.leaves(prior_params)[0].dtype
-        latents = [jax.random.normal(keys[0], shape, dtype)]
+    def sample(self, key: Key, num_samples: int) -> tuple[Array, ...]:
+        """Draws from the top down, a tuple of `[S, 1, L]`, the lowest first."""
+        top, *others = jax.random.split(key, 1 + len(self.layers))
+        lowest = [*others, top]
+        sizes = _sizes(self.latent_dim, self.layers)
+        dtype = jax.tree.leaves(self.weights)[0].dtype
+        return self._from_noise(
+            [
+                jax.random.normal(own, (num_samples, 1, size), dtype)
+                for own, size in zip(lowest, sizes, strict=True)
+            ]
+        )
+
+    @property
+    def mean(self) -> tuple[Array, ...]:
+        """The mean of each layer at that of the one above: a point to show."""
+        dtype = jax.tree.leaves(self.weights)[0].dtype
+        sizes = _sizes(self.latent_dim, self.layers)
+        return self._from_noise([jnp.zeros((1, size), dtype) for size in sizes])
+
+    def _from_noise(self, noise: list[Array]) -> tuple[Array, ...]:
+        """Latents of all layers from the noise of each, the lowest first."""
+        latents = [noise[-1]]
         for index in reversed(range(len(self.layers))):
-            below = self._below(prior_params, index, latents[0])
-            noise = jax.random.normal(keys[index + 1], below.mean.shape, dtype)
-            latents.insert(0, below.from_noise(noise))
+            below = self._below(index, latents[0])
+            latents.insert(0, below.from_noise(noise[index]))
         return tuple(latents)

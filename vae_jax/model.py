@@ -467,7 +467,7 @@ def prior_params(params: Params, labels: Array | None = None) -> PyTree:
       labels: as for `encode`.
 
     Returns:
-      What the methods of `params.spec.prior` take.
+      What `build` of `params.spec.prior` takes.
 
     Example:
       >>> import jax
@@ -478,9 +478,87 @@ def prior_params(params: Params, labels: Array | None = None) -> PyTree:
     """
     labels = _class_weights(params.spec, labels)
     own = with_constant_settings(params.spec.prior, params.prior)
-    if hasattr(params.spec.prior, "given"):
-        return params.spec.prior.given(own, labels)
-    return own
+    return params.spec.prior.given(own, labels)
+
+
+def at_labels(params: Params, labels: Array | None) -> Params:
+    """The model with its prior at given labels, where it depends on them.
+
+    Args:
+      params: model parameters.
+      labels: as for `encode`.
+
+    Returns:
+      `Params` for `build_prior` and `draw_prior`.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import ModelSpec, init
+      >>> from vae_jax.model import at_labels
+      >>> at_labels(init(ModelSpec(), jax.random.key(0)), None).prior
+      {}
+    """
+    return params.replace(prior=prior_params(params, labels))
+
+
+def build_prior(params: Params) -> Distribution:
+    """The prior p(z) of a model that is `at_labels`.
+
+    Args:
+      params: model parameters; of a prior that depends on labels, at those labels.
+
+    Returns:
+      A `types.Distribution`, a batch of one, or one for each label.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import ModelSpec, init
+      >>> from vae_jax.model import build_prior
+      >>> build_prior(init(ModelSpec(latent_dim=2), jax.random.key(0))).mean
+      Array([[0., 0.]], dtype=float32, weak_type=True)
+    """
+    prior = params.spec.prior
+    built = prior.build(
+        with_constant_settings(prior, params.prior),
+        latent_dim=params.spec.latent_dim,
+        encode=partial(encode, params),
+    )
+    return require_distribution(prior, built)
+
+
+def draw_prior(params: Params, key: Key, *, num_samples: int) -> Latents:
+    """Draws of the prior of a model that is `at_labels`, one for each label if any.
+
+    Args:
+      params: model parameters; of a prior that depends on labels, at those labels.
+      key: PRNG key, consumed once.
+      num_samples: how many.
+
+    Returns:
+      `[num_samples, L]`.
+
+    Raises:
+      ValueError: another number of labels.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import ModelSpec, init
+      >>> from vae_jax.model import draw_prior
+      >>> params = init(ModelSpec(), jax.random.key(0))
+      >>> draw_prior(params, jax.random.key(1), num_samples=3).shape
+      (3, 20)
+    """
+    prior = build_prior(params)
+    if not params.spec.prior.depends_on_labels:
+        z = prior.sample(key, num_samples)
+        return jax.tree.map(lambda leaf: leaf[:, 0], z)
+    z = jax.tree.map(lambda leaf: leaf[0], prior.sample(key, 1))
+    count = jax.tree.leaves(z)[0].shape[0]
+    if count != num_samples:
+        raise ValueError(
+            f"labels must be one for each of {num_samples} samples, got {count}"
+        )
+    return z
 
 
 def log_prior(params: Params, z: Latents, *, labels: Array | None = None) -> Array:
@@ -505,13 +583,12 @@ def log_prior(params: Params, z: Latents, *, labels: Array | None = None) -> Arr
       [[-1.837877]]
     """
     _check_latents(params.spec, z)
-    own = prior_params(params, labels)
-    return params.spec.prior.log_prob(own, z, encode=partial(encode, params))
+    return build_prior(at_labels(params, labels)).log_prob(z)
 
 
 def _check_latents(spec: ModelSpec, z: Latents) -> None:
     """Refuses latents of another size; a prior of several layers asks by itself."""
-    if getattr(spec.prior, "layers", ()):
+    if spec.prior.layers is not None:
         return
     shape = None if isinstance(z, tuple) else jnp.shape(z)
     if shape is None or shape[-1:] != (spec.latent_dim,):
@@ -583,13 +660,7 @@ def generate(
       (16, 784)
     """
     prior_key, likelihood_key = jax.random.split(key)
-    z = params.spec.prior.sample(
-        prior_params(params, labels),
-        prior_key,
-        num_samples=num_samples,
-        latent_dim=params.spec.latent_dim,
-        encode=partial(encode, params),
-    )
+    z = draw_prior(at_labels(params, labels), prior_key, num_samples=num_samples)
     dtype = jax.tree.leaves(params.decoder)[0].dtype
     z = jax.tree.map(lambda leaf: leaf.astype(dtype), z)
     likelihood = decode(params, z, labels=labels)

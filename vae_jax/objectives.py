@@ -9,20 +9,27 @@ log p(x) at every step. Everything is summed over data and latent dimensions,
 averaged over the batch, and to be maximised.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from vae_jax.distributions import closed_form_kl
 from vae_jax.estimators import Grouped, log_mean_exp, reparameterization
 from vae_jax.estimators.contract import check_num_samples, with_surrogate
 from vae_jax.estimators.reductions import Reduction
-from vae_jax.model import as_float, decode, encode, log_prior, prior_params
+from vae_jax.model import (
+    as_float,
+    at_labels,
+    build_prior,
+    decode,
+    encode,
+    log_prior,
+)
 from vae_jax.options import require_scalar
-from vae_jax.priors import closed_form_kl
 from vae_jax.spec import Params
-from vae_jax.types import Array, Estimator, Key, Latents, Posterior
+from vae_jax.types import Array, Distribution, Estimator, Key, Latents, Posterior
 
 KL_CHOICES = ("auto", "analytic", "monte_carlo")
 
@@ -107,19 +114,18 @@ def elbo_terms(
     x = as_float(x, _dtype_of(params))
     if posterior is None:
         posterior = encode(params, x, labels=labels)
-    closed_form = _select_kl(posterior, params.spec.prior, kl)
+    prior = build_prior(at_labels(params, labels))
+    closed_form = _select_kl(posterior, prior, kl)
 
     def integrand(z: Latents, log_q: Array) -> dict[str, Array]:
         values = {"log_likelihood": decode(params, z, labels=labels).log_prob(x)}
         if closed_form is None:
-            values["kl_divergence"] = log_q - log_prior(params, z, labels=labels)
+            values["kl_divergence"] = log_q - prior.log_prob(z)
         return values
 
     means = estimator(integrand, posterior, key, num_samples=num_samples)
     if closed_form is not None:
-        own = prior_params(params, labels)
-        divergence = closed_form(posterior, params.spec.prior, own)
-        means["kl_divergence"] = divergence
+        means["kl_divergence"] = closed_form(posterior, prior)
     # A [B] against a [B, 1] would broadcast without a word.
     chex.assert_shape(list(means.values()), (x.shape[0],))
     return ELBOTerms(means["log_likelihood"] - beta * means["kl_divergence"], **means)
@@ -280,10 +286,11 @@ def importance_weighted_terms(
     x = as_float(x, _dtype_of(params))
     posterior = encode(params, x, labels=labels)
     require_density(posterior, "an importance-weighted bound")
+    prior = build_prior(at_labels(params, labels))
 
     def integrand(z: Latents, log_q: Array) -> tuple[Array, tuple[Array, Array]]:
         log_likelihood = decode(params, z, labels=labels).log_prob(x)
-        log_p = log_prior(params, z, labels=labels)
+        log_p = prior.log_prob(z)
         chex.assert_equal_shape([log_likelihood, log_p])
         return log_likelihood + log_p - log_q, (log_likelihood, log_q - log_p)
 
@@ -295,10 +302,9 @@ def importance_weighted_terms(
         reduction=reduction,
         has_aux=True,
     )
-    closed_form = _select_kl(posterior, params.spec.prior, "auto")
+    closed_form = _select_kl(posterior, prior, "auto")
     if closed_form is not None:
-        own = prior_params(params, labels)
-        kl_divergence = closed_form(posterior, params.spec.prior, own)
+        kl_divergence = closed_form(posterior, prior)
     terms = jax.lax.stop_gradient((log_likelihood, kl_divergence))
     chex.assert_shape([bound, *terms], (x.shape[0],))
     return ImportanceWeightedTerms(bound, *terms)
@@ -469,7 +475,7 @@ def require_density(posterior: Posterior, purpose: str) -> None:
         )
 
 
-def _select_kl(posterior: Posterior, prior: Any, kl: str):
+def _select_kl(posterior: Posterior, prior: Distribution, kl: str):
     """The closed form to use, or None for an estimate from samples."""
     if kl not in KL_CHOICES:
         raise ValueError(f"kl must be one of {', '.join(KL_CHOICES)}, got {kl!r}")

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.aggregate import KLDecomposition, kl_decomposition, posterior_mmd
+from vae_jax.distributions import closed_form_kl, unit_kl
+from vae_jax.model import build_prior
 from vae_jax.options import register_options, require_scalar
-from vae_jax.priors import closed_form_kl, unit_kl
 from vae_jax.schedules import Scheduled, at_step
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Posterior
@@ -112,19 +113,19 @@ class FreeBits:
 
     def __call__(self, params, posterior, kl_divergence, key, step, *, axis_name=None):
         """See `Penalty`."""
-        prior = params.spec.prior
+        prior = build_prior(params)
         if self.per == "unit":
-            kls = unit_kl(posterior, prior, params.prior)
+            kls = unit_kl(posterior, prior)
             return jnp.sum(jnp.maximum(_batch_mean(kls, axis_name), self.nats))
         closed_form = closed_form_kl(type(posterior), type(prior))
         if closed_form is None:
             raise ValueError(
                 "free bits of each example need a closed-form KL, and "
-                f"{type(posterior).__name__} and {prior} have none: register one "
-                "(register_kl), choose another pair, or aim the mean KL at a target "
-                "(capacity)"
+                f"{type(posterior).__name__} and {type(prior).__name__} have none: "
+                "register one (register_kl), choose another pair, or aim the mean KL "
+                "at a target (capacity)"
             )
-        kls = closed_form(posterior, prior, params.prior)
+        kls = closed_form(posterior, prior)
         return jnp.mean(jnp.maximum(kls, self.nats))
 
 

@@ -18,11 +18,6 @@ from vae_jax.priors import StandardNormal
 from vae_jax.types import Family, Network, Prior, PyTree
 
 COMPUTE_DTYPES = (None, "bfloat16", "float16", "float32", "float64")
-_METHODS = {
-    "encoder": ("init", "apply"),
-    "decoder": ("init", "apply"),
-    "prior": ("init", "log_prob", "sample"),
-}
 
 
 @dataclass(frozen=True)
@@ -72,10 +67,12 @@ class ModelSpec:
     compute_dtype: str | None = None
 
     def __post_init__(self):
-        for name, methods in _METHODS.items():
-            _check_choice(name, getattr(self, name), methods)
-        _check_family("posterior", self.posterior, "latent_space", "q(z|x)")
-        _check_family("likelihood", self.likelihood, "support", "p(x|z)")
+        _check_network("encoder", self.encoder)
+        _check_network("decoder", self.decoder)
+        _check_choice("posterior", self.posterior, Family)
+        _check_choice("prior", self.prior, Prior)
+        _check_choice("likelihood", self.likelihood, Family)
+        _check_sides(self)
         _check_size("latent_dim", self.latent_dim)
         if not isinstance(self.data_shape, tuple) or not self.data_shape:
             raise ValueError(
@@ -99,31 +96,43 @@ class ModelSpec:
         return math.prod(self.data_shape)
 
 
-def _check_choice(name: str, choice: Any, methods: tuple[str, ...]) -> None:
-    """Refuses what cannot be hashed or does not obey the protocol of its field."""
-    if isinstance(choice, type):
-        raise ValueError(f"{name} must be an instance: write {choice.__name__}(...)")
-    missing = [method for method in methods if not hasattr(choice, method)]
+def _check_network(name: str, network: Any) -> None:
+    """Refuses what is no Linen module, which an adapter need not subclass."""
+    _check_instance(name, network)
+    missing = [method for method in ("init", "apply") if not hasattr(network, method)]
     if missing:
-        raise ValueError(f"{name} {choice!r} lacks {', '.join(missing)}")
+        raise ValueError(f"{name} {network!r} lacks {', '.join(missing)}")
+    _check_hash(name, network)
+
+
+def _check_choice(name: str, choice: Any, base: type) -> None:
+    """Refuses what does not subclass its base, which has the defaults."""
+    _check_instance(name, choice)
+    if not isinstance(choice, base):
+        raise ValueError(
+            f"{name} must be a {base.__name__}, got {choice!r}: its class must "
+            f"subclass vae_jax.types.{base.__name__}"
+        )
     _check_hash(name, choice)
 
 
-def _check_family(name: str, choice: Any, declaration: str, role: str) -> None:
-    """Refuses what is no family, or none for this side of the model."""
+def _check_instance(name: str, choice: Any) -> None:
     if isinstance(choice, type):
         raise ValueError(f"{name} must be an instance: write {choice.__name__}(...)")
-    if not isinstance(choice, Family):
+
+
+def _check_sides(spec: "ModelSpec") -> None:
+    """Refuses a family on a side of the model that it does not declare."""
+    if spec.posterior.latent_space is None:
         raise ValueError(
-            f"{name} must be a family, got {choice!r}: its class must subclass "
-            "vae_jax.types.Family"
+            f"posterior {spec.posterior!r} is no family of q(z|x): it declares no "
+            "latent_space (types.Family)"
         )
-    if getattr(choice, declaration) is None:
+    if spec.likelihood.support is None:
         raise ValueError(
-            f"{name} must be a family of {role}, and {choice!r} declares no "
-            f"{declaration} (types.Family)"
+            f"likelihood {spec.likelihood!r} is no family of p(x|z): it declares no "
+            "support (types.Family)"
         )
-    _check_hash(name, choice)
 
 
 def _check_hash(name: str, choice: Any) -> None:
@@ -139,9 +148,8 @@ def _check_hash(name: str, choice: Any) -> None:
 def _check_latents(spec: "ModelSpec") -> None:
     """Refuses a posterior and a prior that are not about the same latents."""
     pair = f"posterior {spec.posterior} and prior {spec.prior}"
-    layers = getattr(spec.prior, "layers", None)
-    spaces = (spec.posterior.latent_space, getattr(spec.prior, "latent_space", None))
-    if spec.posterior.layers != layers:
+    spaces = (spec.posterior.latent_space, spec.prior.latent_space)
+    if spec.posterior.layers != spec.prior.layers:
         raise ValueError(f"{pair} must have the same stochastic layers")
     if spaces[1] not in (None, spaces[0]):
         raise ValueError(
@@ -149,8 +157,7 @@ def _check_latents(spec: "ModelSpec") -> None:
             f"{spaces[0]}, of the second {spaces[1]}; FactorizedBernoulli() goes with "
             "FactorizedBernoulliPrior()"
         )
-    mixture = getattr(spec.prior, "is_mixture_of_posteriors", False)
-    if mixture and not spec.posterior.has_log_prob:
+    if spec.prior.is_mixture_of_posteriors and not spec.posterior.has_log_prob:
         raise ValueError(
             f"{pair}: the prior is a mixture of densities q(z|u), and the posterior "
             "has none at a given z; choose one with has_log_prob (DiagonalGaussian(), "
@@ -160,19 +167,19 @@ def _check_latents(spec: "ModelSpec") -> None:
 
 def _check_labels(spec: "ModelSpec") -> None:
     """Refuses a prior that takes labels in a model without, and the reverse."""
-    classes = getattr(spec.prior, "num_classes", spec.num_classes)
-    if classes != spec.num_classes:
+    prior = spec.prior
+    if prior.num_classes not in (None, spec.num_classes):
         raise ValueError(
-            f"prior {spec.prior} has {classes} classes, and num_classes is "
+            f"prior {prior} has {prior.num_classes} classes, and num_classes is "
             f"{spec.num_classes}"
         )
-    if hasattr(spec.prior, "given") and not spec.num_classes:
+    if prior.depends_on_labels and not spec.num_classes:
         raise ValueError(
-            f"prior {spec.prior} depends on labels, and num_classes is 0: set it"
+            f"prior {prior} depends on labels, and num_classes is 0: set it"
         )
-    if spec.num_classes and getattr(spec.prior, "is_mixture_of_posteriors", False):
+    if spec.num_classes and prior.is_mixture_of_posteriors:
         raise ValueError(
-            f"prior {spec.prior} encodes without labels, and num_classes is "
+            f"prior {prior} encodes without labels, and num_classes is "
             f"{spec.num_classes}; choose another prior, or num_classes=0"
         )
 

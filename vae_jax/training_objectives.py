@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from vae_jax.estimators import Grouped, log_mean_exp, reparameterization
 from vae_jax.estimators.contract import check_num_samples
 from vae_jax.estimators.reductions import Reduction
-from vae_jax.model import encode, prior_params
+from vae_jax.model import at_labels, encode
 from vae_jax.objectives import (
     ELBOTerms,
     ImportanceWeightedTerms,
@@ -106,7 +106,7 @@ class ELBO:
         )
         metrics = _logged(terms)
         charge = self.penalty(
-            params.replace(prior=prior_params(params, labels)),
+            at_labels(params, labels),
             posterior,
             terms.kl_divergence,
             penalty_key,

@@ -173,50 +173,51 @@ Posterior = Distribution
 """q(z|x) of a batch."""
 
 
-class Prior(Protocol):
+class Prior(ABC):
     """The choice of p(z); fixed, or with parameters of its own.
 
-    `encode` is handed to it because the density of a VampPrior is a mixture of
-    the encoder's posteriors at learned pseudo-inputs. A prior that depends on labels
-    adds `given(prior_params, labels [B, C])`, which returns the parameters that the
-    other methods take, with a batch axis, and declares `num_classes`.
-
-    It declares `latent_space` and `layers` as a `PosteriorFamily` does. A prior on the
-    values of whatever posterior it is paired with leaves `latent_space` out. One whose
-    density calls `encode`, and `log_prob` of what that returns, declares
-    `is_mixture_of_posteriors = True`: it needs a posterior with that method, and a
-    model without labels, as it has none to give.
-
-    `is_reparameterizable = True` declares that the gradient of E_p[f(z)] by the prior's
-    parameters flows through its draws: none of them decides what is chosen (a
-    component, a bit), and where `encode` is called, its posterior's samples are
-    differentiable. Where the attribute is absent the gradient is taken from `log_prob`,
-    which is right for every prior and noisier.
+    Attributes:
+      hyperparameters: as for `Family`.
+      latent_space: as for `Family`; None for a prior on the values of whatever
+        posterior it is paired with.
+      layers: as for `Family`.
+      depends_on_labels: its parameters differ by class (`given`).
+      num_classes: those of its labels; None for any number.
+      is_mixture_of_posteriors: its density is made of those of `encode`. It needs a
+        posterior with `log_prob`, and a model without labels, as it has none to give.
+      is_reparameterizable: the gradient of E_p[f(z)] by the prior's parameters flows
+        through its draws: none of them decides what is chosen (a component, a bit).
+        Where it does not, the gradient is taken from `log_prob`, which is right for
+        every prior and noisier.
     """
 
-    hyperparameters: tuple[str, ...]
+    hyperparameters: tuple[str, ...] = ()
+    latent_space: ClassVar[str | None] = None
+    layers: tuple[Any, ...] | None = None
+    depends_on_labels: ClassVar[bool] = False
+    num_classes: int | None = None
+    is_mixture_of_posteriors: ClassVar[bool] = False
+    is_reparameterizable: ClassVar[bool] = False
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
     ) -> dict[str, PyTree]:
         """Parameters of the prior; `{}` for none."""
-        ...
+        return {}
 
-    def log_prob(self, prior_params: PyTree, z: Latents, *, encode: Encode) -> Array:
-        """Log p(z) of `[S, B, L]`, as `[S, B]`."""
-        ...
+    @abstractmethod
+    def build(
+        self, prior_params: PyTree, *, latent_dim: int, encode: Encode
+    ) -> Distribution:
+        """P(z), a batch of one; of parameters that are `given` labels, of B.
 
-    def sample(
-        self,
-        prior_params: PyTree,
-        key: Key,
-        *,
-        num_samples: int,
-        latent_dim: int,
-        encode: Encode,
-    ) -> Latents:
-        """Draws from p(z), `[num_samples, L]`."""
-        ...
+        `encode` is handed to it because the density of a VampPrior is a mixture of
+        the encoder's posteriors at learned pseudo-inputs.
+        """
+
+    def given(self, prior_params: PyTree, labels: Array) -> PyTree:
+        """The parameters at labels `[B, C]`, for `build`, with a batch axis."""
+        return prior_params
 
 
 class Estimator(Protocol):

@@ -319,13 +319,26 @@ class LogProbOfItsOwn(DiagonalGaussianDistribution):
 
 
 @pytree
+class SamplesOfItsOwn(DiagonalGaussianDistribution):
+    mean: jax.Array
+    log_var: jax.Array
+
+    def sample(self, key, num_samples):
+        return 2 * super().sample(key, num_samples)
+
+    def sample_and_log_prob(self, key, num_samples):
+        right = DiagonalGaussianDistribution(self.mean, self.log_var)
+        return right.sample_and_log_prob(key, num_samples)
+
+
+@pytree
 class KLOfLogVar(DiagonalGaussianDistribution):
     mean: jax.Array
     log_var: jax.Array
 
 
-@register_kl(KLOfLogVar, StandardNormal)
-def _log_var_for_its_exponential(posterior, prior, prior_params):
+@register_kl(KLOfLogVar, DiagonalGaussianDistribution)
+def _log_var_for_its_exponential(posterior, prior):
     log_var = posterior.log_var
     terms = jnp.square(posterior.mean) + log_var - 1 - log_var
     return 0.5 * jnp.sum(terms, axis=-1)
@@ -337,8 +350,8 @@ class KLWithoutHalf(DiagonalGaussianDistribution):
     log_var: jax.Array
 
 
-@register_kl(KLWithoutHalf, StandardNormal)
-def _without_half(posterior, prior, prior_params):
+@register_kl(KLWithoutHalf, DiagonalGaussianDistribution)
+def _without_half(posterior, prior):
     return 2 * gaussian.diagonal_kl_to_standard_normal(
         posterior.mean, posterior.log_var
     )
@@ -432,16 +445,34 @@ def with_bits(posterior_class):
     return replace(SMALL, posterior=Family(), prior=FactorizedBernoulliPrior())
 
 
-@dataclass(frozen=True)
-class SampleInColumns(StandardNormal):
-    def sample(self, prior_params, key, **options):
-        return super().sample(prior_params, key, **options)[:, None]
+def with_prior(prior_class):
+    """SMALL with another class for what its standard normal prior builds."""
+
+    @dataclass(frozen=True)
+    class Prior(StandardNormal):
+        def build(self, prior_params, **options):
+            normal = super().build(prior_params, **options)
+            return prior_class(normal.mean, normal.log_var)
+
+    return replace(SMALL, prior=Prior())
 
 
-@dataclass(frozen=True)
-class WiderSamples(StandardNormal):
-    def sample(self, prior_params, key, **options):
-        return 1.3 * super().sample(prior_params, key, **options)
+@pytree
+class SampleInColumns(DiagonalGaussianDistribution):
+    mean: jax.Array
+    log_var: jax.Array
+
+    def sample(self, key, num_samples):
+        return super().sample(key, num_samples)[:, :, None]
+
+
+@pytree
+class WiderSamples(DiagonalGaussianDistribution):
+    mean: jax.Array
+    log_var: jax.Array
+
+    def sample(self, key, num_samples):
+        return 1.3 * super().sample(key, num_samples)
 
 
 @pytree
@@ -515,8 +546,12 @@ class CentersBatch(nn.Module):
 DEFECTS = {
     "column-mean": (with_posterior(ColumnMean), {"shapes of the posterior"}),
     "prior-columns": (
-        replace(SMALL, prior=SampleInColumns()),
+        with_prior(SampleInColumns),
         {"shapes of the prior"},
+    ),
+    "two-ways-to-draw": (
+        with_posterior(SamplesOfItsOwn),
+        {"samples come with their log q"},
     ),
     "integer-draws": (with_likelihood(IntegerDraws), {"shapes of the likelihood"}),
     "standardizes-constant-images": (
@@ -561,7 +596,7 @@ DEFECTS = {
         {"posterior has mass one"},
     ),
     "prior-draws-wider": (
-        replace(SMALL, prior=WiderSamples()),
+        with_prior(WiderSamples),
         {"prior keeps its mass"},
     ),
     "without-log-var": (
@@ -594,7 +629,7 @@ def assert_each_says_what_was_expected(report):
 
 
 # What peers got wrong, and what is quick; `make test-slow` has them all.
-QUICK = ("kl-of-log-var", "mean-over-pixels")
+QUICK = ("kl-of-log-var", "mean-over-pixels", "two-ways-to-draw")
 
 
 @pytest.mark.parametrize(

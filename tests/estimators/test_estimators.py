@@ -52,7 +52,7 @@ from vae_jax.estimators import (
     straight_through,
     vimco,
 )
-from vae_jax.model import prior_params
+from vae_jax.model import at_labels, build_prior
 
 MEAN, LOG_VAR = np.float32([[0.3, -1.2]]), np.float32([[0.4, -0.8]])
 VAR = np.exp(LOG_VAR)
@@ -808,7 +808,7 @@ def test_the_elbos_gradient_is_the_same_by_every_estimator(name, default_gradien
 
 def test_the_bound_of_a_model_doubly_reparameterizes_its_prior_as_documented():
     def objective(params, x, key):
-        prior = params.spec.prior.build(prior_params(params))
+        prior = build_prior(params)
         frozen = params.replace(prior=jax.lax.stop_gradient(params.prior))
         estimator = P(doubly_reparameterized, prior=prior)
         return importance_weighted_bound(
@@ -845,7 +845,7 @@ def test_the_prior_of_each_class_is_doubly_reparameterized_at_the_labels(
     x = np.float64(example_data(CONDITIONAL)[:2])
 
     def objective(params, key):
-        prior = params.spec.prior.build(prior_params(params, labels))
+        prior = build_prior(at_labels(params, labels))
         return importance_weighted_bound(
             params.replace(prior=jax.lax.stop_gradient(params.prior)),
             x,

@@ -11,7 +11,6 @@ from conftest import covariance_of
 
 from vae_jax import (
     MLP,
-    DiagonalGaussianPrior,
     FullCovarianceGaussian,
     FullGaussian,
     Gaussian,
@@ -28,10 +27,14 @@ from vae_jax import (
     flows,
     init,
 )
-from vae_jax.distributions import FullGaussianDistribution, LowRankGaussianDistribution
+from vae_jax.distributions import (
+    DiagonalGaussianDistribution,
+    FullGaussianDistribution,
+    LowRankGaussianDistribution,
+    closed_form_kl,
+)
 from vae_jax.estimators import path_derivative, reparameterization
 from vae_jax.families import bound_covariance, unbound_covariance
-from vae_jax.priors import closed_form_kl
 
 CORRELATED = [FullGaussian(), Householder(4), LowRankGaussian(2)]
 
@@ -78,8 +81,8 @@ def test_float32_knows_the_density_of_its_own_samples(family, latent_dim, key):
         """Of all that an estimator may differentiate, of ordinary size."""
         posterior = family.build({}, outputs)
         z, log_q = posterior.sample_and_log_prob(key, 2)
-        closed_form = closed_form_kl(type(posterior), StandardNormal)
-        divergence = closed_form(posterior, StandardNormal(), {})
+        prior = StandardNormal().build({}, latent_dim=latent_dim, encode=None)
+        divergence = closed_form_kl(type(posterior), type(prior))(posterior, prior)
         at_fixed = posterior.log_prob(jax.lax.stop_gradient(z))
         return jnp.sum(log_q) + jnp.sum(at_fixed) + jnp.sum(divergence)
 
@@ -183,8 +186,9 @@ def test_a_mixture_prior_knows_the_density_of_its_own_draws(full_covariance, key
         * jax.random.normal(jax.random.key(3), leaf.shape)
         for name, leaf in own.items()
     }
-    draws = prior.sample(own, key, num_samples=200, latent_dim=50, encode=None)
-    found = prior.log_prob(own, draws[None], encode=None)[0]
+    mixture = prior.build(own, latent_dim=50, encode=None)
+    draws = mixture.sample(key, 200)[:, 0]
+    found = mixture.log_prob(draws[None])[0]
     mean, raw = np.float64(own["mean"][0]), np.float64(own["log_var"][0])
     if not full_covariance:
         deviation = np.exp(10 * np.tanh(raw / 20))
@@ -219,17 +223,20 @@ def test_divergences_of_correlated_gaussians_are_numpys_and_not_negative():
     def normal(*shape):
         return jnp.float32(rng.normal(size=shape))
 
-    full = closed_form_kl(FullGaussianDistribution, DiagonalGaussianPrior)
-    low = closed_form_kl(LowRankGaussianDistribution, StandardNormal)
+    full, low = (
+        closed_form_kl(kind, DiagonalGaussianDistribution)
+        for kind in (FullGaussianDistribution, LowRankGaussianDistribution)
+    )
     mean, log_var, zero = normal(1000, 3), normal(1000, 3), jnp.zeros((1000, 3))
     for size in (0.0, 1e-6, 1e-3):
         q = FullGaussianDistribution(mean, log_var, size * normal(1000, 3))
-        near = full(q, DiagonalGaussianPrior(), {"mean": mean, "log_var": log_var})
+        near = full(q, DiagonalGaussianDistribution(mean, log_var))
         assert np.all(np.asarray(near) >= 0) and np.all(np.asarray(near) < 1e-3)
         q = LowRankGaussianDistribution(zero, zero, np.sqrt(size) * normal(1000, 3, 2))
-        assert np.all(np.asarray(low(q, StandardNormal(), {})) >= 0)
+        standard = DiagonalGaussianDistribution(zero[:1], zero[:1])
+        assert np.all(np.asarray(low(q, standard)) >= 0)
     q = FullGaussianDistribution(mean, log_var, normal(1000, 3))
-    found = full(q, DiagonalGaussianPrior(), {"mean": zero[0], "log_var": log_var[0]})
+    found = full(q, DiagonalGaussianDistribution(zero[:1], log_var[:1]))
     factor, variance = np.float64(q.scale_tril), np.exp(np.float64(log_var[0]))
     squares = np.sum(factor**2, -1) + np.float64(mean) ** 2
     log_ratio = np.log(variance).sum() - 2 * np.linalg.slogdet(factor)[1]

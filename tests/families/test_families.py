@@ -22,6 +22,7 @@ from vae_jax import (
     GatedMLP,
     HierarchicalGaussian,
     HierarchicalGaussianPrior,
+    Householder,
     Labelled,
     Linear,
     LowRankGaussian,
@@ -35,6 +36,7 @@ from vae_jax import (
     elbo_terms,
     encode,
     evaluate,
+    flows,
     generate,
     init,
     init_state,
@@ -44,10 +46,11 @@ from vae_jax import (
     reconstruct,
     train_step,
 )
+from vae_jax.distributions import closed_form_kl
 from vae_jax.families import HouseholderDistribution
 from vae_jax.hierarchical import conditional_gaussian
+from vae_jax.model import at_labels, draw_prior
 from vae_jax.networks import beside
-from vae_jax.priors import closed_form_kl
 
 RNG = np.random.default_rng(0)
 
@@ -60,6 +63,10 @@ def normal(*shape):
 
 
 def covariance_of_posterior(posterior, b):
+    if isinstance(posterior, HouseholderDistribution):
+        factor = flows.reflect(np.eye(3)[:, None], posterior.reflections)[:, b].T
+        factor = factor * np.exp(posterior.log_var[b] / 2)
+        return np.float64(factor) @ np.float64(factor).T
     if hasattr(posterior, "scale_tril"):
         factor = np.asarray(posterior.scale_tril[b], np.float64)
         return factor @ factor.T
@@ -69,7 +76,11 @@ def covariance_of_posterior(posterior, b):
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(FullGaussian(), marks=pytest.mark.slow), LowRankGaussian(2)],
+    [
+        pytest.param(FullGaussian(), marks=pytest.mark.slow),
+        LowRankGaussian(2),
+        Householder(2),
+    ],
     ids=repr,
 )
 def test_correlated_posteriors_are_scipys(family, key, assert_mean):
@@ -86,9 +97,8 @@ def test_correlated_posteriors_are_scipys(family, key, assert_mean):
         centred = np.asarray(z[:, b]) - posterior.mean[b]
         assert_mean(centred[:, :, None] * centred[:, None, :], covariance)
         for kind, own in ((StandardNormal, {}), (DiagonalGaussianPrior, prior)):
-            closed_form = closed_form_kl(type(posterior), kind)
-            if closed_form is None:
-                continue
+            built = kind().build(own, latent_dim=3, encode=None)
+            closed_form = closed_form_kl(type(posterior), type(built))
             mean = own.get("mean", np.zeros(3))
             variance = np.exp(np.float64(own.get("log_var", np.zeros(3))))
             shift = posterior.mean[b] - mean
@@ -99,16 +109,16 @@ def test_correlated_posteriors_are_scipys(family, key, assert_mean):
                 + np.sum(np.log(variance))
                 - np.linalg.slogdet(covariance)[1]
             )
-            found = float(closed_form(posterior, kind(), own)[b])
+            found = float(closed_form(posterior, built)[b])
             assert found == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_turned_gaussian_is_as_far_from_the_standard_normal(key, assert_mean):
     posterior = HouseholderDistribution(normal(2, 3), normal(2, 3), normal(2, 2, 3))
     z, log_q = jax.jit(lambda: posterior.sample_and_log_prob(key, 20_000))()
-    samples = log_q - StandardNormal().log_prob({}, z, encode=None)
-    closed_form = closed_form_kl(type(posterior), StandardNormal)
-    assert_mean(samples, closed_form(posterior, StandardNormal(), {}))
+    prior = StandardNormal().build({}, latent_dim=3, encode=None)
+    closed_form = closed_form_kl(type(posterior), type(prior))
+    assert_mean(log_q - prior.log_prob(z), closed_form(posterior, prior))
 
 
 @pytest.mark.slow
@@ -126,12 +136,11 @@ def test_a_mixture_with_correlations_is_scikit_learns(assert_mean):
     oracle.means_ = np.asarray(own["mean"], float)
     oracle.precisions_cholesky_ = np.array([np.linalg.inv(f).T for f in factors])
     z = normal(4, 5, 2)
-    found = jax.jit(lambda z: prior.log_prob(own, z, encode=None))(z)
+    mixture = prior.build(own, latent_dim=2, encode=None)
+    found = jax.jit(mixture.log_prob)(z)
     expected = oracle.score_samples(np.float64(z).reshape(-1, 2)).reshape(4, 5)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    draws = prior.sample(
-        own, jax.random.key(0), num_samples=20_000, latent_dim=2, encode=None
-    )
+    draws = mixture.sample(jax.random.key(0), 20_000)[:, 0]
     assert_mean(draws, oracle.weights_ @ oracle.means_)
     seconds = [
         f @ f.T + np.outer(m, m) for f, m in zip(factors, oracle.means_, strict=True)
@@ -255,9 +264,8 @@ def test_draws_of_layers_come_from_the_top_down(ladder, assert_mean):
         raw = np.asarray(own[name]["output"]["bias"][dim:])
         matrices.append(np.asarray(kernel[:, :dim]).T)
         noises.append(np.diag(np.exp(20 * np.tanh(raw / 20))))
-    z1, z2, z3 = LADDER.prior.sample(
-        own, jax.random.key(0), num_samples=20_000, latent_dim=4, encode=None
-    )
+    prior = LADDER.prior.build(own, latent_dim=4, encode=None)
+    z1, z2, z3 = (z[:, 0] for z in prior.sample(jax.random.key(0), 20_000))
     assert (z2.shape, z3.shape) == ((20_000, 3), (20_000, 2))
     covariance = np.eye(2)
     for matrix, noise in zip(matrices, noises, strict=True):
@@ -367,10 +375,10 @@ def test_labels_reach_encoder_decoder_and_prior(conditional, key):
 def test_a_class_is_drawn_around_its_own_mean(conditional, assert_mean):
     params, _ = conditional
     labels = jnp.full(5000, 2)
-    own = CONDITIONAL.prior.given(params.prior, jax.nn.one_hot(labels, 3))
-    draws = CONDITIONAL.prior.sample(
-        own, jax.random.key(0), num_samples=5000, latent_dim=2, encode=None
-    )
+    at_class = at_labels(params, labels)
+    draws = draw_prior(at_class, jax.random.key(0), num_samples=5000)
+    with pytest.raises(ValueError, match="one for each of 4999 samples, got 5000"):
+        draw_prior(at_class, jax.random.key(0), num_samples=4999)
     assert_mean(draws, params.prior["mean"][2])
 
 

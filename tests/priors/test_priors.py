@@ -1,8 +1,6 @@
 """p(z) against SciPy, and the registry of closed-form divergences."""
 
-import functools
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,29 +30,37 @@ from vae_jax import (
 from vae_jax.distributions import (
     BernoulliDistribution,
     DiagonalGaussianDistribution,
+    MixtureDistribution,
     PointMassDistribution,
+    closed_form_kl,
+    divergence,
+    unit_kl,
 )
-from vae_jax.priors import closed_form, closed_form_kl, unit_kl
+from vae_jax.model import build_prior
+
+
+def built(prior, params=None, latent_dim=3):
+    """The distribution that a prior without an encoder builds."""
+    return prior.build(params or {}, latent_dim=latent_dim, encode=None)
 
 
 @pytest.fixture
 def registry(monkeypatch):
     """A registry that forgets what a test registers."""
-    forms = dict(closed_form._closed_forms)
-    monkeypatch.setattr(closed_form, "_closed_forms", forms)
+    forms = dict(divergence._closed_forms)
+    monkeypatch.setattr(divergence, "_closed_forms", forms)
 
 
 def test_standard_normal_log_prob_is_scipys():
     z = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
-    actual = StandardNormal().log_prob({}, z, encode=None)
+    actual = built(StandardNormal()).log_prob(z)
     expected = scipy.stats.multivariate_normal(np.zeros(3)).logpdf(z)
     assert actual.shape == (5, 4)
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
 def test_standard_normal_samples_have_the_moments(key, assert_mean):
-    z = StandardNormal().sample({}, key, num_samples=20_000, latent_dim=3, encode=None)
-    z = np.asarray(z)
+    z = np.asarray(built(StandardNormal()).sample(key, 20_000)[:, 0])
     assert z.shape == (20_000, 3)
     assert_mean(z, 0.0)
     assert_mean(z**2, 1.0)
@@ -65,14 +71,14 @@ def test_the_closed_form_is_the_mean_of_the_log_ratio(key, assert_mean):
     """KL(q || p) = E_q[log q(z) - log p(z)], from samples alone."""
     mean, log_var = np.random.default_rng(1).normal(size=(2, 4, 3)).astype(np.float32)
     posterior = DiagonalGaussianDistribution(jnp.asarray(mean), jnp.asarray(log_var))
-    closed_form = closed_form_kl(DiagonalGaussianDistribution, StandardNormal)
-    expected = closed_form(posterior, StandardNormal(), {})
+    prior = built(StandardNormal())
+    expected = closed_form_kl(type(posterior), type(prior))(posterior, prior)
     assert expected.shape == (4,) and jnp.all(expected > 0)
 
     @jax.jit
     def log_ratio(key):
         z, log_q = posterior.sample_and_log_prob(key, 10_000)
-        return log_q - StandardNormal().log_prob({}, z, encode=None)
+        return log_q - prior.log_prob(z)
 
     assert_mean(log_ratio(key), expected)
 
@@ -98,17 +104,15 @@ LEARNED = {
 @pytest.mark.parametrize("name", LEARNED)
 def test_a_learned_prior_is_scipys(name, key, assert_mean):
     prior, params, reference = LEARNED[name]
-    z = jax.jit(
-        lambda: prior.sample(params, key, num_samples=20_000, latent_dim=3, encode=None)
-    )()
-    z = np.asarray(z)
+    prior = built(prior, params)
+    z = np.asarray(jax.jit(lambda: prior.sample(key, 20_000))()[:, 0])
     assert z.shape == (20_000, 3)
     assert_mean(z, reference.mean())
     assert_mean((z - reference.mean()) ** 2, reference.var())
     assert_mean(np.prod(z - reference.mean(), axis=-1), 0.0)
     z = z[:20].reshape(5, 4, 3)
     log_density = getattr(reference, "logpdf", getattr(reference, "logpmf", None))
-    actual = prior.log_prob(params, z, encode=None)
+    actual = prior.log_prob(z)
     assert actual.shape == (5, 4)
     np.testing.assert_allclose(actual, log_density(z).sum(axis=-1), rtol=1e-5)
 
@@ -117,12 +121,12 @@ def test_learned_priors_begin_where_nothing_is_known(key):
     options = {"latent_dim": 3, "data_shape": (5,)}
     params = DiagonalGaussianPrior().init(key, **options)
     z = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
-    expected = StandardNormal().log_prob({}, z, encode=None)
-    actual = DiagonalGaussianPrior().log_prob(params, z, encode=None)
+    expected = built(StandardNormal()).log_prob(z)
+    actual = built(DiagonalGaussianPrior(), params).log_prob(z)
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
     params = FactorizedBernoulliPrior().init(key, **options)
     bits = (z > 0).astype(np.float32)
-    actual = FactorizedBernoulliPrior().log_prob(params, bits, encode=None)
+    actual = built(FactorizedBernoulliPrior(), params).log_prob(bits)
     np.testing.assert_allclose(actual, np.full((5, 4), -3 * np.log(2)), rtol=1e-6)
     for prior in (DiagonalGaussianPrior(), FactorizedBernoulliPrior()):
         shapes = [leaf.shape for leaf in jax.tree.leaves(prior.init(key, **options))]
@@ -133,8 +137,8 @@ def test_the_divergence_from_a_learned_gaussian_is_scipys_expectation():
     """KL(q || p) = -H(q) - E_q[log p], by SciPy's quadrature in each dimension."""
     mean, log_var = np.random.default_rng(3).normal(size=(2, 4, 3)).astype(np.float32)
     prior, params, reference = LEARNED["gaussian"]
-    closed_form = closed_form_kl(DiagonalGaussianDistribution, DiagonalGaussianPrior)
-    actual = closed_form(DiagonalGaussianDistribution(mean, log_var), prior, params)
+    posterior, prior = DiagonalGaussianDistribution(mean, log_var), built(prior, params)
+    actual = closed_form_kl(type(posterior), type(prior))(posterior, prior)
     nodes, weights = np.polynomial.hermite_e.hermegauss(8)
     weights = weights / weights.sum()
     deviation = np.exp(log_var / 2)
@@ -148,8 +152,8 @@ def test_the_divergence_from_a_learned_gaussian_is_scipys_expectation():
 def test_the_divergence_from_learned_coins_is_the_sum_over_states():
     logits = np.random.default_rng(4).normal(size=(4, 3)).astype(np.float32)
     prior, params, reference = LEARNED["bernoulli"]
-    closed_form = closed_form_kl(BernoulliDistribution, FactorizedBernoulliPrior)
-    actual = closed_form(BernoulliDistribution(jnp.asarray(logits)), prior, params)
+    posterior, prior = BernoulliDistribution(jnp.asarray(logits)), built(prior, params)
+    actual = closed_form_kl(type(posterior), type(prior))(posterior, prior)
     q = scipy.stats.bernoulli(scipy.special.expit(np.float64(logits)))
     terms = [np.exp(q.logpmf(b)) * (q.logpmf(b) - reference.logpmf(b)) for b in (0, 1)]
     assert actual.shape == (4,)
@@ -157,51 +161,58 @@ def test_the_divergence_from_learned_coins_is_the_sum_over_states():
 
 
 def test_no_closed_form_crosses_between_bits_and_gaussians():
-    assert closed_form_kl(BernoulliDistribution, DiagonalGaussianPrior) is None
-    assert closed_form_kl(BernoulliDistribution, StandardNormal) is None
-    assert (
-        closed_form_kl(DiagonalGaussianDistribution, FactorizedBernoulliPrior) is None
-    )
+    pair = BernoulliDistribution, DiagonalGaussianDistribution
+    assert closed_form_kl(*pair) is closed_form_kl(*pair[::-1]) is None
+    assert closed_form_kl(DiagonalGaussianDistribution, MixtureDistribution) is None
 
 
 def test_the_divergence_of_a_point_mass_is_zero_by_definition():
     posterior = PointMassDistribution(jnp.ones((4, 3)))
-    for prior in (StandardNormal, int):
-        divergence = closed_form_kl(PointMassDistribution, prior)(
-            posterior, prior(), {}
-        )
-        np.testing.assert_array_equal(divergence, np.zeros(4))
+    for prior in (built(StandardNormal()), 0):
+        closed_form = closed_form_kl(PointMassDistribution, type(prior))
+        np.testing.assert_array_equal(closed_form(posterior, prior), np.zeros(4))
 
 
 def test_an_unknown_pair_has_no_closed_form():
     assert closed_form_kl(DiagonalGaussianDistribution, int) is None
-    assert closed_form_kl(int, StandardNormal) is None
+    assert closed_form_kl(int, DiagonalGaussianDistribution) is None
 
 
 def test_a_registered_pair_is_found_before_any_prior(registry):
     class Posterior: ...
 
-    @dataclass(frozen=True)
-    class Prior:
-        hyperparameters: ClassVar[tuple[str, ...]] = ()
+    class Prior: ...
 
-    def general(posterior, prior, prior_params): ...
+    def general(q, p): ...
 
-    def special(posterior, prior, prior_params): ...
+    def special(q, p): ...
 
     assert register_kl(Posterior, object)(general) is general
     assert closed_form_kl(Posterior, Prior) is general
     register_kl(Posterior, Prior)(special)
     assert closed_form_kl(Posterior, Prior) is special
-    assert closed_form_kl(Posterior, StandardNormal) is general
+    assert closed_form_kl(Posterior, DiagonalGaussianDistribution) is general
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ShiftedByThree(DiagonalGaussianDistribution):
+    """A subclass with another density."""
+
+    mean: jax.Array
+    log_var: jax.Array
+
+    def log_prob(self, value):
+        return super().log_prob(value - 3)
 
 
 @dataclass(frozen=True)
 class NormalAtThree(StandardNormal):
     """A prior of the user's own: N(3, I), by way of the library's N(0, I)."""
 
-    def log_prob(self, prior_params, z, *, encode):
-        return super().log_prob(prior_params, z - 3, encode=encode)
+    def build(self, prior_params, *, latent_dim, encode):
+        at_zero = super().build(prior_params, latent_dim=latent_dim, encode=encode)
+        return ShiftedByThree(at_zero.mean, at_zero.log_var)
 
 
 @jax.tree_util.register_dataclass
@@ -219,8 +230,8 @@ class HalfAsWide(DiagonalGaussianDistribution):
 
 @dataclass(frozen=True)
 class NarrowGaussian(DiagonalGaussian):
-    def build(self, posterior_params, outputs):
-        q = super().build(posterior_params, outputs)
+    def build(self, params, outputs):
+        q = super().build(params, outputs)
         return HalfAsWide(q.mean, q.log_var)
 
 
@@ -248,18 +259,29 @@ def test_a_subclass_with_another_density_has_another_kl(changes, location, width
 
 
 def test_a_subclass_has_the_closed_form_it_registers(registry):
-    class Renamed(StandardNormal): ...
-
-    pair = DiagonalGaussianDistribution, Renamed
+    pair = DiagonalGaussianDistribution, ShiftedByThree
     assert closed_form_kl(*pair) is None
-    closed_form = closed_form_kl(DiagonalGaussianDistribution, StandardNormal)
+    closed_form = closed_form_kl(pair[0], pair[0])
     register_kl(*pair)(closed_form)
     assert closed_form_kl(*pair) is closed_form
     q = DiagonalGaussianDistribution(jnp.array([[0.0, 2.0]]), jnp.zeros((1, 2)))
+    p = ShiftedByThree(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
     with pytest.raises(ValueError, match="the KL of a unit is known for factorized"):
-        unit_kl(q, Renamed(), {})
+        unit_kl(q, p)
     register_kl(*pair, factorized=True)(closed_form)
-    np.testing.assert_array_equal(unit_kl(q, Renamed(), {}), [[0, 2]])
+    np.testing.assert_array_equal(unit_kl(q, p), [[0, 2]])
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_the_divergences_of_the_units_add_up(name):
+    prior, params, _ = LEARNED[name]
+    prior = built(prior, params)
+    leaves = np.random.default_rng(8).normal(size=(2, 4, 3)).astype(np.float32)
+    posterior = type(prior)(*leaves[: len(jax.tree.leaves(prior))])
+    total = closed_form_kl(type(posterior), type(prior))(posterior, prior)
+    found = unit_kl(posterior, prior)
+    assert found.shape == (4, 3)
+    np.testing.assert_allclose(found.sum(axis=-1), total, rtol=1e-5)
 
 
 MIXTURE = MixtureOfGaussians(3)
@@ -279,20 +301,20 @@ def test_a_mixture_is_scikit_learns():
     oracle.covariances_ = np.exp(20 * np.tanh(params["log_var"].astype(float) / 20))
     oracle.precisions_cholesky_ = oracle.covariances_**-0.5
     z = np.random.default_rng(3).normal(size=(4, 5, 2)).astype("f")
-    found = MIXTURE.log_prob(params, jnp.asarray(z), encode=None)
+    found = built(MIXTURE, params, 2).log_prob(jnp.asarray(z))
     expected = oracle.score_samples(z.reshape(-1, 2).astype(float)).reshape(4, 5)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_draws_of_a_mixture_have_its_moments(assert_mean):
     params = mixture_params()
-    draws = np.asarray(
-        MIXTURE.sample(
-            params, jax.random.key(4), num_samples=50_000, latent_dim=2, encode=None
-        )
-    )
+    mixture = built(MIXTURE, params, 2)
+    draws = np.asarray(mixture.sample(jax.random.key(4), 50_000)[:, 0])
     weights = scipy.special.softmax(params["logits"])[:, None]
-    assert_mean(draws, np.sum(weights * params["mean"], axis=0))
+    mean = np.sum(weights * params["mean"], axis=0)
+    assert_mean(draws, mean)
+    assert mixture.mean_is_exact
+    np.testing.assert_allclose(mixture.mean, mean[None], rtol=1e-5)
     variance = np.exp(20 * np.tanh(params["log_var"] / 20))
     second = np.sum(weights * (params["mean"] ** 2 + variance), axis=0)
     assert_mean(draws**2, second)
@@ -321,15 +343,7 @@ def test_a_vampprior_is_the_mixture_of_posteriors_at_its_pseudo_inputs(vamp):
 
 
 def test_draws_of_a_vampprior_have_its_moments(vamp, assert_mean):
-    draws = np.asarray(
-        vamp.spec.prior.sample(
-            vamp.prior,
-            jax.random.key(6),
-            num_samples=50_000,
-            latent_dim=2,
-            encode=functools.partial(encode, vamp),
-        )
-    )
+    draws = np.asarray(build_prior(vamp).sample(jax.random.key(6), 50_000)[:, 0])
     posterior = encode(vamp, jax.nn.sigmoid(vamp.prior["pseudo_inputs"]))
     assert_mean(draws, posterior.mean.mean(axis=0))
     second = posterior.mean**2 + np.exp(posterior.log_var)

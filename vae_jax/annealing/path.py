@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from vae_jax.model import decode, encode, log_prior
+from vae_jax.model import decode, draw_prior, log_prior
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key
 
@@ -186,13 +186,7 @@ def sample_prior(params: Params, keys: Key, num_samples: int) -> Array:
     """`[S, B, L]`, from a key for each of B."""
 
     def draw(key: Key) -> Array:
-        return params.spec.prior.sample(
-            params.prior,
-            key,
-            num_samples=num_samples,
-            latent_dim=params.spec.latent_dim,
-            encode=partial(encode, params),
-        )
+        return draw_prior(params, key, num_samples=num_samples)
 
     z = jax.vmap(draw, out_axes=1)(keys)
     return jax.tree.map(lambda leaf: leaf.astype(dtype_of(params)), z)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.contracts.shapes import draw_prior
+from vae_jax.contracts.shapes import prior_draws
 from vae_jax.contracts.statistics import (
     STANDARD_ERRORS,
     Finding,
@@ -58,13 +58,29 @@ def log_q_agrees(subject: Subject, key: Key) -> Outcome:
     return _same(came, expected, allowed, ("sample_and_log_prob", "log_prob(z)"))
 
 
+def samples_agree(subject: Subject, key: Key) -> Outcome:
+    """Draws of `sample`, and those of `sample_and_log_prob` at the same key."""
+    posterior, count = subject.posterior(), subject.few
+    with_log_q, _ = posterior.sample_and_log_prob(key, count)
+    came, expected = (
+        np.concatenate(jax.tree.leaves(z), axis=-1)
+        for z in (posterior.sample(key, count), with_log_q)
+    )
+    allowed = np.sqrt(subject.epsilon) * (1 + np.abs(expected))
+    return _same(came, expected, allowed, ("sample", "sample_and_log_prob"), unit="")
+
+
 def _same(
-    came: np.ndarray, expected: np.ndarray, allowed: np.ndarray, names: tuple[str, str]
+    came: np.ndarray,
+    expected: np.ndarray,
+    allowed: np.ndarray,
+    names: tuple[str, str],
+    unit: str = " nats",
 ) -> Outcome:
     difference = np.abs(came - expected)
     passed = bool(np.all(difference <= allowed))
     at = np.unravel_index(np.argmax(np.nan_to_num(difference, nan=np.inf)), came.shape)
-    figure = f"largest difference {difference[at]:.2g} nats"
+    figure = f"largest difference {difference[at]:.2g}{unit}"
     detail = (
         f"{names[0]} came to {came[at]:.6g}, expected {expected[at]:.6g} as in "
         f"{names[1]}, within {allowed[at]:.2g}"
@@ -326,7 +342,7 @@ def prior_keeps_its_mass(subject: Subject, key: Key) -> Outcome:
     many = subject.repeated(subject.num_samples)
 
     def draw_at(params: Params, key: Key) -> Latents:
-        z = draw_prior(replace(many, moved=params), key)
+        z = prior_draws(replace(many, moved=params), key)
         return jax.tree.map(lambda leaf: leaf[None], z)
 
     def log_p(params: Params, z: Latents) -> Array:

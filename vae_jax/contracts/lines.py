@@ -44,6 +44,7 @@ _QUESTIONS: dict[str, Callable[[Subject, Key], Outcome]] = {
     "jit changes nothing": functions.jit_changes_nothing,
     "vmap changes nothing": functions.vmap_changes_nothing,
     "examples stand alone": functions.examples_stand_alone,
+    "samples come with their log q": densities.samples_agree,
 }
 LINES = tuple(_QUESTIONS)
 
@@ -72,8 +73,9 @@ def check(
 
     The lines: shapes and dtypes of posterior, prior and likelihood; values and
     gradients that are finite, at extreme data, where the encoder says anything, and at
-    latents and decoder outputs far out; log q of samples and `log_prob`; the KL, not
-    negative and the same in closed form and sampled; densities p that keep their mass
+    latents and decoder outputs far out; log q of samples and `log_prob`, and the same
+    samples with log q and without; the KL, not negative and the same in closed form
+    and sampled; densities p that keep their mass
     when their parameters move to p', E_p[g p' / (p + p')] = E_p'[g p / (p + p')] for
     bounded g, which holds only if the samples are of the density and its normalizer is
     complete; the mass of q; the likelihood's mean; importance-weighted bounds that

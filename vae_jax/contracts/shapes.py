@@ -16,7 +16,7 @@ from vae_jax.contracts.subject import (
     random_of,
     terms,
 )
-from vae_jax.model import decode, encode, log_prior, prior_params
+from vae_jax.model import at_labels, decode, draw_prior, encode, log_prior
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Latents, PyTree
 
@@ -81,25 +81,20 @@ def posterior_shapes(subject: Subject, key: Key) -> Outcome:
 def prior_shapes(subject: Subject, key: Key) -> Outcome:
     """Draws of the prior, and log p(z) of latents with samples first."""
     sizes, count = _sizes(subject), subject.few
-    z = draw_prior(subject, key)
+    z = prior_draws(subject, key)
     arrays = _layers("prior sample", z, (subject.batch,), sizes)
     several = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), z)
     log_p = log_prior(subject.moved, several, labels=subject.labels)
     return _verdict(subject, [*arrays, ("log p(z)", log_p, (count, subject.batch))])
 
 
-def draw_prior(subject: Subject, key: Key) -> Latents:
+def prior_draws(subject: Subject, key: Key) -> Latents:
     """A draw of the prior for each example, `[B, L]`, in the dtype of the data.
 
     A prior without parameters cannot know it.
     """
-    z = subject.params.spec.prior.sample(
-        prior_params(subject.moved, subject.labels),
-        key,
-        num_samples=subject.batch,
-        latent_dim=subject.params.spec.latent_dim,
-        encode=partial(encode, subject.moved),
-    )
+    params = at_labels(subject.moved, subject.labels)
+    z = draw_prior(params, key, num_samples=subject.batch)
     return jax.tree.map(lambda leaf: leaf.astype(subject.x.dtype), z)
 
 

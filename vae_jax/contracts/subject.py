@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import networks
+from vae_jax.distributions import closed_form_kl
 from vae_jax.model import (
+    at_labels,
+    build_prior,
     decode,
     decoder_outputs,
     encode,
     encoder_outputs,
     log_prior,
-    prior_params,
     trainable,
 )
-from vae_jax.priors import closed_form_kl
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Posterior, PyTree
 
@@ -96,10 +97,9 @@ def is_discrete(posterior: Posterior) -> bool:
 
 def kl_of(params: Params, posterior: Posterior, labels: Array | None) -> Array | None:
     """The registered KL(q(z|x) || p(z)), `[B]`; None where there is none."""
-    closed_form = closed_form_kl(type(posterior), type(params.spec.prior))
-    if closed_form is None:
-        return None
-    return closed_form(posterior, params.spec.prior, prior_params(params, labels))
+    prior = build_prior(at_labels(params, labels))
+    closed_form = closed_form_kl(type(posterior), type(prior))
+    return None if closed_form is None else closed_form(posterior, prior)
 
 
 def terms(

@@ -19,7 +19,9 @@ from vae_jax.distributions.bernoulli import MAX_ENUMERABLE_BITS, BernoulliDistri
 from vae_jax.distributions.categorical import CategoricalDistribution
 from vae_jax.distributions.continuous_bernoulli import ContinuousBernoulliDistribution
 from vae_jax.distributions.discretized_logistic import DiscretizedLogisticDistribution
+from vae_jax.distributions.divergence import closed_form_kl, register_kl, unit_kl
 from vae_jax.distributions.gaussian import DiagonalGaussianDistribution
+from vae_jax.distributions.mixture import MixtureDistribution
 from vae_jax.distributions.multivariate_gaussian import (
     FullGaussianDistribution,
     LowRankGaussianDistribution,
@@ -36,13 +38,17 @@ __all__ = [
     "DiscretizedLogisticDistribution",
     "FullGaussianDistribution",
     "LowRankGaussianDistribution",
+    "MixtureDistribution",
     "PointMassDistribution",
     "PrecisionGaussianDistribution",
     "bernoulli",
     "categorical",
+    "closed_form_kl",
     "continuous_bernoulli",
     "discrete",
     "discretized_logistic",
     "gaussian",
     "multivariate_gaussian",
+    "register_kl",
+    "unit_kl",
 ]

@@ -207,9 +207,9 @@ def doubly_reparameterized(
 
       >>> from functools import partial
       >>> import vae_jax
-      >>> from vae_jax.model import prior_params
+      >>> from vae_jax.model import at_labels, build_prior
       >>> def bound(params, x, key, labels=None):
-      ...     prior = params.spec.prior.build(prior_params(params, labels))
+      ...     prior = build_prior(at_labels(params, labels))
       ...     return vae_jax.importance_weighted_bound(
       ...         params.replace(prior=jax.lax.stop_gradient(params.prior)),
       ...         x,

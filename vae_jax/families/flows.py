@@ -13,7 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax import flows
-from vae_jax.distributions import gaussian
+from vae_jax.distributions import (
+    DiagonalGaussianDistribution,
+    gaussian,
+    register_kl,
+)
+from vae_jax.distributions.rounding import without_negative
 from vae_jax.families.bounds import (
     CORRELATED_LOG_VAR_BOUND,
     bound_log_var,
@@ -158,6 +163,20 @@ class HouseholderDistribution(FlowDistribution):
         """Log q(z|x) in nats, summed over L: `[S, B]` for `[S, B, L]`."""
         noise = flows.reflect(z - self.mean, self.reflections[..., ::-1, :])
         return gaussian.diagonal_log_prob(noise, 0.0, self.log_var)
+
+
+@register_kl(HouseholderDistribution, DiagonalGaussianDistribution)
+def _householder_to_diagonal(
+    q: HouseholderDistribution, p: DiagonalGaussianDistribution
+) -> Array:
+    """That of the diagonal of q's covariance S, and 1/2 log(prod_l S_ll / |S|)."""
+    deviations = jnp.exp(0.5 * q.log_var)
+    axes = jnp.eye(deviations.shape[-1], dtype=deviations.dtype)[:, None] * deviations
+    turned = flows.reflect(axes, q.reflections)
+    log_var = jnp.log(jnp.sum(jnp.square(turned), axis=0))
+    correlated = without_negative(0.5 * jnp.sum(log_var - q.log_var, axis=-1))
+    diagonal = gaussian.diagonal_kl_divergence(q.mean, log_var, p.mean, p.log_var)
+    return diagonal + correlated
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,10 @@
-"""Families of p(z), fixed or learned, and closed-form KLs of pairs with a posterior."""
+"""Choices of p(z), fixed or learned: `types.Prior`."""
 
 from vae_jax.priors.autoregressive import AutoregressiveFlow
-from vae_jax.priors.closed_form import closed_form_kl, register_kl, unit_kl
 from vae_jax.priors.factorized import (
     ClassConditionalPrior,
     DiagonalGaussianPrior,
     FactorizedBernoulliPrior,
-    LearnedPrior,
     StandardNormal,
 )
 from vae_jax.priors.mixtures import MixtureOfGaussians, VampPrior
@@ -16,11 +14,7 @@ __all__ = [
     "ClassConditionalPrior",
     "DiagonalGaussianPrior",
     "FactorizedBernoulliPrior",
-    "LearnedPrior",
     "MixtureOfGaussians",
     "StandardNormal",
     "VampPrior",
-    "closed_form_kl",
-    "register_kl",
-    "unit_kl",
 ]

@@ -1,6 +1,6 @@
 """A prior that is an autoregressive flow."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
@@ -8,12 +8,73 @@ import jax.numpy as jnp
 
 from vae_jax import flows
 from vae_jax.distributions import gaussian
+from vae_jax.distributions.support import REAL
 from vae_jax.families import bound_log_var
-from vae_jax.types import Array, Encode, Key, PyTree
+from vae_jax.types import Array, Distribution, Encode, Key, Prior, PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AutoregressiveFlowDistribution(Distribution):
+    """N(0, I) noise moved by autoregressive steps, a batch of one.
+
+    Attributes:
+      steps: weights of each step's network.
+      latent_dim: L; static.
+    """
+
+    steps: tuple[PyTree, ...]
+    latent_dim: int = field(metadata={"static": True})
+    maps_noise: ClassVar[bool] = True
+
+    @property
+    def mean(self) -> Array:
+        """Where the flow takes the mean of the noise: a point to show, `[1, L]`."""
+        dtype = jax.tree.leaves(self.steps)[0].dtype
+        return self.from_noise(jnp.zeros((1, self.latent_dim), dtype))
+
+    def sample(self, key: Key, num_samples: int) -> Array:
+        """See `Distribution.sample`; reparameterized."""
+        dtype = jax.tree.leaves(self.steps)[0].dtype
+        shape = (num_samples, 1, self.latent_dim)
+        return self.from_noise(jax.random.normal(key, shape, dtype))
+
+    def log_prob(self, value: Array) -> Array:
+        """See `Distribution.log_prob`."""
+        REAL.require(value)
+        noise, log_det = self._inverse(value)
+        return gaussian.diagonal_log_prob(noise, 0.0, jnp.zeros_like(noise)) - log_det
+
+    def from_noise(self, noise: Array) -> Array:
+        """The sample that standard normal noise becomes, `[..., L]`."""
+        for weights in self.steps:
+            noise = noise[..., ::-1]
+
+            def fill_in(_, z: Array, noise=noise, weights=weights) -> Array:
+                # Each pass puts one more latent right, the first one first.
+                mean, raw = flows.autoregressive(weights, z)
+                return noise * jnp.exp(0.5 * bound_log_var(raw)) + mean
+
+            noise = jax.lax.fori_loop(0, self.latent_dim, fill_in, noise)
+        return noise
+
+    def to_noise(self, value: Array) -> Array:
+        """The noise that becomes the sample, the inverse of `from_noise`."""
+        return self._inverse(value)[0]
+
+    def _inverse(self, z: Array) -> tuple[Array, Array]:
+        """The noise, and the log-determinant of the way from it."""
+        log_det = jnp.zeros(z.shape[:-1], z.dtype)
+        for weights in reversed(self.steps):
+            mean, raw = flows.autoregressive(weights, z)
+            log_scale = 0.5 * bound_log_var(raw)
+            z = ((z - mean) * jnp.exp(-log_scale))[..., ::-1]
+            log_det = log_det + jnp.sum(log_scale, axis=-1)
+        return z, log_det
 
 
 @dataclass(frozen=True)
-class AutoregressiveFlow:
+class AutoregressiveFlow(Prior):
     """p(z) of N(0, I) noise moved by autoregressive steps, all learned.
 
     z = exp(s) eps + m with m and s of latent l given by the latents before it
@@ -29,13 +90,13 @@ class AutoregressiveFlow:
       >>> from vae_jax import AutoregressiveFlow
       >>> prior = AutoregressiveFlow(num_steps=1, hidden_dim=8)
       >>> params = prior.init(jax.random.key(0), latent_dim=2, data_shape=(5,))
-      >>> prior.log_prob(params, jnp.zeros((4, 8, 2)), encode=None).shape
+      >>> p = prior.build(params, latent_dim=2, encode=None)
+      >>> p.log_prob(jnp.zeros((4, 8, 2))).shape
       (4, 8)
     """
 
     num_steps: int = 3
     hidden_dim: int = 100
-    hyperparameters: ClassVar[tuple[str, ...]] = ()
     latent_space: ClassVar[str] = "real"
     is_reparameterizable: ClassVar[bool] = True
 
@@ -52,37 +113,9 @@ class AutoregressiveFlow:
             for k in range(self.num_steps)
         }
 
-    def log_prob(
-        self, prior_params: PyTree, z: Array, *, encode: Encode | None
-    ) -> Array:
-        """Log p(z) in nats, `[S, B]` for `[S, B, L]`."""
-        log_det = jnp.zeros(z.shape[:-1], z.dtype)
-        for k in reversed(range(self.num_steps)):
-            mean, raw = flows.autoregressive(prior_params[f"step_{k}"], z)
-            log_scale = 0.5 * bound_log_var(raw)
-            z = ((z - mean) * jnp.exp(-log_scale))[..., ::-1]
-            log_det = log_det + jnp.sum(log_scale, axis=-1)
-        return gaussian.diagonal_log_prob(z, 0.0, jnp.zeros_like(z)) - log_det
-
-    def sample(
-        self,
-        prior_params: PyTree,
-        key: Key,
-        *,
-        num_samples: int,
-        latent_dim: int,
-        encode: Encode | None,
-    ) -> Array:
-        """Draws `[num_samples, L]`."""
-        dtype = jax.tree.leaves(prior_params)[0].dtype
-        z = jax.random.normal(key, (num_samples, latent_dim), dtype)
-        for k in range(self.num_steps):
-            noise, weights = z[..., ::-1], prior_params[f"step_{k}"]
-
-            def fill_in(_, z: Array, noise=noise, weights=weights) -> Array:
-                # Each pass puts one more latent right, the first one first.
-                mean, raw = flows.autoregressive(weights, z)
-                return noise * jnp.exp(0.5 * bound_log_var(raw)) + mean
-
-            z = jax.lax.fori_loop(0, latent_dim, fill_in, noise)
-        return z
+    def build(
+        self, prior_params: PyTree, *, latent_dim: int, encode: Encode | None
+    ) -> AutoregressiveFlowDistribution:
+        """The flow, a batch of one."""
+        steps = tuple(prior_params[f"step_{k}"] for k in range(self.num_steps))
+        return AutoregressiveFlowDistribution(steps, latent_dim)

@@ -1,6 +1,6 @@
 """Priors that are products over units: standard normal, and learned ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
@@ -9,84 +9,37 @@ import jax.numpy as jnp
 from vae_jax.distributions import (
     BernoulliDistribution,
     DiagonalGaussianDistribution,
-    gaussian,
 )
 from vae_jax.distributions.support import known_values
-from vae_jax.types import Array, Encode, Key, PyTree
+from vae_jax.types import Array, Encode, Key, Prior, PyTree
 
 
 @dataclass(frozen=True)
-class StandardNormal:
+class StandardNormal(Prior):
     """p(z) = N(0, I), without parameters.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from vae_jax import StandardNormal
-      >>> z = jnp.zeros((1, 1, 2))
-      >>> print(StandardNormal().log_prob({}, z, encode=None))
+      >>> p = StandardNormal().build({}, latent_dim=2, encode=None)
+      >>> print(p.log_prob(jnp.zeros((1, 1, 2))))
       [[-1.837877]]
     """
 
-    hyperparameters: ClassVar[tuple[str, ...]] = ()
     latent_space: ClassVar[str] = "real"
     is_reparameterizable: ClassVar[bool] = True
 
-    def init(
-        self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
-    ) -> dict[str, PyTree]:
-        """No parameters."""
-        return {}
-
-    def log_prob(
-        self, prior_params: PyTree, z: Array, *, encode: Encode | None
-    ) -> Array:
-        """Log N(z; 0, I) in nats, summed over L: `[S, B]` for `[S, B, L]`."""
-        zero = jnp.zeros((), z.dtype)
-        return gaussian.diagonal_log_prob(z, zero, zero)
-
-    def sample(
-        self,
-        prior_params: PyTree,
-        key: Key,
-        *,
-        num_samples: int,
-        latent_dim: int,
-        encode: Encode | None,
-    ) -> Array:
-        """Draws from N(0, I), `[num_samples, L]`."""
-        return jax.random.normal(key, (num_samples, latent_dim))
-
-
-class LearnedPrior:
-    """What priors have in common whose density is that of a `types.Posterior`.
-
-    A subclass supplies `init` and `build(prior_params)`, a batch of one.
-    """
-
-    hyperparameters: ClassVar[tuple[str, ...]] = ()
-
-    def log_prob(
-        self, prior_params: PyTree, z: Array, *, encode: Encode | None
-    ) -> Array:
-        """Log p(z) in nats, summed over L: `[S, B]` for `[S, B, L]`."""
-        return self.build(prior_params).log_prob(z)
-
-    def sample(
-        self,
-        prior_params: PyTree,
-        key: Key,
-        *,
-        num_samples: int,
-        latent_dim: int,
-        encode: Encode | None,
-    ) -> Array:
-        """Draws `[num_samples, L]`."""
-        z, _ = self.build(prior_params).sample_and_log_prob(key, num_samples)
-        return z[:, 0]
+    def build(
+        self, prior_params: PyTree, *, latent_dim: int, encode: Encode | None
+    ) -> DiagonalGaussianDistribution:
+        """N(0, I), a batch of one."""
+        # Weakly typed, so that densities keep the dtype of the latents.
+        zero = jnp.full((1, latent_dim), 0.0)
+        return DiagonalGaussianDistribution(zero, zero)
 
 
 @dataclass(frozen=True)
-class DiagonalGaussianPrior(LearnedPrior):
+class DiagonalGaussianPrior(Prior):
     """p(z) = N(mean, diag(exp(log_var))), both learned; N(0, I) to begin with.
 
     Example:
@@ -108,15 +61,18 @@ class DiagonalGaussianPrior(LearnedPrior):
         """`mean` and `log_var`, `[L]` each."""
         return {"mean": jnp.zeros(latent_dim), "log_var": jnp.zeros(latent_dim)}
 
-    def build(self, prior_params: PyTree) -> DiagonalGaussianDistribution:
-        """The distribution itself, as a batch of one."""
+    def build(
+        self, prior_params: PyTree, *, latent_dim: int, encode: Encode | None
+    ) -> DiagonalGaussianDistribution:
+        """N(mean, diag(exp(log_var))), a batch of one; of B where given labels."""
+        shape = (-1, latent_dim)
         return DiagonalGaussianDistribution(
-            prior_params["mean"][None], prior_params["log_var"][None]
+            prior_params["mean"].reshape(shape), prior_params["log_var"].reshape(shape)
         )
 
 
 @dataclass(frozen=True)
-class FactorizedBernoulliPrior(LearnedPrior):
+class FactorizedBernoulliPrior(Prior):
     """p(z) = prod_l Bernoulli(z_l; sigmoid(logits_l)), learned; fair coins at first.
 
     Example:
@@ -130,7 +86,6 @@ class FactorizedBernoulliPrior(LearnedPrior):
     """
 
     latent_space: ClassVar[str] = "binary"
-    is_reparameterizable: ClassVar[bool] = False
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
@@ -138,8 +93,10 @@ class FactorizedBernoulliPrior(LearnedPrior):
         """`logits`, `[L]`."""
         return {"logits": jnp.zeros(latent_dim)}
 
-    def build(self, prior_params: PyTree) -> BernoulliDistribution:
-        """The distribution itself, as a batch of one."""
+    def build(
+        self, prior_params: PyTree, *, latent_dim: int, encode: Encode | None
+    ) -> BernoulliDistribution:
+        """The product of bits, a batch of one."""
         return BernoulliDistribution(prior_params["logits"][None])
 
 
@@ -163,7 +120,8 @@ class ClassConditionalPrior(DiagonalGaussianPrior):
       (10, 5)
     """
 
-    num_classes: int
+    num_classes: int = field()
+    depends_on_labels: ClassVar[bool] = True
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
@@ -189,16 +147,3 @@ class ClassConditionalPrior(DiagonalGaussianPrior):
             )
         labels = jnp.where(is_one[:, None], labels, jnp.nan)
         return jax.tree.map(lambda leaf: labels.astype(leaf.dtype) @ leaf, prior_params)
-
-    def sample(
-        self,
-        prior_params: PyTree,
-        key: Key,
-        *,
-        num_samples: int,
-        latent_dim: int,
-        encode: Encode | None,
-    ) -> Array:
-        """Draws `[num_samples, L]`, one for each label."""
-        z, _ = self.build(prior_params).sample_and_log_prob(key, 1)
-        return z.reshape(num_samples, latent_dim)

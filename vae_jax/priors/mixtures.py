@@ -7,13 +7,17 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from vae_jax.distributions import DiagonalGaussianDistribution, FullGaussianDistribution
+from vae_jax.distributions import (
+    DiagonalGaussianDistribution,
+    FullGaussianDistribution,
+    MixtureDistribution,
+)
 from vae_jax.families import bound_covariance, bound_log_var
-from vae_jax.types import Array, Encode, Key, PyTree
+from vae_jax.types import Encode, Key, Prior, PyTree
 
 
 @dataclass(frozen=True)
-class MixtureOfGaussians:
+class MixtureOfGaussians(Prior):
     """p(z) = sum_k w_k N(mean_k, S_k), all learned.
 
     S_k is diagonal with the `bound_log_var` of the leaf `log_var`, or with
@@ -28,15 +32,14 @@ class MixtureOfGaussians:
       >>> from vae_jax import MixtureOfGaussians
       >>> prior = MixtureOfGaussians(num_components=3)
       >>> params = prior.init(jax.random.key(0), latent_dim=2, data_shape=(5,))
-      >>> prior.log_prob(params, jnp.zeros((4, 8, 2)), encode=None).shape
+      >>> p = prior.build(params, latent_dim=2, encode=None)
+      >>> p.log_prob(jnp.zeros((4, 8, 2))).shape
       (4, 8)
     """
 
     num_components: int = 10
     full_covariance: bool = False
-    hyperparameters: ClassVar[tuple[str, ...]] = ()
     latent_space: ClassVar[str] = "real"
-    is_reparameterizable: ClassVar[bool] = False
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
@@ -55,15 +58,7 @@ class MixtureOfGaussians:
             "log_var": jnp.zeros(shape),
         }
 
-    def log_prob(
-        self, prior_params: PyTree, z: Array, *, encode: Encode | None
-    ) -> Array:
-        """Log p(z) in nats, `[S, B]` for `[S, B, L]`."""
-        each = self.components(prior_params).log_prob(z[..., None, :])
-        log_weights = jax.nn.log_softmax(prior_params["logits"])
-        return jax.nn.logsumexp(each + log_weights, axis=-1)
-
-    def components(
+    def _components(
         self, prior_params: PyTree
     ) -> DiagonalGaussianDistribution | FullGaussianDistribution:
         """N(mean_k, S_k) of every k, a batch of K."""
@@ -73,27 +68,16 @@ class MixtureOfGaussians:
         factor = bound_covariance(log_var, prior_params["below"])
         return FullGaussianDistribution.from_factor(mean, factor)
 
-    def sample(
-        self,
-        prior_params: PyTree,
-        key: Key,
-        *,
-        num_samples: int,
-        latent_dim: int,
-        encode: Encode | None,
-    ) -> Array:
-        """Draws `[num_samples, L]`."""
-        component_key, noise_key = jax.random.split(key)
-        component = jax.random.categorical(
-            component_key, prior_params["logits"], shape=(num_samples,)
-        )
-        chosen = jax.tree.map(lambda leaf: leaf[component], prior_params)
-        z, _ = self.components(chosen).sample_and_log_prob(noise_key, 1)
-        return z[0]
+    def build(
+        self, prior_params: PyTree, *, latent_dim: int, encode: Encode | None
+    ) -> MixtureDistribution:
+        """The mixture, a batch of one."""
+        log_weights = jax.nn.log_softmax(prior_params["logits"])
+        return MixtureDistribution(log_weights, self._components(prior_params))
 
 
 @dataclass(frozen=True)
-class VampPrior:
+class VampPrior(Prior):
     """p(z) = 1/K sum_k q(z|u_k) at learned pseudo-inputs u_k, Tomczak & Welling 2018.
 
     The pseudo-inputs are kept in (0, 1) by a sigmoid, like data. Training moves the
@@ -113,7 +97,6 @@ class VampPrior:
     """
 
     num_pseudo_inputs: int = 500
-    hyperparameters: ClassVar[tuple[str, ...]] = ()
     is_mixture_of_posteriors: ClassVar[bool] = True
     # The component is chosen uniformly, whatever the parameters.
     is_reparameterizable: ClassVar[bool] = True
@@ -125,38 +108,10 @@ class VampPrior:
         shape = (self.num_pseudo_inputs, math.prod(data_shape))
         return {"pseudo_inputs": jax.random.normal(key, shape)}
 
-    def log_prob(self, prior_params: PyTree, z: Array, *, encode: Encode) -> Array:
-        """Log p(z) in nats, `[S, B]` for `[S, B, L]`.
-
-        Raises:
-          ValueError: the posterior has no density at a given z.
-        """
+    def build(
+        self, prior_params: PyTree, *, latent_dim: int, encode: Encode
+    ) -> MixtureDistribution:
+        """The mixture of the encoder's posteriors, a batch of one."""
         components = encode(jax.nn.sigmoid(prior_params["pseudo_inputs"]))
-        if not components.has_log_prob:
-            raise ValueError(
-                "a VampPrior is a mixture of densities q(z|u), and "
-                f"{type(components).__name__} has no log_prob"
-            )
-        shape = (*z.shape[:-1], self.num_pseudo_inputs, z.shape[-1])
-        everywhere = jnp.broadcast_to(z[..., None, :], shape)
-        each = components.log_prob(everywhere.reshape(-1, *shape[-2:]))
-        mixture = jax.nn.logsumexp(each, axis=-1) - math.log(self.num_pseudo_inputs)
-        return mixture.reshape(z.shape[:-1])
-
-    def sample(
-        self,
-        prior_params: PyTree,
-        key: Key,
-        *,
-        num_samples: int,
-        latent_dim: int,
-        encode: Encode,
-    ) -> Array:
-        """Draws `[num_samples, L]`."""
-        component_key, noise_key = jax.random.split(key)
-        pseudo_inputs = jax.nn.sigmoid(prior_params["pseudo_inputs"])
-        component = jax.random.randint(
-            component_key, (num_samples,), 0, self.num_pseudo_inputs
-        )
-        z, _ = encode(pseudo_inputs[component]).sample_and_log_prob(noise_key, 1)
-        return z[0]
+        count = self.num_pseudo_inputs
+        return MixtureDistribution(jnp.full(count, -math.log(count)), components)

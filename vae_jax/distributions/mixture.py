@@ -1,0 +1,73 @@
+"""Mixtures of distributions of one class."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.types import Array, Distribution, Key
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MixtureDistribution(Distribution):
+    """sum_k w_k p_k, a batch of one.
+
+    Attributes:
+      log_weights: log w_k, normalised, `[K]`.
+      components: p_k, a batch of K.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import DiagonalGaussianDistribution
+      >>> from vae_jax.distributions import MixtureDistribution
+      >>> components = DiagonalGaussianDistribution(*jnp.zeros((2, 3, 2)))
+      >>> mixture = MixtureDistribution(jnp.log(jnp.ones(3) / 3), components)
+      >>> print(mixture.log_prob(jnp.zeros((1, 1, 2))).round(6))
+      [[-1.837877]]
+    """
+
+    log_weights: Array
+    components: Distribution
+    is_reparameterizable: ClassVar[bool] = False
+
+    @property
+    def mean_is_exact(self) -> bool:
+        """Where the components' means are."""
+        return self.components.mean_is_exact
+
+    @property
+    def mean(self) -> Array:
+        """sum_k w_k E_k[v], `[1, L]`."""
+        return (jnp.exp(self.log_weights) @ self.components.mean)[None]
+
+    def sample(self, key: Key, num_samples: int) -> Array:
+        """See `Distribution.sample`; a component, and a draw of it."""
+        component_key, noise_key = jax.random.split(key)
+        component = jax.random.categorical(
+            component_key, self.log_weights, shape=(num_samples,)
+        )
+        # What all components share leads with an axis of 1.
+        chosen = jax.tree.map(
+            lambda leaf: leaf[jnp.minimum(component, leaf.shape[0] - 1)],
+            self.components,
+        )
+        return chosen.sample(noise_key, 1)[0][:, None]
+
+    def log_prob(self, value: Array) -> Array:
+        """See `Distribution.log_prob`.
+
+        Raises:
+          ValueError: the components have no density at a given point.
+        """
+        if not self.components.has_log_prob:
+            raise ValueError(
+                "a mixture of densities needs log_prob of its components, and "
+                f"{type(self.components).__name__} has no log_prob"
+            )
+        shape = (*value.shape[:-1], self.log_weights.shape[0], value.shape[-1])
+        everywhere = jnp.broadcast_to(value[..., None, :], shape)
+        each = self.components.log_prob(everywhere.reshape(-1, *shape[-2:]))
+        mixture = jax.nn.logsumexp(each + self.log_weights, axis=-1)
+        return mixture.reshape(value.shape[:-1])

@@ -489,8 +489,8 @@ class LowRankGaussianDistribution(Distribution):
       >>> import jax.numpy as jnp
       >>> from vae_jax.distributions import LowRankGaussianDistribution
       >>> q = LowRankGaussianDistribution(*jnp.zeros((2, 1, 2)), jnp.zeros((1, 2, 1)))
-      >>> print(q.log_prob(jnp.zeros((1, 1, 2))).round(6))
-      [[-1.837877]]
+      >>> print(f"{q.log_prob(jnp.zeros((1, 1, 2))).item():.6f}")
+      -1.837877
     """
 
     mean: Array
@@ -529,8 +529,8 @@ class PrecisionGaussianDistribution(Distribution):
       >>> import jax.numpy as jnp
       >>> from vae_jax.distributions import PrecisionGaussianDistribution
       >>> p = PrecisionGaussianDistribution(jnp.ones((1, 1)), 2 * jnp.ones((1, 1, 1)))
-      >>> print(p.log_prob(jnp.ones((1, 1))).round(6))
-      [-0.225791]
+      >>> print(f"{p.log_prob(jnp.ones((1, 1))).item():.6f}")
+      -0.225791
     """
 
     mean: Array

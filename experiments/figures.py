@@ -73,7 +73,7 @@ def draw_all(
         "interpolations": draw_interpolations(draw, params, x, labels, order),
     }
     # Of bits there is nothing between 0 and 1 to walk through.
-    is_real = getattr(params.spec.posterior, "latent_space", None) != "binary"
+    is_real = params.spec.posterior.latent_space != "binary"
     if is_real:
         figures["traversals"] = draw_traversals(draw, params, means, labels[:1])
     if is_real and params.spec.latent_dim == 2:

@@ -526,8 +526,11 @@ class WithoutLogVar(DiagonalGaussianDistribution):
         log_var = jnp.tanh(self.log_var)
         return -0.5 * jnp.sum(jnp.square(x - self.mean) * jnp.exp(-log_var), axis=-1)
 
-    def sample(self, key):
-        return gaussian.diagonal_sample(self.mean, jnp.tanh(self.log_var), key)[0]
+    def sample(self, key, num_samples):
+        log_var = jnp.tanh(self.log_var)
+        return gaussian.diagonal_sample(
+            self.mean, log_var, key, num_samples=num_samples
+        )
 
 
 class StandardizesExample(nn.Module):

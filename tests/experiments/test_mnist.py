@@ -851,7 +851,7 @@ BAD_INPUT = {
         ["--posterior=vae_jax:Planar(steps=2)"],
         "--posterior=vae_jax:Planar.*unexpected keyword argument 'steps'",
     ),
-    "wrong kind": (["--posterior=vae_jax:MLP((3,))"], "posterior .*lacks num_outputs"),
+    "wrong kind": (["--posterior=vae_jax:MLP((3,))"], "posterior .*subclass .*Family"),
     "pathwise gradient of bits": (
         ["--posterior=bernoulli"],
         "use leave_one_out, disarm",

@@ -482,31 +482,6 @@ def test_spec_survives_json(spec):
     assert found == spec and hash(found) == hash(spec)
 
 
-EARLIER = {
-    "vae_jax.likelihoods.bernoulli:Bernoulli": vae_jax.Bernoulli,
-    "vae_jax.likelihoods.bernoulli:ContinuousBernoulli": vae_jax.ContinuousBernoulli,
-    "vae_jax.likelihoods.gaussian:FullCovarianceGaussian": (
-        vae_jax.FullCovarianceGaussian
-    ),
-    "vae_jax.likelihoods.gaussian:Gaussian": vae_jax.Gaussian,
-    "vae_jax.likelihoods.gaussian:PerPixelGaussian": vae_jax.PerPixelGaussian,
-    "vae_jax.likelihoods.levels:Categorical": vae_jax.Categorical,
-    "vae_jax.likelihoods.levels:DiscretizedLogistic": vae_jax.DiscretizedLogistic,
-    "vae_jax.posteriors.discrete:FactorizedBernoulli": vae_jax.FactorizedBernoulli,
-    "vae_jax.posteriors.flows:InverseAutoregressive": vae_jax.InverseAutoregressive,
-    "vae_jax.posteriors.flows:Planar": vae_jax.Planar,
-    "vae_jax.posteriors.gaussian:DiagonalGaussian": vae_jax.DiagonalGaussian,
-    "vae_jax.posteriors.gaussian:FullGaussian": vae_jax.FullGaussian,
-    "vae_jax.posteriors.point_mass:PointMass": vae_jax.PointMass,
-    "vae_jax.posteriors:DiagonalGaussian": vae_jax.DiagonalGaussian,
-}
-
-
-@pytest.mark.parametrize("path", EARLIER)
-def test_families_of_earlier_runs_are_found(path):
-    assert spec_from_json({"class": path, "fields": {}}) == EARLIER[path]()
-
-
 def test_saved_activations_have_public_names():
     assert spec_to_json(nn.relu) == {"import": "jax.nn:relu"}
     assert spec_to_json(jnp.sin) == {"import": "jax.numpy:sin"}

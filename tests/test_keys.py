@@ -485,6 +485,7 @@ ONE_USE = {
     "aggregate_posterior": called(vae_jax.aggregate_posterior, PARAMS, X),
     "kl_decomposition": called(aggregate.kl_decomposition, PARAMS, GAUSSIAN),
     "posterior_mmd": called(aggregate.posterior_mmd, PARAMS, GAUSSIAN),
+    "draw_prior": called(model.draw_prior, PARAMS, num_samples=3),
     "elbo_objective": objective(vae_jax.elbo_objective),
     "elbo_objective, a penalty that draws": objective(
         vae_jax.elbo_objective,

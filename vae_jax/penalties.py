@@ -121,7 +121,7 @@ class FreeBits:
         if closed_form is None:
             raise ValueError(
                 "free bits of each example need a closed-form KL, and "
-                f"{type(posterior).__name__} and {type(prior).__name__} have none: "
+                f"{type(posterior).__name__} and {params.spec.prior} have none: "
                 "register one (register_kl), choose another pair, or aim the mean KL "
                 "at a target (capacity)"
             )

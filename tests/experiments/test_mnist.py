@@ -389,7 +389,7 @@ CHOICES = {
         "sylvester": "Sylvester",
         "planar": "Planar",
         "iaf": "InverseAutoregressive",
-        "bernoulli": "FactorizedBernoulli",
+        "bernoulli": "Bernoulli",
     },
     "prior": {
         "auto": "StandardNormal",
@@ -806,7 +806,7 @@ BAD_INPUT = {
     "vamp without density": (["--posterior=point", "--prior=vamp"], "mixture of"),
     "units without a KL": (
         ["--prior=mixture", "--free_bits=1"],
-        "KL of a unit is known for factorized .* MixtureOfGaussians",
+        "KL of a unit is known for factorized .* MixtureDistribution",
     ),
     "examples without a KL": (
         ["--prior=vamp", "--free_bits=1", "--free_bits_per=example"],

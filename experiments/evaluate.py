@@ -380,8 +380,8 @@ def run(config: Config) -> dict[str, Any]:
             params, run_data, config, folder / "figures"
         )
         title = f"{trained.dataset}: beta {trained.beta:g}, {len(x)} test images"
-        run_folder.write_json(folder / "evaluation.json", figures)
         save_figure(draw(figures, title), folder / "figures", "diagnostics")
+        run_folder.write_json(folder / "evaluation.json", figures)
     print(f"{title}\n{table(figures, config)}")
     return figures
 

@@ -239,27 +239,30 @@ def run(config: Config) -> dict[str, Any]:
         check(config)
         devices.keep_compiled(config.compilation_cache)
 
-        # Data: in which order, and as what they are seen.
+        # Data: pixels in [0, 1], or bits drawn from them.
         original = data.load(config.dataset, data_dir=config.data_dir)
         config = resolve(config, original)
-        num_classes = datasets.num_classes(original, conditional=config.conditional)
-        spec = choices.model_spec(config, original, num_classes=num_classes)
         warnings = datasets.warnings(original, config.likelihood, config.binarization)
         say(*original.notes, *warnings)
+        num_classes = datasets.num_classes(original, conditional=config.conditional)
         dataset = datasets.binarized(original, config.binarization, seed=config.seed)
         examples = datasets.examples(dataset, labelled=config.conditional)
         test = datasets.test_images(dataset), dataset.test_labels
         order = data_order(config, len(dataset.train))
         batch_sizes = jax.eval_shape(order, 0).batch_sizes
 
-        # Model, objective and optimizer, on their devices.
+        # Model.
+        spec = choices.model_spec(config, original, num_classes=num_classes)
         state = initial_state(config, spec, dataset)
+
+        # Objective and optimizer: a step, and epochs of it on the devices.
         step = partial(training_step, config=config, dataset=dataset)
         step = partial(step, settings=choices.settings(config))
         step = jax.jit(step, static_argnames="axis_name")
         empty = vae_jax.empty_history(step, state, order(0), examples)
         batches, train = devices.place(step, order, examples, config.num_devices)
 
+        # The loop, from the newest checkpoint on.
         remedies = choices.collapse_remedies(config)
         headline = datasets.describe(dataset, config, config.binarization)
         digest = datasets.digest(original, config.dataset, labelled=config.conditional)
@@ -278,6 +281,8 @@ def run(config: Config) -> dict[str, Any]:
                     evaluation.warn_of_collapse(units, remedies)
                 history = empty
                 training.save(state, history)
+
+            # Evaluation and figures, in the process that writes.
             if not processes.is_first():
                 return {}
             return _evaluate(config, training, state, *test, remedies)

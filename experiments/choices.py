@@ -1,4 +1,4 @@
-"""What the flags of an experiment name: a model, an objective, and what goes together.
+"""Models and objectives by the names that flags give them.
 
 `config` is `experiments.mnist.Config`, or anything with the same fields.
 """
@@ -25,7 +25,7 @@ WARMUP_STEPS = 400
 
 
 def check_combinations(config: Any) -> None:
-    """Refuses flags that do not go together.
+    """Refuse flags that do not go together.
 
     Args:
       config: the configuration.
@@ -85,7 +85,7 @@ def default_warmup_epochs(config: Any, *, epochs: int, steps_per_epoch: int) -> 
 
 
 def collapse_remedies(config: Any) -> str:
-    """What to change where a posterior collapsed: flags that suit the others.
+    """Remedies for a collapsed posterior: flags that suit the others.
 
     Args:
       config: the configuration, resolved.
@@ -159,7 +159,7 @@ def with_prior(config: Any) -> Any:
 
 
 def _chosen(config: Any, flag: str, *arguments: Any) -> Any:
-    """What a flag names, made."""
+    """An instance of the choice that a flag names."""
     found = open_choices.find(flag, getattr(config, flag), NAMES[flag])
     return found.made() if isinstance(found, open_choices.Own) else found(*arguments)
 
@@ -279,7 +279,7 @@ def settings(config: Any) -> Settings:
 
 
 def objective(config: Any, settings: Settings, *, steps_per_epoch: int) -> Objective:
-    """What training maximises.
+    """The objective of training.
 
     Args:
       config: says which terms there are; its epochs are resolved.
@@ -372,7 +372,7 @@ def _beta(config: Any, settings: Settings, steps_per_epoch: int) -> Scheduled:
 
 
 def _penalty(config: Any, settings: Settings, steps_per_epoch: int) -> Penalty:
-    """What training charges for the KL."""
+    """The replacement for the KL term, or the KL itself."""
     if config.objective == "beta_tc":
         return vae_jax.TotalCorrelation(settings["tc_weight"])
     if config.objective == "mmd":

@@ -32,7 +32,7 @@ class Own(NamedTuple):
     text: str
 
     def made(self) -> Any:
-        """What the call returns.
+        """The result of the call.
 
         Raises:
           ValueError: the arguments do not suit it.

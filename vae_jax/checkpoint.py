@@ -43,7 +43,7 @@ class CorruptCheckpoint(ValueError):
 def save(
     folder: str | Path, state: PyTree, *, spec: ModelSpec, extra: PyTree = None
 ) -> None:
-    """Writes a checkpoint; it appears under its name complete or not at all.
+    """Write a checkpoint; it appears under its name complete or not at all.
 
     Args:
       folder: the checkpoint's own folder, `.../<step>`; must not exist.
@@ -89,7 +89,7 @@ def save(
 def _finish(
     draft: Path, folder: Path, leaves: dict[str, np.ndarray], spec: ModelSpec
 ) -> None:
-    """Adds spec and manifest to the arrays, and moves all into place."""
+    """Add spec and manifest to the arrays, and move all into place."""
     described = spec_to_json(spec) | {"version": _version()}
     (draft / "spec.json").write_text(json.dumps(described, indent=2))
     manifest = {
@@ -228,7 +228,7 @@ def restore_state(folder: str | Path, like: PyTree, *, extra: PyTree = None) -> 
 
 
 def verify(folder: str | Path) -> None:
-    """Reads a checkpoint and compares every file and array with its digest.
+    """Read a checkpoint and compare every file and array with its digest.
 
     Args:
       folder: a checkpoint's folder, `.../<step>`.
@@ -265,7 +265,7 @@ def steps(folder: str | Path) -> list[int]:
 
 
 def remove(folder: str | Path) -> None:
-    """Removes a checkpoint; it disappears from its name at once.
+    """Remove a checkpoint; it disappears from its name at once.
 
     Args:
       folder: a checkpoint's folder, `.../<step>`.

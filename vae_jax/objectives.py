@@ -126,7 +126,7 @@ def elbo_terms(
     means = estimator(integrand, posterior, key, num_samples=num_samples)
     if closed_form is not None:
         means["kl_divergence"] = closed_form(posterior, prior)
-    # A [B] against a [B, 1] would broadcast without a word.
+    # A [B] against a [B, 1] would broadcast silently.
     chex.assert_shape(list(means.values()), (x.shape[0],))
     return ELBOTerms(means["log_likelihood"] - beta * means["kl_divergence"], **means)
 
@@ -459,11 +459,11 @@ def partially_importance_weighted_bound(
 
 
 def require_density(posterior: Posterior, purpose: str) -> None:
-    """Refuses a posterior without density (a point mass) for what needs one.
+    """Raise if a posterior has no density (a point mass).
 
     Args:
       posterior: what `encode` returned.
-      purpose: what needs it, for the message.
+      purpose: what needs the density, for the message.
 
     Raises:
       ValueError: the posterior has no density.

@@ -20,7 +20,7 @@ from vae_jax.types import Array, Key, Posterior
 
 
 class Penalty(Protocol):
-    """What an objective charges for a batch in place of the KL."""
+    """A replacement for the KL term of the ELBO."""
 
     def __call__(
         self,

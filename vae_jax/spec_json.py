@@ -22,7 +22,7 @@ Trust = bool | Sequence[str]
 
 
 def spec_to_json(spec: Any) -> Any:
-    """Describes a spec, or a part of one, in terms that JSON has.
+    """Describe a spec, or a part of one, in terms that JSON has.
 
     Args:
       spec: a `ModelSpec`, or anything that stands in one.
@@ -54,7 +54,7 @@ def spec_to_json(spec: Any) -> Any:
 
 
 def spec_from_json(description: Any, *, trust: Trust = False) -> Any:
-    """Rebuilds what `spec_to_json` described.
+    """Rebuild a spec from its description by `spec_to_json`.
 
     Args:
       description: what JSON gave back.
@@ -110,7 +110,7 @@ def _import_path(named: Any) -> str:
 
 
 def _import(path: str, trust: Trust, known: Sequence[str]) -> Any:
-    """What a path names: in a known package, or in a module that is trusted."""
+    """Import a class or a function of a known package, or of a trusted module."""
     module, _, name = path.partition(":")
     if not (trust is True or _within(module, [*known, *(trust or ())])):
         raise ValueError(
@@ -120,7 +120,8 @@ def _import(path: str, trust: Trust, known: Sequence[str]) -> Any:
             "else spec="
         )
     try:
-        if _within(module, ["vae_jax"]) and name in _public_names():
+        public = importlib.import_module("vae_jax").__all__
+        if name in public and _within(module, ["vae_jax"]):
             # A public name stays where the module that defines it moves.
             module = "vae_jax"
         found = importlib.import_module(module)
@@ -135,10 +136,6 @@ def _import(path: str, trust: Trust, known: Sequence[str]) -> Any:
             f"spec: {path} cannot be imported ({error}); pass spec="
         ) from error
     return found
-
-
-def _public_names() -> Sequence[str]:
-    return importlib.import_module("vae_jax").__all__
 
 
 def _within(module: str, packages: Sequence[str]) -> bool:

@@ -3,7 +3,7 @@
 The minus sign that turns an objective to be maximised into a loss to be minimised
 stands here, in `train_step`, and nowhere else. Noise is counter-based: step t uses
 `fold_in(state.key, t)`, then `fold_in(_, device_index)`, so a state is all there is
-to save, and a run that goes on from one is the run that never stopped. With JAX's
+to save, and a run resumed from it equals one that never stopped. With JAX's
 default generator `fold_in(key, i)` is `split(key, n)[i]`: a root has one child for each
 purpose (`run_keys`), and counters are folded into that child alone.
 """
@@ -35,7 +35,7 @@ class RunKeys(NamedTuple):
       noise: root of the noise of the steps.
       order: root of the orders of the examples.
       data: draws a data set that is binarized once.
-      evaluation: root of what is asked of the trained model.
+      evaluation: root of the evaluation of the trained model.
     """
 
     weights: Key
@@ -68,7 +68,7 @@ def run_keys(key: Key) -> RunKeys:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that a run needs to go on.
+    """State of a training run, all that is needed to resume it.
 
     Attributes:
       params: model parameters.
@@ -224,7 +224,7 @@ def _share_of_newest(decay: float | Array, count: Array) -> Array:
 
 
 class Epoch(NamedTuple):
-    """Which examples each step of an epoch takes: every example once.
+    """Indices of the examples of each step of an epoch: every example once.
 
     Attributes:
       batches: indices of the full batches, `[T, B]`.
@@ -279,7 +279,7 @@ def train_epoch(
     first_step: int | Array | None = None,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Takes the steps of an epoch, up to `stop`, as one compiled loop.
+    """Take the steps of an epoch, up to `stop`, in one compiled loop.
 
     Where it begins follows from `state.step`, and `stop` is an argument of the
     program: an epoch may be run whole or in pieces of any length, without compiling
@@ -408,7 +408,7 @@ def empty_history(
 def check_start(
     state: TrainState, num_steps: int, first_step: int | Array | None = None
 ) -> None:
-    """Refuses a state that is not at the start of an epoch, where its step is known.
+    """Raise if a state is not at the start of an epoch, where its step is known.
 
     `train_epoch` would begin in the middle: it takes the epochs of a run for equally
     long.
@@ -425,7 +425,7 @@ def check_start(
 
 
 def _check_indices(epoch: Epoch, num_examples: int) -> None:
-    """Refuses indices that JAX would clamp or wrap, where they are known."""
+    """Raise for indices that JAX would clamp or wrap, where they are known."""
     if any(isinstance(indices, Tracer) for indices in epoch):
         return
     indices = np.concatenate([np.ravel(part) for part in epoch])

@@ -280,7 +280,7 @@ def over_devices(
 
 
 def _check_reduction(reduction: Reduction, num_samples: int) -> None:
-    """Refuses a number of samples that a reduction does not take."""
+    """Raise if a reduction does not take a number of samples."""
     check_num_samples(num_samples)
     jax.eval_shape(reduction, jax.ShapeDtypeStruct((num_samples, 1), jnp.float32))
 

@@ -56,7 +56,7 @@ class Setting(NamedTuple):
 class Config(flags.DataFlags):
     """Posterior collapse in linear and deep models."""
 
-    linear_steps: flags.Count = 3000
+    linear_steps: flags.Count = 8000
     """Training steps of the linear models."""
     num_steps: flags.Count = 2500
     """Training steps of the deep models, in whole epochs."""

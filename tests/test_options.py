@@ -96,7 +96,7 @@ def traced(**how):
 
     @functools.partial(jax.jit, **how)
     def value(params, objective):
-        traces.append(objective)
+        traces.append(None)
         return objective(params, X, KEY, STEP)[0]
 
     return value, traces

@@ -34,7 +34,7 @@ from experiments.runner import devices, flags
 from experiments.runner.checkpoints import finite_models
 from experiments.runner.command_line import execute, parse, say
 from experiments.runner.training import open_run
-from experiments.sweep_chunks import compile_chunks, in_chunks
+from experiments.sweep_chunks import place
 from vae_jax import data
 from vae_jax.training import TrainState
 from vae_jax.types import Array
@@ -232,25 +232,22 @@ def run(config: Config) -> dict[str, Any]:
         "sweep", config, digest, spec, batch_sizes, started, num_models=count
     ) as training:
         print(f"{headline}; {training.folder}", flush=True)
-        local = jax.local_devices()[: config.num_devices]
-        train_chunks, compiled = in_chunks(
-            vae_jax.jit_sweep(step, devices=local), examples, settings
-        )
-        chunks, program = compile_chunks(
-            lambda indices: compiled(indices, state, order(0), empty),
-            count,
+        chunks, train = place(
+            step,
+            state,
+            order(0),
+            examples,
+            empty,
+            settings,
             at_once=config.models_at_once,
             num_devices=config.num_devices,
-            state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
         )
         print(f"{count} models, {chunks.reason}", flush=True)
         state, history = training.restore(state, empty)
         for epoch in training.epochs(state):
             taken = order(epoch)
             for stop in training.pieces(state):
-                state, history = train_chunks(
-                    program, chunks, state, taken, history, stop
-                )
+                state, history = train(state, taken, history, stop)
                 training.check(state, history)
             test = in_turn(lambda params: elbo_figures(params, x, labels), state)
             training.log(state, history, test)

@@ -42,6 +42,46 @@ class Chunks(NamedTuple):
         return cls(indices.reshape(turns, length), reason)
 
 
+def place(
+    step: Callable[..., Any],
+    state: vae_jax.TrainState,
+    order: vae_jax.Epoch,
+    examples: PyTree,
+    history: PyTree,
+    settings: PyTree,
+    *,
+    at_once: int | None,
+    num_devices: int,
+) -> tuple[Chunks, Callable[..., Any]]:
+    """Compile the steps of an epoch, for as many models at once as there is memory for.
+
+    Args:
+      step: `f(state, batch, setting)`.
+      state: of all models.
+      order: of an epoch.
+      examples: the data set.
+      history: before the first step of an epoch.
+      settings: of all models.
+      at_once: `--models_at_once`; None for as many as there is memory for.
+      num_devices: devices to share the models.
+
+    Returns:
+      How the models are shared out, and `f(state, order, history, stop) -> (state,
+      history)`.
+    """
+    devices = jax.local_devices()[:num_devices]
+    sweep = vae_jax.jit_sweep(step, devices=devices)
+    train, compiled = in_chunks(sweep, examples, settings)
+    chunks, program = compile_chunks(
+        lambda indices: compiled(indices, state, order, history),
+        vae_jax.num_models(state),
+        at_once=at_once,
+        num_devices=num_devices,
+        state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+    )
+    return chunks, partial(train, program, chunks)
+
+
 def compile_chunks(
     compiled: Callable[[np.ndarray], Any],
     num_models: int,

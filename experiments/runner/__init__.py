@@ -1,1 +1,13 @@
-"""Verbs that every command shares. An experiment calls them; they never call it."""
+"""Verbs that every command shares. An experiment calls them; they never call it.
+
+command_line   flags from a dataclass, errors in one line, exit codes
+flags          flags of data and runs, rules for values
+run_folder     lock, configuration, JSON files
+training       open a run; restore, epochs, pieces, check, log, save
+checkpoints    the newest good one, the last two, the best
+metrics        metrics.jsonl, TensorBoard
+signals        collected until there is a good moment to stop
+processes      several under one experiment: meet, agree, who writes
+devices        data and steps on one device or many
+report         checks, tables, pictures
+"""

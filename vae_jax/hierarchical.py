@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax import networks
+from vae_jax.bijectors import with_shared_weights
 from vae_jax.distributions import DiagonalGaussianDistribution, gaussian
 from vae_jax.families import DiagonalGaussian, bound_log_var
-from vae_jax.flows import with_shared_weights
 from vae_jax.types import (
     Array,
     Distribution,

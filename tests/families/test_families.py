@@ -36,7 +36,6 @@ from vae_jax import (
     elbo_terms,
     encode,
     evaluate,
-    flows,
     generate,
     init,
     init_state,
@@ -64,7 +63,7 @@ def normal(*shape):
 
 def covariance_of_posterior(posterior, b):
     if isinstance(posterior, HouseholderDistribution):
-        factor = flows.reflect(np.eye(3)[:, None], posterior.reflections)[:, b].T
+        factor = bijectors.reflect(np.eye(3)[:, None], posterior.reflections)[:, b].T
         factor = factor * np.exp(posterior.log_var[b] / 2)
         return np.float64(factor) @ np.float64(factor).T
     if hasattr(posterior, "scale_tril"):

@@ -12,7 +12,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from vae_jax import flows
+from vae_jax import bijectors
 from vae_jax.distributions import (
     DiagonalGaussianDistribution,
     gaussian,
@@ -62,7 +62,7 @@ class FlowFamily(Family):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PlanarDistribution(FlowDistribution):
-    """A diagonal Gaussian moved by K planar steps (`flows.planar`).
+    """A diagonal Gaussian moved by K planar steps (`bijectors.planar`).
 
     Attributes:
       start: mean of the Gaussian, `[B, L]`.
@@ -82,7 +82,7 @@ class PlanarDistribution(FlowDistribution):
         """Latents `[S, B, L]` moved, and the log-determinant `[S, B]`."""
         log_det = jnp.zeros(z.shape[:-1], z.dtype)
         for k in range(self.offset.shape[-1]):
-            z, step_log_det = flows.planar(
+            z, step_log_det = bijectors.planar(
                 z, self.direction[:, k], self.normal[:, k], self.offset[:, k]
             )
             log_det = log_det + step_log_det
@@ -152,16 +152,16 @@ class HouseholderDistribution(FlowDistribution):
             zero, self.log_var, key, num_samples=num_samples
         )
         log_q = gaussian.diagonal_log_prob(noise, zero, self.log_var)
-        return self.mean + flows.reflect(noise, self.reflections), log_q
+        return self.mean + bijectors.reflect(noise, self.reflections), log_q
 
     def move(self, z: Array) -> tuple[Array, Array]:
         """Latents `[S, B, L]` turned, and the log-determinant, 0."""
-        turned = flows.reflect(z, self.reflections)
+        turned = bijectors.reflect(z, self.reflections)
         return turned, jnp.zeros(turned.shape[:-1], z.dtype)
 
     def log_prob(self, z: Array) -> Array:
         """Log q(z|x) in nats, summed over L: `[S, B]` for `[S, B, L]`."""
-        noise = flows.reflect(z - self.mean, self.reflections[..., ::-1, :])
+        noise = bijectors.reflect(z - self.mean, self.reflections[..., ::-1, :])
         return gaussian.diagonal_log_prob(noise, 0.0, self.log_var)
 
 
@@ -172,7 +172,7 @@ def _householder_to_diagonal(
     """That of the diagonal of q's covariance S, and 1/2 log(prod_l S_ll / |S|)."""
     deviations = jnp.exp(0.5 * q.log_var)
     axes = jnp.eye(deviations.shape[-1], dtype=deviations.dtype)[:, None] * deviations
-    turned = flows.reflect(axes, q.reflections)
+    turned = bijectors.reflect(axes, q.reflections)
     log_var = jnp.log(jnp.sum(jnp.square(turned), axis=0))
     correlated = without_negative(0.5 * jnp.sum(log_var - q.log_var, axis=-1))
     diagonal = gaussian.diagonal_kl_divergence(q.mean, log_var, p.mean, p.log_var)
@@ -215,7 +215,7 @@ class Householder(FlowFamily):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SylvesterDistribution(FlowDistribution):
-    """A diagonal Gaussian moved by K Sylvester steps (`flows.sylvester`).
+    """A diagonal Gaussian moved by K Sylvester steps (`bijectors.sylvester`).
 
     Attributes:
       start: mean of the Gaussian, `[B, L]`.
@@ -241,7 +241,7 @@ class SylvesterDistribution(FlowDistribution):
                 (self.diagonals[:, k, which], self.entries[:, k, which])
                 for which in (0, 1)
             )
-            z, step_log_det = flows.sylvester(
+            z, step_log_det = bijectors.sylvester(
                 z, self.reflections[:, k], outer, inner, self.offset[:, k]
             )
             log_det = log_det + step_log_det
@@ -323,8 +323,8 @@ class InverseAutoregressiveDistribution(FlowDistribution):
         """Latents `[S, B, L]` moved, and the log-determinant `[S, B]`."""
         log_det = jnp.zeros(z.shape[:-1], z.dtype)
         for weights in self.steps:
-            target, logit = flows.with_shared_weights(
-                flows.autoregressive, weights, z, self.context
+            target, logit = bijectors.with_shared_weights(
+                bijectors.autoregressive, weights, z, self.context
             )
             # Kingma et al. advise to start with open gates; none closes altogether,
             # which would leave a density without bound on a point.
@@ -361,7 +361,7 @@ class InverseAutoregressive(FlowFamily):
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
         """`step_0`, `step_1`, ...: weights of each step's network."""
         return {
-            f"step_{k}": flows.init_autoregressive(
+            f"step_{k}": bijectors.init_autoregressive(
                 jax.random.fold_in(key, k),
                 latent_dim=dim,
                 hidden_dim=self.hidden_dim,

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from vae_jax import flows
+from vae_jax import bijectors
 from vae_jax.distributions import gaussian
 from vae_jax.distributions.support import REAL
 from vae_jax.families import bound_log_var
@@ -52,7 +52,7 @@ class AutoregressiveFlowDistribution(Distribution):
 
             def fill_in(_, z: Array, noise=noise, weights=weights) -> Array:
                 # Each pass puts one more latent right, the first one first.
-                mean, raw = flows.autoregressive(weights, z)
+                mean, raw = bijectors.autoregressive(weights, z)
                 return noise * jnp.exp(0.5 * bound_log_var(raw)) + mean
 
             noise = jax.lax.fori_loop(0, self.latent_dim, fill_in, noise)
@@ -66,7 +66,7 @@ class AutoregressiveFlowDistribution(Distribution):
         """The noise, and the log-determinant of the way from it."""
         log_det = jnp.zeros(z.shape[:-1], z.dtype)
         for weights in reversed(self.steps):
-            mean, raw = flows.autoregressive(weights, z)
+            mean, raw = bijectors.autoregressive(weights, z)
             log_scale = 0.5 * bound_log_var(raw)
             z = ((z - mean) * jnp.exp(-log_scale))[..., ::-1]
             log_det = log_det + jnp.sum(log_scale, axis=-1)
@@ -105,7 +105,7 @@ class AutoregressiveFlow(Prior):
     ) -> dict[str, PyTree]:
         """`step_0`, `step_1`, ...: weights of each step's network."""
         return {
-            f"step_{k}": flows.init_autoregressive(
+            f"step_{k}": bijectors.init_autoregressive(
                 jax.random.fold_in(key, k),
                 latent_dim=latent_dim,
                 hidden_dim=self.hidden_dim,

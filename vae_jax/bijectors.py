@@ -41,7 +41,7 @@ def planar(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.flows import planar
+      >>> from vae_jax.bijectors import planar
       >>> moved, log_det = planar(*jnp.ones((3, 1, 1, 2)), jnp.zeros(1))
       >>> moved.shape, log_det.shape
       ((1, 1, 2), (1, 1))
@@ -84,7 +84,7 @@ def reflect(z: Array, vectors: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.flows import reflect
+      >>> from vae_jax.bijectors import reflect
       >>> print(reflect(jnp.array([[[3.0, 4.0]]]), jnp.array([[[1.0, 0.0]]])))
       [[[-3.  4.]]]
     """
@@ -127,7 +127,7 @@ def sylvester(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.flows import sylvester
+      >>> from vae_jax.bijectors import sylvester
       >>> half = (jnp.ones((1, 2)), jnp.ones((1, 1)))
       >>> z, vectors, offset = jnp.ones((3, 1, 2)), jnp.ones((1, 1, 2)), jnp.ones(2)
       >>> moved, log_det = sylvester(z, vectors, half, half, offset)
@@ -204,7 +204,7 @@ def autoregressive(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from vae_jax.flows import autoregressive, init_autoregressive
+      >>> from vae_jax.bijectors import autoregressive, init_autoregressive
       >>> weights = init_autoregressive(jax.random.key(0), latent_dim=3, hidden_dim=8)
       >>> first, _ = autoregressive(weights, jnp.ones(3))
       >>> again, _ = autoregressive(weights, jnp.array([1.0, 1.0, 7.0]))
@@ -246,7 +246,7 @@ def with_shared_weights(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.flows import with_shared_weights
+      >>> from vae_jax.bijectors import with_shared_weights
       >>> each = jnp.arange(2.0)[:, None]  # a weight for each of two examples
       >>> print(with_shared_weights(jnp.multiply, each, jnp.ones((1, 2, 1)))[0, :, 0])
       [0. 1.]

@@ -15,9 +15,9 @@ from vae_jax import (
     ModelSpec,
     Planar,
     Sylvester,
+    bijectors,
     elbo_terms,
     fit_posterior,
-    flows,
     init,
 )
 from vae_jax.distributions import gaussian
@@ -116,7 +116,9 @@ def test_many_samples_compiled_are_those_of_one_operation_at_a_time(family, key)
 
 def test_a_planar_step_of_direction_zero_is_the_identity():
     z = normal(0, 4, 2, 3)
-    moved, log_det = flows.planar(z, jnp.zeros((2, 3)), normal(1, 2, 3), normal(2, 2))
+    moved, log_det = bijectors.planar(
+        z, jnp.zeros((2, 3)), normal(1, 2, 3), normal(2, 2)
+    )
     np.testing.assert_array_equal(moved, z)
     np.testing.assert_array_equal(log_det, np.zeros((4, 2)))
 
@@ -125,7 +127,7 @@ def test_a_planar_step_can_be_undone_however_it_is_aimed():
     """w' u stays above -1: along w the step never turns back."""
     direction, normal_ = normal(0, 50, 3, scale=5.0), normal(1, 50, 3, scale=5.0)
     z = np.linspace(-4, 4, 400)[:, None, None] * np.asarray(normal_)
-    moved, _ = jax.jit(flows.planar)(z, direction, normal_, normal(2, 50))
+    moved, _ = jax.jit(bijectors.planar)(z, direction, normal_, normal(2, 50))
     along = np.sum(np.asarray(moved) * normal_, axis=-1)
     assert np.all(np.diff(along, axis=0) > 0)
 
@@ -146,11 +148,11 @@ def test_reflections_make_a_gaussian_with_the_turned_covariance(key):
 
 
 def test_an_output_depends_on_the_latents_before_it_and_on_the_context():
-    weights = flows.init_autoregressive(
+    weights = bijectors.init_autoregressive(
         jax.random.key(0), latent_dim=4, hidden_dim=11, context_dim=2
     )
     z, context = normal(0, 4), normal(1, 2)
-    jacobians = jax.jit(jax.jacfwd(flows.autoregressive, argnums=(1, 2)))
+    jacobians = jax.jit(jax.jacfwd(bijectors.autoregressive, argnums=(1, 2)))
     before = np.tril(np.ones((4, 4)), -1) > 0
     for by_z, by_context in jacobians(weights, z, context):
         np.testing.assert_array_equal(np.asarray(by_z) != 0, before)
@@ -158,11 +160,13 @@ def test_an_output_depends_on_the_latents_before_it_and_on_the_context():
 
 
 def test_weights_of_one_and_of_each_example_agree():
-    one = flows.init_autoregressive(jax.random.key(0), latent_dim=3, hidden_dim=4)
+    one = bijectors.init_autoregressive(jax.random.key(0), latent_dim=3, hidden_dim=4)
     z = normal(0, 5, 2, 3)
     shared = jax.tree.map(lambda leaf: leaf[None], one)
     each = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), one)
-    apply = jax.jit(functools.partial(flows.with_shared_weights, flows.autoregressive))
+    apply = jax.jit(
+        functools.partial(bijectors.with_shared_weights, bijectors.autoregressive)
+    )
     found, again = apply(shared, z), apply(each, z)
     for left, right in zip(found, again, strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)

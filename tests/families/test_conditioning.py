@@ -21,6 +21,7 @@ from vae_jax import (
     MixtureOfGaussians,
     ModelSpec,
     StandardNormal,
+    bijectors,
     elbo_terms,
     encode,
     exact,

@@ -30,6 +30,7 @@ from vae_jax import (
     ModelSpec,
     StandardNormal,
     StochasticLayer,
+    bijectors,
     decode,
     elbo,
     elbo_objective,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import vae_jax
 from experiments import choices, evaluate, mnist, sweep
@@ -17,11 +18,16 @@ MODULE = '''
 """Every choice of one's own, in a file beside the data."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 import vae_jax
+from vae_jax.distributions.support import REAL
 from vae_jax.estimators import reparameterization
+from vae_jax.types import Distribution, Family
 
 
 class Net(nn.Module):
@@ -59,6 +65,38 @@ class Likelihood(vae_jax.Bernoulli):
 
     def build(self, params, outputs):
         return super().build(params, self.scale * outputs)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LaplaceDistribution(Distribution):
+    location: jax.Array
+    mean_is_exact: ClassVar[bool] = True
+
+    @property
+    def mean(self):
+        return self.location
+
+    def sample(self, key, num_samples):
+        shape = (num_samples, *self.location.shape)
+        return self.location + jax.random.laplace(key, shape)
+
+    def log_prob(self, value):
+        return jnp.sum(-jnp.abs(value - self.location) - jnp.log(2.0), axis=-1)
+
+
+@dataclass(frozen=True)
+class Laplace(Family):
+    support: ClassVar = REAL
+
+    def num_outputs(self, dim):
+        return dim
+
+    def build(self, params, outputs):
+        return LaplaceDistribution(outputs)
+
+    def output_bias(self, data_mean):
+        return data_mean
 
 
 def scaled(integrand, posterior, key, *, factor=1.0, **options):
@@ -136,6 +174,36 @@ def test_parts_of_ones_own_keep_the_contracts(beside):
     x = jnp.eye(3, 64)
     report = vae_jax.check(params, x, jax.random.key(1), only=lines)
     assert report.passed, report
+
+
+def test_a_likelihood_of_ones_own_works_everywhere(beside, no_pictures):
+    """Library, contracts, command, checkpoint, evaluation and sweep."""
+    named = "--likelihood=my_parts:Laplace"
+    mnist.main([*TINY, named, "--run_dir=run"])
+    params = vae_jax.load_run("run", trust=["my_parts"])
+    assert type(params.spec.likelihood).__name__ == "Laplace"
+    x = jnp.asarray(vae_jax.data.load("digits").test[:5] / 16, jnp.float32)
+    z = jnp.zeros((1, 5, 2))
+    found = vae_jax.decode(params, z)
+    expected = scipy.stats.laplace(found.mean[0]).logpdf(x).sum(axis=1)
+    np.testing.assert_allclose(found.log_prob(x)[0], expected, rtol=1e-5)
+    lines = [
+        "shapes of the likelihood",
+        "finite at the given parameters",
+        "likelihood keeps its mass",
+        "likelihood has its mean",
+    ]
+    report = vae_jax.check(params, x, jax.random.key(1), only=lines)
+    assert report.passed, report
+    evaluate.main([*SHORT, "run", "--trust"])
+    results, evaluation = (
+        json.loads((beside / "run" / f"{name}.json").read_text())
+        for name in ("results", "evaluation")
+    )
+    assert evaluation["elbo"] == pytest.approx(results["test_elbo"], rel=1e-5)
+    sweep.main([*TINY, named, "--run_dir=many", "--num_seeds=2"])
+    models = json.loads((beside / "many" / "results.json").read_text())["models"]
+    assert all(model["finite"] for model in models)
 
 
 def test_parts_of_ones_own_are_swept(beside, no_pictures):

@@ -28,7 +28,7 @@ ORDER = [
     ["types", "extras"],
     ["options"],
     ["distributions"],
-    ["flows", "convolution", "data"],
+    ["bijectors", "convolution", "data"],
     ["networks", "families", "priors"],
     ["hierarchical"],
     ["spec", "spec_json"],

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import SPECS, example_data, random_params
+from specs import SPECS, example_data, random_params
 
 import vae_jax
 from vae_jax import checkpoint

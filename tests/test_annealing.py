@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SPECS, random_params
+from specs import SPECS, random_params
 
 from vae_jax import (
     MLP,

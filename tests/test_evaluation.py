@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.special
 from blackjax.diagnostics import psis_weights
-from conftest import SPECS, example_data, random_params
+from specs import SPECS, example_data, random_params
 
 from vae_jax import (
     LogEvidence,

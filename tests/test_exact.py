@@ -10,8 +10,8 @@ import pytest
 import scipy.integrate
 import scipy.special
 import scipy.stats
-from conftest import covariance_of, random_params
 from sklearn.decomposition import PCA
+from specs import covariance_of, random_params
 
 from vae_jax import (
     MLP,

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SPECS, random_params
 from sklearn.mixture import GaussianMixture
+from specs import SPECS, random_params
 
 from vae_jax import encode, fit_mixture_prior, generate, log_prior
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.integrate
 import scipy.special
 import scipy.stats
-from conftest import random_params
+from specs import random_params
 
 from vae_jax import (
     MLP,

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import SPECS, example_data, random_params
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from specs import SPECS, example_data, random_params
 
 import vae_jax
 from vae_jax import (

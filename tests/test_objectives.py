@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from conftest import SPECS, example_data, random_params
+from specs import SPECS, example_data, random_params
 
 from vae_jax import (
     MLP,

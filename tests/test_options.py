@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import random_params
+from specs import random_params
 
 from vae_jax import (
     ELBO,

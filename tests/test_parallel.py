@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import SPECS, random_params
+from specs import SPECS, random_params
 
 from vae_jax import (
     capacity,

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.special
-from conftest import random_params
+from specs import random_params
 
 from vae_jax import (
     MLP,

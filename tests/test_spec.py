@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import random_params
+from specs import random_params
 
 from vae_jax import (
     MLP,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import SPECS, random_params
+from specs import SPECS, random_params
 
 import vae_jax
 from experiments import (

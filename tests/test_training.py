@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import SPECS, example_data, random_params
+from specs import SPECS, example_data, random_params
 
 from vae_jax import (
     DiagonalGaussianPrior,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from conftest import example_data, random_params
+from specs import example_data, random_params
 
 from vae_jax import (
     ClassConditionalPrior,

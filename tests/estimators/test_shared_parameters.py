@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from conftest import SPECS, example_data, random_params
+from specs import SPECS, example_data, random_params
 
 from vae_jax import elbo_terms
 from vae_jax.estimators import (

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_params
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from specs import random_params
 
 import vae_jax
 from experiments import figures

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from conftest import random_params
+from specs import random_params
 
 from experiments.mnist import Config, run
 from vae_jax import MLP, ModelSpec, data, elbo_terms, networks

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import covariance_of
+from specs import covariance_of
 
 from vae_jax import (
     MLP,

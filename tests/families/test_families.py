@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
-from conftest import covariance_of, random_params
 from sklearn.mixture import GaussianMixture
+from specs import covariance_of, random_params
 
 from vae_jax import (
     MLP,

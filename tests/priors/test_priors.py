@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from conftest import random_params
 from sklearn.mixture import GaussianMixture
+from specs import random_params
 
 from vae_jax import (
     MLP,

@@ -85,7 +85,7 @@ def active_units(
       params: model parameters.
       x: observations, `[B, D]`.
       key: PRNG key, consumed once; not needed where the mean is exact
-        (`types.Posterior`).
+        (`types.Distribution`).
       threshold: above which a unit counts as active.
       num_samples: samples S of each example, where the mean is not exact.
       labels: of a conditional model, as for `encode`.

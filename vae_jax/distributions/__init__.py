@@ -14,6 +14,8 @@ from vae_jax.distributions import (
     discretized_logistic,
     gaussian,
     multivariate_gaussian,
+    negative_binomial,
+    poisson,
 )
 from vae_jax.distributions.bernoulli import MAX_ENUMERABLE_BITS, BernoulliDistribution
 from vae_jax.distributions.categorical import CategoricalDistribution
@@ -27,7 +29,12 @@ from vae_jax.distributions.multivariate_gaussian import (
     LowRankGaussianDistribution,
     PrecisionGaussianDistribution,
 )
+from vae_jax.distributions.negative_binomial import (
+    NegativeBinomialDistribution,
+    ZeroInflatedNegativeBinomialDistribution,
+)
 from vae_jax.distributions.point_mass import PointMassDistribution
+from vae_jax.distributions.poisson import PoissonDistribution
 
 __all__ = [
     "MAX_ENUMERABLE_BITS",
@@ -39,8 +46,11 @@ __all__ = [
     "FullGaussianDistribution",
     "LowRankGaussianDistribution",
     "MixtureDistribution",
+    "NegativeBinomialDistribution",
     "PointMassDistribution",
+    "PoissonDistribution",
     "PrecisionGaussianDistribution",
+    "ZeroInflatedNegativeBinomialDistribution",
     "bernoulli",
     "categorical",
     "closed_form_kl",
@@ -49,6 +59,8 @@ __all__ = [
     "discretized_logistic",
     "gaussian",
     "multivariate_gaussian",
+    "negative_binomial",
+    "poisson",
     "register_kl",
     "unit_kl",
 ]

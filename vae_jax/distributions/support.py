@@ -58,6 +58,7 @@ class Support:
       high: the largest value.
       num_levels: n of the levels low, low + (high - low) / (n - 1), ..., high, to which
         values may be rounded by a tenth of a step; None for all of the interval.
+      whole: only whole numbers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -69,15 +70,18 @@ class Support:
     low: float = -math.inf
     high: float = math.inf
     num_levels: int | None = None
+    whole: bool = False
 
     @property
     def interval(self) -> "Support":
         """All values between the smallest and the largest, as means are."""
-        return replace(self, num_levels=None)
+        return replace(self, num_levels=None, whole=False)
 
     def contains(self, x: Values) -> Values:
         """Elementwise membership of finite values; NaN belongs to no support."""
         inside = (x >= self.low) & (x <= self.high)
+        if self.whole:
+            return inside & (x == x.round()) & (abs(x) < jnp.inf)
         if self.num_levels is None:
             return inside
         level = (x - self.low) * ((self.num_levels - 1) / (self.high - self.low))
@@ -119,6 +123,11 @@ class Support:
                 f"{lowest:.8g} to {highest:.8g}; {remedy}"
             )
         between = float(values[~inside][0])
+        if self.whole:
+            raise ValueError(
+                f"{name} must hold whole numbers, got {between:.8g}; give the counts "
+                "themselves, or choose a likelihood of real numbers"
+            )
         raise ValueError(
             f"{name} must hold {self.num_levels} evenly spaced levels of "
             f"[{self.low:g}, {self.high:g}], got {between:.8g} between two of them; "
@@ -128,3 +137,4 @@ class Support:
 
 REAL = Support()
 UNIT_INTERVAL = Support(0.0, 1.0)
+COUNTS = Support(0.0, whole=True)

@@ -1,0 +1,78 @@
+"""Independent Poisson counts, parameterized by their means."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.distributions.deviance import log_poisson
+from vae_jax.distributions.support import COUNTS
+from vae_jax.types import Array, Distribution, Key
+
+
+def log_prob(x: Array, mean: Array) -> Array:
+    """Log-probability of independent Poisson counts in nats, over the last axis.
+
+    sum_d [x_d log m_d - m_d - log x_d!], exact in float32 for counts of a million.
+
+    Args:
+      x: counts, `[..., D]`.
+      mean: m, positive, `[..., D]` or anything that broadcasts with `x`.
+
+    Returns:
+      Log-probabilities, `[...]`; NaN for what is no count.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions import poisson
+      >>> print(f"{poisson.log_prob(jnp.array([0.0, 2.0]), jnp.ones(2)):.4f}")
+      -2.6931
+    """
+    x = COUNTS.nan_outside(jnp.asarray(x, mean.dtype))
+    return jnp.sum(log_poisson(x, mean), axis=-1)
+
+
+def sample(mean: Array, key: Key) -> Array:
+    """Draws a count for every mean, in the dtype of the means.
+
+    Args:
+      mean: m, `[..., D]`.
+      key: PRNG key, consumed once.
+
+    Returns:
+      Draws, `[..., D]`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax.distributions import poisson
+      >>> print(poisson.sample(jnp.array([1e-9]), jax.random.key(0)))
+      [0.]
+    """
+    # JAX draws Poisson counts with this generator only.
+    if jax.random.key_impl(key) != "threefry2x32":
+        key = jax.random.key(jax.random.bits(key), impl="threefry2x32")
+    return jax.random.poisson(key, mean).astype(mean.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PoissonDistribution(Distribution):
+    """prod_d Poisson(mean_d).
+
+    Attributes:
+      mean: `[..., D]`, positive.
+    """
+
+    mean: Array
+    mean_is_exact: ClassVar[bool] = True
+    is_reparameterizable: ClassVar[bool] = False
+
+    def sample(self, key: Key, num_samples: int) -> Array:
+        """Counts, `[S, ..., D]`."""
+        return sample(jnp.broadcast_to(self.mean, (num_samples, *self.mean.shape)), key)
+
+    def log_prob(self, value: Array) -> Array:
+        """Log-probability in nats, summed over D."""
+        COUNTS.require(value)
+        return log_prob(value, self.mean)

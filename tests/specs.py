@@ -37,6 +37,7 @@ from vae_jax import (
     StochasticLayer,
     Sylvester,
     VampPrior,
+    ZeroInflatedNegativeBinomial,
     init,
 )
 
@@ -183,6 +184,16 @@ SPECS = [
             prior=VampPrior(3),
             latent_dim=3,
             data_shape=(5,),
+        ),
+    ),
+    (
+        "counts",
+        ModelSpec(
+            encoder=MLP((6,)),
+            decoder=MLP((6,)),
+            likelihood=ZeroInflatedNegativeBinomial("decoder"),
+            latent_dim=2,
+            data_shape=(3,),
         ),
     ),
     (

@@ -45,6 +45,7 @@ from vae_jax import (
     StochasticLayer,
     Sylvester,
     VampPrior,
+    ZeroInflatedNegativeBinomial,
     elbo_terms,
     encode,
     init,
@@ -105,6 +106,13 @@ def log_categories(p, x):
     return np.log(np.take_along_axis(probability, level, axis=-1)).sum((-1, -2))
 
 
+def log_counts(p, x):
+    zero = scipy.special.expit(p.logits)
+    mean, r = p.counted.mean, p.counted.inverse_dispersion
+    counted = scipy.stats.nbinom(r, r / (r + mean)).pmf(x)
+    return np.log(zero * (x == 0) + (1 - zero) * counted).sum(-1)
+
+
 def log_logistic_levels(p, x):
     middle = x[..., None]
     ends = [
@@ -120,6 +128,7 @@ def log_logistic_levels(p, x):
 
 BITS = np.array([[0.0, 1.0], [1.0, 1.0]])
 GREYS = np.array([[0.2, 0.7], [0.9, 0.4]])
+COUNTS = np.array([[0.0, 3.0], [1.0, 2.0]])
 LEVELS = np.array([[0.0, 0.5], [1.0, 0.5]])  # of three
 # Family, data `[B, D]`, and the log-density of these under what it builds.
 LIKELIHOODS = {
@@ -137,6 +146,7 @@ LIKELIHOODS = {
     "gaussian-learned": (Gaussian(learned_variance=True), GREYS, log_gaussian),
     "gaussian-per-pixel": (PerPixelGaussian(), GREYS, log_gaussian),
     "gaussian-full": (FullCovarianceGaussian(), GREYS, log_full_gaussian),
+    "counts": (ZeroInflatedNegativeBinomial(), COUNTS, log_counts),
     "categorical": (Categorical(3), LEVELS, log_categories),
     "discretized-logistic": (DiscretizedLogistic(3, 2), LEVELS, log_logistic_levels),
 }

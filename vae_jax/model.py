@@ -85,6 +85,7 @@ def _class_weights(
 
 def _encoder_inputs(spec: ModelSpec, x: Array, labels: Array | None) -> Array:
     """Observations `[B, D]` as the encoder takes them, labels beside them."""
+    x = spec.likelihood.encoder_inputs(x)
     labels = _class_weights(spec, labels, x.shape[0])
     if labels is None:
         return x

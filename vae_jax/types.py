@@ -158,6 +158,10 @@ class Family(ABC):
         """The decoder's output bias that starts it at the data's mean, `[P * D]`."""
         return jnp.zeros(self.num_outputs(data_mean.size), data_mean.dtype)
 
+    def encoder_inputs(self, x: Array) -> Array:
+        """Observations as an encoder takes them where this is p(x|z), `[B, D]`."""
+        return x
+
     def start_at_variance(
         self, params: PyTree, bias: Array, data_variance: Array
     ) -> tuple[PyTree, Array]:

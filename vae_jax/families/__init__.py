@@ -19,6 +19,11 @@ from vae_jax.families.bounds import (
     unbound_covariance,
     unbound_log_var,
 )
+from vae_jax.families.counts import (
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+)
 from vae_jax.families.flows import (
     Householder,
     HouseholderDistribution,
@@ -56,12 +61,15 @@ __all__ = [
     "InverseAutoregressive",
     "InverseAutoregressiveDistribution",
     "LowRankGaussian",
+    "NegativeBinomial",
     "PerPixelGaussian",
     "Planar",
     "PlanarDistribution",
     "PointMass",
+    "Poisson",
     "Sylvester",
     "SylvesterDistribution",
+    "ZeroInflatedNegativeBinomial",
     "bound_covariance",
     "bound_factor",
     "bound_log_var",

@@ -1,0 +1,164 @@
+"""Families of p(x|z) for counts: Poisson, negative binomial, with additional zeros.
+
+Means and inverse dispersions are exp of `bound_log_var` of what the network says, so
+between 2e-9 and 4.9e8. The encoder is given log(1 + x), as counts span decades.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.distributions import (
+    NegativeBinomialDistribution,
+    PoissonDistribution,
+    ZeroInflatedNegativeBinomialDistribution,
+)
+from vae_jax.distributions.support import COUNTS, Support
+from vae_jax.families.bounds import bound_log_var, unbound_log_var
+from vae_jax.types import Array, Family, Key, PyTree
+
+Dispersion = Literal["shared", "dimension", "decoder"]
+# Where a dimension has no count at all, and where its variance is that of a Poisson.
+LEAST_MEAN = 1e-3
+LARGEST_INVERSE_DISPERSION = 1e4
+
+
+@dataclass(frozen=True)
+class Poisson(Family):
+    """The family of independent Poisson counts, prod_d Poisson(exp(log_mean_d)).
+
+    Example:
+      >>> from vae_jax import Poisson
+      >>> Poisson().num_outputs(dim=1000)
+      1000
+    """
+
+    support: ClassVar[Support] = COUNTS
+
+    def num_outputs(self, dim: int) -> int:
+        """The log of each mean."""
+        return dim
+
+    def build(self, params: PyTree, outputs: Array) -> PoissonDistribution:
+        """Takes the decoder's outputs `[..., D]` as logs of the means."""
+        return PoissonDistribution(jnp.exp(bound_log_var(outputs)))
+
+    def encoder_inputs(self, x: Array) -> Array:
+        """log(1 + x)."""
+        return jnp.log1p(x)
+
+    def output_bias(self, data_mean: Array) -> Array:
+        """The log of the data's mean; of a dimension without counts, that of 0.001."""
+        return unbound_log_var(jnp.log(jnp.maximum(data_mean, LEAST_MEAN)))
+
+
+@dataclass(frozen=True)
+class NegativeBinomial(Poisson):
+    """The family of independent counts of variance m + m^2 / r.
+
+    A Poisson count whose rate is gamma-distributed; sequencing and other counts vary
+    more than their means. The inverse dispersion r is trained with the weights and
+    starts where the data's variance has it.
+
+    Attributes:
+      dispersion: whose r is its own: `dimension`, each dimension; `shared`, none; or
+        `decoder`, each dimension of each example.
+
+    Raises:
+      ValueError: another `dispersion`.
+
+    Example:
+      >>> from vae_jax import NegativeBinomial
+      >>> NegativeBinomial("decoder").num_outputs(dim=1000)
+      2000
+    """
+
+    dispersion: Dispersion = "dimension"
+
+    def __post_init__(self):
+        known = ("shared", "dimension", "decoder")
+        if self.dispersion not in known:
+            raise ValueError(
+                f"dispersion must be one of {', '.join(known)}, got {self.dispersion!r}"
+            )
+
+    def num_outputs(self, dim: int) -> int:
+        """The log of each mean, and of each r where the decoder says it."""
+        return dim * (1 + (self.dispersion == "decoder"))
+
+    def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
+        """`log_inverse_dispersion`, `[D]` or shared, 0, unless it is the decoder's."""
+        if self.dispersion == "decoder":
+            return {}
+        shape = (dim,) if self.dispersion == "dimension" else ()
+        return {"log_inverse_dispersion": jnp.zeros(shape, jnp.float32)}
+
+    def build(self, params: PyTree, outputs: Array) -> NegativeBinomialDistribution:
+        """Splits the decoder's outputs into logs of the means and of r."""
+        if self.dispersion == "decoder":
+            outputs, raw = jnp.split(outputs, 2, axis=-1)
+        else:
+            raw = params["log_inverse_dispersion"]
+        mean, r = (jnp.exp(bound_log_var(each)) for each in (outputs, raw))
+        return NegativeBinomialDistribution(mean, r)
+
+    def output_bias(self, data_mean: Array) -> Array:
+        """The log of the data's mean, and r = 1."""
+        bias = super().output_bias(data_mean)
+        if self.dispersion == "decoder":
+            return jnp.concatenate([bias, jnp.zeros_like(bias)])
+        return bias
+
+    def start_at_variance(
+        self, params: PyTree, bias: Array, data_variance: Array
+    ) -> tuple[PyTree, Array]:
+        """R at which the variance is the data's, at most 1e4: m^2 / (variance - m)."""
+        dim = data_variance.size
+        mean = jnp.exp(bound_log_var(bias[:dim]))
+        square, excess = jnp.square(mean), data_variance - mean
+        if self.dispersion == "shared":
+            square, excess = jnp.sum(square), jnp.sum(excess)
+        share = jnp.maximum(excess / square, 1 / LARGEST_INVERSE_DISPERSION)
+        raw = unbound_log_var(-jnp.log(share))
+        if self.dispersion == "decoder":
+            return params, bias.at[dim : 2 * dim].set(raw)
+        if params["log_inverse_dispersion"].shape != raw.shape:
+            # A convolution's bias is of channels, r of every position.
+            raw = jnp.tile(raw, params["log_inverse_dispersion"].size // dim)
+        return {"log_inverse_dispersion": raw}, bias
+
+
+@dataclass(frozen=True)
+class ZeroInflatedNegativeBinomial(NegativeBinomial):
+    """The family of negative binomial counts with additional zeros (Lopez et al. 2018).
+
+    p(0) = pi + (1 - pi) NB(0), sigmoid^-1(pi) by the decoder for each dimension; its
+    r as for `NegativeBinomial`.
+
+    Example:
+      >>> from vae_jax import ZeroInflatedNegativeBinomial
+      >>> ZeroInflatedNegativeBinomial().num_outputs(dim=1000)
+      2000
+    """
+
+    def num_outputs(self, dim: int) -> int:
+        """Those of the negative binomial, then the log-odds of a zero beside it."""
+        return super().num_outputs(dim) + dim
+
+    def build(
+        self, params: PyTree, outputs: Array
+    ) -> ZeroInflatedNegativeBinomialDistribution:
+        """Splits the decoder's outputs; log-odds within (-20, 20)."""
+        dim = outputs.shape[-1] // (2 + (self.dispersion == "decoder"))
+        counted, logits = outputs[..., :-dim], outputs[..., -dim:]
+        return ZeroInflatedNegativeBinomialDistribution(
+            bound_log_var(logits), super().build(params, counted)
+        )
+
+    def output_bias(self, data_mean: Array) -> Array:
+        """The data's mean, r = 1, and an eighth of additional zeros (log-odds -2)."""
+        logits = jnp.full_like(data_mean, -2.0)
+        counted = super().output_bias(data_mean / jax.nn.sigmoid(-logits))
+        return jnp.concatenate([counted, logits])

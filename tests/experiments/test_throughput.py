@@ -233,7 +233,7 @@ def test_bad_input_is_one_line_and_code_2(arguments, message, capsys):
 
 @pytest.fixture(scope="module")
 def bounds():
-    """Losses of the importance-weighted step by name: two rounds of ten steps.
+    """Losses of the importance-weighted step by name, `[K, 20]`, of K roots of noise.
 
     Pixels are black or white, so that all draw the same bits; at first the posterior
     is the prior and the decoder ignores z, so that no noise is left.
@@ -256,8 +256,12 @@ def bounds():
     @functools.cache
     def losses(name):
         (entrant,) = (e for e in importance.contestants() if e.name == name)
-        run = entrant.prepare(workload)
-        return np.array([run(batches) for batches in rounds])
+        found = []
+        for number in range(6):
+            key = jax.random.fold_in(workload.key, number)
+            run = entrant.prepare(workload._replace(key=key))
+            found.append(np.concatenate([run(batches) for batches in rounds]))
+        return np.array(found)
 
     return losses
 
@@ -273,11 +277,12 @@ def bounds():
 def test_same_bound_before_the_first_step_and_along_the_way(name, bounds):
     ours, theirs = bounds(OURS), bounds(name)
     assert ours[0, 0] > 300
-    np.testing.assert_allclose(theirs[0, 0], ours[0, 0], rtol=1e-5)
+    np.testing.assert_allclose(theirs[:, 0], ours[:, 0], rtol=1e-5)
     # The same batches in the same order: only the noise of z differs.
-    np.testing.assert_allclose(theirs, ours, atol=10)
-    assert abs(np.mean(theirs - ours)) < 2
-    assert theirs[-1, -1] < theirs[0, 0] - 20
+    means = theirs.mean(axis=1), ours.mean(axis=1)
+    error = np.hypot(*(each.std(ddof=1) for each in means)) / np.sqrt(len(ours))
+    assert abs(means[0].mean() - means[1].mean()) < 4 * error < 12
+    assert np.all(theirs[:, -1] < theirs[:, 0] - 20)
 
 
 def test_convolutions_by_hand_are_the_same_work():
@@ -401,8 +406,8 @@ def test_pytorch_does_the_same_work(measured, bounds):
         np.testing.assert_allclose(losses[0, 0], ours[0, 0], rtol=1e-5)
         assert np.abs(losses - ours).max() < 2
     theirs = bounds(pytorch.EAGER)
-    np.testing.assert_allclose(theirs[0, 0], bounds(OURS)[0, 0], rtol=1e-5)
-    np.testing.assert_allclose(theirs, bounds(OURS), atol=10)
+    np.testing.assert_allclose(theirs[:, 0], bounds(OURS)[:, 0], rtol=1e-5)
+    assert abs(theirs.mean() - bounds(OURS).mean()) < 5
 
 
 @pytest.mark.slow

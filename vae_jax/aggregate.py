@@ -6,6 +6,8 @@ gradient flows through a sample (bits, the choice of a mixture's component) the 
 its distribution brings it.
 """
 
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import chex
@@ -159,7 +161,7 @@ def posterior_mmd(params: Params, posterior: Posterior, key: Key) -> Array:
     distance = squared_mmd(codes.points, draws.points)
     surrogate = jnp.zeros_like(distance)
     for some, reference in ((codes, draws), (draws, codes)):
-        if some.log_prob is not None:
+        if some.others is not None and some.log_prob is not None:
             weights = _changes(some.points, some.others, reference.points)
             surrogate += jnp.sum(weights * some.log_prob)
     return with_surrogate(distance, surrogate)
@@ -179,7 +181,7 @@ def _codes(posterior: Posterior, key: Key) -> _Points:
         z, _ = posterior.sample_and_log_prob(key, 1)
         return _Points(as_points(z)[0])
     z, log_q = constant_draws(posterior, key, 2, "an MMD of discrete latents")
-    return _Points(*as_points(z), log_q[0])
+    return _Points(*as_points(z), log_prob=log_q[0])
 
 
 def _draws(params: Params, key: Key, count: int, *, moves: bool) -> _Points:
@@ -211,7 +213,7 @@ def _kernel(a: Array, b: Array) -> Array:
     """Sum of the kernels of all scales for each pair, `[n, m]`."""
     squares = jnp.sum(jnp.square(a[:, None] - b), axis=-1)
     widths = [2 * a.shape[-1] * scale for scale in KERNEL_SCALES]
-    return sum(width / (width + squares) for width in widths)
+    return reduce(add, (width / (width + squares) for width in widths))
 
 
 def squared_mmd(a: Array, b: Array) -> Array:

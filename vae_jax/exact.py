@@ -7,11 +7,12 @@ mixture as well. With one or two latents the evidence of any decoder is an integ
 a grid; with bits for latents it is a sum.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from vae_jax.distributions.gaussian import LOG_2PI
 from vae_jax.families import LOG_VAR_BOUND, DiagonalGaussian, Gaussian, unbound_log_var
@@ -26,6 +27,8 @@ from vae_jax.networks import Linear
 from vae_jax.priors import MixtureOfGaussians, StandardNormal
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.types import Array
+
+Choice = TypeVar("Choice")
 
 # In nats. Moments of p(z|x) from a worse grid are no better than its weights.
 MAX_QUADRATURE_ERROR = 0.1
@@ -79,31 +82,32 @@ def linear_gaussian(params: Params) -> LinearGaussian:
       >>> exact.linear_gaussian(init(spec, jax.random.key(0))).weights.shape
       (5, 20)
     """
-    _check_choice(params, "prior", StandardNormal)
+    _choice(params, "prior", StandardNormal)
     return _linear_decoder(params)
 
 
 def _linear_decoder(params: Params) -> LinearGaussian:
-    _check_choice(params, "decoder", Linear)
-    _check_choice(params, "likelihood", Gaussian)
+    _choice(params, "decoder", Linear)
+    likelihood = _choice(params, "likelihood", Gaussian)
     if params.spec.num_classes:
         raise ValueError(
             "a linear decoder that is given labels has another bias for each class: "
             f"num_classes must be 0, got {params.spec.num_classes}"
         )
     output = params.decoder["output"]
-    likelihood = params.spec.likelihood.build(params.likelihood, output["bias"])
-    noise_var = jnp.exp(likelihood.log_var)
+    noise_var = jnp.exp(likelihood.build(params.likelihood, output["bias"]).log_var)
     return LinearGaussian(output["kernel"].T, output["bias"], noise_var)
 
 
-def _check_choice(params: Params, name: str, wanted: type) -> None:
+def _choice(params: Params, name: str, wanted: type[Choice]) -> Choice:
+    """A choice of the spec, refused if it is another."""
     found = getattr(params.spec, name)
     # A subclass may have another density.
     if type(found) is not wanted:
         raise ValueError(
             f"this exact answer is for the {name} {wanted.__name__}, got {found}"
         )
+    return found
 
 
 def linear_vae(model: LinearGaussian) -> Params:
@@ -124,7 +128,7 @@ def linear_vae(model: LinearGaussian) -> Params:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax import exact
+          >>> from vae_jax import exact
       >>> model = exact.LinearGaussian(jnp.eye(3)[:, :1], jnp.zeros(3), jnp.array(0.5))
       >>> exact.linear_vae(model).spec.latent_dim
       1
@@ -178,7 +182,7 @@ def log_evidence(model: LinearGaussian, x: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax import exact
+          >>> from vae_jax import exact
       >>> model = exact.LinearGaussian(jnp.zeros((2, 1)), jnp.zeros(2), jnp.array(1.0))
       >>> print(exact.log_evidence(model, jnp.zeros((1, 2))))
       [-1.837877]
@@ -229,17 +233,17 @@ def mixture_log_evidence(params: Params, x: Array) -> Array:
       >>> exact.mixture_log_evidence(params, jnp.zeros((2, 5))).shape
       (2,)
     """
-    _check_choice(params, "prior", MixtureOfGaussians)
+    prior = _choice(params, "prior", MixtureOfGaussians)
     weights, bias, noise_var = _linear_decoder(params)
-    prior = build_prior(params)
+    log_weights = jax.nn.log_softmax(params.prior["logits"])
 
     def of_component(mean: Array, scale_tril: Array) -> Array:
         model = LinearGaussian(weights @ scale_tril, bias + weights @ mean, noise_var)
         return log_evidence(model, x)
 
-    components = prior.components
+    components = prior.components(params.prior)
     each = jax.vmap(of_component)(components.mean, components.scale_tril)
-    return jax.nn.logsumexp(each + prior.log_weights[:, None], axis=0)
+    return jax.nn.logsumexp(each + log_weights[:, None], axis=0)
 
 
 def posterior(model: LinearGaussian, x: Array) -> tuple[Array, Array]:
@@ -259,7 +263,7 @@ def posterior(model: LinearGaussian, x: Array) -> tuple[Array, Array]:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax import exact
+          >>> from vae_jax import exact
       >>> model = exact.LinearGaussian(jnp.ones((1, 1)), jnp.zeros(1), jnp.array(1.0))
       >>> mean, covariance = exact.posterior(model, jnp.ones((1, 1)))
       >>> print(mean, covariance)
@@ -287,7 +291,7 @@ def diagonal_gap(model: LinearGaussian) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax import exact
+          >>> from vae_jax import exact
       >>> model = exact.LinearGaussian(jnp.eye(3)[:, :2], jnp.zeros(3), jnp.array(0.5))
       >>> print(exact.diagonal_gap(model))
       0.0
@@ -414,7 +418,7 @@ def quadrature_log_evidence(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax import exact
+          >>> from vae_jax import exact
       >>> model = exact.LinearGaussian(jnp.ones((2, 1)), jnp.zeros(2), jnp.array(0.5))
       >>> vae, x = exact.linear_vae(model), jnp.ones((3, 2))
       >>> exact.quadrature_log_evidence(vae, x, num_points=50).estimate.shape
@@ -452,7 +456,7 @@ def quadrature_posterior(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax import exact
+          >>> from vae_jax import exact
       >>> model = exact.LinearGaussian(jnp.ones((1, 1)), jnp.zeros(1), jnp.array(1.0))
       >>> vae, x = exact.linear_vae(model), jnp.ones((1, 1))
       >>> mean, variance = exact.quadrature_posterior(vae, x, num_points=50)
@@ -467,9 +471,8 @@ def quadrature_posterior(
     squares = jnp.square(z - mean[:, None])
     variance = jnp.einsum("bg,bgl->bl", weights, squares)
     known = _integrate(log_joint, step, z.shape[-1]).error <= MAX_QUADRATURE_ERROR
-    return tuple(
-        jnp.where(known[:, None], found, jnp.nan) for found in (mean, variance)
-    )
+    known = known[:, None]
+    return jnp.where(known, mean, jnp.nan), jnp.where(known, variance, jnp.nan)
 
 
 def _grid(num_points: int, limit: float, latent_dim: int) -> tuple[Array, Array]:
@@ -502,8 +505,10 @@ def _log_integral(values: Array, step: Array) -> Array:
     # Far enough apart for a second difference in float32, near enough for a parabola.
     apart = max(1, len(values) // 40)
     tails = [
-        _log_tail(*values[jnp.array([0, apart, 2 * apart])], apart * step),
-        _log_tail(*values[-1 - jnp.array([0, apart, 2 * apart])], apart * step),
+        _log_tail(*values[jnp.array([0, apart, 2 * apart])], distance=apart * step),
+        _log_tail(
+            *values[-1 - jnp.array([0, apart, 2 * apart])], distance=apart * step
+        ),
     ]
     inside = jax.nn.logsumexp(values, axis=0) + jnp.log(step)
     return jax.nn.logsumexp(jnp.stack([inside, *tails]), axis=0)
@@ -590,4 +595,4 @@ def _precision(model: LinearGaussian) -> Array:
 
 def _holds(condition: Array) -> bool:
     """Whether a condition holds everywhere; a traced one is taken to."""
-    return isinstance(condition, jax.core.Tracer) or bool(jnp.all(condition))
+    return isinstance(condition, Tracer) or bool(jnp.all(condition))

@@ -15,7 +15,7 @@ from vae_jax.families import unbound_covariance, unbound_log_var
 from vae_jax.model import encode
 from vae_jax.priors import MixtureOfGaussians
 from vae_jax.spec import Params
-from vae_jax.types import Array, Key
+from vae_jax.types import AnyArray, Array, Key
 
 
 def fit_mixture_prior(
@@ -25,7 +25,7 @@ def fit_mixture_prior(
     *,
     num_components: int = 10,
     full_covariance: bool = True,
-    labels: Array | None = None,
+    labels: AnyArray | None = None,
     seed: int = 0,
 ) -> Params:
     """The model with another prior: Gaussians fitted to its aggregate posterior.
@@ -90,7 +90,7 @@ def fit_mixture_prior(
     return params.replace(prior=fitted, spec=spec)
 
 
-def _shape(covariances: np.ndarray, full_covariance: bool) -> dict[str, np.ndarray]:
+def _shape(covariances: np.ndarray, full_covariance: bool) -> dict[str, AnyArray]:
     """Covariances as `MixtureOfGaussians` has them."""
     if not full_covariance:
         return {"log_var": unbound_log_var(np.log(covariances))}

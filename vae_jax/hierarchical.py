@@ -63,9 +63,12 @@ def require_layers(z: Latents, sizes: tuple[int, ...]) -> None:
       >>> from vae_jax.hierarchical import require_layers
       >>> require_layers((jnp.zeros((5, 8, 3)), jnp.zeros((5, 8, 2))), (3, 2))
     """
-    found = [jnp.shape(leaf) for leaf in z] if isinstance(z, tuple) else None
-    if found is None or tuple(shape[-1] for shape in found) != sizes:
-        came = f"an array {list(jnp.shape(z))}" if found is None else f"shapes {found}"
+    if isinstance(z, tuple):
+        found = [jnp.shape(leaf) for leaf in z]
+        came = f"shapes {found}"
+    else:
+        found, came = [], f"an array {list(jnp.shape(z))}"
+    if tuple(shape[-1] for shape in found) != sizes:
         raise ValueError(
             f"z must be a tuple of {len(sizes)} stochastic layers with last axes "
             f"{sizes}, the layer next to the data first, got {came}"
@@ -136,12 +139,13 @@ class HierarchicalDistribution(Distribution):
             latents.append(z)
         return tuple(latents), log_q
 
-    def log_prob(self, z: tuple[Array, ...]) -> Array:
+    def log_prob(self, value: tuple[Array, ...]) -> Array:
         """Log q(z|x) in nats, of all layers: `[S, B]`.
 
         Raises:
-          ValueError: z is not a tuple of these layers.
+          ValueError: the value is not a tuple of these layers.
         """
+        z = value
         require_layers(z, _sizes(self.first.mean.shape[-1], self.layers))
         log_q = self.first.log_prob(z[0])
         for index in range(len(self.layers)):
@@ -178,7 +182,7 @@ class HierarchicalGaussian(Family):
     """
 
     layers: tuple[StochasticLayer, ...] = field()
-    latent_space: ClassVar[str] = "real"
+    latent_space = "real"
     begins_with_gaussian: ClassVar[bool] = True
 
     def num_outputs(self, dim: int) -> int:
@@ -220,7 +224,7 @@ class HierarchicalGaussianPrior(Prior):
     """
 
     layers: tuple[StochasticLayer, ...] = field()
-    latent_space: ClassVar[str] = "real"
+    latent_space = "real"
     is_reparameterizable: ClassVar[bool] = True
 
     def init(

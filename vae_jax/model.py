@@ -15,7 +15,16 @@ import numpy as np
 from vae_jax import networks
 from vae_jax.distributions.support import known_values
 from vae_jax.spec import ModelSpec, Params
-from vae_jax.types import Array, Distribution, Family, Key, Latents, Posterior, PyTree
+from vae_jax.types import (
+    AnyArray,
+    Array,
+    Distribution,
+    Family,
+    Key,
+    Latents,
+    Posterior,
+    PyTree,
+)
 
 # Of a posterior that starts narrow: a deviation of 0.22.
 INITIAL_LOG_VAR = -3.0
@@ -39,8 +48,8 @@ _WEIGHT_TOLERANCE = 0.01
 
 
 def _class_weights(
-    spec: ModelSpec, labels: Array | None, batch: int | None = None
-) -> Array | None:
+    spec: ModelSpec, labels: AnyArray | None, batch: int | None = None
+) -> AnyArray | None:
     """Labels as weights `[B, C]`, NaN where traced ones name no class.
 
     Refuses labels where the model has none, their lack, what is no label, and another
@@ -60,20 +69,20 @@ def _class_weights(
     if labels is None:
         raise ValueError(f"a model of num_classes={count} needs labels: {expected}")
     known = known_values(labels)
-    labels = labels if known is None else known
-    are_classes = jnp.issubdtype(labels.dtype, jnp.integer)
-    rows = (labels.shape or (0,))[0] if batch is None else batch
-    if labels.shape != ((rows,) if are_classes else (rows, count)):
-        came = f"{labels.dtype}{list(labels.shape)}"
+    given = labels if known is None else known
+    are_classes = jnp.issubdtype(given.dtype, jnp.integer)
+    rows = (given.shape or (0,))[0] if batch is None else batch
+    if given.shape != ((rows,) if are_classes else (rows, count)):
+        came = f"{given.dtype}{list(given.shape)}"
         examples = "" if batch is None else f" for {batch} examples"
         raise ValueError(f"labels must be {expected}, got {came}{examples}")
     if are_classes:
-        exists = (labels >= 0) & (labels < count)
-        weights = labels[:, None] == np.arange(count)
+        exists = (given >= 0) & (given < count)
+        weights = given[:, None] == np.arange(count)
     else:
-        total = labels.astype(jnp.float32).sum(axis=-1)
-        exists = (labels >= 0).all(axis=-1) & (abs(total - 1) <= _WEIGHT_TOLERANCE)
-        weights = labels
+        total = given.astype(jnp.float32).sum(axis=-1)
+        exists = (given >= 0).all(axis=-1) & (abs(total - 1) <= _WEIGHT_TOLERANCE)
+        weights = given
     weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
     if known is None:
         return jnp.where(exists[:, None], weights, jnp.nan)
@@ -83,7 +92,7 @@ def _class_weights(
     return weights
 
 
-def _encoder_inputs(spec: ModelSpec, x: Array, labels: Array | None) -> Array:
+def _encoder_inputs(spec: ModelSpec, x: Array, labels: AnyArray | None) -> Array:
     """Observations `[B, D]` as the encoder takes them, labels beside them."""
     x = spec.likelihood.encoder_inputs(x)
     labels = _class_weights(spec, labels, x.shape[0])
@@ -93,7 +102,7 @@ def _encoder_inputs(spec: ModelSpec, x: Array, labels: Array | None) -> Array:
     return networks.beside(x, labels, spec.data_shape if is_image else None)
 
 
-def _decoder_inputs(spec: ModelSpec, z: Latents, labels: Array | None) -> Array:
+def _decoder_inputs(spec: ModelSpec, z: Latents, labels: AnyArray | None) -> Array:
     """Latents `[S, B, L]` of the layer next to the data, labels beside them."""
     z = z[0] if isinstance(z, tuple) else z
     labels = _class_weights(spec, labels, z.shape[-2] if z.ndim > 1 else None)
@@ -212,7 +221,7 @@ def _start_narrow(spec: ModelSpec, encoder: PyTree) -> PyTree:
 
 
 def check_observations(
-    params: Params, x: Array, *, labels: Array | None = None
+    params: Params, x: Array, *, labels: AnyArray | None = None
 ) -> None:
     """Raise if known data are none of the model's: observations or their labels.
 
@@ -341,7 +350,7 @@ def as_float(x: Array, dtype: Any) -> Array:
     return x.astype(dtype) if x.dtype == jnp.bool_ else x
 
 
-def encode(params: Params, x: Array, *, labels: Array | None = None) -> Posterior:
+def encode(params: Params, x: Array, *, labels: AnyArray | None = None) -> Posterior:
     """The posterior q(z|x) of a batch (Kingma & Welling 2014, section 2.1).
 
     Args:
@@ -385,7 +394,9 @@ def require_distribution(family: Any, built: Any) -> Distribution:
     return built
 
 
-def encoder_outputs(params: Params, x: Array, *, labels: Array | None = None) -> Array:
+def encoder_outputs(
+    params: Params, x: Array, *, labels: AnyArray | None = None
+) -> Array:
     """Outputs of the encoder network, `[B, num_outputs]`; arguments as `encode`."""
     _check_dtype("compute_dtype", params.spec.compute_dtype)
     x = as_float(x, jax.tree.leaves(params.encoder)[0].dtype)
@@ -423,7 +434,9 @@ def reparameterize(posterior: Posterior, key: Key, *, num_samples: int = 1) -> L
     return posterior.sample(key, num_samples)
 
 
-def decode(params: Params, z: Latents, *, labels: Array | None = None) -> Distribution:
+def decode(
+    params: Params, z: Latents, *, labels: AnyArray | None = None
+) -> Distribution:
     """The likelihood p(x|z) at given latents.
 
     Args:
@@ -448,7 +461,7 @@ def decode(params: Params, z: Latents, *, labels: Array | None = None) -> Distri
 
 
 def decoder_outputs(
-    params: Params, z: Latents, *, labels: Array | None = None
+    params: Params, z: Latents, *, labels: AnyArray | None = None
 ) -> Array:
     """Outputs of the decoder network, `[..., num_outputs]`; arguments as `decode`."""
     _check_dtype("compute_dtype", params.spec.compute_dtype)
@@ -460,7 +473,7 @@ def decoder_outputs(
     )
 
 
-def prior_params(params: Params, labels: Array | None = None) -> PyTree:
+def prior_params(params: Params, labels: AnyArray | None = None) -> PyTree:
     """The prior's parameters, at given labels where it depends on them.
 
     Args:
@@ -479,10 +492,10 @@ def prior_params(params: Params, labels: Array | None = None) -> PyTree:
     """
     labels = _class_weights(params.spec, labels)
     own = with_constant_settings(params.spec.prior, params.prior)
-    return params.spec.prior.given(own, labels)
+    return own if labels is None else params.spec.prior.given(own, labels)
 
 
-def at_labels(params: Params, labels: Array | None) -> Params:
+def at_labels(params: Params, labels: AnyArray | None) -> Params:
     """The model with its prior at given labels, where it depends on them.
 
     Args:
@@ -562,7 +575,7 @@ def draw_prior(params: Params, key: Key, *, num_samples: int) -> Latents:
     return z
 
 
-def log_prior(params: Params, z: Latents, *, labels: Array | None = None) -> Array:
+def log_prior(params: Params, z: Latents, *, labels: AnyArray | None = None) -> Array:
     """Log p(z) in nats, summed over the latent dimensions.
 
     Args:
@@ -606,7 +619,7 @@ def reconstruct(
     key: Key,
     *,
     sample: bool = False,
-    labels: Array | None = None,
+    labels: AnyArray | None = None,
 ) -> Array:
     """Encodes, samples z and decodes: x' ~ p(x'|x) = E_q(z|x)[p(x'|z)].
 
@@ -639,7 +652,7 @@ def generate(
     *,
     num_samples: int,
     sample: bool = False,
-    labels: Array | None = None,
+    labels: AnyArray | None = None,
 ) -> Array:
     """Draws z from the prior and decodes it.
 
@@ -674,7 +687,7 @@ def interpolate(
     x1: Array,
     *,
     num_steps: int,
-    labels: Array | None = None,
+    labels: AnyArray | None = None,
 ) -> Array:
     """Decodes the straight line between the posterior means of two batches.
 

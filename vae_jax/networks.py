@@ -10,7 +10,7 @@ are two different specs.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from vae_jax.convolution import convolve, transposed_convolve
-from vae_jax.types import Array, Key, PyTree
+from vae_jax.types import AnyArray, Array, Key, Network, PyTree
 
 
 class Linear(nn.Module):
@@ -234,7 +234,7 @@ def _image_shape(data_shape: tuple[int, ...] | None) -> tuple[int, int, int]:
 class _WithOutputLayer(nn.Module):
     """A network, then one dense map of its last axis to `num_outputs` numbers."""
 
-    network: nn.Module
+    network: Network
     num_outputs: int
     data_dim: int
 
@@ -258,7 +258,7 @@ class _WithOutputLayer(nn.Module):
 
 
 def with_output_layer(
-    network: nn.Module, num_outputs: int, data_shape: tuple[int, ...]
+    network: Network, num_outputs: int, data_shape: tuple[int, ...]
 ) -> nn.Module:
     """Completes a network of a spec with its output layer.
 
@@ -276,12 +276,14 @@ def with_output_layer(
     return _WithOutputLayer(network, num_outputs, math.prod(data_shape))
 
 
-def reads_images(network: nn.Module) -> bool:
+def reads_images(network: Network) -> TypeGuard[nn.Module]:
     """Whether a network takes the shape of the data from the spec."""
     return getattr(network, "data_shape", ()) is None
 
 
-def beside(inputs: Array, labels: Array, data_shape: tuple[int, ...] | None) -> Array:
+def beside(
+    inputs: Array, labels: AnyArray, data_shape: tuple[int, ...] | None
+) -> Array:
     """Labels beside a network's inputs: more numbers, or more channels of an image.
 
     Args:
@@ -364,7 +366,7 @@ def output_bias(weights: PyTree) -> Array:
     return weights["output"]["bias"]
 
 
-def with_output_bias(weights: PyTree, bias: Array) -> PyTree:
+def with_output_bias(weights: PyTree, bias: AnyArray) -> PyTree:
     """The weights with another bias of the output layer, of the same shape."""
     bias = bias.astype(output_bias(weights).dtype)
     return weights | {"output": weights["output"] | {"bias": bias}}

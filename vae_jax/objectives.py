@@ -29,7 +29,15 @@ from vae_jax.model import (
 )
 from vae_jax.options import require_scalar
 from vae_jax.spec import Params
-from vae_jax.types import Array, Distribution, Estimator, Key, Latents, Posterior
+from vae_jax.types import (
+    AnyArray,
+    Array,
+    Distribution,
+    Estimator,
+    Key,
+    Latents,
+    Posterior,
+)
 
 KL_CHOICES = ("auto", "analytic", "monte_carlo")
 
@@ -72,7 +80,7 @@ def elbo_terms(
     kl: str = "auto",
     estimator: Estimator = reparameterization,
     posterior: Posterior | None = None,
-    labels: Array | None = None,
+    labels: AnyArray | None = None,
 ) -> ELBOTerms:
     """The ELBO of each example and its two terms, in nats.
 
@@ -140,7 +148,7 @@ def elbo(
     num_samples: int = 1,
     kl: str = "auto",
     estimator: Estimator = reparameterization,
-    labels: Array | None = None,
+    labels: AnyArray | None = None,
 ) -> Array:
     """Monte Carlo evidence lower bound, averaged over the batch, in nats.
 
@@ -184,7 +192,7 @@ def elbo(
 
 
 def log_joint(
-    params: Params, x: Array, z: Latents, *, labels: Array | None = None
+    params: Params, x: Array, z: Latents, *, labels: AnyArray | None = None
 ) -> Array:
     """Log p(x, z) = log p(x|z) + log p(z) in nats: the posterior, but for a constant.
 
@@ -217,7 +225,7 @@ def log_weight(
     z: Latents,
     log_q: Array,
     *,
-    labels: Array | None = None,
+    labels: AnyArray | None = None,
 ) -> Array:
     """Log importance weight log p(x|z) + log p(z) - log q(z|x), in nats.
 
@@ -252,7 +260,7 @@ def importance_weighted_terms(
     num_samples: int,
     estimator: Estimator = reparameterization,
     reduction: Reduction = log_mean_exp,
-    labels: Array | None = None,
+    labels: AnyArray | None = None,
 ) -> ImportanceWeightedTerms:
     """Importance-weighted bound and the ELBO's terms of each example, in nats.
 
@@ -318,7 +326,7 @@ def importance_weighted_bound(
     num_samples: int,
     estimator: Estimator = reparameterization,
     reduction: Reduction = log_mean_exp,
-    labels: Array | None = None,
+    labels: AnyArray | None = None,
 ) -> Array:
     """Importance-weighted bound on log p(x), averaged over the batch, in nats.
 
@@ -370,7 +378,7 @@ def partially_importance_weighted_terms(
     num_samples: int,
     num_groups: int,
     estimator: Estimator = reparameterization,
-    labels: Array | None = None,
+    labels: AnyArray | None = None,
 ) -> ImportanceWeightedTerms:
     """`importance_weighted_terms`, the encoder trained on groups of samples (PIWAE).
 
@@ -413,7 +421,7 @@ def partially_importance_weighted_bound(
     num_samples: int,
     num_groups: int,
     estimator: Estimator = reparameterization,
-    labels: Array | None = None,
+    labels: AnyArray | None = None,
 ) -> Array:
     """The importance-weighted bound, its encoder trained on groups of samples (PIWAE).
 

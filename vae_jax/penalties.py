@@ -5,6 +5,8 @@ evaluation knows nothing of them.
 """
 
 from dataclasses import KW_ONLY, dataclass
+from functools import reduce
+from operator import add
 from typing import Protocol
 
 import jax
@@ -29,6 +31,7 @@ class Penalty(Protocol):
         kl_divergence: Array,
         key: Key,
         step: Array,
+        /,
         *,
         axis_name: str | None = None,
     ) -> Array:
@@ -193,19 +196,19 @@ class TotalCorrelation:
     unit_kl: float | Array = 1.0
 
     def __post_init__(self):
-        for name, share in self._weights._asdict().items():
+        for name, share in zip(KLDecomposition._fields, self._weights, strict=True):
             require_scalar(f"the weight of {name}", share)
 
     @property
-    def _weights(self) -> KLDecomposition:
-        return KLDecomposition(self.mutual_information, self.weight, self.unit_kl)
+    def _weights(self) -> tuple[float | Array, ...]:
+        return self.mutual_information, self.weight, self.unit_kl
 
     def __call__(self, params, posterior, kl_divergence, key, step, *, axis_name=None):
         """See `Penalty`."""
         _require_one_device("total_correlation", axis_name)
         parts = kl_decomposition(params, posterior, key)
         weighted = zip(self._weights, parts, strict=True)
-        return sum(share * part for share, part in weighted)
+        return reduce(add, (share * part for share, part in weighted))
 
 
 @register_options()

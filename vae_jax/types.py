@@ -19,14 +19,19 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
+AnyArray = jax.Array | np.ndarray
+"""An array of JAX or of NumPy, where either is taken."""
 Key = jax.Array
 """A typed PRNG key, as `jax.random.key(seed)` makes it; consumed once."""
 PyTree = Any
 Latents = Any
 """`z`: an array `[S, B, L]`, or a tuple of such for several stochastic layers."""
 Encode = Callable[[Array], "Distribution"]
+Declared = Any
+"""An attribute that a subclass sets, makes a field of its own, or computes."""
 
 
 class Network(Protocol):
@@ -40,7 +45,7 @@ class Network(Protocol):
     that declares a field `data_shape` and leaves it at None is given the spec's.
     """
 
-    def __call__(self, inputs: Array) -> Array:
+    def __call__(self, inputs: Array, /) -> Array:
         """Maps `[B, D]` or `[B, L]` to features `[B, ..., H]`."""
         ...
 
@@ -72,10 +77,11 @@ class Distribution:
         samples to noise.
     """
 
+    mean: Latents
     has_density: ClassVar[bool] = True
     has_log_prob: ClassVar[bool] = True
     has_entropy: ClassVar[bool] = False
-    mean_is_exact: ClassVar[bool] = False
+    mean_is_exact: Declared = False
     is_reparameterizable: ClassVar[bool] = True
     is_enumerable: ClassVar[bool] = False
     maps_noise: ClassVar[bool] = False
@@ -105,6 +111,18 @@ class Distribution:
         """Entropy in nats, summed over the last axis, `[...]`."""
         raise NotImplementedError(f"{type(self).__name__} has no entropy")
 
+    def enumerate_support(self) -> Array:
+        """All values, `[num_values, 1, L]`."""
+        raise NotImplementedError(f"{type(self).__name__} has no enumerate_support")
+
+    def from_noise(self, noise: Array) -> Array:
+        """The sample that standard normal noise becomes, `[..., L]`."""
+        raise NotImplementedError(f"{type(self).__name__} has no from_noise")
+
+    def to_noise(self, value: Array) -> Array:
+        """The noise that becomes the sample, the inverse of `from_noise`."""
+        raise NotImplementedError(f"{type(self).__name__} has no to_noise")
+
 
 class Family(ABC):
     """The distributions that outputs of a network become; a choice of a `ModelSpec`.
@@ -129,11 +147,11 @@ class Family(ABC):
         the posterior narrow.
     """
 
-    hyperparameters: tuple[str, ...] = ()
+    hyperparameters: Declared = ()
     latent_space: ClassVar[str | None] = None
-    support: Any = None
+    support: Declared = None
     has_log_prob: ClassVar[bool] = True
-    layers: tuple[Any, ...] | None = None
+    layers: Declared = None
     begins_with_gaussian: ClassVar[bool] = False
 
     @abstractmethod
@@ -195,11 +213,11 @@ class Prior(ABC):
         every prior and noisier.
     """
 
-    hyperparameters: tuple[str, ...] = ()
+    hyperparameters: Declared = ()
     latent_space: ClassVar[str | None] = None
-    layers: tuple[Any, ...] | None = None
+    layers: Declared = None
     depends_on_labels: ClassVar[bool] = False
-    num_classes: int | None = None
+    num_classes: Declared = None
     is_mixture_of_posteriors: ClassVar[bool] = False
     is_reparameterizable: ClassVar[bool] = False
 
@@ -219,7 +237,7 @@ class Prior(ABC):
         the encoder's posteriors at learned pseudo-inputs.
         """
 
-    def given(self, prior_params: PyTree, labels: Array) -> PyTree:
+    def given(self, prior_params: PyTree, labels: AnyArray) -> PyTree:
         """The parameters at labels `[B, C]`, for `build`, with a batch axis."""
         return prior_params
 
@@ -249,6 +267,7 @@ class Estimator(Protocol):
         integrand: Callable[[Latents, Array], PyTree],
         posterior: Posterior,
         key: Key,
+        /,
         *,
         num_samples: int,
         reduction: Callable[[Array], Array] = ...,
@@ -276,6 +295,7 @@ class Objective(Protocol):
         x: Array,
         key: Key,
         step: Array,
+        /,
         *,
         axis_name: str | None = None,
     ) -> tuple[Array, dict[str, Array]]:

@@ -179,7 +179,7 @@ def _evaluate(params: Params, x: Array, z: Array, temperature: Array) -> Point:
         return jnp.sum(log_density), (log_likelihood, log_density)
 
     (_, values), gradient = jax.value_and_grad(total, has_aux=True)(z)
-    return Point(z, *values, gradient)
+    return Point(z, *values, gradient=gradient)
 
 
 def sample_prior(params: Params, keys: Key, num_samples: int) -> Array:

@@ -168,7 +168,7 @@ def finite_at_extreme_data(subject: Subject, key: Key) -> Outcome:
     )
 
 
-def _with_far_bias(weights: PyTree, signs: Array) -> PyTree:
+def _with_far_bias(weights: PyTree, signs: np.ndarray) -> PyTree:
     return networks.with_output_bias(weights, FAR * signs)
 
 

@@ -20,7 +20,7 @@ from vae_jax.model import (
     trainable,
 )
 from vae_jax.spec import Params
-from vae_jax.types import Array, Key, Posterior, PyTree
+from vae_jax.types import AnyArray, Array, Key, Posterior, PyTree
 
 LARGEST_OUTPUT = 2.0
 NUM_PILOT_DRAWS = 16
@@ -51,7 +51,7 @@ class Subject:
     params: Params
     moved: Params
     x: Array
-    labels: Array | None
+    labels: AnyArray | None
     num_samples: int
 
     @property
@@ -95,7 +95,9 @@ def is_discrete(posterior: Posterior) -> bool:
     return not posterior.is_reparameterizable
 
 
-def kl_of(params: Params, posterior: Posterior, labels: Array | None) -> Array | None:
+def kl_of(
+    params: Params, posterior: Posterior, labels: AnyArray | None
+) -> Array | None:
     """The registered KL(q(z|x) || p(z)), `[B]`; None where there is none."""
     prior = build_prior(at_labels(params, labels))
     closed_form = closed_form_kl(type(posterior), type(prior))
@@ -103,7 +105,7 @@ def kl_of(params: Params, posterior: Posterior, labels: Array | None) -> Array |
 
 
 def terms(
-    params: Params, x: Array, key: Key, labels: Array | None, *, num_samples: int
+    params: Params, x: Array, key: Key, labels: AnyArray | None, *, num_samples: int
 ) -> dict[str, Array]:
     """The terms of the ELBO, `[B]` each, whatever the posterior can do.
 
@@ -161,14 +163,14 @@ def along(tree: PyTree, towards: PyTree, size: float) -> PyTree:
     """`tree + size * towards`."""
 
     def move(leaf: Array, step: Array) -> Array:
-        leaf = np.asarray(leaf)
-        return jnp.asarray((leaf + size * np.asarray(step)).astype(leaf.dtype))
+        moved = np.asarray(leaf) + size * np.asarray(step)
+        return jnp.asarray(moved.astype(leaf.dtype))
 
     return jax.tree.map(move, tree, towards)
 
 
 def with_ordinary_outputs(
-    params: Params, x: Array, key: Key, labels: Array | None
+    params: Params, x: Array, key: Key, labels: AnyArray | None
 ) -> Params:
     """The model with its output layers scaled down where their outputs are large.
 

@@ -151,7 +151,7 @@ class BernoulliDistribution(Distribution):
 
     logits: Array
     has_entropy: ClassVar[bool] = True
-    mean_is_exact: ClassVar[bool] = True
+    mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = False
     is_enumerable: ClassVar[bool] = True
 

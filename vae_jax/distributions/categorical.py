@@ -127,7 +127,7 @@ class CategoricalDistribution(Distribution):
 
     logits: Array
     has_entropy: ClassVar[bool] = True
-    mean_is_exact: ClassVar[bool] = True
+    mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = False
 
     @property

@@ -6,7 +6,6 @@ h = 0, and even or odd functions of h; near 0 they are taken from their series.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +116,7 @@ class ContinuousBernoulliDistribution(Distribution):
     """
 
     logits: Array
-    mean_is_exact: ClassVar[bool] = True
+    mean_is_exact = True
 
     @property
     def mean(self) -> Array:

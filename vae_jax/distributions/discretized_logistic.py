@@ -154,7 +154,7 @@ class DiscretizedLogisticDistribution(Distribution):
     location: Array
     log_scale: Array
     num_levels: int = field(metadata={"static": True})
-    mean_is_exact: ClassVar[bool] = True
+    mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = False
 
     def _parts(self) -> tuple[Array, Array, Array]:
@@ -170,7 +170,7 @@ class DiscretizedLogisticDistribution(Distribution):
         parts = [
             jnp.broadcast_to(part, (num_samples, *part.shape)) for part in self._parts()
         ]
-        return sample(*parts, key, num_levels=self.num_levels)
+        return sample(*parts, key=key, num_levels=self.num_levels)
 
     def log_prob(self, value: Array) -> Array:
         """See `Distribution.log_prob`."""

@@ -6,6 +6,7 @@ classes themselves: a subclass may have another density, so it inherits no close
 """
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +23,17 @@ from vae_jax.distributions.point_mass import PointMassDistribution
 from vae_jax.distributions.rounding import without_negative
 from vae_jax.types import Array, Distribution
 
-KLDivergence = Callable[[Distribution, Distribution], Array]
+Q = TypeVar("Q")
+P = TypeVar("P")
+# Of the two classes that it is registered for.
+KLDivergence = Callable[[Any, Any], Array]
 # The function, and whether it is one of products over units.
 _closed_forms: dict[tuple[type, type], tuple[KLDivergence, bool]] = {}
 
 
 def register_kl(
-    q_type: type, p_type: type, *, factorized: bool = False
-) -> Callable[[KLDivergence], KLDivergence]:
+    q_type: type[Q], p_type: type[P], *, factorized: bool = False
+) -> Callable[[Callable[[Q, P], Array]], Callable[[Q, P], Array]]:
     """Registers the closed-form KL(q || p) of a pair of distributions, as a decorator.
 
     The function is called as `f(q, p)` and returns nats summed over the dimensions,
@@ -56,7 +60,7 @@ def register_kl(
       True
     """
 
-    def register(function: KLDivergence) -> KLDivergence:
+    def register(function: Callable[[Q, P], Array]) -> Callable[[Q, P], Array]:
         _closed_forms[q_type, p_type] = function, factorized
         return function
 
@@ -160,6 +164,6 @@ def _bernoulli_to_bernoulli(
 
 
 @register_kl(PointMassDistribution, object)
-def _point_mass_to_any(q: PointMassDistribution, p: Distribution) -> Array:
+def _point_mass_to_any(q: PointMassDistribution, p: object) -> Array:
     """0 by definition: the objective of an autoencoder has no such term."""
     return jnp.zeros(q.mean.shape[:-1], q.mean.dtype)

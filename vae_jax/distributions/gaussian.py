@@ -10,6 +10,7 @@ from typing import ClassVar
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from vae_jax.distributions.support import REAL
 from vae_jax.types import Array, Distribution, Key
@@ -17,7 +18,7 @@ from vae_jax.types import Array, Distribution, Key
 LOG_2PI = 1.8378770664093453
 
 
-def diagonal_log_prob(value: Array, mean: Array, log_var: Array) -> Array:
+def diagonal_log_prob(value: Array, mean: ArrayLike, log_var: Array) -> Array:
     """Log-density of a diagonal Gaussian in nats, summed over the last axis.
 
     log N(v; m, diag(s^2)) = -1/2 sum_d [(v_d - m_d)^2 / s_d^2 + log s_d^2 + log 2 pi],
@@ -166,7 +167,7 @@ class DiagonalGaussianDistribution(Distribution):
     mean: Array
     log_var: Array
     has_entropy: ClassVar[bool] = True
-    mean_is_exact: ClassVar[bool] = True
+    mean_is_exact = True
     maps_noise: ClassVar[bool] = True
 
     @property

@@ -12,6 +12,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.scipy import linalg
 
 from vae_jax.distributions.gaussian import LOG_2PI, diagonal_log_prob
@@ -36,12 +37,12 @@ def cholesky_factor(covariance: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.distributions import multivariate_gaussian
+          >>> from vae_jax.distributions import multivariate_gaussian
       >>> print(multivariate_gaussian.cholesky_factor(jnp.array([[4.0, 2], [2, 2]])))
       [[2. 0.]
        [1. 1.]]
     """
-    if isinstance(covariance, jax.core.Tracer):
+    if isinstance(covariance, Tracer):
         raise ValueError(
             "covariance must have values, to see whether it is singular; inside a "
             "compiled function parameterize by a triangular factor"
@@ -76,7 +77,7 @@ def full_log_prob(value: Array, mean: Array, scale_tril: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.distributions import multivariate_gaussian
+          >>> from vae_jax.distributions import multivariate_gaussian
       >>> zero = jnp.zeros(2)
       >>> log_prob = multivariate_gaussian.full_log_prob(zero, zero, jnp.eye(2))
       >>> print(f"{log_prob:.6f}")
@@ -132,15 +133,14 @@ def full_kl_divergence(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.distributions import multivariate_gaussian
+          >>> from vae_jax.distributions import multivariate_gaussian
       >>> zero, eye = jnp.zeros(2), jnp.eye(2)
       >>> print(multivariate_gaussian.full_kl_divergence(zero + 1, eye, zero, eye))
       1.0
     """
     latent_dim = mean_0.shape[-1]
-    ratio = linalg.solve_triangular(
-        *jnp.broadcast_arrays(scale_tril_1, scale_tril_0), lower=True
-    )
+    factor_1, factor_0 = jnp.broadcast_arrays(scale_tril_1, scale_tril_0)
+    ratio = linalg.solve_triangular(factor_1, factor_0, lower=True)
     trace = jnp.sum(jnp.square(ratio), axis=(-2, -1))
     squares = jnp.sum(jnp.square(_solve(scale_tril_1, mean_0 - mean_1)), axis=-1)
     log_ratio = _log_det(scale_tril_1) - _log_det(scale_tril_0)
@@ -158,7 +158,7 @@ def full_entropy(scale_tril: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.distributions import multivariate_gaussian
+          >>> from vae_jax.distributions import multivariate_gaussian
       >>> print(f"{multivariate_gaussian.full_entropy(jnp.eye(1)):.6f}")
       1.418939
     """
@@ -180,7 +180,7 @@ def precision_log_prob(value: Array, mean: Array, precision_tril: Array) -> Arra
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.distributions import multivariate_gaussian
+          >>> from vae_jax.distributions import multivariate_gaussian
       >>> one = jnp.ones(1)
       >>> found = multivariate_gaussian.precision_log_prob(one, one, 2 * jnp.eye(1))
       >>> print(f"{found:.6f}")
@@ -237,7 +237,7 @@ def low_rank_log_prob(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.distributions import multivariate_gaussian
+          >>> from vae_jax.distributions import multivariate_gaussian
       >>> zero = jnp.zeros(2)
       >>> print(
       ...     multivariate_gaussian.low_rank_log_prob(
@@ -300,7 +300,7 @@ def low_rank_log_det(log_var: Array, factor: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.distributions import multivariate_gaussian
+          >>> from vae_jax.distributions import multivariate_gaussian
       >>> factor = jnp.zeros((2, 1))
       >>> print(multivariate_gaussian.low_rank_log_det(jnp.ones(2), factor))
       2.0
@@ -321,7 +321,7 @@ def lower_triangular(diagonal: Array, below: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.distributions import multivariate_gaussian
+          >>> from vae_jax.distributions import multivariate_gaussian
       >>> print(multivariate_gaussian.lower_triangular(jnp.ones(2), jnp.array([3.0])))
       [[1. 0.]
        [3. 1.]]
@@ -345,7 +345,7 @@ def entries_below(matrix: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.distributions import multivariate_gaussian
+          >>> from vae_jax.distributions import multivariate_gaussian
       >>> matrix = jnp.array([[1.0, 0.0], [3.0, 2.0]])
       >>> print(multivariate_gaussian.entries_below(matrix))
       [3.]
@@ -385,7 +385,7 @@ def times(matrix: Array, vector: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.distributions.multivariate_gaussian import times
+          >>> from vae_jax.distributions.multivariate_gaussian import times
       >>> times(jnp.ones((4, 2, 3)), jnp.ones((5, 4, 3))).shape
       (5, 4, 2)
     """
@@ -432,7 +432,7 @@ class FullGaussianDistribution(Distribution):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.distributions import FullGaussianDistribution
+          >>> from vae_jax.distributions import FullGaussianDistribution
       >>> q = FullGaussianDistribution(*jnp.zeros((2, 1, 2)), jnp.ones((1, 1)))
       >>> print(q.scale_tril[0])
       [[1. 0.]
@@ -443,7 +443,7 @@ class FullGaussianDistribution(Distribution):
     log_var: Array
     below: Array
     has_entropy: ClassVar[bool] = True
-    mean_is_exact: ClassVar[bool] = True
+    mean_is_exact = True
 
     @classmethod
     def from_factor(cls, mean: Array, scale_tril: Array) -> "FullGaussianDistribution":
@@ -487,7 +487,7 @@ class LowRankGaussianDistribution(Distribution):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.distributions import LowRankGaussianDistribution
+          >>> from vae_jax.distributions import LowRankGaussianDistribution
       >>> q = LowRankGaussianDistribution(*jnp.zeros((2, 1, 2)), jnp.zeros((1, 2, 1)))
       >>> print(f"{q.log_prob(jnp.zeros((1, 1, 2))).item():.6f}")
       -1.837877
@@ -497,7 +497,7 @@ class LowRankGaussianDistribution(Distribution):
     log_var: Array
     factor: Array
     has_entropy: ClassVar[bool] = True
-    mean_is_exact: ClassVar[bool] = True
+    mean_is_exact = True
 
     def sample(self, key: Key, num_samples: int) -> Array:
         """See `Distribution.sample`; reparameterized."""
@@ -527,7 +527,7 @@ class PrecisionGaussianDistribution(Distribution):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.distributions import PrecisionGaussianDistribution
+          >>> from vae_jax.distributions import PrecisionGaussianDistribution
       >>> p = PrecisionGaussianDistribution(jnp.ones((1, 1)), 2 * jnp.ones((1, 1, 1)))
       >>> print(f"{p.log_prob(jnp.ones((1, 1))).item():.6f}")
       -0.225791
@@ -536,7 +536,7 @@ class PrecisionGaussianDistribution(Distribution):
     mean: Array
     precision_tril: Array
     has_entropy: ClassVar[bool] = True
-    mean_is_exact: ClassVar[bool] = True
+    mean_is_exact = True
 
     def sample(self, key: Key, num_samples: int) -> Array:
         """See `Distribution.sample`; reparameterized."""

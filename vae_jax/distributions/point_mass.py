@@ -30,7 +30,7 @@ class PointMassDistribution(Distribution):
     mean: Array
     has_density: ClassVar[bool] = False
     has_log_prob: ClassVar[bool] = False
-    mean_is_exact: ClassVar[bool] = True
+    mean_is_exact = True
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
         """The points `[S, ..., L]`, and +inf `[S, ...]` for the density they lack."""

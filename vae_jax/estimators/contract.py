@@ -6,8 +6,9 @@ gradient of what the integrand holds besides them (a decoder's weights, and log 
 where it is used); a surrogate, 0 in value, brings that of the distribution.
 """
 
+import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import chex
 import jax
@@ -17,6 +18,8 @@ from jax.extend.core import Var
 from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.estimators.reductions import Reduction, sample_mean
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
+
+Wanted = TypeVar("Wanted", bound=Posterior)
 
 Integrand = Callable[[Latents, Array], PyTree]
 """f(z, log_q): latents `[S, B, L]`, their log q `[S, B]`, to `[S, B]` or a tree.
@@ -148,7 +151,7 @@ def along_path(gradients: PyTree, path: Latents) -> Array:
     products = jax.tree.map(
         lambda gradient, z: jnp.sum(gradient * z, axis=(0, -1)), gradients, path
     )
-    return sum(jax.tree.leaves(products))
+    return jax.tree.reduce(operator.add, products)
 
 
 def along_parameters(gradients: PyTree, posterior: Posterior) -> Array:
@@ -163,7 +166,7 @@ def along_parameters(gradients: PyTree, posterior: Posterior) -> Array:
         gradients,
         posterior,
     )
-    return sum(jax.tree.leaves(products))
+    return jax.tree.reduce(operator.add, products)
 
 
 def each_its_own(posterior: Posterior, batch_size: int) -> Posterior:
@@ -264,13 +267,14 @@ def require_differentiable_samples(posterior: Posterior, estimator: str) -> None
         )
 
 
-def require_type(posterior: Posterior, wanted: type, estimator: str) -> None:
-    """Refuses another class, a subclass too: its density may be another."""
-    if type(posterior) is not wanted:
+def require_type(posterior: Posterior, wanted: type[Wanted], estimator: str) -> Wanted:
+    """The posterior. Another class is refused, a subclass too, by its density."""
+    if not isinstance(posterior, wanted) or type(posterior) is not wanted:
         raise ValueError(
             f"{estimator} is known for {_name(wanted)} only, got "
             f"{_name(type(posterior))}"
         )
+    return posterior
 
 
 def require_derivative(

@@ -75,7 +75,7 @@ def delta_control_variate(
     """
     name = "delta_control_variate"
     require_mean(reduction, name, "leave_one_out")
-    require_type(posterior, DiagonalGaussianDistribution, name)
+    posterior = require_type(posterior, DiagonalGaussianDistribution, name)
     key, coefficient_key = jax.random.split(key)
     z, log_q = constant_draws(posterior, key, num_samples, name)
     values, aux = values_of(integrand, z, log_q, has_aux)

@@ -133,7 +133,7 @@ def gumbel_softmax(
     """
     check_num_samples(num_samples)
     check_temperature(temperature)
-    require_type(posterior, BernoulliDistribution, "gumbel_softmax")
+    posterior = require_type(posterior, BernoulliDistribution, "gumbel_softmax")
     shape = (num_samples, *posterior.logits.shape)
     shifted = posterior.logits + jax.random.logistic(key, shape, posterior.logits.dtype)
     relaxed = jax.nn.sigmoid(shifted / temperature)
@@ -182,7 +182,7 @@ def straight_through(
       [[0.25]]
     """
     name = "straight_through"
-    require_type(posterior, BernoulliDistribution, name)
+    posterior = require_type(posterior, BernoulliDistribution, name)
     bits, _ = constant_draws(posterior, key, num_samples, name)
     path = jnp.broadcast_to(posterior.mean, bits.shape)
     return _through(integrand, posterior, bits, bits, path, reduction, has_aux)
@@ -235,7 +235,7 @@ def rebar(
     check_num_samples(num_samples)
     require_mean(reduction, "rebar", "leave_one_out")
     check_temperature(temperature)
-    require_type(posterior, BernoulliDistribution, "rebar")
+    posterior = require_type(posterior, BernoulliDistribution, "rebar")
     logits = posterior.logits
     shape = (num_samples, *logits.shape)
     free = logits + jax.random.logistic(key, shape, logits.dtype)
@@ -389,7 +389,7 @@ def _antithetic(
     """The gradient sum_d [f(b) - f(b')] weight_d, b = 1[u < p], b' = 1[1 - u < p]."""
     check_num_samples(num_samples)
     require_mean(reduction, name, "leave_one_out")
-    require_type(posterior, BernoulliDistribution, name)
+    posterior = require_type(posterior, BernoulliDistribution, name)
     logits = jax.lax.stop_gradient(posterior.logits)
     probability = jax.nn.sigmoid(logits)
     u = jax.random.uniform(key, (num_samples, *logits.shape), logits.dtype)

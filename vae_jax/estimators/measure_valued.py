@@ -72,7 +72,7 @@ def measure_valued(
     """
     name = "measure_valued"
     require_mean(reduction, name, "doubly_reparameterized or leave_one_out")
-    require_type(posterior, DiagonalGaussianDistribution, name)
+    posterior = require_type(posterior, DiagonalGaussianDistribution, name)
     key, noise_key = jax.random.split(key)
     z, log_q = constant_draws(posterior, key, num_samples, name)
     values, aux = values_of(integrand, z, log_q, has_aux)

@@ -6,6 +6,10 @@ parameters they keep less and less: everything, all but the score, and for bound
 several samples the score as well, reparameterized a second time.
 """
 
+from collections.abc import Callable
+from functools import reduce
+from operator import add
+
 import jax
 
 from vae_jax.estimators.contract import (
@@ -142,7 +146,7 @@ def path_derivative(
 
 # From the derivatives of a reduction to the weights of its paths: with v = log w and
 # R_s = d R / d v_s the score term, reparameterized again, leaves R_s - R_ss.
-_PATH_WEIGHTS = {
+_PATH_WEIGHTS: dict[Reduction, Callable[[Array], Array]] = {
     sample_mean: lambda first: first,
     log_mean_exp: lambda first: first**2,
 }
@@ -258,7 +262,7 @@ def doubly_reparameterized(
     estimates = [
         with_surrogate(
             reduction(leaf),
-            sum(along_path(gradients[index], path) for gradients, path in paths),
+            reduce(add, (along_path(each[index], path) for each, path in paths)),
         )
         for index, leaf in enumerate(leaves)
     ]

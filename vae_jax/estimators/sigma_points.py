@@ -13,12 +13,12 @@ from vae_jax.estimators.contract import (
     values_of,
     with_auxiliary,
 )
-from vae_jax.types import Key, PyTree
+from vae_jax.types import Key, Posterior, PyTree
 
 
 def sigma_points(
     integrand: Integrand,
-    posterior: DiagonalGaussianDistribution,
+    posterior: Posterior,
     key: Key,
     *,
     num_samples: int = 1,

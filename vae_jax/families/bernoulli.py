@@ -1,7 +1,6 @@
 """Bernoulli families: bits, and continuous values of [0, 1] for grey pixels."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -9,7 +8,7 @@ from vae_jax.distributions import (
     BernoulliDistribution,
     ContinuousBernoulliDistribution,
 )
-from vae_jax.distributions.support import UNIT_INTERVAL, Support
+from vae_jax.distributions.support import UNIT_INTERVAL
 from vae_jax.types import Array, Family, PyTree
 
 
@@ -27,8 +26,8 @@ class Bernoulli(Family):
       784
     """
 
-    latent_space: ClassVar[str] = "binary"
-    support: ClassVar[Support] = UNIT_INTERVAL
+    latent_space = "binary"
+    support = UNIT_INTERVAL
 
     def num_outputs(self, dim: int) -> int:
         """One logit for each dimension."""
@@ -71,7 +70,7 @@ class ContinuousBernoulli(Family):
       784
     """
 
-    support: ClassVar[Support] = UNIT_INTERVAL
+    support = UNIT_INTERVAL
 
     def num_outputs(self, dim: int) -> int:
         """One logit a pixel."""

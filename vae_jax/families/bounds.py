@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax.distributions import multivariate_gaussian
-from vae_jax.types import Array
+from vae_jax.types import AnyArray, Array
 
 LOG_VAR_BOUND = 20.0
 # Beside a mean of 1 a smaller deviation than exp(-17 / 2) = 2e-4 would not leave a
@@ -46,7 +46,7 @@ def bound_log_var(raw: Array, *, bound: float = LOG_VAR_BOUND) -> Array:
     return bound * jnp.tanh(raw / bound)
 
 
-def unbound_log_var(log_var: Array, *, bound: float = LOG_VAR_BOUND) -> Array:
+def unbound_log_var(log_var: AnyArray, *, bound: float = LOG_VAR_BOUND) -> Array:
     """Inverse of `bound_log_var`: the raw output for a log-variance.
 
     raw = 20 artanh(log_var / 20).

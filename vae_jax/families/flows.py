@@ -6,6 +6,7 @@ output of the encoder steers. Where a sample's density is known and that of any 
 point is not, there is no `log_prob`.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,7 +31,13 @@ from vae_jax.types import Array, Distribution, Family, Key, PyTree
 class FlowDistribution(Distribution):
     """Base of the flows; a subclass has `start`, `log_var` and `move`."""
 
+    start: Array
+    log_var: Array
     has_log_prob: ClassVar[bool] = False
+
+    @abstractmethod
+    def move(self, z: Array) -> tuple[Array, Array]:
+        """Latents `[S, B, L]` after the flow, and the log-determinant, `[S, B]`."""
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
         """Samples `[S, B, L]`, moved step by step, and their log q in nats, `[S, B]`.
@@ -54,7 +61,7 @@ class FlowDistribution(Distribution):
 class FlowFamily(Family):
     """Base of the families of flows."""
 
-    latent_space: ClassVar[str] = "real"
+    latent_space = "real"
     has_log_prob: ClassVar[bool] = False
     begins_with_gaussian: ClassVar[bool] = True
 
@@ -139,7 +146,7 @@ class HouseholderDistribution(FlowDistribution):
     log_var: Array
     reflections: Array
     has_log_prob: ClassVar[bool] = True
-    mean_is_exact: ClassVar[bool] = True  # The map is linear.
+    mean_is_exact = True  # The map is linear.
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
         """Samples `[S, B, L]` and their log q in nats, `[S, B]`.
@@ -159,9 +166,9 @@ class HouseholderDistribution(FlowDistribution):
         turned = bijectors.reflect(z, self.reflections)
         return turned, jnp.zeros(turned.shape[:-1], z.dtype)
 
-    def log_prob(self, z: Array) -> Array:
+    def log_prob(self, value: Array) -> Array:
         """Log q(z|x) in nats, summed over L: `[S, B]` for `[S, B, L]`."""
-        noise = bijectors.reflect(z - self.mean, self.reflections[..., ::-1, :])
+        noise = bijectors.reflect(value - self.mean, self.reflections[..., ::-1, :])
         return gaussian.diagonal_log_prob(noise, 0.0, self.log_var)
 
 

@@ -12,7 +12,7 @@ from vae_jax.distributions import (
     PrecisionGaussianDistribution,
     multivariate_gaussian,
 )
-from vae_jax.distributions.support import REAL, Support
+from vae_jax.distributions.support import REAL
 from vae_jax.families.bounds import (
     CORRELATED_LOG_VAR_BOUND,
     LOG_VAR_BOUND,
@@ -70,8 +70,8 @@ class DiagonalGaussian(Family):
       40
     """
 
-    latent_space: ClassVar[str] = "real"
-    support: ClassVar[Support] = REAL
+    latent_space = "real"
+    support = REAL
     begins_with_gaussian: ClassVar[bool] = True
 
     def num_outputs(self, dim: int) -> int:
@@ -112,7 +112,7 @@ class FullGaussian(Family):
       230
     """
 
-    latent_space: ClassVar[str] = "real"
+    latent_space = "real"
     begins_with_gaussian: ClassVar[bool] = True
 
     def num_outputs(self, dim: int) -> int:
@@ -142,7 +142,7 @@ class LowRankGaussian(Family):
     """
 
     rank: int = 2
-    latent_space: ClassVar[str] = "real"
+    latent_space = "real"
     begins_with_gaussian: ClassVar[bool] = True
 
     def num_outputs(self, dim: int) -> int:
@@ -180,7 +180,7 @@ class Gaussian(Family):
     """
 
     learned_variance: bool = False
-    support: ClassVar[Support] = REAL
+    support = REAL
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
@@ -232,7 +232,7 @@ class FullCovarianceGaussian(Family):
       2144
     """
 
-    support: ClassVar[Support] = REAL
+    support = REAL
 
     def num_outputs(self, dim: int) -> int:
         """Means, log-variances and the entries below the diagonal."""

@@ -17,7 +17,7 @@ class PointMass(Family):
       20
     """
 
-    latent_space: ClassVar[str] = "real"
+    latent_space = "real"
     has_log_prob: ClassVar[bool] = False
 
     def num_outputs(self, dim: int) -> int:

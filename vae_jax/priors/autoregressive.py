@@ -97,7 +97,7 @@ class AutoregressiveFlow(Prior):
 
     num_steps: int = 3
     hidden_dim: int = 100
-    latent_space: ClassVar[str] = "real"
+    latent_space = "real"
     is_reparameterizable: ClassVar[bool] = True
 
     def init(

@@ -11,7 +11,7 @@ from vae_jax.distributions import (
     DiagonalGaussianDistribution,
 )
 from vae_jax.distributions.support import known_values
-from vae_jax.types import Array, Encode, Key, Prior, PyTree
+from vae_jax.types import AnyArray, Encode, Key, Prior, PyTree
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class StandardNormal(Prior):
       [[-1.837877]]
     """
 
-    latent_space: ClassVar[str] = "real"
+    latent_space = "real"
     is_reparameterizable: ClassVar[bool] = True
 
     def build(
@@ -52,7 +52,7 @@ class DiagonalGaussianPrior(Prior):
       [0. 0.]
     """
 
-    latent_space: ClassVar[str] = "real"
+    latent_space = "real"
     is_reparameterizable: ClassVar[bool] = True
 
     def init(
@@ -85,7 +85,7 @@ class FactorizedBernoulliPrior(Prior):
       [0. 0.]
     """
 
-    latent_space: ClassVar[str] = "binary"
+    latent_space = "binary"
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
@@ -130,7 +130,7 @@ class ClassConditionalPrior(DiagonalGaussianPrior):
         shape = (self.num_classes, latent_dim)
         return {"mean": jnp.zeros(shape), "log_var": jnp.zeros(shape)}
 
-    def given(self, prior_params: PyTree, labels: Array) -> PyTree:
+    def given(self, prior_params: PyTree, labels: AnyArray) -> PyTree:
         """The parameters of the classes that labels `[B, C]` choose, `[B, L]`.
 
         One class each, with weight 1: a mixture of classes is not the Gaussian between

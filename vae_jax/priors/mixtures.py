@@ -39,7 +39,7 @@ class MixtureOfGaussians(Prior):
 
     num_components: int = 10
     full_covariance: bool = False
-    latent_space: ClassVar[str] = "real"
+    latent_space = "real"
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
@@ -58,7 +58,7 @@ class MixtureOfGaussians(Prior):
             "log_var": jnp.zeros(shape),
         }
 
-    def _components(
+    def components(
         self, prior_params: PyTree
     ) -> DiagonalGaussianDistribution | FullGaussianDistribution:
         """N(mean_k, S_k) of every k, a batch of K."""
@@ -73,7 +73,7 @@ class MixtureOfGaussians(Prior):
     ) -> MixtureDistribution:
         """The mixture, a batch of one."""
         log_weights = jax.nn.log_softmax(prior_params["logits"])
-        return MixtureDistribution(log_weights, self._components(prior_params))
+        return MixtureDistribution(log_weights, self.components(prior_params))
 
 
 @dataclass(frozen=True)

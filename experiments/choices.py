@@ -1,13 +1,14 @@
 """Models and objectives by the names that flags give them.
 
-`config` is `experiments.mnist.Config`, or anything with the same fields.
+`config` is `experiments.mnist.Config`, which is imported by the type checker alone:
+the experiment stands above its choices.
 """
 
 import dataclasses
 import functools
 import inspect
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import jax
 
@@ -19,12 +20,15 @@ from vae_jax.penalties import Penalty, mean_kl
 from vae_jax.schedules import Scheduled
 from vae_jax.types import Estimator, Objective
 
+if TYPE_CHECKING:
+    from experiments.mnist import Config
+
 # Over which beta rises by default: within the first epoch of MNIST, and four times as
 # long as networks of three layers take to find a use for their latents.
 WARMUP_STEPS = 400
 
 
-def check_combinations(config: Any) -> None:
+def check_combinations(config: "Config") -> None:
     """Refuse flags that do not go together.
 
     Args:
@@ -63,7 +67,9 @@ HAS_BETA = [
 ]
 
 
-def default_warmup_epochs(config: Any, *, epochs: int, steps_per_epoch: int) -> float:
+def default_warmup_epochs(
+    config: "Config", *, epochs: int, steps_per_epoch: int
+) -> float:
     """Epochs over which beta rises where the flags do not say it.
 
     At first z says little of x, and a network that learns to ignore it does so for
@@ -84,7 +90,7 @@ def default_warmup_epochs(config: Any, *, epochs: int, steps_per_epoch: int) -> 
     return min(WARMUP_STEPS, epochs * steps_per_epoch / 2) / steps_per_epoch
 
 
-def collapse_remedies(config: Any) -> str:
+def collapse_remedies(config: "Config") -> str:
     """Remedies for a collapsed posterior: flags that suit the others.
 
     Args:
@@ -111,7 +117,7 @@ def collapse_remedies(config: Any) -> str:
 
 
 def model_spec(
-    config: Any, dataset: data.Dataset, *, num_classes: int = 0
+    config: "Config", dataset: data.Dataset, *, num_classes: int = 0
 ) -> vae_jax.ModelSpec:
     """The model that the flags name.
 
@@ -142,7 +148,7 @@ def model_spec(
     )
 
 
-def with_prior(config: Any) -> Any:
+def with_prior(config: "Config") -> "Config":
     """The configuration with a name in place of `--prior=auto`: what suits q(z|x).
 
     Args:
@@ -158,24 +164,24 @@ def with_prior(config: Any) -> Any:
     return dataclasses.replace(config, prior="bernoulli" if is_binary else "standard")
 
 
-def _chosen(config: Any, flag: str, *arguments: Any) -> Any:
+def _chosen(config: "Config", flag: str, *arguments: Any) -> Any:
     """An instance of the choice that a flag names."""
     found = open_choices.find(flag, getattr(config, flag), NAMES[flag])
     return found.made() if isinstance(found, open_choices.Own) else found(*arguments)
 
 
-def _networks(config: Any) -> tuple[Any, Any]:
+def _networks(config: "Config") -> tuple[Any, Any]:
     """Encoder and decoder; a class of the user's own may serve as both."""
     made = _chosen(config, "network", config)
     return made if isinstance(made, tuple) else (made, made)
 
 
-def _mlp(kind: type, config: Any, **options: Any) -> tuple[Any, Any]:
+def _mlp(kind: type, config: "Config", **options: Any) -> tuple[Any, Any]:
     widths = config.hidden_dims
     return kind(widths, **options), kind(widths[::-1], **options)
 
 
-def _convolutional(config: Any, *, num_blocks: int) -> tuple[Any, Any]:
+def _convolutional(config: "Config", *, num_blocks: int) -> tuple[Any, Any]:
     options = {"activation": getattr(jax.nn, config.activation)}
     options["num_blocks"] = num_blocks
     width = config.hidden_dims[-1]
@@ -185,13 +191,13 @@ def _convolutional(config: Any, *, num_blocks: int) -> tuple[Any, Any]:
     )
 
 
-def _gaussian(config: Any) -> Any:
+def _gaussian(config: "Config") -> Any:
     """A diagonal Gaussian, or several stochastic layers of them."""
     above = tuple(map(vae_jax.StochasticLayer, config.upper_latent_dims))
     return vae_jax.HierarchicalGaussian(above) if above else vae_jax.DiagonalGaussian()
 
 
-def _standard(config: Any, posterior: Any, num_classes: int) -> Any:
+def _standard(config: "Config", posterior: Any, num_classes: int) -> Any:
     """A standard normal, or what takes its place: of layers, and of labels."""
     layers = getattr(posterior, "layers", None)
     if layers is not None:
@@ -201,7 +207,7 @@ def _standard(config: Any, posterior: Any, num_classes: int) -> Any:
     return vae_jax.StandardNormal()
 
 
-def _of_levels(family: type, config: Any, num_levels: int | None) -> Any:
+def _of_levels(family: type, config: "Config", num_levels: int | None) -> Any:
     if num_levels is None:
         raise ValueError(
             f"--likelihood={config.likelihood} is about levels, and the data are real "
@@ -264,7 +270,7 @@ SETTINGS = (
 Settings = dict[str, Any]
 
 
-def settings(config: Any) -> Settings:
+def settings(config: "Config") -> Settings:
     """The real-valued flags of training, which may as well be traced arrays.
 
     Args:
@@ -278,7 +284,9 @@ def settings(config: Any) -> Settings:
     return values | {"free_bits": config.free_bits or -math.inf}
 
 
-def objective(config: Any, settings: Settings, *, steps_per_epoch: int) -> Objective:
+def objective(
+    config: "Config", settings: Settings, *, steps_per_epoch: int
+) -> Objective:
     """The objective of training.
 
     Args:
@@ -295,12 +303,12 @@ def objective(config: Any, settings: Settings, *, steps_per_epoch: int) -> Objec
     return found(config, settings, steps_per_epoch)
 
 
-def _estimator(config: Any) -> Estimator:
+def _estimator(config: "Config") -> Estimator:
     found = open_choices.find("estimator", config.estimator, ESTIMATORS)
     return found.function() if isinstance(found, open_choices.Own) else found
 
 
-def _elbo(config: Any, settings: Settings, steps_per_epoch: int) -> Objective:
+def _elbo(config: "Config", settings: Settings, steps_per_epoch: int) -> Objective:
     return vae_jax.ELBO(
         beta=_beta(config, settings, steps_per_epoch),
         penalty=_penalty(config, settings, steps_per_epoch),
@@ -310,7 +318,7 @@ def _elbo(config: Any, settings: Settings, steps_per_epoch: int) -> Objective:
     )
 
 
-def _iwae(config: Any, settings: Settings, steps_per_epoch: int) -> Objective:
+def _iwae(config: "Config", settings: Settings, steps_per_epoch: int) -> Objective:
     reduction = {
         "iwae": lambda: estimators.log_mean_exp,
         "miwae": lambda: estimators.Grouped(config.num_groups),
@@ -324,7 +332,7 @@ def _iwae(config: Any, settings: Settings, steps_per_epoch: int) -> Objective:
     )
 
 
-def _piwae(config: Any, settings: Settings, steps_per_epoch: int) -> Objective:
+def _piwae(config: "Config", settings: Settings, steps_per_epoch: int) -> Objective:
     return vae_jax.PIWAE(
         num_samples=config.num_samples,
         num_groups=config.num_groups,
@@ -359,19 +367,26 @@ NAMES = {
 }
 
 
-def _beta(config: Any, settings: Settings, steps_per_epoch: int) -> Scheduled:
+def _num_epochs(config: "Config") -> int:
+    """The epochs, refused where they are not resolved."""
+    if config.epochs is None:
+        raise ValueError("epochs must be a number by now, got None: see resolve")
+    return config.epochs
+
+
+def _beta(config: "Config", settings: Settings, steps_per_epoch: int) -> Scheduled:
     """Beta, or how it rises: once, or again in every cycle."""
     beta = settings["beta"]
     if config.beta_warmup_epochs:
         num_steps = settings["beta_warmup_epochs"] * steps_per_epoch
         return vae_jax.LinearWarmup(beta, num_steps=num_steps)
     if config.beta_cycles:
-        period = math.ceil(config.epochs * steps_per_epoch / config.beta_cycles)
+        period = math.ceil(_num_epochs(config) * steps_per_epoch / config.beta_cycles)
         return vae_jax.Cyclic(beta, period=period)
     return beta
 
 
-def _penalty(config: Any, settings: Settings, steps_per_epoch: int) -> Penalty:
+def _penalty(config: "Config", settings: Settings, steps_per_epoch: int) -> Penalty:
     """The replacement for the KL term, or the KL itself."""
     if config.objective == "beta_tc":
         return vae_jax.TotalCorrelation(settings["tc_weight"])
@@ -380,15 +395,19 @@ def _penalty(config: Any, settings: Settings, steps_per_epoch: int) -> Penalty:
     if config.free_bits:
         return vae_jax.FreeBits(settings["free_bits"], per=config.free_bits_per)
     if config.capacity is not None:
-        rise = math.ceil(config.epochs * steps_per_epoch / 2)
+        rise = math.ceil(_num_epochs(config) * steps_per_epoch / 2)
         return vae_jax.Capacity(
             vae_jax.LinearWarmup(settings["capacity"], num_steps=rise)
         )
     return mean_kl
 
 
-def labels_of(
-    params: vae_jax.Params, labels: jax.typing.ArrayLike | None
-) -> dict[str, jax.Array]:
+class Given(TypedDict, total=False):
+    """Keywords that give a conditional model its labels."""
+
+    labels: jax.Array
+
+
+def labels_of(params: vae_jax.Params, labels: jax.typing.ArrayLike | None) -> Given:
     """The keyword `labels` for a conditional model, none for another."""
     return {"labels": jax.numpy.asarray(labels)} if params.spec.num_classes else {}

@@ -130,7 +130,7 @@ def num_classes(dataset: data.Dataset, *, conditional: bool) -> int:
     """
     if not conditional:
         return 0
-    if dataset.train_labels is None:
+    if dataset.train_labels is None or dataset.test_labels is None:
         raise ValueError(f"--conditional needs labels, and {dataset.name} has none")
     labels = np.concatenate([dataset.train_labels, dataset.test_labels])
     if labels.min() < 0:

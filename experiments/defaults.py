@@ -1,24 +1,27 @@
 """Flags that were left at their defaults, or given where nothing uses them.
 
-`config` is `experiments.mnist.Config`, or anything with the same fields.
+`config` is `experiments.mnist.Config`, which is imported by the type checker alone:
+the experiment stands above its choices.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
 from experiments import choices, datasets
 from experiments.runner import flags
 from vae_jax import data
 
-ConfigT = TypeVar("ConfigT", bound=flags.RunFlags)
+if TYPE_CHECKING:
+    from experiments.mnist import Config
+
 # Where the epochs are not given: small data sets are seen more often.
 STEPS_WANTED = 8000
 MINIMUM_EPOCHS = 20
 
 
-def resolve(config: ConfigT, dataset: data.Dataset) -> ConfigT:
+def resolve(config: "Config", dataset: data.Dataset) -> "Config":
     """Fill in the defaults that depend on the data set.
 
     Args:
@@ -78,7 +81,7 @@ USED_BY: dict[str, flags.Conditions] = {
 }
 
 
-def refuse_ignored(configs: Sequence[Any]) -> None:
+def refuse_ignored(configs: Sequence["Config"]) -> None:
     """Refuse a flag that differs from its default where nothing uses it.
 
     Args:

@@ -37,7 +37,7 @@ from experiments.runner import flags, run_folder
 from experiments.runner.command_line import execute, parse
 from experiments.runner.report import columns, mean_of, measured, save_figure
 from vae_jax import data, exact
-from vae_jax.types import Array
+from vae_jax.types import AnyArray, Array
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class RunData(NamedTuple):
 
     train: Array
     test: Array
-    train_labels: Array | None
-    test_labels: Array | None
+    train_labels: AnyArray | None
+    test_labels: AnyArray | None
 
 
 def load_data(config: Config) -> tuple[mnist.Config, RunData]:
@@ -121,15 +121,14 @@ def _trained(found: dict[str, Any], model: int | None) -> mnist.Config:
     many = "num_seeds" in found
     config_class = sweep.Config if many else mnist.Config
     names = {field.name for field in fields(config_class)}
-    known = {
+    known: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in found.items()
         if name in names
     }
-    trained = config_class(**known)
     if not many:
-        return trained
-    models = sweep.grid(trained)
+        return mnist.Config(**known)
+    models = sweep.grid(sweep.Config(**known))
     if model is None or not 0 <= model < len(models):
         raise ValueError(
             f"--model must be one of the sweep's 0 to {len(models) - 1}, got {model}"
@@ -138,7 +137,7 @@ def _trained(found: dict[str, Any], model: int | None) -> mnist.Config:
 
 
 def evaluate(
-    params: vae_jax.Params, x: Array, labels: Array | None, config: Config
+    params: vae_jax.Params, x: Array, labels: AnyArray | None, config: Config
 ) -> dict[str, Any]:
     """Every figure that the model has; None where one does not exist for it."""
     keys = evaluation_keys()
@@ -166,7 +165,7 @@ def evaluate(
     )
     figures["aggregate_posterior"] = aggregate
     gap = jax.jit(partial(vae_jax.inference_gap, num_steps=config.gap_steps))
-    first = {name: value[: config.num_gap] for name, value in given.items()}
+    first = jax.tree.map(lambda value: value[: config.num_gap], given)
     gap = _if_defined(gap, params, x[: config.num_gap], keys.gap, **first)
     figures["inference_gap"] = gap and {name: mean_of(gap[name]) for name in gap}
     figures["annealing"] = _annealing(params, x, keys.noise, config)

@@ -12,10 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 import vae_jax
-from experiments.choices import labels_of
+from experiments.choices import Given, labels_of
 from experiments.runner.report import columns, mean_of, measured
+from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.importance_weights import HIGH_PARETO_K
-from vae_jax.types import Array
+from vae_jax.types import AnyArray, Array, Distribution
 
 # Evaluation has a root of its own: the same binarized test set and the same noise
 # for every model and seed, so that differences between runs are paired. JAX's seeds
@@ -64,7 +65,7 @@ _log_evidence = jax.jit(
 
 
 def elbo_figures(
-    params: vae_jax.Params, x: Array, labels: Array | None = None
+    params: vae_jax.Params, x: Array, labels: AnyArray | None = None
 ) -> dict[str, float]:
     """ELBO of a test set and its two terms, means in nats, one sample an image.
 
@@ -87,7 +88,7 @@ _active_units = jax.jit(vae_jax.active_units)
 
 
 def unit_figures(
-    params: vae_jax.Params, x: Array, labels: Array | None = None
+    params: vae_jax.Params, x: Array, labels: AnyArray | None = None
 ) -> dict[str, int]:
     """Number of active latent units; 0 is a collapsed posterior.
 
@@ -151,7 +152,11 @@ def latents_at_once() -> int:
 
 
 def importance_weighted_figures(
-    params: vae_jax.Params, x: Array, labels: Array | None = None, *, num_samples: int
+    params: vae_jax.Params,
+    x: Array,
+    labels: AnyArray | None = None,
+    *,
+    num_samples: int,
 ) -> dict[str, Any]:
     """Importance-sampled log p(x) of a test set, mean over images in nats.
 
@@ -173,7 +178,7 @@ def importance_weighted_figures(
         "high_pareto_k",
     )
     if not num_samples or params.spec.posterior == vae_jax.PointMass():
-        figures = dict.fromkeys(names)
+        figures: dict[str, Any] = dict.fromkeys(names)
     else:
         evidence = _evidence_of_all(params, x, labels_of(params, labels), num_samples)
         estimate = mean_of(evidence.estimate)
@@ -188,7 +193,7 @@ def importance_weighted_figures(
 
 
 def _evidence_of_all(
-    params: vae_jax.Params, x: Array, labels: dict[str, Array], num_samples: int
+    params: vae_jax.Params, x: Array, labels: Given, num_samples: int
 ) -> vae_jax.LogEvidence:
     """`log_evidence` of a data set in calls of some hundred images, with a bar."""
     parts = []
@@ -202,7 +207,7 @@ def _evidence_of_all(
                 num_samples=num_samples,
                 first=jnp.int32(first),
                 chunk_size=latents_at_once(),
-                **{name: values[here] for name, values in labels.items()},
+                **jax.tree.map(lambda values, here=here: values[here], labels),
             )
             parts.append(jax.device_get(part))
             bar.update(len(parts[-1].estimate))
@@ -285,3 +290,14 @@ _nats = partial(measured, unit="nats")
 
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} s"
+
+
+def diagonal(found: Distribution) -> DiagonalGaussianDistribution:
+    """A distribution that the caller's model makes a diagonal Gaussian.
+
+    Raises:
+      ValueError: it is another.
+    """
+    if not isinstance(found, DiagonalGaussianDistribution):
+        raise ValueError(f"a diagonal Gaussian is needed, got {type(found).__name__}")
+    return found

@@ -22,7 +22,7 @@ import vae_jax
 from experiments.choices import labels_of
 from experiments.runner.report import save_figure
 from vae_jax import Params
-from vae_jax.types import Array, Key
+from vae_jax.types import AnyArray, Key
 
 DPI = 150
 CELL = 84  # pixels of a drawn example, at least: MNIST's are drawn 3 x 3 each
@@ -41,8 +41,8 @@ def draw_all(
     *,
     dataset_name: str,
     data_shape: tuple[int, ...],
-    x: Array,
-    labels: Array | None,
+    x: AnyArray,
+    labels: AnyArray | None,
     metrics: list[dict],
     key: Key,
 ) -> list[Path]:
@@ -96,13 +96,17 @@ def varied_order(labels: np.ndarray) -> np.ndarray:
 
 
 def draw_reconstructions(
-    draw: Callable, params: Params, x: Array, key: Key, labels: np.ndarray | None = None
+    draw: Callable,
+    params: Params,
+    x: AnyArray,
+    key: Key,
+    labels: np.ndarray | None = None,
 ) -> Figure:
     """Rows of up to ten examples `[n, D]`, each above the row of reconstructions."""
     columns = min(10, len(x))
     count = len(x) // columns * columns
     x = x[:count]
-    given = {name: value[:count] for name, value in labels_of(params, labels).items()}
+    given = jax.tree.map(lambda value: value[:count], labels_of(params, labels))
     both = np.stack([x, jax.jit(vae_jax.reconstruct)(params, x, key, **given)])
     pairs = both.reshape(2, -1, columns, x.shape[1]).swapaxes(0, 1)
     return draw(
@@ -160,7 +164,7 @@ def draw_traversals(
         axis_label += ", in standard deviations from its mean over the test set"
     z = np.tile(means[0], (*values.shape, 1))
     z[np.arange(len(units)), :, units] = values
-    given = np.tile(label, len(steps))
+    given = None if label is None else np.tile(label, len(steps))
     names = [f"z{unit + 1}: {shares[unit]:.0%}" for unit in units]
     return draw(
         np.asarray(_decode_means(params, z, **labels_of(params, given))),
@@ -199,12 +203,16 @@ def draw_latent_scatter(means, labels, dataset_name: str) -> Figure:
     classes, index = np.unique(labels, return_inverse=True)
     colors = colormaps["tab10" if len(classes) <= 10 else "viridis"]
     means = np.where(np.isfinite(means), means, np.nan)
-    points = axes.scatter(*means.T, 6, index, cmap=colors.resampled(len(classes)), lw=0)
+    points = axes.scatter(
+        *means.T, s=6, c=index, cmap=colors.resampled(len(classes)), lw=0
+    )
     if len(classes) > 1:
         points.set_clim(-0.5, len(classes) - 0.5)
         bar = figure.colorbar(points, add_axes(figure, 870, 80, 30, 740), label="label")
         ticks = np.unique(np.linspace(0, len(classes) - 1, 10).astype(int))
-        bar.set_ticks(ticks, labels=classes[ticks], minor=False)
+        bar.set_ticks(
+            ticks.tolist(), labels=list(map(str, classes[ticks])), minor=False
+        )
     return figure
 
 
@@ -263,8 +271,9 @@ def draw_grid(
         image[y : y + height, x : x + width] = tiles[row, column]
     left = 16 + 14 * max(map(len, labels[1]), default=0) + 30 * bool(axis_labels[1])
     below = 16 + 30 * bool(labels[0]) + 32 * bool(axis_labels[0])
-    size = np.array(image.shape[1::-1])
-    figure = new_figure(size + (left + 16, below), f"{dataset_name}: {title}", subtitle)
+    size = image.shape[1::-1]
+    around = (size[0] + left + 16, size[1] + below)
+    figure = new_figure(around, f"{dataset_name}: {title}", subtitle)
     axes = add_axes(figure, left, below, *size)
     axes.imshow(image, extent=(0, size[0], size[1], 0), interpolation="nearest")
     axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
@@ -320,4 +329,5 @@ def new_figure(size: Sequence[int], title: str, subtitle: str) -> Figure:
 def add_axes(figure: Figure, left: int, bottom: int, width: int, height: int) -> Axes:
     """Axes at a place given in pixels."""
     pixels = np.tile(DPI * figure.get_size_inches(), 2)
-    return figure.add_axes(np.array((left, bottom, width, height)) / pixels)
+    x, y, dx, dy = np.array((left, bottom, width, height)) / pixels
+    return figure.add_axes((x, y, dx, dy))

@@ -29,31 +29,19 @@ from experiments.runner import devices, flags, processes
 from experiments.runner.command_line import execute, parse, say
 from experiments.runner.training import Run, open_run
 from vae_jax import TrainState, data
-from vae_jax.types import Array, Key
+from vae_jax.types import AnyArray, Array, Key
 
 
 @dataclass(frozen=True)
-class Config(flags.RunFlags):
-    """Train a variational autoencoder; figures and pictures go to the run folder."""
+class ModelFlags(flags.RunFlags):
+    """Flags that a sweep shares: those of which it takes one value."""
 
     batch_size: flags.Count = 128
     """Examples of a step, over all devices together."""
-    learning_rate: flags.Positive = 1e-3
-    """Learning rate of Adam."""
-    beta: flags.NonNegative = 1.0
-    """Weight of the KL term in training; evaluation is always at 1."""
-    beta_warmup_epochs: flags.NonNegative | None = None
-    """Epochs over which beta rises linearly from 0; by default 400 steps, or half of \
-a shorter run. With 0 deep networks, and those of many latents, collapse."""
     beta_cycles: flags.Natural = 0
     """Cycles of beta over the run, each rising from 0 in its first half; 0 for none."""
-    free_bits: flags.NonNegative = 0.0
-    """KL in nats that is not charged for in training, of each latent unit."""
     free_bits_per: Literal["unit", "example"] = "unit"
     """Grant --free_bits to each unit (mean over the batch), or to each example."""
-    capacity: flags.NonNegative | None = None
-    """Target of the KL in nats: beta weighs the distance from it; the target rises \
-linearly over the first half of the run."""
     latent_dim: flags.Count = 20
     """Dimensions of the latent space; with 2 the manifold is drawn as well."""
     hidden_dims: flags.Counts = (400,)
@@ -92,8 +80,6 @@ bernoulli for bits, standard for others."""
 gaussian_per_pixel has the decoder say one for each pixel, gaussian_full all \
 covariances (for small images); discretized_logistic and categorical model grey \
 levels; continuous_bernoulli; or module:Class."""
-    variance: flags.Positive = 1.0
-    """Variance of a pixel of --likelihood=gaussian."""
     binarization: Literal["auto", "dynamic", "fixed", "threshold", "none"] = "auto"
     """dynamic draws the pixels afresh at every step, fixed once; auto is dynamic for \
 a Bernoulli likelihood and none for a Gaussian one."""
@@ -112,19 +98,39 @@ leave_one_out, disarm, doubly_reparameterized, ...), or module:function."""
     """Posterior samples of each example in training."""
     num_groups: flags.Count = 1
     """Groups of samples of --objective=miwae or piwae."""
-    elbo_share: Annotated[flags.NonNegative, flags.at_most(1)] = 0.5
-    """Share of the ELBO in --objective=ciwae."""
     renyi_alpha: flags.Finite = 0.5
     """Order of --objective=renyi: 0 is iwae, 1 the ELBO."""
-    tc_weight: flags.NonNegative = 6.0
-    """Weight of the total correlation in --objective=beta_tc."""
-    mmd_weight: flags.NonNegative = 100.0
-    """Weight of the squared MMD in --objective=mmd."""
     ema_decay: flags.Fraction | None = None
     """Decay of a moving average of the weights (0.999, say), which is then what is \
 evaluated."""
     seed: Annotated[flags.Natural, flags.below(evaluation.EVALUATION_SEED)] = 0
     """Seed of weights, noise and order of the data."""
+
+
+@dataclass(frozen=True)
+class Config(ModelFlags):
+    """Train a variational autoencoder; figures and pictures go to the run folder."""
+
+    learning_rate: flags.Positive = 1e-3
+    """Learning rate of Adam."""
+    beta: flags.NonNegative = 1.0
+    """Weight of the KL term in training; evaluation is always at 1."""
+    beta_warmup_epochs: flags.NonNegative | None = None
+    """Epochs over which beta rises linearly from 0; by default 400 steps, or half of \
+a shorter run. With 0 deep networks, and those of many latents, collapse."""
+    free_bits: flags.NonNegative = 0.0
+    """KL in nats that is not charged for in training, of each latent unit."""
+    capacity: flags.NonNegative | None = None
+    """Target of the KL in nats: beta weighs the distance from it; the target rises \
+linearly over the first half of the run."""
+    variance: flags.Positive = 1.0
+    """Variance of a pixel of --likelihood=gaussian."""
+    elbo_share: Annotated[flags.NonNegative, flags.at_most(1)] = 0.5
+    """Share of the ELBO in --objective=ciwae."""
+    tc_weight: flags.NonNegative = 6.0
+    """Weight of the total correlation in --objective=beta_tc."""
+    mmd_weight: flags.NonNegative = 100.0
+    """Weight of the squared MMD in --objective=mmd."""
 
 
 def check(*configs: Config) -> None:
@@ -293,7 +299,7 @@ def _evaluate(
     training: Run,
     state: TrainState,
     x: Array,
-    labels: Array | None,
+    labels: AnyArray | None,
     remedies: str,
 ) -> dict[str, Any]:
     """Evaluate and draw the trained model, unless this was done before."""

@@ -84,9 +84,10 @@ def _literals(
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
             raise ValueError("it is more than one call")
         keywords = {
-            keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords
+            keyword.arg or "**": ast.literal_eval(keyword.value)
+            for keyword in call.keywords
         }
-        if None in keywords:
+        if "**" in keywords:
             raise ValueError("** stands for names that are not there")
         return tuple(map(ast.literal_eval, call.args)), keywords
     except (SyntaxError, ValueError) as error:

@@ -37,11 +37,11 @@ from experiments.runner.training import open_run
 from experiments.sweep_chunks import place
 from vae_jax import data
 from vae_jax.training import TrainState
-from vae_jax.types import Array
+from vae_jax.types import AnyArray, Array
 
 
 @dataclass(frozen=True)
-class Config(mnist.Config):
+class Config(mnist.ModelFlags):
     """Train a model for every combination of settings and every seed, all at once.
 
     The flags are those of experiments.mnist; these take several values.
@@ -102,7 +102,7 @@ def grid(config: Config) -> list[mnist.Config]:
     Raises:
       ValueError: a flag without values.
     """
-    values = {name: getattr(config, name) for name in SWEPT}
+    values: dict[str, Any] = {name: getattr(config, name) for name in SWEPT}
     for name in ("capacity", "beta_warmup_epochs"):
         values[name] = values[name] or (None,)
     for name, given in values.items():
@@ -110,14 +110,14 @@ def grid(config: Config) -> list[mnist.Config]:
             raise ValueError(f"--{name} must have one value or more, got none")
         if len(set(given)) < len(given):
             raise ValueError(f"--{name} must name each value once, got {given}")
-    common = {
+    common: dict[str, Any] = {
         field.name: getattr(config, field.name)
         for field in fields(mnist.Config)
-        if field.name not in SWEPT
-    } | {"num_devices": 1}
+        if field.name not in (*SWEPT, "seed", "num_devices")
+    }
     seeds = range(config.seed, config.seed + config.num_seeds)
     return [
-        mnist.Config(**common | dict(zip(values, chosen, strict=True)) | {"seed": seed})
+        mnist.Config(**common, **dict(zip(values, chosen, strict=True)), seed=seed)
         for chosen in itertools.product(*values.values())
         for seed in seeds
     ]
@@ -254,7 +254,9 @@ def run(config: Config) -> dict[str, Any]:
             if training.is_time_to_judge(state):
                 units = in_turn(lambda params: unit_figures(params, x, labels), state)
                 finite = finite_models(state.params, count)
-                warn_of_collapse(units["active_units"], remedies, finite=finite)
+                warn_of_collapse(
+                    units["active_units"], remedies, finite=finite.tolist()
+                )
             history = empty
             training.save(state, history)
         results = _results(config, models, state, training.rows, x, labels)
@@ -279,7 +281,7 @@ def _results(
     state: TrainState,
     metrics: Sequence[dict],
     x: Array,
-    labels: Array | None,
+    labels: AnyArray | None,
 ) -> dict[str, Any]:
     """Figures of every model, and of every setting over its seeds."""
 

@@ -205,6 +205,7 @@ def in_chunks(
         if chunks.indices.shape == (1, vae_jax.num_models(state)):
             return run(state, order, data, history, jnp.int32(stop), settings)
         state, history = jax.device_put((state, history), device)
+        step = state.step
         for indices in chunks.indices:
             found = run(*arguments(indices, state, order, history, stop))
             found = jax.device_put(found, device)

@@ -42,7 +42,9 @@ def over_seeds(rows: Sequence[Row], swept: Sequence[str]) -> list[Row]:
 
 def _mean(group: Sequence[Row], name: str) -> dict[str, float | None]:
     values = [row[name] for row in group if row["finite"] and row[name] is not None]
-    found = mean_of(values) if values else {"mean": None, "standard_error": None}
+    found: dict[str, float | None] = (
+        dict(mean_of(values)) if values else {"mean": None, "standard_error": None}
+    )
     return found if len(values) > 1 else found | {"standard_error": None}
 
 

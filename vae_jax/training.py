@@ -24,7 +24,7 @@ from vae_jax.spec import Params
 from vae_jax.training_objectives import Metrics, over_devices
 from vae_jax.types import Array, Key, Objective, PyTree
 
-Preprocess = Callable[[Array, Key], Array]
+Preprocess = Callable[[PyTree, Key], PyTree]
 
 
 class RunKeys(NamedTuple):

@@ -131,7 +131,7 @@ def run_exact(config: Config, folder: Path, progress) -> tuple[list[dict], list[
 def exact_table(rows: list[dict]) -> str:
     """The rows for a screen."""
     heading = "integrand estimator by S mean exact z variance +- exact z"
-    cells = [heading.split()]
+    cells: list[Sequence[str]] = [heading.split()]
     for row in rows:
         known = row["exact_variance"] is not None
         cells.append(
@@ -162,7 +162,7 @@ def curves_against_k(config: Config) -> dict[str, dict[str, Any]]:
     """Exact and measured variances of d/d mu with one sample, for the figure."""
     curves = {}
     for integrand, grid in CURVE_K.items():
-        lines: dict[str, dict[str, list[float]]] = {
+        lines: dict[str, dict[str, list[float | None]]] = {
             name: {"exact": [], "variance": [], "error": []}
             for name in CURVE_ESTIMATORS
         }
@@ -226,7 +226,7 @@ def run_logistic(
     )
     pictures.save(pictures.logistic_curves(curves), folder, "logistic_regression")
     heading = "estimator", "ELBO at the end", "accuracy", "at the start", "at the end"
-    cells = [heading]
+    cells: list[tuple[str, ...]] = [heading]
     for name in dict.fromkeys(row["estimator"] for row in rows):
         variances = [
             f"{row['variance']:.4g}"
@@ -354,6 +354,7 @@ def run(config: Config) -> dict[str, Any]:
     folder = Path(config.run_dir)
     start = time.perf_counter()
     rows: list[dict[str, Any]] = []
+    results: dict[str, Any] = {}
     with run_folder.locked(folder):
         for part in chosen.values():
             with tqdm(

@@ -24,7 +24,7 @@ TARGET = (0.5, 2.0)  # Mean and standard deviation of the ELBO's target.
 DEFAULT_K = {"quadratic": -3.0, "exponential": 0.7, "cos": 1.3}
 
 # f(x, log_q, k).
-FUNCTIONS: dict[str, Callable[[Array, Array, Array], Array]] = {
+FUNCTIONS: dict[str, Callable[..., Array]] = {
     "quadratic": lambda x, log_q, k: jnp.square(x - k),
     "exponential": lambda x, log_q, k: jnp.exp(-k * jnp.square(x)),
     "cos": lambda x, log_q, k: jnp.cos(k * x),
@@ -259,7 +259,7 @@ def _moments(
     parameters: dict[str, Array],
     function: Array,
     k: Array,
-    options: dict[str, Array],
+    options: dict[str, Any],
     *,
     call: Estimator,
     num_samples: int,

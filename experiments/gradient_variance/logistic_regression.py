@@ -123,7 +123,9 @@ def train(
             )
 
         updates, opt_state = optimizer.update(jax.grad(loss)(posterior), opt_state)
-        return (optax.apply_updates(posterior, updates), opt_state), None
+        # Optax declares some containers, and gives back the pytree it was given.
+        moved: Any = optax.apply_updates(posterior, updates)
+        return (moved, opt_state), None
 
     def record(carry, start: Array):
         carry, _ = jax.lax.scan(step, carry, start + jnp.arange(every))

@@ -51,17 +51,17 @@ class Config(flags.DataFlags):
     """Where results.json and figures/ go."""
 
 
-def add_noise(x: Array, key: Key, shape: tuple[int, int]) -> Array:
+def add_noise(x: Array, key: Key, shape: tuple[int, ...]) -> Array:
     """Gaussian noise, cut off at 0 and 1."""
     return jnp.clip(x + NOISE * jax.random.normal(key, x.shape, x.dtype), 0, 1)
 
 
-def block_side(shape: tuple[int, int]) -> int:
+def block_side(shape: tuple[int, ...]) -> int:
     """Pixels of a side of the blocks that super-resolution is given the means of."""
     return 4 if min(shape) >= 16 else 2
 
 
-def lower_resolution(x: Array, key: Key, shape: tuple[int, int]) -> Array:
+def lower_resolution(x: Array, key: Key, shape: tuple[int, ...]) -> Array:
     """Blocks of pixels replaced by their means."""
     side = block_side(shape)
     height, width = (size // side for size in shape)
@@ -70,7 +70,7 @@ def lower_resolution(x: Array, key: Key, shape: tuple[int, int]) -> Array:
     return large.reshape(x.shape)
 
 
-def cover(x: Array, key: Key, shape: tuple[int, int]) -> Array:
+def cover(x: Array, key: Key, shape: tuple[int, ...]) -> Array:
     """The lower half of the image covered."""
     rows = jnp.arange(shape[0])[:, None] < shape[0] / 2
     visible = jnp.broadcast_to(rows, shape).reshape(-1)
@@ -80,13 +80,13 @@ def cover(x: Array, key: Key, shape: tuple[int, int]) -> Array:
 DAMAGES = (add_noise, lower_resolution, cover)
 
 
-def damage(task: Array, x: Array, key: Key, shape: tuple[int, int]) -> Array:
+def damage(task: Array | int, x: Array, key: Key, shape: tuple[int, ...]) -> Array:
     """What a task is given; which task is data, so that one program has them all."""
     branches = [partial(function, shape=shape) for function in DAMAGES]
     return jax.lax.switch(task, branches, x, key)
 
 
-def repair_objective(task: Array, shape: tuple[int, int]) -> Callable:
+def repair_objective(task: Array, shape: tuple[int, ...]) -> Callable:
     """The ELBO of x, its posterior encoded from the damaged x."""
 
     def objective(params: Params, x: Array, key: Key, step: Array):

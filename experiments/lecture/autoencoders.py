@@ -115,7 +115,7 @@ def linear_checks(x: Array, key: Key, config: Config) -> list[Check]:
     """Tied and untied linear autoencoders against scikit-learn's PCA."""
     size = config.linear_dim
     pca = PCA(size, svd_solver="full").fit(x)
-    axes = pca.components_.T
+    axes = np.asarray(pca.components_).T
     eigenvalues = np.linalg.eigvalsh(np.cov(x.T, bias=True))
     best = eigenvalues[:-size].sum()
     options = {"latent_dim": size, "num_steps": config.linear_steps}
@@ -198,7 +198,7 @@ def train_deep(
     return trained
 
 
-def memorise(images: Images, key: Key, config: Config) -> tuple[list, np.ndarray]:
+def memorise(images: Images, key: Key, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """An autoencoder of a handful of images: squared errors by step, train and test."""
     spec = deep_spec(config, images.data_shape, PointMass())
     few, test = images.train[:FEW], images.test[:1000]
@@ -351,12 +351,19 @@ def draw_codes(models: dict[str, Params], images: Images) -> Figure:
     panels = figure.subplots(1, 2)
     for axes, (name, params) in zip(panels, models.items(), strict=True):
         codes = np.asarray(vae_jax.encode(params, images.test[:3000]).mean)
-        points = axes.scatter(
-            *codes.T, 6, images.test_labels[:3000], cmap="tab10", vmin=-0.5, vmax=9.5
+        axes.scatter(
+            *codes.T,
+            s=6,
+            c=images.test_labels[:3000],
+            cmap="tab10",
+            vmin=-0.5,
+            vmax=9.5,
         )
         axes.set(title=name, xlabel="z1", aspect="equal", adjustable="datalim")
     panels[0].set_ylabel("z2")
-    figure.colorbar(points, ax=panels, ticks=range(10), label="label")
+    figure.colorbar(
+        panels[-1].collections[0], ax=panels, ticks=range(10), label="label"
+    )
     figure.suptitle(f"{images.name}: the VAE holds its codes together around 0")
     return figure
 

@@ -141,7 +141,9 @@ def linear_sweep(x: Array, betas: Array, key: Key, num_steps: int) -> Array:
             )
             return optax.apply_updates(params, updates), opt_state
 
-        carry = (start, optimizer.init(start))
+        # Optax declares some containers, and takes every pytree.
+        opt_state = optimizer.init(start)  # pyright: ignore[reportArgumentType]
+        carry = (start, opt_state)
         params, _ = jax.lax.fori_loop(0, num_steps, step, carry)
         return vae_jax.active_units(params, x).count
 

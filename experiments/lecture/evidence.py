@@ -21,6 +21,7 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 import vae_jax
+from experiments.evaluation import diagonal
 from experiments.lecture.report import Check, Report, topic
 from experiments.runner import flags
 from vae_jax import Gaussian, Linear, ModelSpec, Params, exact
@@ -62,7 +63,7 @@ class Figures(NamedTuple):
 def measure(params: Params, x: Array) -> Figures:
     """Evidence, ELBO and KL(q || p(z|x)), each by a formula of its own."""
     model = exact.linear_gaussian(params)
-    q = vae_jax.encode(params, x)
+    q = diagonal(vae_jax.encode(params, x))
     return Figures(
         exact.log_evidence(model, x).mean(),
         vae_jax.elbo(params, x, jax.random.key(0), estimator=sigma_points),
@@ -134,7 +135,9 @@ def train(
         )
         return (optax.apply_updates(params, updates), opt_state), measure(params, x)
 
-    carry = (params, optimizer.init(params))
+    # Optax declares some containers, and takes every pytree.
+    opt_state = optimizer.init(params)  # pyright: ignore[reportArgumentType]
+    carry = (params, opt_state)
     run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=num_steps))
     (params, _), figures = run(carry)
     return params, figures
@@ -177,7 +180,7 @@ def falling(x: Array, key: Key) -> tuple[Figures, list[Check]]:
 
 def form_checks(params: Params, x: Array) -> list[Check]:
     """The ELBO's three forms, an arbitrary q, and a prior that is learnt."""
-    q = vae_jax.encode(params, x)
+    q = diagonal(vae_jax.encode(params, x))
 
     def mean(function) -> Array:
         return sigma_points(lambda z, _: function(z), q, jax.random.key(0)).mean()
@@ -268,7 +271,11 @@ def likelihood_checks(params: Params, x: Array) -> list[Check]:
     """Log p of the data set is a sum; p(x) is an integral, or N(b, W W' + s² I)."""
     model = exact.linear_gaussian(params)
     covariance = model.weights @ model.weights.T + NOISE_VAR * jnp.eye(DATA_DIM)
-    oracle = scipy.stats.multivariate_normal(model.bias, covariance)
+    # SciPy's annotation is that of the default, a number.
+    oracle = scipy.stats.multivariate_normal(
+        model.bias,
+        covariance,  # pyright: ignore[reportArgumentType]
+    )
     ours = exact.log_evidence(model, x)
     product = np.log(np.prod(oracle.pdf(x[:20])))
     grid = exact.quadrature_log_evidence(params, x[:20], num_points=200)
@@ -289,7 +296,7 @@ def likelihood_checks(params: Params, x: Array) -> list[Check]:
 def predictive_checks(params: Params, x: Array, key: Key, num_draws: int):
     """Encode, sample, decode: moments of p(x'|x) = E_q p(x'|z)."""
     model = exact.linear_gaussian(params)
-    q = vae_jax.encode(params, x[:1])
+    q = diagonal(vae_jax.encode(params, x[:1]))
     mean = model.weights @ q.mean[0] + model.bias
     spread = model.weights * jnp.exp(0.5 * q.log_var[0])
     covariance = spread @ spread.T + NOISE_VAR * jnp.eye(DATA_DIM)

@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import vae_jax
+from experiments.evaluation import diagonal
 from experiments.lecture.evidence import gap_to_posterior
 from experiments.lecture.report import Check, Report, topic
 from experiments.lecture.training import fit
@@ -102,7 +103,7 @@ def make_model(key: Key) -> tuple[exact.LinearGaussian, Params, Array]:
 def train_encoder(params: Params, x: Array, key: Key, num_steps: int) -> Params:
     """Amortized inference: the encoder trains, the decoder stays."""
 
-    def objective(moving: Params, x: Array, key: Key, step: Array):
+    def objective(moving: Params, x: Array, key: Key, step, *, axis_name=None):
         value = vae_jax.elbo(moving.replace(decoder=params.decoder), x, key)
         return value, {"elbo": value}
 
@@ -167,7 +168,7 @@ def run_chains(params: Params, x: Array, truth: Truth, key: Key, config: Config)
 
 def fitted(params: Params, x: Array, truth: Truth, key: Key):
     """The best q of x alone after several numbers of steps: the curve, and the last."""
-    points = []
+    points, fits = [], []
     for num_steps in STEPS_OF_FIT:
         run = jax.jit(
             partial(
@@ -178,7 +179,8 @@ def fitted(params: Params, x: Array, truth: Truth, key: Key):
         both = errors(q.mean[0], jnp.exp(q.log_var[0] / 2), truth)
         cost = QUASI_NEWTON_COST + num_steps * SAMPLES_OF_FIT
         points.append((cost, *map(float, both)))
-    return Curve(*np.array(points).T), q
+        fits.append(q)
+    return Curve(*np.array(points).T), fits[-1]
 
 
 def chain_checks(name: str, row: str, chain: mcmc.Chain, truth: Truth) -> list[Check]:
@@ -231,7 +233,9 @@ def amortization_checks(
     log_evidence = exact.log_evidence(model, few)
     whole = (log_evidence - elbo.elbo).mean()
     approximation = exact.diagonal_gap(model)
-    divergence = gap_to_posterior(model, few, vae_jax.encode(params, few)).mean()
+    divergence = gap_to_posterior(
+        model, few, diagonal(vae_jax.encode(params, few))
+    ).mean()
     amortization = float(whole - approximation)
     checks = [
         Check("S4-6", "encoder: log p(x) - ELBO, nats", whole, divergence, 1e-3),
@@ -293,7 +297,9 @@ def draw_posterior(samples: Array, q, truth: Truth) -> Figure:
     figure = Figure((5.2, 4.6), layout="constrained")
     axes = figure.subplots()
     states = np.asarray(samples[:, -30:, :2]).reshape(-1, 2)
-    axes.scatter(*states.T, 3, color="tab:red", alpha=0.3, label="Metropolis-Hastings")
+    axes.scatter(
+        *states.T, s=3, color="tab:red", alpha=0.3, label="Metropolis-Hastings"
+    )
     angle = np.linspace(0, 2 * math.pi, 200)
     circle = 2 * np.stack([np.cos(angle), np.sin(angle)])
     of_truth = np.linalg.cholesky(truth.covariance[:2, :2]) @ circle
@@ -319,7 +325,7 @@ def compute(config: Config) -> Report:
     chains = run_chains(params, x, truth, chain_key, config)
     curve, q = fitted(params, x, truth, fit_key)
     trained = train_encoder(params, data[500:], encoder_key, config.encoder_steps)
-    encoded = vae_jax.encode(trained, x[None])
+    encoded = diagonal(vae_jax.encode(trained, x[None]))
     of_encoder = errors(encoded.mean[0], jnp.exp(encoded.log_var[0] / 2), truth)
     curves = {
         name: chain_curve(chain.samples, truth, cost)

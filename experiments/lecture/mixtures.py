@@ -10,7 +10,7 @@ digits.
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -123,13 +123,16 @@ def full_mixture(points: np.ndarray, seed: int) -> GaussianMixture:
 def mixture_checks(points: np.ndarray, mixture: GaussianMixture) -> list[Check]:
     """Our densities and Bayes' rule against scikit-learn's."""
     factors = jnp.stack(
-        [multivariate_gaussian.cholesky_factor(c) for c in mixture.covariances_]
+        [
+            multivariate_gaussian.cholesky_factor(c)
+            for c in np.asarray(mixture.covariances_)
+        ]
     )
     log_likelihood = jax.vmap(
         multivariate_gaussian.full_log_prob, in_axes=(None, 0, 0), out_axes=1
     )(jnp.asarray(points), jnp.asarray(mixture.means_), factors)
     weights, log_evidence = discrete.posterior(
-        jnp.log(mixture.weights_), log_likelihood
+        jnp.log(jnp.asarray(mixture.weights_)), log_likelihood
     )
     distance = jnp.abs(weights - mixture.predict_proba(points)).max()
     return [
@@ -219,11 +222,16 @@ def draw_clusters(points, kmeans: KMeans, mixture: GaussianMixture) -> Figure:
     hard = np.eye(NUM_CLUSTERS)[kmeans.labels_]
     # Numbered from left to right, so that equal clusters have equal colors.
     for axes, weights, centers, title in (
-        (panels[0], hard, kmeans.cluster_centers_, "k-means: one cluster a point"),
+        (
+            panels[0],
+            hard,
+            np.asarray(kmeans.cluster_centers_),
+            "k-means: one cluster a point",
+        ),
         (
             panels[1],
             mixture.predict_proba(points),
-            mixture.means_,
+            np.asarray(mixture.means_),
             "mixture: p(z|x), colors blend",
         ),
     ):
@@ -270,7 +278,9 @@ def compute(config: Config) -> Report:
     points = make_points(config.num_points, config.seed)
     # EM and k-means both keep to the optimum near their start: they share one.
     start = points[np.argsort(points[:, 0])[[len(points) // 6, len(points) // 2, -1]]]
-    kmeans = KMeans(NUM_CLUSTERS, init=start, n_init=1, tol=0).fit(points)
+    # An array and a number serve as well as the names that scikit-learn declares.
+    options: dict[str, Any] = {"init": start, "n_init": 1}
+    kmeans = KMeans(NUM_CLUSTERS, tol=0, **options).fit(points)
     mixture = full_mixture(points, config.seed)
     dataset = data.load(config.dataset, data_dir=config.data_dir)
     with jax.enable_x64(True):

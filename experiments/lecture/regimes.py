@@ -20,7 +20,7 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 
 import vae_jax
-from experiments.evaluation import evaluation_keys
+from experiments.evaluation import diagonal, evaluation_keys
 from experiments.lecture.images import Images, binary_test, draw_rows, load
 from experiments.lecture.report import Check, Report, topic
 from experiments.lecture.training import epochs_for, fit
@@ -111,7 +111,7 @@ def train(images: Images, key: Key, config: Config) -> tuple[Params, Params]:
 def fit_decoder(params: Params, images: Images, key: Key, config: Config) -> Params:
     """Trains the decoder alone, on an encoder that stays as it is."""
 
-    def objective(moving: Params, x: Array, key: Key, step: Array):
+    def objective(moving: Params, x: Array, key: Key, step, *, axis_name=None):
         held = moving.replace(encoder=params.encoder)
         value = vae_jax.elbo_terms(held, x, key).log_likelihood.mean()
         return value, {"log_likelihood": value}
@@ -130,7 +130,7 @@ def diagnose(models: Params, x: Array) -> Found:
 
     def of(params: Params) -> Found:
         keys = evaluation_keys()
-        q = vae_jax.encode(params, x)
+        q = diagonal(vae_jax.encode(params, x))
         variance = jnp.exp(q.log_var)
         aggregate = vae_jax.aggregate_posterior(params, x, keys.aggregate)
         total = variance.mean(axis=0) + q.mean.var(axis=0)
@@ -265,7 +265,7 @@ def gaussian_decoders(images: Images, key: Key, config: Config) -> list[Check]:
         )
         params = run(params)
         z = vae_jax.reparameterize(vae_jax.encode(params, test), z_key)
-        likelihood = vae_jax.decode(params, z)
+        likelihood = diagonal(vae_jax.decode(params, z))
         error = jnp.square(test - likelihood.mean).mean()
         log_prob = likelihood.log_prob(test).mean()
         measured[name] = log_prob, error, jnp.exp(likelihood.log_var).mean()
@@ -299,10 +299,11 @@ def draw_codes(models: Params, images: Images, found: Found) -> Figure:
     x, labels = images.test[:DRAWN], images.test_labels[:DRAWN]
     for index, (axes, name) in enumerate(zip(panels, REGIMES, strict=True)):
         q = jax.device_get(vae_jax.encode(pick(models, index), x))
-        points = axes.scatter(*q.mean.T, 5, labels, cmap="tab10", vmin=-0.5, vmax=9.5)
+        axes.scatter(*q.mean.T, s=5, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5)
         widths = 2 * np.exp(q.log_var[:60] / 2)
         ellipses = EllipseCollection(
-            *widths.T,
+            widths[:, 0],
+            widths[:, 1],
             np.zeros(len(widths)),
             units="xy",
             offsets=q.mean[:60],
@@ -317,7 +318,9 @@ def draw_codes(models: Params, images: Images, found: Found) -> Figure:
         axes.set_title(f"{name}: σ = {found.deviation[index]:.2g}")
         axes.set_xlabel("z1")
     panels[0].set_ylabel("z2")
-    figure.colorbar(points, ax=panels, ticks=range(10), label="label")
+    figure.colorbar(
+        panels[-1].collections[0], ax=panels, ticks=range(10), label="label"
+    )
     figure.suptitle(f"{images.name}: means of q(z|x); ellipses: its σ, for 60 images")
     return figure
 

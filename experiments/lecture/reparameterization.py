@@ -81,7 +81,7 @@ ROWS = {"A": "S1-12", "B": "S1-14", "C": "S1-15"}
 def samples_of(example: Example, key: Key, num_draws: int) -> Array:
     """Draws of z, `[num_draws, 2]`."""
     noise = jax.random.normal(key, (num_draws, 2))
-    return example.mean + noise @ jnp.asarray(example.matrix).T
+    return jnp.asarray(example.mean) + noise @ jnp.asarray(example.matrix).T
 
 
 def moment_checks(key: Key, num_draws: int) -> list[Check]:
@@ -142,7 +142,11 @@ def density_checks() -> list[Check]:
         text = f"{example.name}: log q(z), nats"
         checks.append(Check(ROWS[example.name], text, ours, change, 1e-9))
         text = f"{example.name}: the same by SciPy"
-        oracle = scipy.stats.multivariate_normal(example.mean, covariance).logpdf(z)
+        # SciPy's annotation is that of the default, a number.
+        oracle = scipy.stats.multivariate_normal(
+            example.mean,
+            covariance,  # pyright: ignore[reportArgumentType]
+        ).logpdf(z)
         checks.append(Check(ROWS[example.name], text, ours, oracle, 1e-9))
     turn = scipy.stats.ortho_group.rvs(2, random_state=0)
     rotated = FULL @ turn

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from vae_jax.distributions import FullGaussianDistribution, LowRankGaussianDistr
 from vae_jax.estimators import value_only
 from vae_jax.families import HouseholderDistribution
 from vae_jax.types import Posterior
+
+if TYPE_CHECKING:
+    from experiments.oracles.__main__ import Config
 
 RANK = 2
 ELBO_SAMPLES = 1000
@@ -46,7 +49,7 @@ def starts(posterior: Any, key) -> dict[str, Posterior]:
     }
 
 
-def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Check]:
+def run(config: "Config", dataset: data.Dataset, folder: Path) -> list[Check]:
     """The approximation gap of each family on the same images.
 
     Args:

@@ -3,7 +3,7 @@
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from experiments.runner.report import Check, row
 from vae_jax import data, exact
 from vae_jax.diagnostics import ACTIVE_VARIANCE
 
+if TYPE_CHECKING:
+    from experiments.oracles.__main__ import Config
+
 LATENT_DIM = 10
 BETAS = (1.0, 3.0, 5.0, 10.0)
 NOISE_VAR = 0.1
@@ -22,7 +25,7 @@ BATCH_SIZE = 500
 LEARNING_RATE = 1e-2
 
 
-def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Check]:
+def run(config: "Config", dataset: data.Dataset, folder: Path) -> list[Check]:
     """The evidence of a trained linear VAE, and its live directions under beta.
 
     Args:

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,20 @@ import numpy as np
 import vae_jax
 from experiments import datasets, mnist
 from experiments.defaults import resolve
+from experiments.evaluation import diagonal
 from experiments.runner.report import Check, mean_check, row
 from vae_jax import data, exact, mcmc
 from vae_jax.distributions import FullGaussianDistribution
 from vae_jax.types import Posterior
 
+if TYPE_CHECKING:
+    from experiments.oracles.__main__ import Config
+
 # The posteriors of real digits are narrow: with 300 points some figures are 0.2 off.
 GRID_POINTS = 1200
 
 
-def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Check]:
+def run(config: "Config", dataset: data.Dataset, folder: Path) -> list[Check]:
     """Log p(x) of test images by every means, and the mean of p(z|x).
 
     Args:
@@ -78,12 +82,12 @@ def run(config: Any, dataset: data.Dataset, folder: Path) -> list[Check]:
     return rows + posterior_rows(params, x[:10], keys[3])
 
 
-def wide_posterior(config: Any, params: vae_jax.Params, x, key) -> Posterior:
+def wide_posterior(config: "Config", params: vae_jax.Params, x, key) -> Posterior:
     """The best full-covariance q of each image with deviations twice as large.
 
     A q that has found a mode is too narrow to draw importance samples from.
     """
-    encoded = vae_jax.encode(params, x)
+    encoded = diagonal(vae_jax.encode(params, x))
     start = FullGaussianDistribution(
         encoded.mean, encoded.log_var, jnp.zeros((len(x), 1), encoded.mean.dtype)
     )
@@ -129,7 +133,9 @@ def posterior_rows(params: vae_jax.Params, x, key) -> list[Check]:
     ]
 
 
-def trained_model(config: Any, dataset: data.Dataset, folder: Path, **changes: Any):
+def trained_model(
+    config: "Config", dataset: data.Dataset, folder: Path, **changes: Any
+):
     """Parameters of a run of `experiments.mnist`, and its binarized test set."""
     run = mnist.Config(
         dataset=config.dataset,

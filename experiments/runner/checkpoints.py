@@ -42,12 +42,13 @@ def restore_newest(
     while steps:
         step = steps.pop()
         path = folder / "checkpoints" / str(step)
+        found, problem = None, "to another process"
         try:
             found = checkpoint.restore_state(path, state, extra=history)
         except checkpoint.CorruptCheckpoint as error:
-            found, problem = None, error
+            problem = str(error)
         # If one process cannot read it, none goes on from it.
-        if not processes.agree([found is None])[0]:
+        if not processes.agree([found is None])[0] and found is not None:
             return found
         if processes.is_first():
             aside = folder / "corrupt" / str(step)
@@ -56,7 +57,7 @@ def restore_newest(
             path.rename(aside)
             print(
                 f"warning: corrupt checkpoint {step}: "
-                f"{problem if found is None else 'to another process'}; going on from "
+                f"{problem}; going on from "
                 f"{steps[-1] if steps else 0}",
                 file=sys.stderr,
             )

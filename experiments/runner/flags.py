@@ -48,7 +48,7 @@ Positive = Annotated[
     float, Rule(lambda v: math.isfinite(v) and v > 0, "positive and finite")
 ]
 Fraction = Annotated[float, Rule(lambda v: 0 < v < 1, "between 0 and 1")]
-Counts = Annotated[tuple[Count, ...], Rule(len, "one or more positive numbers")]
+Counts = Annotated[tuple[Count, ...], Rule(bool, "one or more positive numbers")]
 
 
 def check(config: Any) -> None:

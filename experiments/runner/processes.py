@@ -75,7 +75,7 @@ def join(config: RunFlags) -> None:
         raise ValueError("--num_processes and --process_id go together")
     if count is not None and count < 1:
         raise ValueError(f"--num_processes must be at least 1, got {count}")
-    if count is not None and not 0 <= own < count:
+    if count is not None and own is not None and not 0 <= own < count:
         raise ValueError(f"--process_id must be 0 to {count - 1}, got {own}")
     if jax.distributed.is_initialized():
         return

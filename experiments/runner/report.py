@@ -53,20 +53,23 @@ def row(
     return Check("", what, figure, exact, within)
 
 
-def mean_check(what: str, values: Any, **expected: float) -> Check:
+def mean_check(
+    what: str, values: Any, *, exact: float = math.nan, within: float = math.nan
+) -> Check:
     """The mean of figures an image, with its standard error over images.
 
     Args:
       what: was measured.
       values: a figure for each image, `[n]`.
-      **expected: `exact` and `within`, where they are known.
+      exact: what it should be, where it is known.
+      within: allowed difference, likewise.
 
     Returns:
       A `Check`.
     """
     found = mean_of(values)
-    options = {"within": math.nan} | expected
-    return Check("", what, found["mean"], error=found["standard_error"], **options)
+    error = found["standard_error"]
+    return Check("", what, found["mean"], exact, within, error=error)
 
 
 def table(checks: Sequence[Check]) -> str:

@@ -17,7 +17,7 @@ def collected() -> Iterator[list[int]]:
 
     def receive(number: int, frame) -> None:
         received.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread():

@@ -103,7 +103,13 @@ class Run:
         """See `open_run`."""
         self.folder, self._config, self._spec = folder, config, spec
         self._batch_sizes, self._num_models = batch_sizes, num_models
+        if config.epochs is None or config.checkpoint_every is None:
+            raise ValueError(
+                "epochs and checkpoint_every must be resolved, got "
+                f"{config.epochs} and {config.checkpoint_every}"
+            )
         self._num_steps, self._num_epochs = len(batch_sizes), config.epochs
+        self._checkpoint_every = config.checkpoint_every
         self._started, self._seconds_to_first_step = started, None
         self._metrics: Metrics | None = None
         self._judged = not processes.is_first()
@@ -236,7 +242,7 @@ class Run:
         speed = float(self._epoch[0] / self._epoch[1])
         self._total += self._epoch
         self._epoch[:] = 0
-        if not processes.is_first():
+        if self._metrics is None:
             return
         train = {
             name: np.average(
@@ -287,7 +293,7 @@ class Run:
         """
         epoch = int(state.step) // self._num_steps
         last = epoch == self._num_epochs
-        if last or self._stopping or epoch % self._config.checkpoint_every == 0:
+        if last or self._stopping or epoch % self._checkpoint_every == 0:
             self._save(state, history)
         if self._stopping and not last:
             self._stop(state)

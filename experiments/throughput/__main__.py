@@ -188,6 +188,20 @@ def with_sizes(config: Config) -> Config:
     )
 
 
+def sizes(config: Config) -> tuple[int, int]:
+    """Steps of a round and images of a step.
+
+    Raises:
+      ValueError: they are not filled in.
+    """
+    if config.steps is None or config.batch_size is None:
+        raise ValueError(
+            "steps and batch_size must be filled in, got "
+            f"{config.steps} and {config.batch_size}"
+        )
+    return config.steps, config.batch_size
+
+
 def refuse_unused(config: Config) -> None:
     """Refuse flags that the workload would ignore, sizes not filled in yet.
 
@@ -217,11 +231,12 @@ def check(config: Config) -> None:
         )
     if config.peak_memory and not is_known():
         raise ValueError("peak_memory is read from /proc, which only Linux has")
-    longest = config.num_examples // config.batch_size
-    if config.steps > longest:
+    steps, batch_size = sizes(config)
+    longest = config.num_examples // batch_size
+    if steps > longest:
         raise ValueError(
-            f"steps must be at most {longest}, the full batches of {config.batch_size} "
-            f"in {config.num_examples} examples, got {config.steps}"
+            f"steps must be at most {longest}, the full batches of {batch_size} "
+            f"in {config.num_examples} examples, got {steps}"
         )
 
 
@@ -237,15 +252,18 @@ def load_images(config: Config) -> tuple[np.ndarray, int]:
             f"num_examples must be at most {len(dataset.train)} for "
             f"{config.dataset}, got {config.num_examples}"
         )
+    if dataset.num_levels is None:
+        raise ValueError(f"dataset must have grey levels, got {config.dataset}")
     return dataset.train[: config.num_examples], dataset.num_levels
 
 
 def make_workload(config: Config) -> tuple[Workload | Key, list[Array]]:
     """The work, and the batches of every round, `[T, B]`; the first is the warm-up."""
     params_key, noise_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
-    sizes = {"num_examples": config.num_examples, "batch_size": config.batch_size}
+    steps, batch_size = sizes(config)
+    counts = {"num_examples": config.num_examples, "batch_size": batch_size}
     rounds = [
-        vae_jax.shuffled_epoch(order_key, number, **sizes).batches[: config.steps]
+        vae_jax.shuffled_epoch(order_key, number, **counts).batches[:steps]
         for number in range(config.repeats + 1)
     ]
     if config.workload == "gradients":
@@ -257,7 +275,7 @@ def make_workload(config: Config) -> tuple[Workload | Key, list[Array]]:
         params=vae_jax.init(KINDS[config.workload].spec, params_key),
         images=jnp.asarray(images),
         num_levels=num_levels,
-        batch_shape=(config.steps, config.batch_size),
+        batch_shape=(steps, batch_size),
         key=noise_key,
         num_samples=KINDS[config.workload].num_samples or config.num_samples,
     )
@@ -315,7 +333,7 @@ def run(config: Config) -> Results | list[curves.Point]:
     entrants = contestants_of(config)
     rows = measure(entrants, workload, rounds)
     temporary, peaks = {}, {}
-    if config.workload == "c":
+    if isinstance(workload, Workload) and config.workload == "c":
         temporary = evidence.temporary_bytes(entrants, workload)
     if config.peak_memory:
         peaks = peak_bytes([row.name for row in rows], partial(prepared, config))
@@ -332,7 +350,7 @@ def contestants_of(config: Config) -> list[Contestant]:
     kind = KINDS[config.workload]
     if kind.peers:
         pytorch.flush_denormals(not config.keep_denormals)
-    return kind.module.contestants()
+    return kind.module.contestants() if kind.module else []
 
 
 def prepared(
@@ -365,7 +383,7 @@ def environment_of(config: Config, cores: int) -> dict[str, Any]:
 def run_curves(config: Config, cores: int) -> list[curves.Point]:
     """Measure how the cost grows and write the run folder."""
     points = curves.measure(
-        curves.sizes_here(), num_steps=config.steps, repeats=config.repeats
+        curves.sizes_here(), num_steps=sizes(config)[0], repeats=config.repeats
     )
     environment = environment_of(config, cores)
     curves.save(points, environment, Path(config.run_dir))

@@ -61,7 +61,7 @@ class Contestant(NamedTuple):
     """
 
     name: str
-    prepare: Callable[[Workload], Run]
+    prepare: Callable[..., Any]
     needs: str | None = None
 
 
@@ -204,27 +204,39 @@ def loop_run(workload: Workload, loss: Loss) -> Run:
     return run
 
 
+def activation_of(workload: Workload) -> Callable[[Array], Array]:
+    """The nonlinearity of a workload whose networks are MLPs."""
+    encoder = workload.params.spec.encoder
+    if not isinstance(encoder, vae_jax.MLP):
+        raise ValueError(f"the workload's encoder must be an MLP, got {encoder}")
+    return encoder.activation
+
+
 def model_and_guide(workload: Workload) -> tuple[Callable, Callable]:
     """The model of a batch `[B, D]` and its posterior as NumPyro programs."""
     import numpyro
     from numpyro import distributions
 
     weights = plain_weights(workload.params)
-    activation = workload.params.spec.encoder.activation
+    activation = activation_of(workload)
     latent_dim = workload.params.spec.latent_dim
 
     def model(x: Array) -> None:
-        layers = numpyro.param("decoder", weights["decoder"])
+        # NumPyro takes pytrees and declares arrays.
+        own: Any = weights["decoder"]
+        layers: Any = numpyro.param("decoder", own)
         with numpyro.plate("batch", len(x)):
             prior = distributions.Normal(jnp.zeros(latent_dim), 1)
-            z = numpyro.sample("z", prior.to_event(1))
+            z = jnp.asarray(numpyro.sample("z", prior.to_event(1)))
             logits = perceptron(layers, z, activation)
             # Grey pixels are outside the support, which it would check.
             pixels = distributions.Bernoulli(logits=logits, validate_args=False)
             numpyro.sample("x", pixels.to_event(1), obs=x)
 
     def guide(x: Array) -> None:
-        layers = numpyro.param("encoder", weights["encoder"])
+        # NumPyro takes pytrees and declares arrays.
+        own: Any = weights["encoder"]
+        layers: Any = numpyro.param("encoder", own)
         mean, log_var = jnp.split(perceptron(layers, x, activation), 2, axis=-1)
         with numpyro.plate("batch", len(x)):
             posterior = distributions.Normal(mean, jnp.exp(log_var / 2))

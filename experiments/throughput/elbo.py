@@ -20,6 +20,7 @@ from experiments.throughput.contestants import (
     Loss,
     Run,
     Workload,
+    activation_of,
     bernoulli_log_prob,
     installed,
     library_run,
@@ -59,7 +60,7 @@ def elbo_loss(
     Returns:
       The loss.
     """
-    activation = workload.params.spec.encoder.activation
+    activation = activation_of(workload)
 
     def loss(weights: PyTree, x: Array, key: Key) -> Array:
         weights, inputs = jax.tree.map(lambda leaf: leaf.astype(dtype), (weights, x))

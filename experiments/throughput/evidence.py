@@ -21,6 +21,7 @@ from experiments.throughput.contestants import (
     SCAN,
     Contestant,
     Workload,
+    activation_of,
     bernoulli_log_prob,
     installed,
     model_and_guide,
@@ -52,7 +53,7 @@ def prepare_vae_jax(workload: Workload) -> partial:
 
 def prepare_scan(workload: Workload) -> partial:
     """The estimates alone, by hand, samples chunk by chunk."""
-    activation = workload.params.spec.encoder.activation
+    activation = activation_of(workload)
     # Whole chunks alone, so that nothing need be masked.
     chunk_size = math.gcd(workload.num_samples, CHUNK_SIZE)
 
@@ -70,7 +71,7 @@ def prepare_scan(workload: Workload) -> partial:
             return jnp.logaddexp(log_sum, jax.nn.logsumexp(log_w)), None
 
         keys = jax.random.split(key, workload.num_samples // chunk_size)
-        log_sum, _ = jax.lax.scan(add_chunk, -jnp.inf, keys)
+        log_sum, _ = jax.lax.scan(add_chunk, jnp.asarray(-jnp.inf), keys)
         return log_sum - jnp.log(workload.num_samples)
 
     @jax.jit

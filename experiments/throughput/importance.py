@@ -18,6 +18,7 @@ from experiments.throughput.contestants import (
     Loss,
     Run,
     Workload,
+    activation_of,
     bernoulli_log_prob,
     installed,
     library_run,
@@ -43,7 +44,7 @@ def prepare_vae_jax(workload: Workload) -> Run:
 
 def bound_loss(workload: Workload) -> Loss:
     """Minus the bound, by hand: the encoder runs once, all samples at once."""
-    activation = workload.params.spec.encoder.activation
+    activation = activation_of(workload)
 
     def loss(weights: PyTree, grey: Array, key: Key) -> Array:
         data_key, noise_key = jax.random.split(key)

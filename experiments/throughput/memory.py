@@ -9,10 +9,11 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from experiments.throughput.contestants import Contestant, Workload
+from experiments.throughput.contestants import Contestant
 from vae_jax.types import Array
 
 STATUS, FORGET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -24,7 +25,7 @@ def is_known() -> bool:
 
 
 def peak_bytes(
-    names: Sequence[str], prepared: Callable[[str], tuple[Contestant, Workload, list]]
+    names: Sequence[str], prepared: Callable[[str], tuple[Contestant, Any, list]]
 ) -> dict[str, dict[str, int]]:
     """Peak resident memory by contestant, while it compiles and while it runs.
 

@@ -23,6 +23,7 @@ from experiments.throughput.contestants import (
     Contestant,
     Run,
     Workload,
+    activation_of,
     plain_weights,
 )
 from experiments.throughput.limit import product_shapes
@@ -57,7 +58,7 @@ def _weights(workload: Workload) -> dict[str, list[dict[str, Any]]]:
 def _activation(workload: Workload) -> Callable:
     import torch
 
-    is_tanh = workload.params.spec.encoder.activation is jax.numpy.tanh
+    is_tanh = activation_of(workload) is jax.numpy.tanh
     return torch.tanh if is_tanh else torch.relu
 
 
@@ -202,6 +203,7 @@ def prepare_products(workload: Workload) -> Run:
     ]
 
     def run(batches: Any) -> Any:
+        products = []
         for _ in range(len(batches)):
             products = [left @ right for left, right in pairs]
         return products[-1].numpy()
@@ -212,7 +214,10 @@ def prepare_products(workload: Workload) -> Run:
 def training_contestants(make_loss: Callable, *, loader: bool) -> list[Contestant]:
     """Eager and compiled; a DataLoader where asked for; its products alone."""
     eager = partial(train_run, make_loss=make_loss)
-    ways = {EAGER: eager, COMPILED: partial(eager, compiled=True)}
+    ways: dict[str, Callable[[Workload], Run]] = {
+        EAGER: eager,
+        COMPILED: partial(eager, compiled=True),
+    }
     if loader:
         ways[LOADER] = partial(eager, loader=True)
     ways[TORCH_PRODUCTS] = prepare_products

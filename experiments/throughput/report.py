@@ -111,7 +111,7 @@ def make_remarks(
 def table(results: Results) -> str:
     """The results for a screen."""
     unit = results.environment["unit"]
-    cells = [
+    cells: list[tuple[str, ...]] = [
         ("", f"{unit}/s", "(min-max)", "ours/theirs", "(min-max)", "first step, s")
     ]
     for row in results.rows:

@@ -6,7 +6,7 @@ BIN := .venv/bin
 PINNED = constraints/python3.$$($(BIN)/python -c 'import sys; print(min(sys.version_info[1], 12))').txt
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINNED) --editable
 
-.PHONY: help setup mnist test test-nans test-leaks test-slow lint format bench
+.PHONY: help setup mnist test test-nans test-leaks test-slow lint types format bench
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ test-slow: test-nans test-leaks  ## Run the tests that train for minutes as well
 lint: .venv/.test  ## Check style, docstrings and formatting.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/.test  ## Check the types of the library and the experiments.
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: .venv/.test  ## Format the code.
 	$(BIN)/ruff check --fix .

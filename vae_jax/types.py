@@ -31,7 +31,10 @@ Latents = Any
 """`z`: an array `[S, B, L]`, or a tuple of such for several stochastic layers."""
 Encode = Callable[[Array], "Distribution"]
 Declared = Any
-"""An attribute that a subclass sets, makes a field of its own, or computes."""
+"""An attribute that a subclass sets, makes a field of its own, or computes.
+
+A type checker takes `support = REAL`, without an annotation, for all three.
+"""
 
 
 class Network(Protocol):

@@ -131,7 +131,7 @@ class NegativeBinomialDistribution(Distribution):
 
     mean: Array
     inverse_dispersion: Array
-    mean_is_exact: ClassVar[bool] = True
+    mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = False
 
     def sample(self, key: Key, num_samples: int) -> Array:
@@ -157,7 +157,7 @@ class ZeroInflatedNegativeBinomialDistribution(Distribution):
 
     logits: Array
     counted: NegativeBinomialDistribution
-    mean_is_exact: ClassVar[bool] = True
+    mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = False
 
     @property

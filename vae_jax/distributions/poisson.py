@@ -65,7 +65,7 @@ class PoissonDistribution(Distribution):
     """
 
     mean: Array
-    mean_is_exact: ClassVar[bool] = True
+    mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = False
 
     def sample(self, key: Key, num_samples: int) -> Array:

@@ -81,7 +81,9 @@ class Support:
         """Elementwise membership of finite values; NaN belongs to no support."""
         inside = (x >= self.low) & (x <= self.high)
         if self.whole:
-            return inside & (x == x.round()) & (abs(x) < jnp.inf)
+            rounded = x.round()
+            whole = (rounded <= x) & (x <= rounded)
+            return inside & whole & (x > -jnp.inf) & (x < jnp.inf)
         if self.num_levels is None:
             return inside
         level = (x - self.low) * ((self.num_levels - 1) / (self.high - self.low))

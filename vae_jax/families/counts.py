@@ -5,7 +5,7 @@ between 2e-9 and 4.9e8. The encoder is given log(1 + x), as counts span decades.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,9 @@ from vae_jax.distributions import (
     PoissonDistribution,
     ZeroInflatedNegativeBinomialDistribution,
 )
-from vae_jax.distributions.support import COUNTS, Support
+from vae_jax.distributions.support import COUNTS
 from vae_jax.families.bounds import bound_log_var, unbound_log_var
-from vae_jax.types import Array, Family, Key, PyTree
+from vae_jax.types import Array, Distribution, Family, Key, PyTree
 
 Dispersion = Literal["shared", "dimension", "decoder"]
 # Where a dimension has no count at all, and where its variance is that of a Poisson.
@@ -35,13 +35,13 @@ class Poisson(Family):
       1000
     """
 
-    support: ClassVar[Support] = COUNTS
+    support = COUNTS
 
     def num_outputs(self, dim: int) -> int:
         """The log of each mean."""
         return dim
 
-    def build(self, params: PyTree, outputs: Array) -> PoissonDistribution:
+    def build(self, params: PyTree, outputs: Array) -> Distribution:
         """Takes the decoder's outputs `[..., D]` as logs of the means."""
         return PoissonDistribution(jnp.exp(bound_log_var(outputs)))
 
@@ -95,8 +95,11 @@ class NegativeBinomial(Poisson):
         shape = (dim,) if self.dispersion == "dimension" else ()
         return {"log_inverse_dispersion": jnp.zeros(shape, jnp.float32)}
 
-    def build(self, params: PyTree, outputs: Array) -> NegativeBinomialDistribution:
+    def build(self, params: PyTree, outputs: Array) -> Distribution:
         """Splits the decoder's outputs into logs of the means and of r."""
+        return self._counted(params, outputs)
+
+    def _counted(self, params: PyTree, outputs: Array) -> NegativeBinomialDistribution:
         if self.dispersion == "decoder":
             outputs, raw = jnp.split(outputs, 2, axis=-1)
         else:
@@ -147,14 +150,12 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         """Those of the negative binomial, then the log-odds of a zero beside it."""
         return super().num_outputs(dim) + dim
 
-    def build(
-        self, params: PyTree, outputs: Array
-    ) -> ZeroInflatedNegativeBinomialDistribution:
+    def build(self, params: PyTree, outputs: Array) -> Distribution:
         """Splits the decoder's outputs; log-odds within (-20, 20)."""
         dim = outputs.shape[-1] // (2 + (self.dispersion == "decoder"))
         counted, logits = outputs[..., :-dim], outputs[..., -dim:]
         return ZeroInflatedNegativeBinomialDistribution(
-            bound_log_var(logits), super().build(params, counted)
+            bound_log_var(logits), self._counted(params, counted)
         )
 
     def output_bias(self, data_mean: Array) -> Array:

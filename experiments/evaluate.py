@@ -37,7 +37,7 @@ from experiments.runner import flags, run_folder
 from experiments.runner.command_line import execute, parse
 from experiments.runner.report import columns, mean_of, measured, save_figure
 from vae_jax import data, exact
-from vae_jax.types import AnyArray, Array
+from vae_jax.types import Array, Labels
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class RunData(NamedTuple):
 
     train: Array
     test: Array
-    train_labels: AnyArray | None
-    test_labels: AnyArray | None
+    train_labels: Labels
+    test_labels: Labels
 
 
 def load_data(config: Config) -> tuple[mnist.Config, RunData]:
@@ -137,7 +137,7 @@ def _trained(found: dict[str, Any], model: int | None) -> mnist.Config:
 
 
 def evaluate(
-    params: vae_jax.Params, x: Array, labels: AnyArray | None, config: Config
+    params: vae_jax.Params, x: Array, labels: Labels, config: Config
 ) -> dict[str, Any]:
     """Every figure that the model has; None where one does not exist for it."""
     keys = evaluation_keys()

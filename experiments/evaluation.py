@@ -16,7 +16,7 @@ from experiments.choices import Given, labels_of
 from experiments.runner.report import columns, mean_of, measured
 from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.importance_weights import HIGH_PARETO_K
-from vae_jax.types import AnyArray, Array, Distribution
+from vae_jax.types import Array, Distribution, Labels
 
 # Evaluation has a root of its own: the same binarized test set and the same noise
 # for every model and seed, so that differences between runs are paired. JAX's seeds
@@ -65,7 +65,7 @@ _log_evidence = jax.jit(
 
 
 def elbo_figures(
-    params: vae_jax.Params, x: Array, labels: AnyArray | None = None
+    params: vae_jax.Params, x: Array, labels: Labels = None
 ) -> dict[str, float]:
     """ELBO of a test set and its two terms, means in nats, one sample an image.
 
@@ -88,7 +88,7 @@ _active_units = jax.jit(vae_jax.active_units)
 
 
 def unit_figures(
-    params: vae_jax.Params, x: Array, labels: AnyArray | None = None
+    params: vae_jax.Params, x: Array, labels: Labels = None
 ) -> dict[str, int]:
     """Number of active latent units; 0 is a collapsed posterior.
 
@@ -152,11 +152,7 @@ def latents_at_once() -> int:
 
 
 def importance_weighted_figures(
-    params: vae_jax.Params,
-    x: Array,
-    labels: AnyArray | None = None,
-    *,
-    num_samples: int,
+    params: vae_jax.Params, x: Array, labels: Labels = None, *, num_samples: int
 ) -> dict[str, Any]:
     """Importance-sampled log p(x) of a test set, mean over images in nats.
 

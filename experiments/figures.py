@@ -22,7 +22,7 @@ import vae_jax
 from experiments.choices import labels_of
 from experiments.runner.report import save_figure
 from vae_jax import Params
-from vae_jax.types import AnyArray, Key
+from vae_jax.types import AnyArray, Key, Labels
 
 DPI = 150
 CELL = 84  # pixels of a drawn example, at least: MNIST's are drawn 3 x 3 each
@@ -42,7 +42,7 @@ def draw_all(
     dataset_name: str,
     data_shape: tuple[int, ...],
     x: AnyArray,
-    labels: AnyArray | None,
+    labels: Labels,
     metrics: list[dict],
     key: Key,
 ) -> list[Path]:

@@ -29,7 +29,7 @@ from experiments.runner import devices, flags, processes
 from experiments.runner.command_line import execute, parse, say
 from experiments.runner.training import Run, open_run
 from vae_jax import TrainState, data
-from vae_jax.types import AnyArray, Array, Key
+from vae_jax.types import Array, Key, Labels
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ def _evaluate(
     training: Run,
     state: TrainState,
     x: Array,
-    labels: AnyArray | None,
+    labels: Labels,
     remedies: str,
 ) -> dict[str, Any]:
     """Evaluate and draw the trained model, unless this was done before."""

@@ -37,7 +37,7 @@ from experiments.runner.training import open_run
 from experiments.sweep_chunks import place
 from vae_jax import data
 from vae_jax.training import TrainState
-from vae_jax.types import AnyArray, Array
+from vae_jax.types import Array, Labels
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ def _results(
     state: TrainState,
     metrics: Sequence[dict],
     x: Array,
-    labels: AnyArray | None,
+    labels: Labels,
 ) -> dict[str, Any]:
     """Figures of every model, and of every setting over its seeds."""
 

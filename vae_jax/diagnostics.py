@@ -22,7 +22,7 @@ from vae_jax.model import (
 from vae_jax.objectives import require_density
 from vae_jax.options import require_scalar
 from vae_jax.spec import Params
-from vae_jax.types import AnyArray, Array, Key, Latents, Posterior
+from vae_jax.types import Array, Key, Labels, Latents, Posterior
 
 ACTIVE_VARIANCE = 0.01
 
@@ -72,7 +72,7 @@ def active_units(
     *,
     threshold: float | Array = ACTIVE_VARIANCE,
     num_samples: int = 100,
-    labels: AnyArray | None = None,
+    labels: Labels = None,
 ) -> ActiveUnits:
     """Variance over x of each unit's posterior mean, and which exceed a threshold.
 
@@ -169,7 +169,7 @@ def _moments_of_samples(
     return mean, squares / (num_samples - 1)
 
 
-def kl_per_unit(params: Params, x: Array, *, labels: AnyArray | None = None) -> Array:
+def kl_per_unit(params: Params, x: Array, *, labels: Labels = None) -> Array:
     """KL(q(z_j|x) || p(z_j)) of each unit in nats, averaged over the batch.
 
     Args:

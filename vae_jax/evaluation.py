@@ -26,7 +26,7 @@ from vae_jax.importance_weights import (
 from vae_jax.model import check_observations, encode
 from vae_jax.objectives import ELBOTerms, elbo_terms, log_weight, require_density
 from vae_jax.spec import Params
-from vae_jax.types import AnyArray, Array, Key, Posterior, PyTree
+from vae_jax.types import Array, Key, Labels, Posterior, PyTree
 
 
 class LogEvidence(NamedTuple):
@@ -95,7 +95,7 @@ def evaluate(
     num_samples: int = 1,
     first: int | Array = 0,
     chunk_size: int = 1000,
-    labels: AnyArray | None = None,
+    labels: Labels = None,
 ) -> ELBOTerms:
     """The ELBO of every example of a data set and its two terms, in nats, beta 1.
 
@@ -123,7 +123,7 @@ def evaluate(
       (10,)
     """
 
-    def terms(x: Array, labels: AnyArray | None, key: Key) -> ELBOTerms:
+    def terms(x: Array, labels: Labels, key: Key) -> ELBOTerms:
         batch = elbo_terms(
             params,
             x,
@@ -155,7 +155,7 @@ def log_evidence(
     first: int | Array = 0,
     chunk_size: int = 1000,
     posterior: Posterior | None = None,
-    labels: AnyArray | None = None,
+    labels: Labels = None,
 ) -> LogEvidence:
     """Importance-sampling estimate of log p(x) of every example, in nats.
 
@@ -219,7 +219,7 @@ def log_evidence(
 def _image_log_evidence(
     params: Params,
     x: Array,
-    labels: AnyArray | None,
+    labels: Labels,
     posterior: Posterior | None,
     key: Key,
     *,

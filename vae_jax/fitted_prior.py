@@ -15,7 +15,7 @@ from vae_jax.families import unbound_covariance, unbound_log_var
 from vae_jax.model import encode
 from vae_jax.priors import MixtureOfGaussians
 from vae_jax.spec import Params
-from vae_jax.types import AnyArray, Array, Key
+from vae_jax.types import AnyArray, Array, Key, Labels
 
 
 def fit_mixture_prior(
@@ -25,7 +25,7 @@ def fit_mixture_prior(
     *,
     num_components: int = 10,
     full_covariance: bool = True,
-    labels: AnyArray | None = None,
+    labels: Labels = None,
     seed: int = 0,
 ) -> Params:
     """The model with another prior: Gaussians fitted to its aggregate posterior.

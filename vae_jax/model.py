@@ -16,11 +16,11 @@ from vae_jax import networks
 from vae_jax.distributions.support import known_values
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.types import (
-    AnyArray,
     Array,
     Distribution,
     Family,
     Key,
+    Labels,
     Latents,
     Posterior,
     PyTree,
@@ -47,9 +47,7 @@ def _decoder_module(spec: ModelSpec):
 _WEIGHT_TOLERANCE = 0.01
 
 
-def _class_weights(
-    spec: ModelSpec, labels: AnyArray | None, batch: int | None = None
-) -> AnyArray | None:
+def _class_weights(spec: ModelSpec, labels: Labels, batch: int | None = None) -> Labels:
     """Labels as weights `[B, C]`, NaN where traced ones name no class.
 
     Refuses labels where the model has none, their lack, what is no label, and another
@@ -92,7 +90,7 @@ def _class_weights(
     return weights
 
 
-def _encoder_inputs(spec: ModelSpec, x: Array, labels: AnyArray | None) -> Array:
+def _encoder_inputs(spec: ModelSpec, x: Array, labels: Labels) -> Array:
     """Observations `[B, D]` as the encoder takes them, labels beside them."""
     x = spec.likelihood.encoder_inputs(x)
     labels = _class_weights(spec, labels, x.shape[0])
@@ -102,7 +100,7 @@ def _encoder_inputs(spec: ModelSpec, x: Array, labels: AnyArray | None) -> Array
     return networks.beside(x, labels, spec.data_shape if is_image else None)
 
 
-def _decoder_inputs(spec: ModelSpec, z: Latents, labels: AnyArray | None) -> Array:
+def _decoder_inputs(spec: ModelSpec, z: Latents, labels: Labels) -> Array:
     """Latents `[S, B, L]` of the layer next to the data, labels beside them."""
     z = z[0] if isinstance(z, tuple) else z
     labels = _class_weights(spec, labels, z.shape[-2] if z.ndim > 1 else None)
@@ -220,9 +218,7 @@ def _start_narrow(spec: ModelSpec, encoder: PyTree) -> PyTree:
     return networks.with_output_bias(encoder, bias)
 
 
-def check_observations(
-    params: Params, x: Array, *, labels: AnyArray | None = None
-) -> None:
+def check_observations(params: Params, x: Array, *, labels: Labels = None) -> None:
     """Raise if known data are none of the model's: observations or their labels.
 
     Traced ones lead to NaN; this is for functions that trace what their caller knows.
@@ -350,7 +346,7 @@ def as_float(x: Array, dtype: Any) -> Array:
     return x.astype(dtype) if x.dtype == jnp.bool_ else x
 
 
-def encode(params: Params, x: Array, *, labels: AnyArray | None = None) -> Posterior:
+def encode(params: Params, x: Array, *, labels: Labels = None) -> Posterior:
     """The posterior q(z|x) of a batch (Kingma & Welling 2014, section 2.1).
 
     Args:
@@ -394,9 +390,7 @@ def require_distribution(family: Any, built: Any) -> Distribution:
     return built
 
 
-def encoder_outputs(
-    params: Params, x: Array, *, labels: AnyArray | None = None
-) -> Array:
+def encoder_outputs(params: Params, x: Array, *, labels: Labels = None) -> Array:
     """Outputs of the encoder network, `[B, num_outputs]`; arguments as `encode`."""
     _check_dtype("compute_dtype", params.spec.compute_dtype)
     x = as_float(x, jax.tree.leaves(params.encoder)[0].dtype)
@@ -434,9 +428,7 @@ def reparameterize(posterior: Posterior, key: Key, *, num_samples: int = 1) -> L
     return posterior.sample(key, num_samples)
 
 
-def decode(
-    params: Params, z: Latents, *, labels: AnyArray | None = None
-) -> Distribution:
+def decode(params: Params, z: Latents, *, labels: Labels = None) -> Distribution:
     """The likelihood p(x|z) at given latents.
 
     Args:
@@ -460,9 +452,7 @@ def decode(
     return _build(params.spec.likelihood, params.likelihood, outputs)
 
 
-def decoder_outputs(
-    params: Params, z: Latents, *, labels: AnyArray | None = None
-) -> Array:
+def decoder_outputs(params: Params, z: Latents, *, labels: Labels = None) -> Array:
     """Outputs of the decoder network, `[..., num_outputs]`; arguments as `decode`."""
     _check_dtype("compute_dtype", params.spec.compute_dtype)
     return networks.apply(
@@ -473,7 +463,7 @@ def decoder_outputs(
     )
 
 
-def prior_params(params: Params, labels: AnyArray | None = None) -> PyTree:
+def prior_params(params: Params, labels: Labels = None) -> PyTree:
     """The prior's parameters, at given labels where it depends on them.
 
     Args:
@@ -495,7 +485,7 @@ def prior_params(params: Params, labels: AnyArray | None = None) -> PyTree:
     return own if labels is None else params.spec.prior.given(own, labels)
 
 
-def at_labels(params: Params, labels: AnyArray | None) -> Params:
+def at_labels(params: Params, labels: Labels) -> Params:
     """The model with its prior at given labels, where it depends on them.
 
     Args:
@@ -575,7 +565,7 @@ def draw_prior(params: Params, key: Key, *, num_samples: int) -> Latents:
     return z
 
 
-def log_prior(params: Params, z: Latents, *, labels: AnyArray | None = None) -> Array:
+def log_prior(params: Params, z: Latents, *, labels: Labels = None) -> Array:
     """Log p(z) in nats, summed over the latent dimensions.
 
     Args:
@@ -614,12 +604,7 @@ def _check_latents(spec: ModelSpec, z: Latents) -> None:
 
 
 def reconstruct(
-    params: Params,
-    x: Array,
-    key: Key,
-    *,
-    sample: bool = False,
-    labels: AnyArray | None = None,
+    params: Params, x: Array, key: Key, *, sample: bool = False, labels: Labels = None
 ) -> Array:
     """Encodes, samples z and decodes: x' ~ p(x'|x) = E_q(z|x)[p(x'|z)].
 
@@ -652,7 +637,7 @@ def generate(
     *,
     num_samples: int,
     sample: bool = False,
-    labels: AnyArray | None = None,
+    labels: Labels = None,
 ) -> Array:
     """Draws z from the prior and decodes it.
 
@@ -682,12 +667,7 @@ def generate(
 
 
 def interpolate(
-    params: Params,
-    x0: Array,
-    x1: Array,
-    *,
-    num_steps: int,
-    labels: AnyArray | None = None,
+    params: Params, x0: Array, x1: Array, *, num_steps: int, labels: Labels = None
 ) -> Array:
     """Decodes the straight line between the posterior means of two batches.
 

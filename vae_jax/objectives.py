@@ -30,11 +30,11 @@ from vae_jax.model import (
 from vae_jax.options import require_scalar
 from vae_jax.spec import Params
 from vae_jax.types import (
-    AnyArray,
     Array,
     Distribution,
     Estimator,
     Key,
+    Labels,
     Latents,
     Posterior,
 )
@@ -80,7 +80,7 @@ def elbo_terms(
     kl: str = "auto",
     estimator: Estimator = reparameterization,
     posterior: Posterior | None = None,
-    labels: AnyArray | None = None,
+    labels: Labels = None,
 ) -> ELBOTerms:
     """The ELBO of each example and its two terms, in nats.
 
@@ -148,7 +148,7 @@ def elbo(
     num_samples: int = 1,
     kl: str = "auto",
     estimator: Estimator = reparameterization,
-    labels: AnyArray | None = None,
+    labels: Labels = None,
 ) -> Array:
     """Monte Carlo evidence lower bound, averaged over the batch, in nats.
 
@@ -191,9 +191,7 @@ def elbo(
     return jnp.mean(terms.elbo)
 
 
-def log_joint(
-    params: Params, x: Array, z: Latents, *, labels: AnyArray | None = None
-) -> Array:
+def log_joint(params: Params, x: Array, z: Latents, *, labels: Labels = None) -> Array:
     """Log p(x, z) = log p(x|z) + log p(z) in nats: the posterior, but for a constant.
 
     Args:
@@ -220,12 +218,7 @@ def log_joint(
 
 
 def log_weight(
-    params: Params,
-    x: Array,
-    z: Latents,
-    log_q: Array,
-    *,
-    labels: AnyArray | None = None,
+    params: Params, x: Array, z: Latents, log_q: Array, *, labels: Labels = None
 ) -> Array:
     """Log importance weight log p(x|z) + log p(z) - log q(z|x), in nats.
 
@@ -260,7 +253,7 @@ def importance_weighted_terms(
     num_samples: int,
     estimator: Estimator = reparameterization,
     reduction: Reduction = log_mean_exp,
-    labels: AnyArray | None = None,
+    labels: Labels = None,
 ) -> ImportanceWeightedTerms:
     """Importance-weighted bound and the ELBO's terms of each example, in nats.
 
@@ -326,7 +319,7 @@ def importance_weighted_bound(
     num_samples: int,
     estimator: Estimator = reparameterization,
     reduction: Reduction = log_mean_exp,
-    labels: AnyArray | None = None,
+    labels: Labels = None,
 ) -> Array:
     """Importance-weighted bound on log p(x), averaged over the batch, in nats.
 
@@ -378,7 +371,7 @@ def partially_importance_weighted_terms(
     num_samples: int,
     num_groups: int,
     estimator: Estimator = reparameterization,
-    labels: AnyArray | None = None,
+    labels: Labels = None,
 ) -> ImportanceWeightedTerms:
     """`importance_weighted_terms`, the encoder trained on groups of samples (PIWAE).
 
@@ -421,7 +414,7 @@ def partially_importance_weighted_bound(
     num_samples: int,
     num_groups: int,
     estimator: Estimator = reparameterization,
-    labels: AnyArray | None = None,
+    labels: Labels = None,
 ) -> Array:
     """The importance-weighted bound, its encoder trained on groups of samples (PIWAE).
 

@@ -24,6 +24,8 @@ import numpy as np
 Array = jax.Array
 AnyArray = jax.Array | np.ndarray
 """An array of JAX or of NumPy, where either is taken."""
+Labels = AnyArray | None
+"""Integers `[B]` or weights of classes `[B, C]`; None for a model without labels."""
 Key = jax.Array
 """A typed PRNG key, as `jax.random.key(seed)` makes it; consumed once."""
 PyTree = Any

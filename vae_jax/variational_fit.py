@@ -21,7 +21,7 @@ from vae_jax.model import check_observations, encode
 from vae_jax.objectives import elbo_terms, require_density
 from vae_jax.quasi_newton import minimize
 from vae_jax.spec import Params
-from vae_jax.types import AnyArray, Array, Key, Posterior
+from vae_jax.types import Array, Key, Labels, Posterior
 
 # With fewer samples the best q for them is far from the best q; with more, they cost
 # more than the steps of Adam.
@@ -86,7 +86,7 @@ def fit_posterior(
     num_samples: int = 16,
     learning_rate: float | Array = 0.03,
     start: Posterior | None = None,
-    labels: AnyArray | None = None,
+    labels: Labels = None,
     first: int | Array = 0,
     chunk_size: int = 25_600,
 ) -> FittedPosterior:
@@ -148,7 +148,7 @@ def fit_posterior(
         "learning_rate": learning_rate,
     }
 
-    def fit(x: Array, labels: AnyArray | None, start: Posterior | None, key: Key):
+    def fit(x: Array, labels: Labels, start: Posterior | None, key: Key):
         start = encode(params, x, labels=labels) if start is None else start
         return _fit(params, x, labels, start, key, **options)
 
@@ -175,7 +175,7 @@ def _each_its_own(posterior: Posterior, count: int) -> Posterior:
 def _fit(
     params: Params,
     x: Array,
-    labels: AnyArray | None,
+    labels: Labels,
     start: Posterior,
     key: Key,
     *,
@@ -295,7 +295,7 @@ def inference_gap(
     *,
     num_steps: int = 500,
     num_samples: int = 1000,
-    labels: AnyArray | None = None,
+    labels: Labels = None,
     first: int | Array = 0,
     chunk_size: int = 25_600,
 ) -> InferenceGap:
@@ -342,7 +342,7 @@ def inference_gap(
         params, x, fit_key, num_steps=num_steps, labels=labels, **options
     )
 
-    def elbos(x: Array, labels: AnyArray | None, best: Posterior, key: Key):
+    def elbos(x: Array, labels: Labels, best: Posterior, key: Key):
         own = encode(params, x, labels=labels)
         value = partial(
             elbo_terms,

@@ -21,7 +21,7 @@ from vae_jax.contracts.subject import (
 from vae_jax.model import decode, decoder_outputs, encode, encoder_outputs
 from vae_jax.objectives import elbo_terms, log_joint
 from vae_jax.spec import Params
-from vae_jax.types import AnyArray, Array, Key, Latents, PyTree
+from vae_jax.types import Array, Key, Labels, Latents, PyTree
 
 NUM_IMPORTANCE_SAMPLES = (1, 4, 16)
 RELATIVE_TOLERANCE = 0.02
@@ -247,7 +247,7 @@ def examples_stand_alone(subject: Subject, key: Key) -> Outcome:
     """
     z, _ = subject.posterior().sample_and_log_prob(key, subject.few)
 
-    def figures(x: Array, labels: AnyArray | None, z: PyTree) -> PyTree:
+    def figures(x: Array, labels: Labels, z: PyTree) -> PyTree:
         posterior = encode(subject.moved, x, labels=labels)
         likelihood = decode(subject.moved, z, labels=labels)
         mean = jax.tree.map(lambda leaf: leaf[None], posterior.mean)

@@ -19,7 +19,7 @@ from vae_jax.contracts.subject import (
 )
 from vae_jax.model import as_float
 from vae_jax.spec import Params
-from vae_jax.types import AnyArray, Array, Key
+from vae_jax.types import Array, Key, Labels
 
 JITTER = 0.3
 LIBRARIES = ("jax", "jaxlib", "flax", "chex", "numpy")
@@ -54,7 +54,7 @@ def check(
     x: Array,
     key: Key,
     *,
-    labels: AnyArray | None = None,
+    labels: Labels = None,
     num_samples: int = 1024,
     only: Sequence[str] | None = None,
 ) -> Report:

@@ -20,7 +20,7 @@ from vae_jax.model import (
     trainable,
 )
 from vae_jax.spec import Params
-from vae_jax.types import AnyArray, Array, Key, Posterior, PyTree
+from vae_jax.types import Array, Key, Labels, Posterior, PyTree
 
 LARGEST_OUTPUT = 2.0
 NUM_PILOT_DRAWS = 16
@@ -51,7 +51,7 @@ class Subject:
     params: Params
     moved: Params
     x: Array
-    labels: AnyArray | None
+    labels: Labels
     num_samples: int
 
     @property
@@ -95,9 +95,7 @@ def is_discrete(posterior: Posterior) -> bool:
     return not posterior.is_reparameterizable
 
 
-def kl_of(
-    params: Params, posterior: Posterior, labels: AnyArray | None
-) -> Array | None:
+def kl_of(params: Params, posterior: Posterior, labels: Labels) -> Array | None:
     """The registered KL(q(z|x) || p(z)), `[B]`; None where there is none."""
     prior = build_prior(at_labels(params, labels))
     closed_form = closed_form_kl(type(posterior), type(prior))
@@ -105,7 +103,7 @@ def kl_of(
 
 
 def terms(
-    params: Params, x: Array, key: Key, labels: AnyArray | None, *, num_samples: int
+    params: Params, x: Array, key: Key, labels: Labels, *, num_samples: int
 ) -> dict[str, Array]:
     """The terms of the ELBO, `[B]` each, whatever the posterior can do.
 
@@ -169,9 +167,7 @@ def along(tree: PyTree, towards: PyTree, size: float) -> PyTree:
     return jax.tree.map(move, tree, towards)
 
 
-def with_ordinary_outputs(
-    params: Params, x: Array, key: Key, labels: AnyArray | None
-) -> Params:
+def with_ordinary_outputs(params: Params, x: Array, key: Key, labels: Labels) -> Params:
     """The model with its output layers scaled down where their outputs are large.
 
     Families are under check here, and weights of any size or data in any unit may

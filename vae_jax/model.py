@@ -481,8 +481,11 @@ def prior_params(params: Params, labels: Labels = None) -> PyTree:
       {}
     """
     labels = _class_weights(params.spec, labels)
-    own = with_constant_settings(params.spec.prior, params.prior)
-    return own if labels is None else params.spec.prior.given(own, labels)
+    prior = params.spec.prior
+    own = with_constant_settings(prior, params.prior)
+    if labels is None or not prior.depends_on_labels:
+        return own
+    return prior.given(own, labels)
 
 
 def at_labels(params: Params, labels: Labels) -> Params:
@@ -542,7 +545,8 @@ def draw_prior(params: Params, key: Key, *, num_samples: int) -> Latents:
       `[num_samples, L]`.
 
     Raises:
-      ValueError: another number of labels.
+      ValueError: another number of labels; a prior without the axis of its batch, or
+        of another batch or size.
 
     Example:
       >>> import jax
@@ -552,17 +556,35 @@ def draw_prior(params: Params, key: Key, *, num_samples: int) -> Latents:
       >>> draw_prior(params, jax.random.key(1), num_samples=3).shape
       (3, 20)
     """
-    prior = build_prior(params)
-    if not params.spec.prior.depends_on_labels:
-        z = prior.sample(key, num_samples)
+    choice, built = params.spec.prior, build_prior(params)
+    if not choice.depends_on_labels:
+        z = built.sample(key, num_samples)
+        _check_draws(params.spec, z, num_samples)
         return jax.tree.map(lambda leaf: leaf[:, 0], z)
-    z = jax.tree.map(lambda leaf: leaf[0], prior.sample(key, 1))
+    z = built.sample(key, 1)
+    _check_draws(params.spec, z, 1)
+    z = jax.tree.map(lambda leaf: leaf[0], z)
     count = jax.tree.leaves(z)[0].shape[0]
     if count != num_samples:
         raise ValueError(
             f"labels must be one for each of {num_samples} samples, got {count}"
         )
     return z
+
+
+def _check_draws(spec: ModelSpec, z: Latents, num_samples: int) -> None:
+    """Refuses draws `[S, ..., L]` without the batch of the prior, or of another."""
+    batch = "B" if spec.prior.depends_on_labels else "1"
+    size = spec.latent_dim if spec.prior.layers is None else "L"
+    for shape in map(jnp.shape, jax.tree.leaves(z)):
+        right = len(shape) == 3 and shape[0] == num_samples
+        if right and (batch == "B" or shape[1] == 1) and size in ("L", shape[2]):
+            continue
+        raise ValueError(
+            f"prior {spec.prior!r} must build a distribution with arrays "
+            f"[{batch}, {size}], and {num_samples} draws of it have the shape "
+            f"{list(shape)} in place of [{num_samples}, {batch}, {size}]"
+        )
 
 
 def log_prior(params: Params, z: Latents, *, labels: Labels = None) -> Array:

@@ -11,8 +11,10 @@ from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from vae_jax.types import Array
+from vae_jax.distributions.support import known_values
+from vae_jax.types import AnyArray, Array
 
 Options = TypeVar("Options")
 
@@ -93,3 +95,32 @@ def require_scalar(name: str, value: float | Array) -> None:
             f"{name} must be a number or an array of shape (), got shape "
             f"{jnp.shape(value)}; jax.vmap takes several"
         )
+
+
+def require_value(
+    name: str,
+    value: float | AnyArray,
+    is_valid: Callable[[Any], Any],
+    expected: str,
+    remedy: str = "",
+) -> None:
+    """Raise if a real-valued option is known and not what is expected.
+
+    Args:
+      name: of the option, for the message.
+      value: what came, a number or an array; of a traced one nothing is known.
+      is_valid: of NumPy's numbers, elementwise.
+      expected: what `is_valid` asks, for the message.
+      remedy: what to do about it, likewise.
+
+    Raises:
+      ValueError: it is not.
+
+    Example:
+      >>> import numpy as np
+      >>> from vae_jax.options import require_value
+      >>> require_value("share", np.float32(0.5), lambda v: v > 0, "positive")
+    """
+    known = known_values(value)
+    if known is not None and not np.all(is_valid(known)):
+        raise ValueError(f"{name} must be {expected}, got {value}{remedy}")

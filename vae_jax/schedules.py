@@ -5,10 +5,11 @@ Any optax schedule serves as well, though what it was made of is hidden in it.
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import jax.numpy as jnp
 
-from vae_jax.options import register_options, require_scalar
+from vae_jax.options import register_options, require_scalar, require_value
 from vae_jax.types import Array
 
 Scheduled = float | Array | Callable[[Array], Array]
@@ -87,7 +88,7 @@ class Cyclic:
 
     Raises:
       ValueError: `period` below 1, `rising_share` outside (0, 1], or `peak` or
-        `rising_share` not a scalar.
+        `rising_share` not a scalar. Of a traced share outside every value is NaN.
 
     Example:
       >>> from vae_jax import Cyclic
@@ -106,14 +107,17 @@ class Cyclic:
         require_scalar("rising_share", self.rising_share)
         if self.period < 1:
             raise ValueError(f"period must be at least 1, got {self.period}")
-        is_number = isinstance(self.rising_share, int | float)
-        if is_number and not 0 < self.rising_share <= 1:
-            raise ValueError(f"rising_share must be in (0, 1], got {self.rising_share}")
+        require_value("rising_share", self.rising_share, _is_share, "in (0, 1]")
 
     def __call__(self, step: Array) -> Array:
         """Value at a step."""
         position = (step % self.period) / (self.rising_share * self.period)
-        return self.peak * jnp.minimum(position, 1.0)
+        value = self.peak * jnp.minimum(position, 1.0)
+        return jnp.where(_is_share(self.rising_share), value, jnp.nan)
+
+
+def _is_share(value: Any) -> Any:
+    return (value > 0) & (value <= 1)
 
 
 warmup_schedule = LinearWarmup

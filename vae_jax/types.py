@@ -226,6 +226,28 @@ class Prior(ABC):
     is_mixture_of_posteriors: ClassVar[bool] = False
     is_reparameterizable: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **options: Any):
+        """Refuses a class whose methods or declarations would be ignored.
+
+        Raises:
+          TypeError: methods of a distribution; one of `given` and `depends_on_labels`
+            without the other.
+        """
+        super().__init_subclass__(**options)
+        for name in ("log_prob", "sample", "sample_and_log_prob"):
+            if hasattr(cls, name):
+                raise TypeError(
+                    f"prior {cls.__name__} defines {name}, which nothing calls: "
+                    "build must return a types.Distribution that defines it"
+                )
+        has_given = cls.given is not Prior.given
+        if has_given != bool(cls.depends_on_labels):
+            remedy = "declare depends_on_labels = True" if has_given else "define given"
+            raise TypeError(
+                f"prior {cls.__name__} must define given and declare "
+                f"depends_on_labels = True, both or neither: {remedy}"
+            )
+
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
     ) -> dict[str, PyTree]:

@@ -40,10 +40,16 @@ class MixtureDistribution(Distribution):
     @property
     def mean(self) -> Array:
         """sum_k w_k E_k[v], `[1, L]`."""
+        self._require_batch()
         return (jnp.exp(self.log_weights) @ self.components.mean)[None]
 
     def sample(self, key: Key, num_samples: int) -> Array:
-        """See `Distribution.sample`; a component, and a draw of it."""
+        """See `Distribution.sample`; a component, and a draw of it.
+
+        Raises:
+          ValueError: an array of the components does not lead with their axis.
+        """
+        self._require_batch()
         component_key, noise_key = jax.random.split(key)
         component = jax.random.categorical(
             component_key, self.log_weights, shape=(num_samples,)
@@ -54,6 +60,18 @@ class MixtureDistribution(Distribution):
             self.components,
         )
         return chosen.sample(noise_key, 1)[0][:, None]
+
+    def _require_batch(self) -> None:
+        """Refuses arrays of which an index would pick a unit for a component."""
+        count = self.log_weights.shape[0]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.components):
+            if leaf.ndim < 2 or leaf.shape[0] not in (1, count):
+                name = f"components{jax.tree_util.keystr(path)}"
+                raise ValueError(
+                    f"{name} must lead with the axis of the {count} components, "
+                    f"[{count}, ...], or [1, ...] for what they share, got shape "
+                    f"{list(leaf.shape)}"
+                )
 
     def log_prob(self, value: Array) -> Array:
         """See `Distribution.log_prob`.

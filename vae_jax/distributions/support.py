@@ -24,11 +24,11 @@ _REMEDY = (
 )
 
 
-def known_values(x: Array | np.ndarray) -> np.ndarray | None:
+def known_values(x: float | Array | np.ndarray) -> np.ndarray | None:
     """Values of an array on the host; None where they are traced or elsewhere.
 
     Args:
-      x: an array, traced or not.
+      x: an array, traced or not, or a number.
 
     Returns:
       The array as NumPy's; None for a tracer, and for an array of which this process

@@ -17,6 +17,7 @@ from jax.extend.core import Var
 
 from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.estimators.reductions import Reduction, sample_mean
+from vae_jax.options import require_value
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
 
 Wanted = TypeVar("Wanted", bound=Posterior)
@@ -220,8 +221,7 @@ def check_num_samples(
 
 def check_temperature(temperature: float | Array) -> None:
     """Refuses a temperature that is not positive, unless it is traced."""
-    if isinstance(temperature, int | float) and not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    require_value("temperature", temperature, lambda known: known > 0, "positive")
 
 
 def require_mean(reduction: Reduction, estimator: str, instead: str) -> None:

@@ -8,7 +8,6 @@ with settings are pytrees: a real-valued setting is a leaf and may be traced, th
 is static, and equal reductions compare equal.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.options import register_options
+from vae_jax.options import register_options, require_value
 from vae_jax.types import Array
 
 Reduction = Callable[[Array], Array]
@@ -111,8 +110,9 @@ class Combined:
     weight: float | Array
 
     def __post_init__(self):
-        if isinstance(self.weight, int | float) and not 0 <= self.weight <= 1:
-            raise ValueError(f"weight must be between 0 and 1, got {self.weight}")
+        require_value(
+            "weight", self.weight, lambda v: (v >= 0) & (v <= 1), "between 0 and 1"
+        )
 
     def __call__(self, values: Array) -> Array:
         """Reduces `[S, B]` to `[B]`."""
@@ -147,10 +147,7 @@ class Renyi:
     alpha: float | Array
 
     def __post_init__(self):
-        if isinstance(self.alpha, int | float) and not math.isfinite(self.alpha):
-            raise ValueError(
-                f"alpha must be finite, got {self.alpha}; 0 is log_mean_exp"
-            )
+        require_value("alpha", self.alpha, np.isfinite, "finite", "; 0 is log_mean_exp")
 
     def __call__(self, values: Array) -> Array:
         """Reduces `[S, B]` to `[B]`."""

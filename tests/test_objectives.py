@@ -472,6 +472,7 @@ class Wide(Prior):
     """A user's prior, N(0, s^2 I) with a setting, in the user's own file."""
 
     hyperparameters = ("log_var",)
+    latent_space = "real"
 
     def init(self, key, *, latent_dim, data_shape):
         return {"log_var": jnp.ones(())}
@@ -493,6 +494,8 @@ class WideNormal(DiagonalGaussianDistribution):
 @dataclass(frozen=True)
 class PullToData(Prior):
     """A prior whose density needs the encoder, as a VampPrior's does."""
+
+    latent_space = "real"
 
     def init(self, key, *, latent_dim, data_shape):
         return {"points": jnp.ones((2, *data_shape))}

@@ -8,8 +8,22 @@ import numpy as np
 import pytest
 
 import vae_jax
-from vae_jax import MLP, Cyclic, ModelSpec, StandardNormal
-from vae_jax.distributions import DiagonalGaussianDistribution, MixtureDistribution
+from vae_jax import (
+    ELBO,
+    MLP,
+    Cyclic,
+    FreeBits,
+    MixtureOfGaussians,
+    ModelSpec,
+    StandardNormal,
+    register_kl,
+)
+from vae_jax.distributions import (
+    DiagonalGaussianDistribution,
+    FullGaussianDistribution,
+    MixtureDistribution,
+    closed_form_kl,
+)
 from vae_jax.estimators import Combined, Renyi
 from vae_jax.estimators.contract import check_temperature
 from vae_jax.types import Prior
@@ -99,3 +113,54 @@ def test_a_known_number_is_checked_whatever_its_type(choose, value, message, num
 def test_of_a_traced_share_outside_a_cycle_is_nan():
     rise = jax.jit(lambda share: Cyclic(1.0, period=4, rising_share=share)(1))
     assert jnp.isnan(rise(2.0)) and rise(0.5) == 0.5
+
+
+def test_a_model_that_diverged_is_nan_with_and_without_jit(key):
+    """Eagerly the data were blamed for what the model drew."""
+    spec = replace(SMALL, prior=MixtureOfGaussians(3))
+    params = vae_jax.init(spec, key)
+    lost = params.replace(encoder=jax.tree.map(lambda w: w * jnp.nan, params.encoder))
+    for function in (vae_jax.elbo, jax.jit(vae_jax.elbo)):
+        assert jnp.isnan(function(lost, jnp.zeros((3, 5)), key))
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (DiagonalGaussianDistribution, StandardNormal),
+        (vae_jax.DiagonalGaussian, DiagonalGaussianDistribution),
+        (object, DiagonalGaussianDistribution),
+        (DiagonalGaussianDistribution, 3),
+    ],
+)
+def test_a_closed_form_is_of_two_classes_of_distributions(pair):
+    with pytest.raises(ValueError, match="_type must be a subclass of .*Distribution"):
+        register_kl(*pair)
+
+
+def test_free_bits_take_one_allowance_also_where_settings_are_stacked(key):
+    both = jax.tree.map(lambda *nats: jnp.stack(nats), FreeBits(0.1), FreeBits(0.2))
+    params = vae_jax.init(SMALL, key)
+    with pytest.raises(ValueError, match="nats must be a number"):
+        ELBO(penalty=both)(params, jnp.zeros((3, 5)), key, 0)
+
+
+def test_a_prior_declares_the_values_of_its_latents():
+    class Undeclared(StandardNormal):
+        latent_space = None
+
+    with pytest.raises(
+        ValueError, match="prior .* must declare .*latent_space = 'real'"
+    ):
+        replace(SMALL, prior=Undeclared())
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_full_covariance_takes_a_variance_that_the_units_share(shape, key):
+    q = FullGaussianDistribution(*jax.random.normal(key, (3, 2, 3)))
+    shared, each = (
+        DiagonalGaussianDistribution(jnp.zeros((1, 3)), jnp.full(of, -1.0))
+        for of in (shape, (1, 3))
+    )
+    kl = closed_form_kl(type(q), type(each))
+    np.testing.assert_allclose(kl(q, shared), kl(q, each), rtol=1e-6)

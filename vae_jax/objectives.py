@@ -126,6 +126,7 @@ def elbo_terms(
     closed_form = _select_kl(posterior, prior, kl)
 
     def integrand(z: Latents, log_q: Array) -> dict[str, Array]:
+        params.spec.likelihood.support.require(x)
         values = {"log_likelihood": decode(params, z, labels=labels).log_prob(x)}
         if closed_form is None:
             values["kl_divergence"] = log_q - prior.log_prob(z)
@@ -211,6 +212,7 @@ def log_joint(params: Params, x: Array, z: Latents, *, labels: Labels = None) ->
       (5, 8)
     """
     x = as_float(x, _dtype_of(params))
+    params.spec.likelihood.support.require(x)
     log_likelihood = decode(params, z, labels=labels).log_prob(x)
     log_p = log_prior(params, z, labels=labels)
     chex.assert_equal_shape([log_likelihood, log_p])
@@ -290,6 +292,7 @@ def importance_weighted_terms(
     prior = build_prior(at_labels(params, labels))
 
     def integrand(z: Latents, log_q: Array) -> tuple[Array, tuple[Array, Array]]:
+        params.spec.likelihood.support.require(x)
         log_likelihood = decode(params, z, labels=labels).log_prob(x)
         log_p = prior.log_prob(z)
         chex.assert_equal_shape([log_likelihood, log_p])

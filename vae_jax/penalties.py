@@ -116,6 +116,8 @@ class FreeBits:
 
     def __call__(self, params, posterior, kl_divergence, key, step, *, axis_name=None):
         """See `Penalty`."""
+        # Again: a stack of settings that no `vmap` takes apart is built of leaves.
+        require_scalar("nats", self.nats)
         prior = build_prior(params)
         if self.per == "unit":
             kls = unit_kl(posterior, prior)

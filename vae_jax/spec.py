@@ -149,6 +149,11 @@ def _check_latents(spec: "ModelSpec") -> None:
     """Refuses a posterior and a prior that are not about the same latents."""
     pair = f"posterior {spec.posterior} and prior {spec.prior}"
     spaces = (spec.posterior.latent_space, spec.prior.latent_space)
+    if spaces[1] is None and not spec.prior.is_mixture_of_posteriors:
+        raise ValueError(
+            f"prior {spec.prior!r} must declare the values of its latents, "
+            f"latent_space = {spaces[0]!r} for those of this posterior (types.Prior)"
+        )
     if spec.posterior.layers != spec.prior.layers:
         raise ValueError(f"{pair} must have the same stochastic layers")
     if spaces[1] not in (None, spaces[0]):

@@ -205,8 +205,8 @@ class Prior(ABC):
 
     Attributes:
       hyperparameters: as for `Family`.
-      latent_space: as for `Family`; None for a prior on the values of whatever
-        posterior it is paired with.
+      latent_space: as for `Family`; None for a mixture of posteriors, which is about
+        the values of whatever posterior it is paired with.
       layers: as for `Family`.
       depends_on_labels: its parameters differ by class (`given`).
       num_classes: those of its labels; None for any number.

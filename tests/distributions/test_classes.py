@@ -131,7 +131,9 @@ def test_noise_is_mapped_to_draws_and_back_where_it_is_declared(drawn):
 
 
 def test_values_outside_of_the_support_are_refused_or_nan():
-    for name, outside in {"diagonal": np.nan, "bits": 2.0, "grey": -0.1}.items():
+    # Of real numbers a model that diverged draws NaN itself: nothing to refuse.
+    assert np.all(np.isnan(CASES["diagonal"].log_prob(jnp.full((2, 3), np.nan))))
+    for name, outside in {"bits": 2.0, "grey": -0.1}.items():
         value = jnp.full((2, 3), outside)
         with pytest.raises(ValueError, match="x must"):
             CASES[name].log_prob(value)

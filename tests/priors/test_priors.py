@@ -37,6 +37,7 @@ from vae_jax.distributions import (
     unit_kl,
 )
 from vae_jax.model import build_prior
+from vae_jax.types import Distribution
 
 
 def built(prior, params=None, latent_dim=3):
@@ -179,9 +180,9 @@ def test_an_unknown_pair_has_no_closed_form():
 
 
 def test_a_registered_pair_is_found_before_any_prior(registry):
-    class Posterior: ...
+    class Posterior(Distribution): ...
 
-    class Prior: ...
+    class Prior(Distribution): ...
 
     def general(q, p): ...
 

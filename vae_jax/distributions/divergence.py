@@ -50,6 +50,9 @@ def register_kl(
     Returns:
       The decorator, which gives its function back unchanged.
 
+    Raises:
+      ValueError: a family, a prior or anything else that is no class of distributions.
+
     Example:
       >>> from vae_jax import register_kl
       >>> from vae_jax.distributions import DiagonalGaussianDistribution, closed_form_kl
@@ -59,12 +62,23 @@ def register_kl(
       >>> closed_form_kl(Mine, DiagonalGaussianDistribution) is my_kl
       True
     """
+    _require_distributions("q_type", q_type)
+    if p_type is not object:
+        _require_distributions("p_type", p_type)
 
     def register(function: Callable[[Q, P], Array]) -> Callable[[Q, P], Array]:
         _closed_forms[q_type, p_type] = function, factorized
         return function
 
     return register
+
+
+def _require_distributions(name: str, given: Any) -> None:
+    if not (isinstance(given, type) and issubclass(given, Distribution)):
+        raise ValueError(
+            f"{name} must be a subclass of vae_jax.types.Distribution, which a family "
+            f"or a prior builds, got {given!r}"
+        )
 
 
 def closed_form_kl(q_type: type, p_type: type) -> KLDivergence | None:
@@ -138,7 +152,8 @@ def _full_to_diagonal(
 ) -> Array:
     """The diagonal one's, and the squares below the diagonal in deviations of p."""
     rows, _ = np.tril_indices(p.mean.shape[-1], -1)
-    below = q.below * jnp.exp(-0.5 * p.log_var)[..., rows]
+    _, log_var = jnp.broadcast_arrays(p.mean, p.log_var)
+    below = q.below * jnp.exp(-0.5 * log_var)[..., rows]
     diagonal = gaussian.diagonal_kl_divergence(q.mean, q.log_var, p.mean, p.log_var)
     return diagonal + 0.5 * jnp.sum(jnp.square(below), axis=-1)
 

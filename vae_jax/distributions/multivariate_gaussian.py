@@ -17,7 +17,6 @@ from jax.scipy import linalg
 
 from vae_jax.distributions.gaussian import LOG_2PI, diagonal_log_prob
 from vae_jax.distributions.rounding import without_negative
-from vae_jax.distributions.support import REAL
 from vae_jax.types import Array, Distribution, Key
 
 
@@ -467,7 +466,6 @@ class FullGaussianDistribution(Distribution):
 
     def log_prob(self, value: Array) -> Array:
         """See `Distribution.log_prob`."""
-        REAL.require(value)
         return full_log_prob(value, self.mean, self.scale_tril)
 
     def entropy(self) -> Array:
@@ -507,7 +505,6 @@ class LowRankGaussianDistribution(Distribution):
 
     def log_prob(self, value: Array) -> Array:
         """See `Distribution.log_prob`."""
-        REAL.require(value)
         return low_rank_log_prob(value, self.mean, self.log_var, self.factor)
 
     def entropy(self) -> Array:
@@ -548,7 +545,6 @@ class PrecisionGaussianDistribution(Distribution):
 
     def log_prob(self, value: Array) -> Array:
         """See `Distribution.log_prob`."""
-        REAL.require(value)
         return precision_log_prob(value, self.mean, self.precision_tril)
 
     def entropy(self) -> Array:

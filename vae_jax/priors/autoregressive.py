@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from vae_jax import bijectors
 from vae_jax.distributions import gaussian
-from vae_jax.distributions.support import REAL
 from vae_jax.families import bound_log_var
 from vae_jax.types import Array, Distribution, Encode, Key, Prior, PyTree
 
@@ -41,7 +40,6 @@ class AutoregressiveFlowDistribution(Distribution):
 
     def log_prob(self, value: Array) -> Array:
         """See `Distribution.log_prob`."""
-        REAL.require(value)
         noise, log_det = self._inverse(value)
         return gaussian.diagonal_log_prob(noise, 0.0, jnp.zeros_like(noise)) - log_det
 

@@ -24,9 +24,9 @@ from vae_jax.distributions import (
     MixtureDistribution,
     closed_form_kl,
 )
-from vae_jax.estimators import Combined, Renyi
+from vae_jax.estimators import Combined, Renyi, sigma_points
 from vae_jax.estimators.contract import check_temperature
-from vae_jax.types import Prior
+from vae_jax.types import Distribution, Prior
 
 SMALL = ModelSpec(MLP((4,)), MLP((4,)), data_shape=(5,), latent_dim=2)
 
@@ -164,3 +164,37 @@ def test_a_full_covariance_takes_a_variance_that_the_units_share(shape, key):
     )
     kl = closed_form_kl(type(q), type(each))
     np.testing.assert_allclose(kl(q, shared), kl(q, each), rtol=1e-6)
+
+
+class Shifted(DiagonalGaussianDistribution):
+    """Another density than its parent's."""
+
+    def log_prob(self, value):
+        return super().log_prob(value - 3)
+
+
+class Redeclared(Shifted):
+    has_entropy = True
+
+
+def test_a_class_with_another_density_does_not_inherit_what_needed_it(key):
+    assert not (Shifted.has_entropy or Shifted.mean_is_exact or Shifted.maps_noise)
+    assert Redeclared.has_entropy and not Redeclared.maps_noise
+    assert DiagonalGaussianDistribution.maps_noise
+    with pytest.raises(ValueError, match="sigma_points is known for .* got Shifted"):
+        sigma_points(lambda z, _: z.sum(-1), Shifted(*jnp.zeros((2, 1, 2))), key)
+
+
+def test_a_class_without_a_density_has_no_log_prob():
+    with pytest.raises(TypeError, match="has_log_prob = False, too"):
+
+        class Mass(Distribution):
+            has_density = False
+
+
+def test_a_class_without_draws_says_so(key):
+    class Nothing(Distribution): ...
+
+    for draw in (Nothing().sample, Nothing().sample_and_log_prob):
+        with pytest.raises(NotImplementedError, match="Nothing has neither sample nor"):
+            draw(key, 1)

@@ -59,7 +59,9 @@ class Distribution:
     """A distribution over the last axis of its arrays: q(z|x), p(z) or p(x|z).
 
     A subclass is a pytree of arrays. It defines `mean`, and of `sample` and
-    `sample_and_log_prob` one at least: each is made of the other.
+    `sample_and_log_prob` one at least: each is made of the other. Where it replaces
+    `log_prob` or the draws of a parent it declares `has_entropy`, `mean_is_exact` and
+    `maps_noise` anew, as those of the parent need not hold.
 
     The last axis holds the dimensions, the axes before it a batch: `[B, L]` for q(z|x),
     `[1, L]` or `[B, L]` for p(z), `[S, B, D]` for p(x|z). Of q(z|x) every array leads
@@ -91,8 +93,34 @@ class Distribution:
     is_enumerable: ClassVar[bool] = False
     maps_noise: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **options: Any):
+        """Drops what a class inherits from a parent whose density or draws it replaces.
+
+        Raises:
+          TypeError: `has_log_prob` without `has_density`.
+        """
+        super().__init_subclass__(**options)
+        parent = super(cls, cls)
+        if any(
+            name in vars(cls)
+            and getattr(parent, name) is not getattr(Distribution, name)
+            for name in ("log_prob", "sample", "sample_and_log_prob")
+        ):
+            for name in ("has_entropy", "mean_is_exact", "maps_noise"):
+                if name not in vars(cls):
+                    setattr(cls, name, False)
+        if cls.has_log_prob and not cls.has_density:
+            raise TypeError(
+                f"{cls.__name__} declares has_density = False: declare "
+                "has_log_prob = False, too"
+            )
+
     def sample(self, key: Key, num_samples: int) -> Latents:
         """Draws `num_samples` of each distribution of the batch, `[S, ..., L]`."""
+        if type(self).sample_and_log_prob is Distribution.sample_and_log_prob:
+            raise NotImplementedError(
+                f"{type(self).__name__} has neither sample nor sample_and_log_prob"
+            )
         return self.sample_and_log_prob(key, num_samples)[0]
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Latents, Array]:

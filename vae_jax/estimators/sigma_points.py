@@ -9,6 +9,7 @@ from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.estimators.contract import (
     Integrand,
     Reduction,
+    require_type,
     sample_mean,
     values_of,
     with_auxiliary,
@@ -57,10 +58,7 @@ def sigma_points(
       >>> print(sigma_points(square, q, jax.random.key(0)).round(3))
       [4.]
     """
-    if not isinstance(posterior, DiagonalGaussianDistribution):
-        raise ValueError(
-            f"sigma_points need a diagonal Gaussian, got {type(posterior).__name__}"
-        )
+    posterior = require_type(posterior, DiagonalGaussianDistribution, "sigma_points")
     if num_samples != 1:
         raise ValueError(f"num_samples of sigma_points must be 1, got {num_samples}")
     if reduction is not sample_mean:

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what was written, or an error says what is not."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import vae_jax
 from vae_jax import checkpoint
 from vae_jax.checkpoint import CorruptCheckpoint
-from vae_jax.spec_json import spec_from_json, spec_to_json
+from vae_jax.spec_json import differences, spec_from_json, spec_to_json
 
 SPEC = vae_jax.ModelSpec(
     encoder=vae_jax.MLP((5,), activation=jnp.tanh),
@@ -204,6 +205,65 @@ def test_another_structure_is_refused(saved):
         checkpoint.restore(folder, spec=other)
     with pytest.raises(ValueError, match="has no state.average"):
         checkpoint.restore_state(folder, make_state(average=True))
+
+
+def replaced(**parts):
+    return dataclasses.replace(SPEC, **parts)
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        ({"encoder": vae_jax.MLP((5, 5))}, "state.params.encoder.*kernel"),
+        ({"prior": vae_jax.MixtureOfGaussians(3)}, "state.params.prior.*"),
+    ],
+)
+def test_a_spec_that_leaves_arrays_over_is_refused(tmp_path, parts, name):
+    spec = replaced(**parts)
+    smaller = replaced(encoder=vae_jax.MLP((5,)))
+    folder = tmp_path / "checkpoints" / "0"
+    state = vae_jax.init_state(
+        vae_jax.init(spec, jax.random.key(0)), jax.random.key(1), optimizer=ADAM
+    )
+    checkpoint.save(folder, state, spec=spec)
+    with pytest.raises(ValueError, match=f"{name}.* as well"):
+        checkpoint.restore(folder, spec=smaller)
+
+
+def test_a_state_that_leaves_arrays_over_is_refused(tmp_path):
+    folder = tmp_path / "checkpoints" / "2"
+    checkpoint.save(folder, make_state(average=True), spec=SPEC)
+    with pytest.raises(ValueError, match="state.average.* as well"):
+        checkpoint.restore_state(folder, make_state())
+
+
+def test_a_state_of_another_spec_is_refused(saved):
+    folder, state = saved
+    other = replaced(encoder=vae_jax.MLP((5,)))
+    with pytest.raises(ValueError, match="activation.import 'jax.nn:tanh' there"):
+        checkpoint.restore_state(folder, state, spec=other)
+    found, _ = checkpoint.restore_state(folder, state, spec=SPEC)
+    assert_same_bits(found, state)
+
+
+def test_a_moved_class_and_a_newer_field_are_no_difference():
+    described = spec_to_json(SPEC)
+    described["class"] = "vae_jax.elsewhere:ModelSpec"
+    described["version"] = "0.1"
+    del described["fields"]["compute_dtype"]
+    assert differences(described, SPEC) == []
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    name: str = "plain"
+    parent: int = 0
+
+
+def test_only_linen_modules_have_fields_that_are_left_out():
+    named = spec_to_json(Named("triple", 1))
+    assert named["fields"] == {"name": "triple", "parent": 1}
+    assert spec_to_json(UserNetwork(3, name="hung"))["fields"] == {"width": 3}
 
 
 def test_existing_checkpoints_are_never_written_over(saved):

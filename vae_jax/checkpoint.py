@@ -30,7 +30,7 @@ from jax.experimental import multihost_utils
 
 from vae_jax.model import init
 from vae_jax.spec import ModelSpec, Params
-from vae_jax.spec_json import Trust, spec_from_json, spec_to_json
+from vae_jax.spec_json import Trust, differences, spec_from_json, spec_to_json
 from vae_jax.types import PyTree
 
 _STATE, _EXTRA = "state", "extra"
@@ -144,7 +144,7 @@ def restore(
     averaged = any(name.startswith(f"{_STATE}.average.") for name in leaves)
     field = "average" if averaged else "params"
     like = jax.eval_shape(lambda key: init(spec, key), jax.random.key(0))
-    leaves = _of_model(leaves, model)
+    leaves = _below((_STATE, field), _of_model(leaves, model))
     return _unflatten({_STATE: {field: like}}, leaves, dtypes=False)[_STATE][field]
 
 
@@ -197,20 +197,29 @@ def _of_model(
     }
 
 
-def restore_state(folder: str | Path, like: PyTree, *, extra: PyTree = None) -> tuple:
+def restore_state(
+    folder: str | Path,
+    like: PyTree,
+    *,
+    extra: PyTree = None,
+    spec: ModelSpec | None = None,
+) -> tuple:
     """A saved state, onto the structure of another.
 
     Args:
       folder: a checkpoint's folder, `.../<step>`.
       like: a state of the same structure, shapes and dtypes.
-      extra: likewise for what was saved as `extra`.
+      extra: likewise for what was saved as `extra`; what was saved stays there where
+        this is None.
+      spec: the spec that the state is of; one that was saved with other fields is
+        refused, where without it only names and shapes of arrays are compared.
 
     Returns:
       The state and the extra, bit for bit what was saved.
 
     Raises:
       CorruptCheckpoint: a file or an array is not what was written.
-      ValueError: the structure is another.
+      ValueError: the structure or the spec is another; names what differs.
       FileNotFoundError: there is no such checkpoint.
 
     Example:
@@ -222,7 +231,14 @@ def restore_state(folder: str | Path, like: PyTree, *, extra: PyTree = None) -> 
       ...     checkpoint.restore_state(f"{folder}/7", state)
       ({'weight': Array([1., 1.], dtype=float32)}, None)
     """
-    leaves = _read(Path(folder).absolute())
+    folder = Path(folder).absolute()
+    leaves = _read(folder)
+    described = json.loads((folder / "spec.json").read_text())
+    differing = [] if spec is None else differences(described, spec)
+    if differing:
+        raise ValueError(f"the checkpoint is of another spec: {'; '.join(differing)}")
+    if extra is None:
+        leaves = _below((_STATE,), leaves)
     trees = _unflatten({_STATE: like, _EXTRA: extra}, leaves, dtypes=True)
     return trees[_STATE], trees[_EXTRA]
 
@@ -330,8 +346,20 @@ def _flatten(tree: PyTree) -> dict[str, np.ndarray]:
     }
 
 
+def _below(
+    path: tuple[str, ...], leaves: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The leaves of one part of the tree."""
+    prefix = ".".join((*path, ""))
+    return {
+        name: leaf for name, leaf in leaves.items() if f"{name}.".startswith(prefix)
+    }
+
+
 def _unflatten(like: PyTree, leaves: dict[str, np.ndarray], *, dtypes: bool) -> PyTree:
     """The tree of named leaves, each put where `like` has one of its name."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(like)
+    left_over = sorted(leaves.keys() - {_name(path) for path, _ in paths})
 
     def pick(path, wanted):
         name = _name(path)
@@ -349,7 +377,12 @@ def _unflatten(like: PyTree, leaves: dict[str, np.ndarray], *, dtypes: bool) -> 
             )
         return jax.numpy.asarray(found)
 
-    return jax.tree_util.tree_map_with_path(pick, like)
+    tree = jax.tree_util.tree_map_with_path(pick, like)
+    if left_over:
+        raise ValueError(
+            f"the checkpoint has {', '.join(left_over)} as well, which was not expected"
+        )
+    return tree
 
 
 def _read(folder: Path) -> dict[str, np.ndarray]:

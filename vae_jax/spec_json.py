@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
+
 # jax keeps its activations in private modules that move; these names stay.
 _PUBLIC_MODULES = ("jax.nn", "jax.numpy")
 Trust = bool | Sequence[str]
@@ -41,13 +43,14 @@ def spec_to_json(spec: Any) -> Any:
     if isinstance(spec, tuple):
         return [spec_to_json(part) for part in spec]
     if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
+        # Linen's own: where a module hangs, not what it is.
+        left_out = ("parent", "name") if isinstance(spec, nn.Module) else ()
         return {
             "class": _import_path(type(spec)),
             "fields": {
                 entry.name: spec_to_json(getattr(spec, entry.name))
                 for entry in dataclasses.fields(spec)
-                # Linen's own: where a module hangs, not what it is.
-                if entry.init and entry.name not in ("parent", "name")
+                if entry.init and entry.name not in left_out
             },
         }
     return {"import": _import_path(spec)}
@@ -98,6 +101,58 @@ def spec_from_json(description: Any, *, trust: Trust = False) -> Any:
         ) from error
 
 
+def differences(description: Any, spec: Any) -> list[str]:
+    """What a described spec has otherwise than another.
+
+    A field that is newer than the description stood at its default, and a public class
+    may have moved: neither is a difference.
+
+    Args:
+      description: what JSON gave back.
+      spec: the spec to compare it with.
+
+    Returns:
+      Sentences that name the field with both values.
+
+    Example:
+      >>> from vae_jax import MLP
+      >>> from vae_jax.spec_json import differences, spec_to_json
+      >>> differences(spec_to_json(MLP((5,))), MLP((6,)))
+      ['hidden_dims.0 5 there, 6 here']
+    """
+    found, here = _parts(description), _parts(spec_to_json(spec))
+    return [
+        f"{name.strip('.')} {value!r} there, {here.get(name)!r} here"
+        for name, value in found.items()
+        if here.get(name) != value
+    ]
+
+
+def _parts(description: Any, name: str = "") -> dict[str, Any]:
+    """Everything in a description by the path of its fields, `.encoder.width`."""
+    if isinstance(description, list):
+        parts = {str(number): part for number, part in enumerate(description)}
+        own = {f"{name}.length": len(description)}
+    elif isinstance(description, dict):
+        parts = description.get("fields", {})
+        kinds = description.keys() & {"class", "import"}
+        own = {f"{name}.{kind}": _public(description[kind]) for kind in kinds}
+    else:
+        return {name: description}
+    return own | {
+        path: value
+        for key, part in parts.items()
+        for path, value in _parts(part, f"{name}.{key}").items()
+    }
+
+
+def _public(path: str) -> str:
+    """A path by which a public name of the library stays where its module moves."""
+    module, _, name = path.partition(":")
+    is_public = name in importlib.import_module("vae_jax").__all__
+    return f"vae_jax:{name}" if is_public and _within(module, ["vae_jax"]) else path
+
+
 def _import_path(named: Any) -> str:
     """`module:name`, by a public module where the library or jax has one."""
     name = getattr(named, "__qualname__", None) or getattr(named, "__name__", None)
@@ -120,10 +175,7 @@ def _import(path: str, trust: Trust, known: Sequence[str]) -> Any:
             "else spec="
         )
     try:
-        public = importlib.import_module("vae_jax").__all__
-        if name in public and _within(module, ["vae_jax"]):
-            # A public name stays where the module that defines it moves.
-            module = "vae_jax"
+        module = _public(path).partition(":")[0]
         found = importlib.import_module(module)
         for part in name.split("."):
             if not (found is sys.modules[module] or isinstance(found, type)):

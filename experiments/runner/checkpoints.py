@@ -24,7 +24,7 @@ History = dict[str, Array]
 
 
 def restore_newest(
-    folder: Path, state: TrainState, history: History
+    folder: Path, state: TrainState, history: History, spec: ModelSpec
 ) -> tuple[TrainState, History]:
     """The newest checkpoint that is intact, or the arguments where there is none.
 
@@ -34,9 +34,13 @@ def restore_newest(
       folder: the run's folder.
       state: the state before the first step; the structure of checkpoints.
       history: the history before the first step of an epoch.
+      spec: the model, whose classes may have changed since the run began.
 
     Returns:
       A state, and the history of the epoch that it stands in.
+
+    Raises:
+      ValueError: the newest is of another model; names what differs.
     """
     steps = checkpoint.steps(folder / "checkpoints")
     while steps:
@@ -44,9 +48,14 @@ def restore_newest(
         path = folder / "checkpoints" / str(step)
         found, problem = None, "to another process"
         try:
-            found = checkpoint.restore_state(path, state, extra=history)
+            found = checkpoint.restore_state(path, state, extra=history, spec=spec)
         except checkpoint.CorruptCheckpoint as error:
             problem = str(error)
+        except ValueError as error:
+            raise ValueError(
+                f"run_dir {folder} holds a run of another configuration: {error} "
+                "(--overwrite starts anew)"
+            ) from error
         # If one process cannot read it, none goes on from it.
         if not processes.agree([found is None])[0] and found is not None:
             return found

@@ -143,7 +143,9 @@ class Run:
         Returns:
           A state, and the history of the epoch that it stands in.
         """
-        state, history = checkpoints.restore_newest(self.folder, state, history)
+        state, history = checkpoints.restore_newest(
+            self.folder, state, history, self._spec
+        )
         epoch, position = divmod(int(state.step), self._num_steps)
         if processes.is_first():
             step = int(state.step) - position

@@ -166,6 +166,21 @@ def test_parts_of_ones_own_train_resume_and_load(beside, no_pictures):
     )
 
 
+def test_a_class_that_changed_is_another_run(beside, no_pictures, capsys):
+    """A default is no flag: only the spec beside the arrays knows it."""
+    flags = [*TINY, "--posterior=my_parts:Posterior", "--beta_warmup_epochs=0"]
+    flags.append("--run_dir=run")
+    mnist.main(flags)
+    changed = MODULE.replace("scale: float = 1.0", "scale: float = 3.0")
+    (beside / "my_parts.py").write_text(changed + "# of another size\n")
+    del sys.modules["my_parts"]
+    with pytest.raises(SystemExit) as stop:
+        mnist.main([*flags, "--epochs=2"])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "posterior.scale 1.0 there, 3.0 here (--overwrite starts anew)" in message
+
+
 def test_parts_of_ones_own_keep_the_contracts(beside):
     config = mnist.Config(**OWN, latent_dim=2)
     spec = choices.model_spec(config, vae_jax.data.load("digits"))

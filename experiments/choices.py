@@ -15,10 +15,11 @@ import jax
 import vae_jax
 from experiments import open_choices
 from experiments.runner import flags
+from experiments.runner.training import NAMES as FIGURES
 from vae_jax import data, estimators
 from vae_jax.penalties import Penalty, mean_kl
 from vae_jax.schedules import Scheduled
-from vae_jax.types import Estimator, Objective
+from vae_jax.types import Array, Estimator, Family, Objective
 
 if TYPE_CHECKING:
     from experiments.mnist import Config
@@ -65,6 +66,20 @@ HAS_BETA = [
     {"objective": ("elbo", "beta_tc"), "posterior": flags.Other(["point"])},
     {"objective": ("mmd",)},
 ]
+
+
+def trained_on(config: "Config") -> dict[str, Any]:
+    """What training maximised, on which data, for results.json.
+
+    Args:
+      config: the configuration.
+
+    Returns:
+      The flags by name; `beta` is None where it weighs nothing.
+    """
+    beta = config.beta if flags.holds(HAS_BETA, config) else None
+    names = ("dataset", "binarization", "objective")
+    return {name: getattr(config, name) for name in names} | {"beta": beta}
 
 
 def default_warmup_epochs(
@@ -133,19 +148,35 @@ def model_spec(
       ValueError: a network or a likelihood that does not suit the data.
     """
     encoder, decoder = _networks(config)
-    posterior = _chosen(config, "posterior", config)
+    posterior = _posterior(config)
     config = with_prior(config)
     return vae_jax.ModelSpec(
         encoder=encoder,
         decoder=decoder,
         posterior=posterior,
         prior=_chosen(config, "prior", config, posterior, num_classes),
-        likelihood=_chosen(config, "likelihood", config, dataset.num_levels),
+        likelihood=likelihood(config, dataset.num_levels),
         latent_dim=config.latent_dim,
         data_shape=dataset.data_shape,
         num_classes=num_classes,
         compute_dtype=config.compute_dtype,
     )
+
+
+def likelihood(config: "Config", num_levels: int | None) -> Family:
+    """The likelihood that the flags name.
+
+    Args:
+      config: the configuration.
+      num_levels: of the data set; None for real numbers.
+
+    Returns:
+      A family.
+
+    Raises:
+      ValueError: it does not suit the data.
+    """
+    return _chosen(config, "likelihood", config, num_levels)
 
 
 def with_prior(config: "Config") -> "Config":
@@ -159,8 +190,8 @@ def with_prior(config: "Config") -> "Config":
     """
     if config.prior != "auto":
         return config
-    posterior = _chosen(config, "posterior", config)
-    is_binary = getattr(posterior, "latent_space", None) == "binary"
+    posterior = _posterior(config)
+    is_binary = posterior.latent_space == "binary"
     return dataclasses.replace(config, prior="bernoulli" if is_binary else "standard")
 
 
@@ -170,10 +201,28 @@ def _chosen(config: "Config", flag: str, *arguments: Any) -> Any:
     return found.made() if isinstance(found, open_choices.Own) else found(*arguments)
 
 
+def _posterior(config: "Config") -> Family:
+    """The posterior, refused where it does not declare what a family does."""
+    found = _chosen(config, "posterior", config)
+    if not isinstance(found, Family):
+        raise ValueError(
+            f"--posterior={config.posterior} must make a vae_jax.types.Family, got "
+            f"{type(found).__name__}"
+        )
+    return found
+
+
 def _networks(config: "Config") -> tuple[Any, Any]:
     """Encoder and decoder; a class of the user's own may serve as both."""
     made = _chosen(config, "network", config)
-    return made if isinstance(made, tuple) else (made, made)
+    if not isinstance(made, tuple | list):
+        return made, made
+    if len(made) != 2:
+        raise ValueError(
+            f"--network={config.network} must make one network or a pair, got "
+            f"{len(made)}"
+        )
+    return made[0], made[1]
 
 
 def _mlp(kind: type, config: "Config", **options: Any) -> tuple[Any, Any]:
@@ -197,11 +246,10 @@ def _gaussian(config: "Config") -> Any:
     return vae_jax.HierarchicalGaussian(above) if above else vae_jax.DiagonalGaussian()
 
 
-def _standard(config: "Config", posterior: Any, num_classes: int) -> Any:
+def _standard(config: "Config", posterior: Family, num_classes: int) -> Any:
     """A standard normal, or what takes its place: of layers, and of labels."""
-    layers = getattr(posterior, "layers", None)
-    if layers is not None:
-        return vae_jax.HierarchicalGaussianPrior(layers)
+    if posterior.layers is not None:
+        return vae_jax.HierarchicalGaussianPrior(posterior.layers)
     if num_classes:
         return vae_jax.ClassConditionalPrior(num_classes)
     return vae_jax.StandardNormal()
@@ -299,13 +347,35 @@ def objective(
     """
     found = open_choices.find("objective", config.objective, OBJECTIVES)
     if isinstance(found, open_choices.Own):
-        return found.function()
+        return _logging(found)
     return found(config, settings, steps_per_epoch)
+
+
+def _logging(own: open_choices.Own) -> Objective:
+    """An objective of one's own, held to its contract where it is traced."""
+    called = own.held_to("objective(params, batch, key, step, axis_name=None)")
+
+    @functools.wraps(called)
+    def objective(*arguments: Any, **named: Any) -> tuple[Array, dict[str, Array]]:
+        found = called(*arguments, **named)
+        metrics = found[1] if isinstance(found, tuple) and len(found) == 2 else None
+        if not (isinstance(metrics, dict) and metrics.keys() >= {*FIGURES}):
+            raise ValueError(
+                f"{own.text} must return the value and a dict of figures with "
+                f"{', '.join(FIGURES)}, got {metrics or type(found).__name__}"
+            )
+        return found
+
+    return objective
 
 
 def _estimator(config: "Config") -> Estimator:
     found = open_choices.find("estimator", config.estimator, ESTIMATORS)
-    return found.function() if isinstance(found, open_choices.Own) else found
+    if not isinstance(found, open_choices.Own):
+        return found
+    return found.held_to(
+        "estimator(integrand, posterior, key, num_samples=, reduction=, has_aux=)"
+    )
 
 
 def _elbo(config: "Config", settings: Settings, steps_per_epoch: int) -> Objective:

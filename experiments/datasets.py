@@ -10,7 +10,8 @@ import vae_jax
 from experiments.evaluation import evaluation_keys
 from experiments.runner.flags import RunFlags
 from vae_jax import data
-from vae_jax.types import Array, Key
+from vae_jax.distributions.support import Support
+from vae_jax.types import Array, Family, Key
 
 
 def binarized(original: data.Dataset, method: str, *, seed: int) -> data.Dataset:
@@ -76,27 +77,49 @@ def test_images(dataset: data.Dataset) -> Array:
     return data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
 
 
-def warnings(original: data.Dataset, likelihood: str, binarization: str) -> list[str]:
+def require_in(support: Support, dataset: data.Dataset, binarization: str) -> None:
+    """Refuse data outside of a likelihood's support before anything is written.
+
+    Args:
+      support: what the likelihood declares.
+      dataset: binarized.
+      binarization: `--binarization`, resolved; what is drawn afresh are bits.
+
+    Raises:
+      ValueError: names the values and the support.
+    """
+    support.require(test_images(dataset), "the test set")
+    if binarization != "dynamic":
+        train = data.to_unit_interval(jnp.asarray(dataset.train), dataset.num_levels)
+        support.require(train, "the training set")
+
+
+def warnings(
+    original: data.Dataset, likelihood: Family, binarization: str
+) -> list[str]:
     """Combinations of data and likelihood that are allowed and often not meant.
 
     Args:
       original: the data as loaded.
-      likelihood: `--likelihood`.
+      likelihood: what `--likelihood` names.
       binarization: `--binarization`, resolved.
 
     Returns:
       A sentence, or none.
     """
     grey = original.num_levels != 2
-    if likelihood == "bernoulli" and binarization == "none" and grey:
+    is_of_bits = isinstance(likelihood, vae_jax.Bernoulli)
+    if is_of_bits and binarization == "none" and grey:
         return [
             "a Bernoulli likelihood on grey values is not a likelihood of the pixels; "
             "its figures compare with no others"
         ]
-    is_known = ":" not in likelihood
-    if is_known and likelihood != "bernoulli" and binarization != "none":
+    # Of a family of one's own nobody knows whether it is a density.
+    is_known = type(likelihood).__module__.partition(".")[0] == vae_jax.__name__
+    if is_known and not is_of_bits and binarization != "none":
         return ["a density of real numbers on pixels that are 0 or 1"]
-    if likelihood == "continuous_bernoulli" and original.num_levels is not None:
+    is_continuous = isinstance(likelihood, vae_jax.ContinuousBernoulli)
+    if is_continuous and original.num_levels is not None:
         return [
             "a continuous Bernoulli on pixels that are exactly 0 or 1 is a density, of "
             "at most 256 each (5.55 nats), and no probability of grey levels, which "

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import vae_jax
 from experiments import choices, datasets
 from experiments.runner import flags
 from vae_jax import data
@@ -40,7 +41,8 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
             config, epochs=epochs, steps_per_epoch=steps_per_epoch
         )
     config = choices.with_prior(config)
-    default = "dynamic" if config.likelihood == "bernoulli" else "none"
+    family = choices.likelihood(config, dataset.num_levels)
+    default = "dynamic" if isinstance(family, vae_jax.Bernoulli) else "none"
     return dataclasses.replace(
         config,
         dataset=config.dataset if datasets.is_file(config.dataset) else dataset.name,

@@ -23,12 +23,13 @@ import tyro
 from matplotlib.figure import Figure
 
 import vae_jax
-from experiments import datasets, mnist, sweep
+from experiments import choices, datasets, mnist, sweep
 from experiments.choices import labels_of
 from experiments.evaluation import (
     elbo_figures,
     evaluation_keys,
     evidence_warnings,
+    has_density,
     importance_weighted_figures,
     pareto_k_row,
 )
@@ -229,7 +230,7 @@ def fitted_prior(
     note = f", a mixture of {config.fitted_components} Gaussians fitted to the codes"
     picture = draw_samples(draw, fitted, draw_key, note)
     save_figure(picture, folder, "samples_fitted_prior")
-    if isinstance(params.spec.posterior, vae_jax.PointMass):
+    if not has_density(params, run_data.test, run_data.test_labels):
         return {"elbo": None, "kl_divergence": None}
     figures = elbo_figures(fitted, run_data.test, run_data.test_labels)
     return {name: figures[name] for name in ("elbo", "kl_divergence")}
@@ -378,7 +379,9 @@ def run(config: Config) -> dict[str, Any]:
         figures["fitted_prior"] = fitted_prior(
             params, run_data, config, folder / "figures"
         )
-        title = f"{trained.dataset}: beta {trained.beta:g}, {len(x)} test images"
+        beta = choices.trained_on(trained)["beta"]
+        told = trained.objective if beta is None else f"beta {beta:g}"
+        title = f"{trained.dataset}: {told}, {len(x)} test images"
         save_figure(draw(figures, title), folder / "figures", "diagnostics")
         run_folder.write_json(folder / "evaluation.json", figures)
     print(f"{title}\n{table(figures, config)}")

@@ -173,7 +173,7 @@ def importance_weighted_figures(
         "effective_sample_size",
         "high_pareto_k",
     )
-    if not num_samples or params.spec.posterior == vae_jax.PointMass():
+    if not num_samples or not has_density(params, x, labels):
         figures: dict[str, Any] = dict.fromkeys(names)
     else:
         evidence = _evidence_of_all(params, x, labels_of(params, labels), num_samples)
@@ -186,6 +186,12 @@ def importance_weighted_figures(
         figures = dict(zip(names, map(float, values), strict=True))
     figures["num_samples"] = num_samples
     return {f"importance_weighted_{name}": value for name, value in figures.items()}
+
+
+def has_density(params: vae_jax.Params, x: Array, labels: AnyArray | None) -> bool:
+    """Whether q(z|x) declares a density, without which it has no KL and no weights."""
+    given = labels_of(params, labels)
+    return jax.eval_shape(vae_jax.encode, params, x, **given).has_density
 
 
 def _evidence_of_all(

@@ -248,8 +248,7 @@ def run(config: Config) -> dict[str, Any]:
         # Data: pixels in [0, 1], or bits drawn from them.
         original = data.load(config.dataset, data_dir=config.data_dir)
         config = resolve(config, original)
-        warnings = datasets.warnings(original, config.likelihood, config.binarization)
-        say(*original.notes, *warnings)
+        say(*original.notes)
         num_classes = datasets.num_classes(original, conditional=config.conditional)
         dataset = datasets.binarized(original, config.binarization, seed=config.seed)
         examples = datasets.examples(dataset, labelled=config.conditional)
@@ -259,6 +258,8 @@ def run(config: Config) -> dict[str, Any]:
 
         # Model.
         spec = choices.model_spec(config, original, num_classes=num_classes)
+        say(*datasets.warnings(original, spec.likelihood, config.binarization))
+        datasets.require_in(spec.likelihood.support, dataset, config.binarization)
         state = initial_state(config, spec, dataset)
 
         # Objective and optimizer: a step, and epochs of it on the devices.
@@ -327,14 +328,12 @@ def _evaluate(
     results = training.write_results(
         state,
         {
-            "dataset": config.dataset,
-            "binarization": config.binarization,
+            **choices.trained_on(config),
             **{f"test_{name}": value for name, value in elbo.items()},
             **evaluation.unit_figures(params, x, labels),
             **evaluation.importance_weighted_figures(
                 params, x, labels, num_samples=samples
             ),
-            "beta": config.beta,
         },
     )
     print(evaluation.table(results, training.folder, remedies=remedies))

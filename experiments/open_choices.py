@@ -48,6 +48,28 @@ class Own(NamedTuple):
             return self.made()
         return functools.partial(self.target, *self.arguments, **self.keywords)
 
+    def held_to(self, call: str) -> Callable[..., Any]:
+        """The function, whose TypeError says how it is called.
+
+        Args:
+          call: how, for the message.
+
+        Returns:
+          A function; it raises ValueError in place of TypeError.
+        """
+        function = self.function()
+
+        @functools.wraps(function)
+        def held(*arguments: Any, **named: Any) -> Any:
+            try:
+                return function(*arguments, **named)
+            except TypeError as error:
+                raise ValueError(
+                    f"{self.text} is called as {call}, and fails: {error}"
+                ) from error
+
+        return held
+
 
 def find(flag: str, text: str, names: Mapping[str, Any]) -> Any:
     """The entry of a name, or what is imported from a file of the user's own.

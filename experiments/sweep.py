@@ -199,9 +199,10 @@ def run(config: Config) -> dict[str, Any]:
     config, first = _resolved(config, models), models[0]
     num_classes = datasets.num_classes(original, conditional=config.conditional)
     spec = choices.model_spec(first, original, num_classes=num_classes)
-    warnings = datasets.warnings(original, config.likelihood, config.binarization)
+    warnings = datasets.warnings(original, spec.likelihood, config.binarization)
     say(*original.notes, *warnings)
     dataset = datasets.binarized(original, config.binarization, seed=first.seed)
+    datasets.require_in(spec.likelihood.support, dataset, config.binarization)
     examples = datasets.examples(dataset, labelled=config.conditional)
     x, labels = datasets.test_images(dataset), dataset.test_labels
     orders = [mnist.data_order(model, len(dataset.train)) for model in models]

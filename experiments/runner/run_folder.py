@@ -32,7 +32,9 @@ def default_folder(experiment: str, config: RunFlags) -> Path:
       config: its configuration, data set and epochs resolved.
 
     Returns:
-      A relative path. More epochs of the same run lead to the same folder.
+      A relative path. More epochs of the same run lead to the same folder, where they
+      leave the other flags alone: the default warm-up depends on them in a run of less
+      than 800 steps.
     """
     identity = {
         name: value

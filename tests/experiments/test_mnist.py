@@ -472,7 +472,7 @@ def test_negative_labels_and_levels_of_a_file_are_told_apart(tmp_path):
 
 
 def test_a_density_of_black_and_white_pixels_is_said_to_be_one():
-    digits, names = data.load("digits"), ("continuous_bernoulli", "none")
+    digits, names = data.load("digits"), (vae_jax.ContinuousBernoulli(), "none")
     (warning,) = datasets.warnings(digits, *names)
     assert "is a density, of at most 256 each" in warning
     assert datasets.warnings(digits._replace(num_levels=None), *names) == []

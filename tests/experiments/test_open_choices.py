@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 import vae_jax
-from experiments import choices, evaluate, mnist, sweep
+from experiments import choices, datasets, evaluate, mnist, sweep
 from experiments.defaults import resolve
 from experiments.open_choices import find
 
@@ -113,6 +113,35 @@ class Objective:
 
 def objective(params, x, key, step, *, axis_name=None):
     return vae_jax.ELBO()(params, x, key, step)
+
+
+def without_figures(params, x, key, step, *, axis_name=None):
+    return vae_jax.ELBO()(params, x, key, step)[0], {"elbo": 0.0}
+
+
+def only_a_value(params, x, key, step, *, axis_name=None):
+    return vae_jax.ELBO()(params, x, key, step)[0]
+
+
+def without_step(params, x, key):
+    return vae_jax.ELBO()(params, x, key, 0)
+
+
+def without_samples(integrand, posterior, key):
+    return reparameterization(integrand, posterior, key, num_samples=1)
+
+
+def both(width):
+    return [Net(width), Net(width)]
+
+
+def three(width):
+    return (Net(width),) * 3
+
+
+@dataclass(frozen=True)
+class Point(vae_jax.PointMass):
+    """An autoencoder's posterior under a name of one's own."""
 '''
 TINY = [
     "--dataset=digits",
@@ -259,10 +288,72 @@ def test_an_objective_of_ones_own_trains(beside, no_pictures, named):
     assert (beside / "run" / "results.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("objective=my_parts:without_figures", "must return .* kl_divergence, got"),
+        ("objective=my_parts:only_a_value", "must return the value and a dict"),
+        ("objective=my_parts:without_step", "is called as objective.params, batch"),
+        ("estimator=my_parts:without_samples", "is called as estimator.integrand"),
+        ("posterior=my_parts:Net", "must make a vae_jax.types.Family, got Net"),
+        ("network=my_parts:three(5)", "one network or a pair, got 3"),
+        ("likelihood=vae_jax:Categorical(num_levels=4)", "4 evenly spaced levels"),
+    ],
+)
+def test_a_broken_contract_is_one_line_before_anything_is_written(
+    beside, flag, message
+):
+    config = mnist.parse(mnist.Config, [*TINY, f"--{flag}", "--run_dir=r"], command="c")
+    with pytest.raises(ValueError, match=message):
+        mnist.run(config)
+    assert not (beside / "r").exists()
+
+
+def test_the_likelihood_itself_decides_the_binarization(beside):
+    digits = vae_jax.data.load("digits")
+    for name, expected in (
+        ("vae_jax:Bernoulli", "dynamic"),
+        ("my_parts:Likelihood", "dynamic"),
+        ("vae_jax:Gaussian", "none"),
+        ("my_parts:Laplace", "none"),
+    ):
+        config = resolve(mnist.Config(likelihood=name), digits)
+        assert config.binarization == expected
+    notes = datasets.warnings(digits, vae_jax.Gaussian(), "dynamic")
+    assert notes == ["a density of real numbers on pixels that are 0 or 1"]
+    (note,) = datasets.warnings(digits, vae_jax.Bernoulli(), "none")
+    assert "is not a likelihood of the pixels" in note
+
+
+def test_a_posterior_without_density_of_ones_own_is_evaluated(
+    beside, no_pictures, capsys
+):
+    mnist.main([*TINY, "--posterior=my_parts:Point", "--beta=0", "--run_dir=run"])
+    results = json.loads((beside / "run" / "results.json").read_text())
+    assert results["importance_weighted_log_likelihood"] is None
+    flags = [flag for flag in SHORT if "fitted" not in flag]
+    evaluate.main([*flags, "run", "--trust", "--fitted_components=2"])
+    found = json.loads((beside / "run" / "evaluation.json").read_text())
+    assert found["fitted_prior"] == {"elbo": None, "kl_divergence": None}
+
+
+def test_beta_is_told_only_where_it_has_a_use(beside, no_pictures, capsys):
+    named = "vae_jax:ELBO(beta=4.0)"
+    mnist.main([*TINY, f"--objective={named}", "--run_dir=run"])
+    results = json.loads((beside / "run" / "results.json").read_text())
+    assert (results["objective"], results["beta"]) == (named, None)
+    evaluate.main([*SHORT, "run"])
+    assert f"digits: {named}, " in capsys.readouterr().out
+    assert choices.trained_on(mnist.Config(beta=2.0))["beta"] == 2.0
+
+
 def test_a_function_may_make_both_networks(beside):
     config = mnist.Config(network="my_parts:pair(7, depth=2)")
     spec = choices.model_spec(config, vae_jax.data.load("digits"))
     assert spec.encoder.width == 7 and spec.decoder == vae_jax.MLP((7, 7))
+    config = mnist.Config(network="my_parts:both(7)")
+    spec = choices.model_spec(config, vae_jax.data.load("digits"))
+    assert spec.encoder.width == spec.decoder.width == 7
 
 
 def test_classes_of_the_library_have_names_too():

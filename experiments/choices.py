@@ -206,8 +206,8 @@ def _posterior(config: "Config") -> Family:
     found = _chosen(config, "posterior", config)
     if not isinstance(found, Family):
         raise ValueError(
-            f"--posterior={config.posterior} must make a vae_jax.types.Family, got "
-            f"{type(found).__name__}"
+            "posterior must subclass vae_jax.types.Family, got "
+            f"{type(found).__name__} (--posterior={config.posterior})"
         )
     return found
 

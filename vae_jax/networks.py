@@ -379,3 +379,8 @@ def with_scaled_outputs(weights: PyTree, factor: float | Array) -> PyTree:
         for name, leaf in weights["output"].items()
     }
     return weights | {"output": output}
+
+
+def is_linen(value: Any) -> bool:
+    """Whether it is a Linen module, with fields of Linen's own."""
+    return isinstance(value, nn.Module)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
+from vae_jax.networks import is_linen
 
 # jax keeps its activations in private modules that move; these names stay.
 _PUBLIC_MODULES = ("jax.nn", "jax.numpy")
@@ -44,7 +44,7 @@ def spec_to_json(spec: Any) -> Any:
         return [spec_to_json(part) for part in spec]
     if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
         # Linen's own: where a module hangs, not what it is.
-        left_out = ("parent", "name") if isinstance(spec, nn.Module) else ()
+        left_out = ("parent", "name") if is_linen(spec) else ()
         return {
             "class": _import_path(type(spec)),
             "fields": {

@@ -295,7 +295,7 @@ def test_an_objective_of_ones_own_trains(beside, no_pictures, named):
         ("objective=my_parts:only_a_value", "must return the value and a dict"),
         ("objective=my_parts:without_step", "is called as objective.params, batch"),
         ("estimator=my_parts:without_samples", "is called as estimator.integrand"),
-        ("posterior=my_parts:Net", "must make a vae_jax.types.Family, got Net"),
+        ("posterior=my_parts:Net", "must subclass vae_jax.types.Family, got Net"),
         ("network=my_parts:three(5)", "one network or a pair, got 3"),
         ("likelihood=vae_jax:Categorical(num_levels=4)", "4 evenly spaced levels"),
     ],

@@ -188,7 +188,7 @@ def importance_weighted_figures(
     return {f"importance_weighted_{name}": value for name, value in figures.items()}
 
 
-def has_density(params: vae_jax.Params, x: Array, labels: AnyArray | None) -> bool:
+def has_density(params: vae_jax.Params, x: Array, labels: Labels) -> bool:
     """Whether q(z|x) declares a density, without which it has no KL and no weights."""
     given = labels_of(params, labels)
     return jax.eval_shape(vae_jax.encode, params, x, **given).has_density

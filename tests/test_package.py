@@ -26,8 +26,8 @@ sources = pytest.mark.parametrize("name", SOURCES)
 # Each imports from the rows above its own, or from its own row.
 ORDER = [
     ["types", "extras"],
-    ["options"],
     ["distributions"],
+    ["options"],
     ["bijectors", "convolution", "data"],
     ["networks", "families", "priors"],
     ["hierarchical"],

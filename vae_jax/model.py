@@ -241,7 +241,7 @@ def check_observations(params: Params, x: Array, *, labels: Labels = None) -> No
     """
     params.spec.likelihood.support.require(x)
     _class_weights(params.spec, labels, x.shape[0])
-    prior_params(params, labels)
+    at_labels(params, labels)
 
 
 def _check_dtype(name: str, dtype: Any) -> None:
@@ -463,31 +463,6 @@ def decoder_outputs(params: Params, z: Latents, *, labels: Labels = None) -> Arr
     )
 
 
-def prior_params(params: Params, labels: Labels = None) -> PyTree:
-    """The prior's parameters, at given labels where it depends on them.
-
-    Args:
-      params: model parameters.
-      labels: as for `encode`.
-
-    Returns:
-      What `build` of `params.spec.prior` takes.
-
-    Example:
-      >>> import jax
-      >>> from vae_jax import ModelSpec, init
-      >>> from vae_jax.model import prior_params
-      >>> prior_params(init(ModelSpec(), jax.random.key(0)))
-      {}
-    """
-    labels = _class_weights(params.spec, labels)
-    prior = params.spec.prior
-    own = with_constant_settings(prior, params.prior)
-    if labels is None or not prior.depends_on_labels:
-        return own
-    return prior.given(own, labels)
-
-
 def at_labels(params: Params, labels: Labels) -> Params:
     """The model with its prior at given labels, where it depends on them.
 
@@ -505,7 +480,12 @@ def at_labels(params: Params, labels: Labels) -> Params:
       >>> at_labels(init(ModelSpec(), jax.random.key(0)), None).prior
       {}
     """
-    return params.replace(prior=prior_params(params, labels))
+    weights = _class_weights(params.spec, labels)
+    prior = params.spec.prior
+    own = with_constant_settings(prior, params.prior)
+    if weights is not None and prior.depends_on_labels:
+        own = prior.given(own, weights)
+    return params.replace(prior=own)
 
 
 def build_prior(params: Params) -> Distribution:
@@ -556,14 +536,10 @@ def draw_prior(params: Params, key: Key, *, num_samples: int) -> Latents:
       >>> draw_prior(params, jax.random.key(1), num_samples=3).shape
       (3, 20)
     """
-    choice, built = params.spec.prior, build_prior(params)
-    if not choice.depends_on_labels:
-        z = built.sample(key, num_samples)
-        _check_draws(params.spec, z, num_samples)
-        return jax.tree.map(lambda leaf: leaf[:, 0], z)
-    z = built.sample(key, 1)
-    _check_draws(params.spec, z, 1)
-    z = jax.tree.map(lambda leaf: leaf[0], z)
+    of_labels = params.spec.prior.depends_on_labels
+    z = build_prior(params).sample(key, 1 if of_labels else num_samples)
+    _check_draws(params.spec, z, 1 if of_labels else num_samples)
+    z = jax.tree.map(lambda leaf: leaf[0] if of_labels else leaf[:, 0], z)
     count = jax.tree.leaves(z)[0].shape[0]
     if count != num_samples:
         raise ValueError(
@@ -574,16 +550,19 @@ def draw_prior(params: Params, key: Key, *, num_samples: int) -> Latents:
 
 def _check_draws(spec: ModelSpec, z: Latents, num_samples: int) -> None:
     """Refuses draws `[S, ..., L]` without the batch of the prior, or of another."""
-    batch = "B" if spec.prior.depends_on_labels else "1"
-    size = spec.latent_dim if spec.prior.layers is None else "L"
+    # None where it may be any: a batch of labels, and the sizes of several layers.
+    batch = None if spec.prior.depends_on_labels else 1
+    size = None if spec.prior.layers is not None else spec.latent_dim
+    wanted = (num_samples, batch, size)
     for shape in map(jnp.shape, jax.tree.leaves(z)):
-        right = len(shape) == 3 and shape[0] == num_samples
-        if right and (batch == "B" or shape[1] == 1) and size in ("L", shape[2]):
+        pairs = zip(wanted, shape, strict=False)
+        if len(shape) == 3 and all(want in (None, came) for want, came in pairs):
             continue
+        arrays = f"{'B' if batch is None else 1}, {'L' if size is None else size}"
         raise ValueError(
-            f"prior {spec.prior!r} must build a distribution with arrays "
-            f"[{batch}, {size}], and {num_samples} draws of it have the shape "
-            f"{list(shape)} in place of [{num_samples}, {batch}, {size}]"
+            f"prior {spec.prior!r} must build a distribution with arrays [{arrays}], "
+            f"and {num_samples} draws of it have the shape {list(shape)} in place of "
+            f"[{num_samples}, {arrays}]"
         )
 
 

@@ -20,6 +20,7 @@ import optax
 from jax.core import Tracer
 
 from vae_jax.model import trainable
+from vae_jax.options import require_value
 from vae_jax.spec import Params
 from vae_jax.training_objectives import Metrics, over_devices
 from vae_jax.types import Array, Key, Objective, PyTree
@@ -218,8 +219,7 @@ def _for_optax(params: Params) -> Any:
 
 def _share_of_newest(decay: float | Array, count: Array) -> Array:
     """Weight of the last of `count` values in their bias-corrected moving average."""
-    if not isinstance(decay, Tracer) and not np.all((0 <= decay) & (decay < 1)):
-        raise ValueError(f"average_decay must be in [0, 1), got {decay}")
+    require_value("average_decay", decay, lambda d: (d >= 0) & (d < 1), "in [0, 1)")
     return (1 - decay) / -jnp.expm1(count * jnp.log(decay))
 
 

@@ -211,19 +211,19 @@ def fitted_prior(
     params: vae_jax.Params, run_data: RunData, config: Config, folder: Path
 ) -> dict[str, Any] | None:
     """The ELBO under a prior fitted to the codes, and a picture of its samples."""
-    if not config.fitted_components:
+    posterior = params.spec.posterior
+    # Gaussians are fitted to one layer of real numbers.
+    suits = posterior.latent_space == "real" and posterior.layers is None
+    if not (config.fitted_components and suits):
         return None
     fit_key, draw_key = jax.random.split(evaluation_keys().fitted_prior)
-    try:
-        fitted = vae_jax.fit_mixture_prior(
-            params,
-            run_data.train,
-            fit_key,
-            num_components=min(config.fitted_components, len(run_data.train)),
-            **labels_of(params, run_data.train_labels),
-        )
-    except ValueError:  # Of bits, or of several stochastic layers.
-        return None
+    fitted = vae_jax.fit_mixture_prior(
+        params,
+        run_data.train,
+        fit_key,
+        num_components=min(config.fitted_components, len(run_data.train)),
+        **labels_of(params, run_data.train_labels),
+    )
     draw = partial(
         draw_grid, dataset_name="fitted prior", data_shape=params.spec.data_shape
     )

@@ -233,18 +233,19 @@ class Run:
             self._save(state, history)
             self._stop(state)
 
-    def log(self, state: TrainState, history: History, test: Figures) -> None:
+    def log(self, state: TrainState, history: History, test: Figures | None) -> None:
         """Add the rows of an epoch; print about ten of them in a run.
 
         Args:
           state: at the end of the epoch.
           history: of the whole epoch.
-          test: ELBO and its terms on the test set.
+          test: ELBO and its terms on the test set; None in a process that does not
+            write.
         """
         speed = float(self._epoch[0] / self._epoch[1])
         self._total += self._epoch
         self._epoch[:] = 0
-        if self._metrics is None:
+        if self._metrics is None or test is None:
             return
         train = {
             name: np.average(

@@ -1,10 +1,9 @@
 """Aliases, base classes of distributions and families, and protocols of functions.
 
-A `ModelSpec` names families: frozen, hashable dataclasses
-without arrays. What a family builds is a `Distribution`, a pytree of arrays. A user's
-own class subclasses `Family`, `Prior` or `Distribution`, supplies the methods that are
-missing, and declares as class attributes what it can do beyond them; the defaults of
-these attributes stand here.
+A `ModelSpec` names families: frozen, hashable dataclasses without arrays. What a family
+builds is a `Distribution`, a pytree of arrays. A user's own class subclasses `Family`,
+`Prior` or `Distribution`, supplies the methods that are missing, and declares as class
+attributes what it can do beyond them; the defaults of these attributes stand here.
 
 Shapes are written with one letter an axis: `S` Monte Carlo samples, `B` batch,
 `D` data, `L` latent, `N` devices, `M` models of a sweep. Samples come first:
@@ -46,8 +45,8 @@ class Network(Protocol):
     is given `x` as `[B, D]`, as a decoder latents as `[B, L]`, and it returns
     features `[B, H]` or, per position of an image, `[B, height, width, H]`. The
     output layer is then one dense map of the last axis (a 1x1 convolution for an
-    image) to as many numbers as the family asks for. A module
-    that declares a field `data_shape` and leaves it at None is given the spec's.
+    image) to as many numbers as the family asks for. A module that declares a field
+    `data_shape` and leaves it at None is given the spec's.
     """
 
     def __call__(self, inputs: Array, /) -> Array:

@@ -14,8 +14,7 @@ from vae_jax.types import Array
 HALF_LOG_2PI = 0.9189385332046727
 # From here on six terms of Stirling's series are exact in float64.
 _SERIES_FROM = 16.0
-# Within it the direct form of the deviance cancels; ten terms are exact in float64 only
-# for a tenth of that, and the direct form is good enough there in between.
+# Within it the direct form cancels, and sixteen terms of the series are exact.
 _NEAR = 0.1
 
 

@@ -26,6 +26,7 @@ sources = pytest.mark.parametrize("name", SOURCES)
 # Each imports from the rows above its own, or from its own row.
 ORDER = [
     ["types", "extras"],
+    ["prng"],
     ["distributions"],
     ["options"],
     ["bijectors", "convolution", "data"],

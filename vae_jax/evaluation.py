@@ -25,6 +25,7 @@ from vae_jax.importance_weights import (
 )
 from vae_jax.model import check_observations, encode
 from vae_jax.objectives import ELBOTerms, elbo_terms, log_weight, require_density
+from vae_jax.prng import as_threefry
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Labels, Posterior, PyTree
 
@@ -269,9 +270,8 @@ def example_keys(key: Key, count: int, *, first: int | Array = 0) -> Key:
       >>> print(example_keys(key, 3)[2] == example_keys(key, 1, first=2)[0])
       True
     """
-    if jax.random.key_impl(key) in ("rbg", "unsafe_rbg"):
-        key = jax.random.key(jax.random.bits(key), impl="threefry2x32")
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
+    numbers = first + jnp.arange(count)
+    return jax.vmap(jax.random.fold_in, (None, 0))(as_threefry(key), numbers)
 
 
 def map_examples(

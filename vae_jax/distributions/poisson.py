@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from vae_jax.distributions.deviance import log_poisson
 from vae_jax.distributions.support import COUNTS
+from vae_jax.prng import as_threefry
 from vae_jax.types import Array, Distribution, Key
 
 
@@ -49,10 +50,7 @@ def sample(mean: Array, key: Key) -> Array:
       >>> print(poisson.sample(jnp.array([1e-9]), jax.random.key(0)))
       [0.]
     """
-    # JAX draws Poisson counts with this generator only.
-    if jax.random.key_impl(key) != "threefry2x32":
-        key = jax.random.key(jax.random.bits(key), impl="threefry2x32")
-    return jax.random.poisson(key, mean).astype(mean.dtype)
+    return jax.random.poisson(as_threefry(key), mean).astype(mean.dtype)
 
 
 @jax.tree_util.register_dataclass

@@ -1,6 +1,6 @@
-"""The lecture notes, executable: a file for each topic, a table that checks itself.
+"""The lecture notes as programs: one module per topic, each with a table of checks.
 
     python -m experiments.lecture.information
 
-README.md in this folder walks through the notes in their order.
+README.md in this folder describes the topics and lists every row of the notes.
 """

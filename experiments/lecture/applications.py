@@ -2,10 +2,11 @@
 
     python -m experiments.lecture.applications
 
-An encoder that is shown a damaged image and a decoder that is asked for the clean one:
-the ELBO of x with q(z|damaged x). A VAE and an autoencoder for each task train in one
-program, and are set beside doing nothing, a projection on principal components, and the
-best linear map from damaged to clean. Two minutes on two cores.
+The encoder receives a damaged image and the decoder reconstructs the clean one: the
+objective is the ELBO of x with q(z|damaged x). The models of all three tasks train in
+one program, for a VAE and for an autoencoder. Baselines are the damaged image itself, a
+projection on principal components, and ridge regression from damaged to clean images.
+Two minutes on two cores.
 """
 
 from collections.abc import Callable
@@ -28,41 +29,41 @@ from experiments.runner import flags
 from vae_jax import MLP, DiagonalGaussian, ModelSpec, Params, PointMass
 from vae_jax.types import Array, Key
 
-NOISE = 0.4  # Standard deviation of what denoising has to remove.
+NOISE = 0.4  # Standard deviation of the noise to remove.
 TASKS = ("denoising", "super-resolution", "inpainting")
 METHODS = ("damaged", "PCA", "linear map", "autoencoder", "VAE")
 
 
 @dataclass(frozen=True)
 class Config(flags.DataFlags):
-    """Repair damaged images with a VAE, an autoencoder, and simpler ways."""
+    """Repair damaged images with a VAE, an autoencoder, and linear baselines."""
 
     num_steps: flags.Count = 3000
     """Training steps, in whole epochs."""
     hidden_dims: tuple[int, ...] = (256,)
-    """Widths of the encoders, the decoders' in reverse."""
+    """Hidden widths of the encoders; the decoders have them in reverse."""
     latent_dim: flags.Count = 32
-    """Latents of the models, and components of the projection."""
+    """Latent dimension of the models and number of principal components."""
     num_test: Annotated[int, flags.at_least(10)] = 1000
-    """Test images that are repaired."""
+    """Number of test images to repair."""
     seed: flags.Natural = 0
-    """Of weights, noise and order of the data."""
+    """Seed of the weights, the noise and the order of the data."""
     run_dir: str = "runs/lecture/applications"
-    """Where results.json and figures/ go."""
+    """Folder for results.json and figures/."""
 
 
 def add_noise(x: Array, key: Key, shape: tuple[int, ...]) -> Array:
-    """Gaussian noise, cut off at 0 and 1."""
+    """Add Gaussian noise and clip to [0, 1]."""
     return jnp.clip(x + NOISE * jax.random.normal(key, x.shape, x.dtype), 0, 1)
 
 
 def block_side(shape: tuple[int, ...]) -> int:
-    """Pixels of a side of the blocks that super-resolution is given the means of."""
+    """Side, in pixels, of the blocks averaged for super-resolution."""
     return 4 if min(shape) >= 16 else 2
 
 
 def lower_resolution(x: Array, key: Key, shape: tuple[int, ...]) -> Array:
-    """Blocks of pixels replaced by their means."""
+    """Replace blocks of pixels by their means."""
     side = block_side(shape)
     height, width = (size // side for size in shape)
     blocks = x.reshape(-1, height, side, width, side).mean(axis=(2, 4))
@@ -71,7 +72,7 @@ def lower_resolution(x: Array, key: Key, shape: tuple[int, ...]) -> Array:
 
 
 def cover(x: Array, key: Key, shape: tuple[int, ...]) -> Array:
-    """The lower half of the image covered."""
+    """Set the lower half of each image to zero."""
     rows = jnp.arange(shape[0])[:, None] < shape[0] / 2
     visible = jnp.broadcast_to(rows, shape).reshape(-1)
     return jnp.where(visible, x, 0.0)
@@ -81,13 +82,13 @@ DAMAGES = (add_noise, lower_resolution, cover)
 
 
 def damage(task: Array | int, x: Array, key: Key, shape: tuple[int, ...]) -> Array:
-    """What a task is given; which task is data, so that one program has them all."""
+    """Damage images for a task. `task` may be traced, so one program covers all."""
     branches = [partial(function, shape=shape) for function in DAMAGES]
     return jax.lax.switch(task, branches, x, key)
 
 
 def repair_objective(task: Array, shape: tuple[int, ...]) -> Callable:
-    """The ELBO of x, its posterior encoded from the damaged x."""
+    """Objective of a task: the ELBO of x with q(z|damaged x)."""
 
     def objective(params: Params, x: Array, key: Key, step: Array):
         damage_key, elbo_key = jax.random.split(key)
@@ -100,7 +101,7 @@ def repair_objective(task: Array, shape: tuple[int, ...]) -> Callable:
 
 
 def train_models(images: Images, key: Key, config: Config) -> dict[str, Params]:
-    """For each family a model for every task, with a leading axis of tasks."""
+    """Train, for each posterior family, one model per task along a leading axis."""
     num_epochs = epochs_for(config.num_steps, len(images.train))
     init_key, fit_key = jax.random.split(key)
     trained = {}
@@ -115,7 +116,7 @@ def train_models(images: Images, key: Key, config: Config) -> dict[str, Params]:
         start = vae_jax.init(spec, init_key, x=images.train)
 
         def train(task: Array, start=start) -> Params:
-            # A Bernoulli log-probability of grey values trains their means.
+            # The Bernoulli log-probability of grey values fits their means.
             params, _ = fit(
                 start,
                 images.train,
@@ -136,7 +137,7 @@ def psnr(repaired: Array, clean: Array) -> float:
 
 
 def repair(models: dict[str, Params], images: Images, key: Key, config: Config):
-    """Test images repaired by every method, `[task][method] -> [n, D]`."""
+    """Repair test images with every method, `[task][method] -> [n, D]`."""
     train_key, test_key = jax.random.split(key)
     clean = images.test[: config.num_test]
     pca = PCA(min(config.latent_dim, clean.shape[1])).fit(images.train)
@@ -157,13 +158,13 @@ def repair(models: dict[str, Params], images: Images, key: Key, config: Config):
         for name, params in models.items():
             of_task = jax.tree.map(lambda leaf, index=index: leaf[index], params)
             found[task][name] = rebuild(of_task, given)
-        # A linear map knows nothing of the range of a pixel.
+        # Linear maps can leave the range of a pixel.
         found[task] = {name: jnp.clip(x, 0, 1) for name, x in found[task].items()}
     return clean, found
 
 
 def checks_of(clean: Array, found, key: Key) -> tuple[list[Check], list[str]]:
-    """The VAE against doing nothing and projecting; every figure in a note."""
+    """Checks of the VAE against the damaged image and PCA, and a table of all PSNRs."""
     ratios = {
         task: {method: psnr(pictures, clean) for method, pictures in methods.items()}
         for task, methods in found.items()
@@ -173,7 +174,7 @@ def checks_of(clean: Array, found, key: Key) -> tuple[list[Check], list[str]]:
         for task, by in ratios.items()
         for other in ("damaged", "PCA")
     ]
-    # What is measured of a known error: noise of variance 0.01.
+    # A known error: noise of variance 0.01 has a PSNR of 20 dB.
     noise = 0.1 * jax.random.normal(key, clean.shape)
     checks.append(
         Check(
@@ -187,7 +188,7 @@ def checks_of(clean: Array, found, key: Key) -> tuple[list[Check], list[str]]:
 
 
 def draw_ratios(clean: Array, found, name: str) -> Figure:
-    """Bars: decibels of each method and task."""
+    """Bar chart of the PSNR of each method and task."""
     figure = Figure((7, 3.8), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(TASKS))
@@ -203,13 +204,13 @@ def draw_ratios(clean: Array, found, name: str) -> Figure:
 
 
 def compute(config: Config) -> Report:
-    """All of the topic."""
+    """Compute every check and figure of the topic."""
     images = load(config)
     shape = images.data_shape
     if len(shape) != 2 or any(size % block_side(shape) for size in shape):
         raise ValueError(
-            f"--dataset must hold grey images of sides that {block_side(shape)} "
-            f"divides, got shape {shape}"
+            f"--dataset must contain grey images with sides divisible by "
+            f"{block_side(shape)}, got shape {shape}"
         )
     train_key, damage_key, noise_key = jax.random.split(jax.random.key(config.seed), 3)
     models = train_models(images, train_key, config)

@@ -1,12 +1,12 @@
-"""Autoencoders: PCA, memory, and why they cannot generate (S0-1, S0-2, S2-1 to S2-7).
+"""Autoencoders: PCA, overfitting, generation (S0-1, S0-2, S2-1 to S2-7).
 
     python -m experiments.lecture.autoencoders
 
-A linear autoencoder finds the plane of PCA, a deep one a better code, and either learns
-a small data set by heart. Beside a VAE of the same networks its codes leave holes: what
-is decoded between them, or from random codes, is measured by its nearest neighbours in
-the training data. Two minutes on two cores. The linear part always takes the 8x8
-digits.
+A linear autoencoder finds the principal subspace, a deep one reconstructs better and
+memorises a small data set. Compared with a VAE of the same networks, its codes leave
+holes: images decoded between codes, or from random codes, are judged by their nearest
+neighbours in the training data. Two minutes on two cores. The linear part always uses
+the 8x8 digits.
 """
 
 from dataclasses import dataclass
@@ -45,30 +45,30 @@ NEIGHBOURS = 10
 
 @dataclass(frozen=True)
 class Config(flags.DataFlags):
-    """Autoencoders beside PCA and a VAE; figures go to the run folder."""
+    """Compare autoencoders with PCA and with a VAE."""
 
     linear_dim: flags.Count = 4
-    """Latents of the linear autoencoders."""
+    """Latent dimension of the linear autoencoders."""
     linear_steps: flags.Count = 700
     """Steps of L-BFGS for each linear autoencoder."""
     latent_dim: flags.Count = 16
-    """Latents of the deep models that generate; those that are drawn have two."""
+    """Latent dimension of the generative deep models; the plotted ones have two."""
     num_steps: Annotated[int, flags.at_least(20)] = 2500
     """Training steps of the deep models, in whole epochs."""
     hidden_dims: tuple[int, ...] = (200,)
-    """Widths of the deep encoders, the decoders' in reverse."""
+    """Hidden widths of the deep encoders; the decoders have them in reverse."""
     num_pairs: Annotated[int, flags.at_least(18)] = 100
-    """Pairs of test images to interpolate between, and random codes to decode."""
+    """Number of pairs of test images to interpolate and of random codes to decode."""
     seed: flags.Natural = 0
-    """Of weights, noise and order of the data."""
+    """Seed of the weights, the noise and the order of the data."""
     run_dir: str = "runs/lecture/autoencoders"
-    """Where results.json and figures/ go."""
+    """Folder for results.json and figures/."""
 
 
 def tied_weights(x: Array, key: Key, *, latent_dim: int, num_steps: int) -> Array:
-    """W of the linear autoencoder x' = W W' x on centered data, `[D, L]`.
+    """Fit the tied linear autoencoder x' = W W' x to centered data; W is `[D, L]`.
 
-    The mean squared error is a function of the covariance S alone:
+    The mean squared error depends on the data only through the covariance S:
     tr S - 2 tr W' S W + tr (W' S W)(W' W).
     """
     covariance = jnp.cov(x, rowvar=False, bias=True)
@@ -83,7 +83,7 @@ def tied_weights(x: Array, key: Key, *, latent_dim: int, num_steps: int) -> Arra
 
 
 def untied(x: Array, key: Key, *, latent_dim: int, num_steps: int) -> Params:
-    """The linear autoencoder with an encoder and a decoder of their own."""
+    """Fit a linear autoencoder with separate encoder and decoder weights."""
     spec = ModelSpec(
         encoder=Linear(),
         decoder=Linear(),
@@ -96,7 +96,7 @@ def untied(x: Array, key: Key, *, latent_dim: int, num_steps: int) -> Params:
     trained = vae_jax.trainable(params)
 
     def loss(weights) -> Array:
-        # A point mass has no KL: the ELBO is the log-likelihood alone.
+        # The KL of a point mass is taken as 0: the ELBO is the log-likelihood.
         weights = jax.tree.map(
             lambda new, old, train: new if train else old, weights, params, trained
         )
@@ -106,13 +106,13 @@ def untied(x: Array, key: Key, *, latent_dim: int, num_steps: int) -> Params:
 
 
 def squared_error(params: Params, x: Array) -> Array:
-    """Mean of |x - x'|^2, summed over pixels."""
+    """Squared error |x - x'|^2: sum over pixels, mean over the examples."""
     rebuilt = vae_jax.decode(params, vae_jax.encode(params, x).mean).mean
     return jnp.mean(jnp.sum(jnp.square(x - rebuilt), axis=-1))
 
 
 def linear_checks(x: Array, key: Key, config: Config) -> list[Check]:
-    """Tied and untied linear autoencoders against scikit-learn's PCA."""
+    """Compare tied and untied linear autoencoders with scikit-learn's PCA."""
     size = config.linear_dim
     pca = PCA(size, svd_solver="full").fit(x)
     axes = np.asarray(pca.components_).T
@@ -136,35 +136,35 @@ def linear_checks(x: Array, key: Key, config: Config) -> list[Check]:
     constant = 0.5 * x.shape[1] * np.log(np.pi)
     of_ours = squared_error(own, x)
     return [
-        Check("S2-2", f"PCA's error with {size} numbers an image", of_pca, best, 1e-9),
+        Check("S2-2", f"PCA: squared error, {size} components", of_pca, best, 1e-9),
         Check("S2-3", "tied: squared error", error, best, 1e-6),
         Check("S2-3", "untied: squared error", of_ours, best, 1e-4),
         Check(
             "S2-1",
             "-log p(x|z) - constant, s² = 1/2",
-            -vae_jax.elbo(half, x, jax.random.key(0)) - constant,  # Draws nothing.
+            -vae_jax.elbo(half, x, jax.random.key(0)) - constant,  # Deterministic.
             of_ours,
             1e-9,
         ),
         Check(
             "S2-3",
-            "tied: WWᵀ less PCA's projector, largest",
+            "tied: WWᵀ minus PCA projection, largest",
             jnp.abs(weights @ weights.T - projector).max(),
             0,
             1e-4,
         ),
         Check(
             "S2-3",
-            "untied: projector of decoder less PCA's",
+            "untied: decoder's projection minus PCA's",
             np.abs(decoder @ decoder.T - projector).max(),
             0,
             1e-2,
         ),
-        Check("S2-3", "tied: WᵀW less identity, largest", gram_error, 0, 1e-4),
+        Check("S2-3", "tied: WᵀW minus identity, largest", gram_error, 0, 1e-4),
         Check("S2-3", "tied: |WWᵀ - I|, not 0", distance, missing, 1e-3),
         Check(
             "S2-3",
-            "cosine of a column and an axis, at most",
+            "cosine of best column, worst PCA axis",
             cosines.max(axis=1).min(),
             0.99,
             relation="<",
@@ -173,7 +173,7 @@ def linear_checks(x: Array, key: Key, config: Config) -> list[Check]:
 
 
 def deep_spec(config: Config, data_shape, posterior, latent_dim: int = 2) -> ModelSpec:
-    """Equal networks for autoencoder and VAE; pixels are Bernoulli."""
+    """Spec with the same networks for autoencoder and VAE; Bernoulli likelihood."""
     return ModelSpec(
         encoder=MLP(config.hidden_dims),
         decoder=MLP(config.hidden_dims[::-1]),
@@ -186,7 +186,7 @@ def deep_spec(config: Config, data_shape, posterior, latent_dim: int = 2) -> Mod
 def train_deep(
     images: Images, key: Key, config: Config, latent_dim: int
 ) -> dict[str, Params]:
-    """An autoencoder and a VAE of equal networks."""
+    """Train an autoencoder and a VAE with the same networks."""
     init_key, fit_key = jax.random.split(key)
     num_epochs = epochs_for(config.num_steps, len(images.train))
     trained = {}
@@ -199,7 +199,7 @@ def train_deep(
 
 
 def memorise(images: Images, key: Key, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """An autoencoder of a handful of images: squared errors by step, train and test."""
+    """Train an autoencoder on `FEW` images; return steps and train and test errors."""
     spec = deep_spec(config, images.data_shape, PointMass())
     few, test = images.train[:FEW], images.test[:1000]
     rounds = 20
@@ -222,16 +222,16 @@ def memorise(images: Images, key: Key, config: Config) -> tuple[np.ndarray, np.n
 
 
 class Neighbours:
-    """The nearest training images: how far they are, and whether they agree."""
+    """Distance to the nearest training image, and label agreement of neighbours."""
 
     def __init__(self, images: Images, most: int = 5000):
-        """Takes the first `most` training images."""
+        """Index the first `most` training images."""
         self._labels = images.train_labels[:most]
         self._index = NearestNeighbors(n_neighbors=NEIGHBOURS)
         self._index.fit(np.asarray(images.train[:most]))
 
     def __call__(self, x: Array) -> tuple[float, float]:
-        """Mean distance to the nearest; share of the commonest label among ten."""
+        """Mean distance to the nearest; mean share of the most common label of ten."""
         distances, index = self._index.kneighbors(np.asarray(x))
         labels = self._labels[index]
         commonest = [np.bincount(row).max() / NEIGHBOURS for row in labels]
@@ -239,7 +239,7 @@ class Neighbours:
 
 
 def test_pairs(images: Images, config: Config) -> tuple[Array, Array]:
-    """Pairs of test images with different labels."""
+    """Draw pairs of test images with different labels."""
     draws = np.random.default_rng(config.seed)
     index = draws.integers(len(images.test), size=(20 * config.num_pairs, 2))
     differ = images.test_labels[index[:, 0]] != images.test_labels[index[:, 1]]
@@ -248,7 +248,7 @@ def test_pairs(images: Images, config: Config) -> tuple[Array, Array]:
 
 
 def random_codes(params: Params, x: Array, key: Key, num_samples: int) -> Array:
-    """Codes of the prior, or of the Gaussian fitted to an autoencoder's codes."""
+    """Draw codes from the prior, or from a Gaussian fitted to autoencoder codes."""
     if isinstance(params.spec.posterior, PointMass):
         codes = vae_jax.encode(params, x).mean
         factor = multivariate_gaussian.cholesky_factor(
@@ -261,9 +261,10 @@ def random_codes(params: Params, x: Array, key: Key, num_samples: int) -> Array:
 
 
 def holes(params: Params, images: Images, key: Key) -> float:
-    """How far from one Gaussian the codes are, in nats a code.
+    """Deviation of the codes from a single Gaussian, in nats per code.
 
-    What a mixture of twenty Gaussians of one shape says of test codes more than one.
+    The mean log-density of test codes under a mixture of twenty Gaussians with a shared
+    covariance, minus that under one Gaussian; both are fitted to training codes.
     """
 
     def codes(x: Array, key: Key) -> np.ndarray:
@@ -281,7 +282,7 @@ def holes(params: Params, images: Images, key: Key) -> float:
 
 
 def generation(models: dict[str, Params], images: Images, key: Key, config: Config):
-    """Neighbours of what each model decodes between codes, and from random ones."""
+    """Measure and return the images decoded between codes and from random codes."""
     neighbours = Neighbours(images)
     random_key, holes_key = jax.random.split(key)
     pairs = test_pairs(images, config)
@@ -303,22 +304,22 @@ def generation(models: dict[str, Params], images: Images, key: Key, config: Conf
 
 
 def generation_checks(found) -> list[Check]:
-    """The claims of the notes: denser codes, better samples."""
+    """Checks of the notes' claims: the VAE has denser codes and better samples."""
     plain, vae = found["autoencoder"], found["VAE"]
     nearest = "pixels to the nearest image: VAE's below AE's"
     checks = [
         Check(row, f"{kind}, {nearest}", vae[kind][0], plain[kind][0], relation="<")
         for row, kind in (("S0-2", "between"), ("S2-7", "random"))
     ]
-    gain = "nats a mixture gains on codes: VAE's below AE's"
+    gain = "gain of a mixture on codes, nats: VAE below AE"
     return [*checks, Check("S0-1", gain, vae["holes"], plain["holes"], relation="<")]
 
 
 def generation_notes(found) -> list[str]:
-    """A line for each kind of picture."""
+    """One line per model and kind of image."""
     return [
-        f"{model}, {kind}: {measured[0]:.2f} to the nearest of the training images, "
-        f"{measured[1]:.1%} of ten neighbours agree"
+        f"{model}, {kind}: distance to the nearest training image {measured[0]:.2f}, "
+        f"label agreement of its ten neighbours {measured[1]:.1%}"
         for model, kinds in found.items()
         for kind, measured in kinds.items()
         if kind != "holes"
@@ -326,7 +327,7 @@ def generation_notes(found) -> list[str]:
 
 
 def deep_checks(models: dict[str, Params], images: Images, errors) -> list[Check]:
-    """A deep code of two numbers beats PCA's; eight images are learnt by heart."""
+    """Checks that a deep code of size 2 beats PCA and that `FEW` images overfit."""
     pca = PCA(2).fit(images.train)
     rebuilt = pca.inverse_transform(pca.transform(images.test))
     of_pca = np.mean(np.sum((images.test - rebuilt) ** 2, axis=1))
@@ -340,13 +341,19 @@ def deep_checks(models: dict[str, Params], images: Images, errors) -> list[Check
             of_pca,
             relation="<",
         ),
-        Check("S2-6", f"squared error of {FEW} images learnt", train_error, 0, 0.5),
-        Check("S2-6", "of test images: above PCA's", test_error, of_pca, relation=">"),
+        Check("S2-6", f"squared error of {FEW} training images", train_error, 0, 0.5),
+        Check(
+            "S2-6",
+            "error of test images: above PCA's",
+            test_error,
+            of_pca,
+            relation=">",
+        ),
     ]
 
 
 def draw_codes(models: dict[str, Params], images: Images) -> Figure:
-    """The codes of the test images, side by side."""
+    """Draw the codes of the test images under each model, side by side."""
     figure = Figure((8.6, 4.2), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, (name, params) in zip(panels, models.items(), strict=True):
@@ -369,7 +376,7 @@ def draw_codes(models: dict[str, Params], images: Images) -> Figure:
 
 
 def draw_memory(steps, errors, of_pca: float) -> Figure:
-    """Squared errors of the memorised and of other images."""
+    """Draw the squared errors of the memorised and of other images."""
     figure = Figure((6, 3.8), layout="constrained")
     axes = figure.subplots()
     axes.semilogy(steps, errors[:, 0], "o-", label=f"the {FEW} training images")
@@ -382,7 +389,7 @@ def draw_memory(steps, errors, of_pca: float) -> Figure:
 
 
 def compute(config: Config) -> Report:
-    """All of the topic."""
+    """Compute every check and figure of the topic."""
     images = load(config)
     linear_key, plane_key, deep_key, memory_key, code_key = jax.random.split(
         jax.random.key(config.seed), 5

@@ -1,11 +1,11 @@
-"""Posterior collapse: when, how to see it, and what to do about it (S2-16).
+"""Posterior collapse: conditions, diagnostics, remedies (S2-16).
 
     python -m experiments.lecture.collapse
 
 P(z|x) = P(z) means that x and z are independent: nothing is encoded. In a linear VAE a
 latent unit collapses exactly when the eigenvalue of its direction is below beta times
-the noise variance; all betas train in one program. In a deep one the KL of each unit
-shows it; warm-up and free bits are set beside it. Two minutes on two cores.
+the noise variance; all betas train in one program. In a deep VAE the KL of each unit
+shows the collapse; warm-up and free bits are compared. Two minutes on two cores.
 """
 
 import math
@@ -32,18 +32,18 @@ from vae_jax.estimators import sigma_points
 from vae_jax.types import Array, Key
 
 NOISE_VAR, LINEAR_LATENTS = 0.05, 12
-# Betas lie between the eigenvalues number k and k + 1: k units should live.
+# Expected active units k: beta * NOISE_VAR lies between eigenvalues k and k + 1.
 LIVE = (0, 1, 3, 4, 5)
 
 
 class Setting(NamedTuple):
-    """How a deep model is trained.
+    """Training setting of a deep model.
 
     Attributes:
-      name: of it.
+      name: name of the setting.
       beta: weight of the KL.
-      warm_up: share of the steps over which beta rises from 0.
-      free_bits: nats of each unit that cost nothing.
+      warm_up: fraction of the steps over which beta rises from 0.
+      free_bits: KL in nats below which a unit is not penalised.
     """
 
     name: str
@@ -61,25 +61,25 @@ class Config(flags.DataFlags):
     num_steps: flags.Count = 2500
     """Training steps of the deep models, in whole epochs."""
     beta: flags.Positive | None = None
-    """Weight of the KL at which units collapse; by default 2 for images of less than \
-100 pixels, else 8."""
+    """Weight of the KL in the settings with partial collapse; by default 2 for images \
+of fewer than 100 pixels, 8 otherwise."""
     hidden_dim: flags.Count = 200
-    """Width of the deep models' encoder and decoder."""
+    """Hidden width of the deep models' encoder and decoder."""
     latent_dim: flags.Count = 20
-    """Latents of the deep models."""
+    """Latent dimension of the deep models."""
     seed: flags.Natural = 0
-    """Of weights, noise and order of the data."""
+    """Seed of the weights, the noise and the order of the data."""
     run_dir: str = "runs/lecture/collapse"
-    """Where results.json and figures/ go."""
+    """Folder for results.json and figures/."""
 
 
 class Found(NamedTuple):
-    """What the diagnostics say about the deep models, M of them.
+    """Diagnostics of M deep models.
 
     Attributes:
-      elbo: of the test images at beta 1, nats, `[M]`.
-      kl: of each unit, nats, `[M, L]`.
-      active: units whose mean moves with x, `[M]`.
+      elbo: ELBO of the test images at beta 1, nats, `[M]`.
+      kl: KL of each unit, nats, `[M, L]`.
+      active: number of active units, `[M]`.
       information: mutual information of x and z, nats, `[M]`.
     """
 
@@ -90,8 +90,8 @@ class Found(NamedTuple):
 
 
 def settings_of(config: Config, data_dim: int) -> tuple[Setting, ...]:
-    """How the deep models are trained."""
-    # Fidelity is a sum over pixels: the more there are, the larger a beta it takes.
+    """Training settings of the deep models."""
+    # The log-likelihood sums over pixels: more pixels need a larger beta to collapse.
     beta = config.beta or (2.0 if data_dim < 100 else 8.0)
     name = f"β = {beta:g}"
     return (
@@ -104,7 +104,7 @@ def settings_of(config: Config, data_dim: int) -> tuple[Setting, ...]:
 
 
 def moments_of(x: Array) -> Array:
-    """2 D examples with the mean and the covariance of x: all that is linear sees."""
+    """2 D examples with the mean and covariance of x, sufficient for a linear VAE."""
     values, vectors = jnp.linalg.eigh(jnp.cov(x, rowvar=False, bias=True))
     scales = jnp.sqrt(len(values) * jnp.maximum(values, 0))
     spread = (vectors * scales).T
@@ -112,7 +112,7 @@ def moments_of(x: Array) -> Array:
 
 
 def linear_sweep(x: Array, betas: Array, key: Key, num_steps: int) -> Array:
-    """Units alive in a linear VAE for every beta, all trained in one program."""
+    """Train a linear VAE for every beta in one program; count its active units."""
     spec = ModelSpec(
         encoder=Linear(),
         decoder=Linear(),
@@ -141,7 +141,7 @@ def linear_sweep(x: Array, betas: Array, key: Key, num_steps: int) -> Array:
             )
             return optax.apply_updates(params, updates), opt_state
 
-        # Optax declares some containers, and takes every pytree.
+        # Optax accepts any pytree, but annotates only some containers.
         opt_state = optimizer.init(start)  # pyright: ignore[reportArgumentType]
         carry = (start, opt_state)
         params, _ = jax.lax.fori_loop(0, num_steps, step, carry)
@@ -151,7 +151,7 @@ def linear_sweep(x: Array, betas: Array, key: Key, num_steps: int) -> Array:
 
 
 def betas_between(x: Array) -> Array:
-    """For each k of LIVE a beta that k eigenvalues exceed, times the noise."""
+    """For each k in LIVE, a beta such that k eigenvalues exceed beta * NOISE_VAR."""
     values = jnp.linalg.eigvalsh(jnp.cov(x, rowvar=False, bias=True))[::-1]
     above = jnp.concatenate([1.5 * values[:1], values])
     thresholds = jnp.sqrt(above * jnp.concatenate([values, values[-1:]]))
@@ -161,7 +161,7 @@ def betas_between(x: Array) -> Array:
 def deep_models(
     images: Images, key: Key, config: Config, settings: Sequence[Setting]
 ) -> Params:
-    """One model for every setting, all trained in one program; a leading axis M."""
+    """Train one model per setting in one program; the leaves have a leading axis M."""
     spec = ModelSpec(
         encoder=MLP((config.hidden_dim,)),
         decoder=MLP((config.hidden_dim,)),
@@ -188,7 +188,7 @@ def deep_models(
 
 
 def diagnose(models: Params, x: Array) -> Found:
-    """The library's diagnostics of every model."""
+    """Compute the library's diagnostics for every model."""
 
     def of(params: Params) -> Found:
         keys = evaluation_keys()
@@ -203,13 +203,13 @@ def diagnose(models: Params, x: Array) -> Found:
 
 
 def independent_pixels(images: Images, x: Array) -> Array:
-    """Mean log-probability of x, pixels independent with the training set's means."""
+    """Mean log-probability of x under independent pixels with the training means."""
     mean = jnp.clip(images.train.mean(axis=0), 1e-3, 1 - 1e-3)
     return bernoulli.log_prob(x, jnp.log(mean) - jnp.log1p(-mean)).mean()
 
 
 def deep_checks(found: Found, without_z: Array) -> list[Check]:
-    """Total collapse is a model without z; free bits keep every unit alive."""
+    """Checks: full collapse equals a model without z; free bits keep units active."""
     plain, partly, _, free, dead = range(5)
     size = len(found.kl[free])
     return [
@@ -244,7 +244,7 @@ def deep_checks(found: Found, without_z: Array) -> list[Check]:
 
 
 def draw_sweep(betas, counts, values) -> Figure:
-    """Live units against beta: the exact stairs, and what training found."""
+    """Draw active units against beta, exact and after training."""
     figure = Figure((6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     line = np.geomspace(0.5 * min(betas), 1.2 * max(betas), 500)
@@ -261,7 +261,7 @@ def draw_sweep(betas, counts, values) -> Figure:
 
 
 def draw_units(found: Found, settings: Sequence[Setting], name: str) -> Figure:
-    """KL of each unit, sorted, for every setting."""
+    """Draw the sorted KL of each unit for every setting."""
     figure = Figure((6.8, 4), layout="constrained")
     axes = figure.subplots()
     for setting, kl, active, elbo in zip(
@@ -277,7 +277,7 @@ def draw_units(found: Found, settings: Sequence[Setting], name: str) -> Figure:
 
 
 def compute(config: Config) -> Report:
-    """All of the topic."""
+    """Compute every check and figure of the topic."""
     images = load(config)
     linear_key, deep_key = jax.random.split(jax.random.key(config.seed))
     with jax.enable_x64(True):
@@ -306,7 +306,9 @@ def compute(config: Config) -> Report:
         for setting, elbo, kl, active, information in zip(settings, *found, strict=True)
     ]
     limit = math.log(len(test))
-    notes.append(f"{len(test)} images show a mutual information of {limit:.2f} at most")
+    notes.append(
+        f"upper limit of the mutual information: log {len(test)} = {limit:.2f}"
+    )
     figures = {
         "linear": draw_sweep(betas, counts, values),
         "units": draw_units(found, settings, images.name),

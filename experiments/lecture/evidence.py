@@ -1,12 +1,12 @@
-"""log p(x) = ELBO + KL(q || p(z|x)), where all three are known (S0-4 to 9, S1-1 to 7).
+"""log p(x) = ELBO + KL(q || p(z|x)) with all three exact (S0-4 to 9, S1-1 to 7).
 
     python -m experiments.lecture.evidence
 
-A linear decoder with Gaussian noise has an evidence and a posterior in closed form, and
-integrands that are quadratic in z, whose means a few points give exactly: so the
-identity holds to double precision along a whole training run (S4-6, S4-7). Integrals on
-a grid are as good in two dimensions, and hopeless in six. Seconds on one core, without
-data.
+A linear decoder with Gaussian noise has a closed-form evidence and posterior. Its
+integrands are quadratic in z, so sigma points give their expectations exactly, and the
+identity holds to double precision along a whole training run (S4-6, S4-7). Integration
+on a grid is as accurate in two dimensions and useless in six. Seconds on one core, no
+data needed.
 """
 
 import math
@@ -38,22 +38,22 @@ DATA_DIM, LATENT_DIM, NUM_EXAMPLES, NOISE_VAR = 6, 2, 200, 0.3
 
 @dataclass(frozen=True)
 class Config:
-    """The evidence, its bound and their difference on exact models."""
+    """Evidence, ELBO and their difference on exact models."""
 
     num_steps: flags.Count = 1000
-    """Training steps with the encoder alone; then five times as many with both."""
+    """Training steps of the encoder alone; then five times as many of both networks."""
     num_draws: flags.Several = 100_000
     """Draws of the posterior predictive distribution."""
     grid_points: Annotated[int, flags.at_least(64)] = 40_000
-    """Points of each grid, and importance samples beside it."""
+    """Points of each grid and number of importance samples."""
     seed: flags.Natural = 0
-    """Of data, weights and noise."""
+    """Seed of the data, the weights and the noise."""
     run_dir: str = "runs/lecture/evidence"
-    """Where results.json and figures/ go."""
+    """Folder for results.json and figures/."""
 
 
 class Figures(NamedTuple):
-    """Means over the data, in nats."""
+    """Means over the data, in nats; `gap` is KL(q || p(z|x))."""
 
     log_evidence: Array
     elbo: Array
@@ -61,7 +61,7 @@ class Figures(NamedTuple):
 
 
 def measure(params: Params, x: Array) -> Figures:
-    """Evidence, ELBO and KL(q || p(z|x)), each by a formula of its own."""
+    """Compute evidence, ELBO and KL(q || p(z|x)), each by its own formula."""
     model = exact.linear_gaussian(params)
     q = diagonal(vae_jax.encode(params, x))
     return Figures(
@@ -84,7 +84,7 @@ def gap_to_posterior(
 
 
 def make_data(key: Key) -> Array:
-    """Examples of a linear-Gaussian model, `[n, D]`."""
+    """Draw examples from a linear-Gaussian model, `[n, D]`."""
     weights_key, z_key, noise_key = jax.random.split(key, 3)
     weights = jax.random.normal(weights_key, (DATA_DIM, LATENT_DIM))
     z = jax.random.normal(z_key, (NUM_EXAMPLES, LATENT_DIM))
@@ -93,7 +93,7 @@ def make_data(key: Key) -> Array:
 
 
 def make_model(x: Array, key: Key) -> Params:
-    """A VAE with linear networks, noise of known variance, nothing trained."""
+    """Untrained VAE with linear networks and known noise variance."""
     spec = ModelSpec(
         encoder=Linear(),
         decoder=Linear(),
@@ -106,7 +106,7 @@ def make_model(x: Array, key: Key) -> Params:
 
 
 def best_model(x: Array) -> exact.LinearGaussian:
-    """The maximum of the likelihood at the known noise (Tipping & Bishop 1999)."""
+    """Maximum-likelihood model at the known noise variance (Tipping & Bishop 1999)."""
     values, vectors = jnp.linalg.eigh(jnp.cov(x, rowvar=False, bias=True))
     leading = jnp.maximum(values[::-1][:LATENT_DIM] - NOISE_VAR, 0)
     weights = vectors[:, ::-1][:, :LATENT_DIM] * jnp.sqrt(leading)
@@ -116,7 +116,7 @@ def best_model(x: Array) -> exact.LinearGaussian:
 def train(
     params: Params, x: Array, num_steps: int, *, decoder: bool
 ) -> tuple[Params, Figures]:
-    """Adam on the exact ELBO; the figures before each step, `[num_steps]`."""
+    """Train with Adam on the exact ELBO; `Figures` before each step, `[num_steps]`."""
     optimizer = optax.adam(optax.cosine_decay_schedule(0.02, num_steps))
     moving = vae_jax.trainable(params)
     if not decoder:
@@ -135,7 +135,7 @@ def train(
         )
         return (optax.apply_updates(params, updates), opt_state), measure(params, x)
 
-    # Optax declares some containers, and takes every pytree.
+    # Optax accepts any pytree, but annotates only some containers.
     opt_state = optimizer.init(params)  # pyright: ignore[reportArgumentType]
     carry = (params, opt_state)
     run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=num_steps))
@@ -144,7 +144,7 @@ def train(
 
 
 def training_checks(first: Figures, second: Figures, x: Array) -> list[Check]:
-    """The identity at every step, and both effects of raising the ELBO."""
+    """Checks of the identity at every step and of both effects of raising the ELBO."""
     both = [jnp.concatenate(pair) for pair in zip(first, second, strict=True)]
     log_evidence, elbo, gap = both
     best = exact.log_evidence(best_model(x), x).mean()
@@ -166,7 +166,7 @@ def training_checks(first: Figures, second: Figures, x: Array) -> list[Check]:
 
 
 def falling(x: Array, key: Key) -> tuple[Figures, list[Check]]:
-    """From the best decoder and a bad encoder: the ELBO rises, log p(x) must fall."""
+    """Train from the best decoder and an untrained encoder: log p(x) falls."""
     best = exact.linear_vae(best_model(x))
     params = make_model(x, key).replace(decoder=best.decoder)
     _, found = train(params, x, 300, decoder=True)
@@ -179,7 +179,7 @@ def falling(x: Array, key: Key) -> tuple[Figures, list[Check]]:
 
 
 def form_checks(params: Params, x: Array) -> list[Check]:
-    """The ELBO's three forms, an arbitrary q, and a prior that is learnt."""
+    """Checks of the three forms of the ELBO and of the KL to another prior."""
     q = diagonal(vae_jax.encode(params, x))
 
     def mean(function) -> Array:
@@ -214,7 +214,7 @@ def form_checks(params: Params, x: Array) -> list[Check]:
 
 
 def arbitrary_checks(params: Params, x: Array, key: Key) -> list[Check]:
-    """For any q: the bound holds, and ELBO + KL does not depend on q."""
+    """Checks for arbitrary q: the bound holds, and ELBO + KL does not depend on q."""
     model = exact.linear_gaussian(params)
     log_evidence = exact.log_evidence(model, x)
 
@@ -236,12 +236,12 @@ def arbitrary_checks(params: Params, x: Array, key: Key) -> list[Check]:
     return [
         Check("S1-4", "ELBO - log p(x) of 50 random q, largest", most, 0, 0, "<"),
         Check("S4-6", "ELBO + KL - log p(x) of them, largest", off, 0, 1e-9),
-        Check("S4-7", "best ELBO is least KL: places apart", order, 0),
+        Check("S4-7", "argmax of ELBO minus argmin of KL", order, 0),
     ]
 
 
 def jensen_checks(params: Params, x: Array) -> list[Check]:
-    """The logarithm of a mean exceeds the mean of logarithms; of an integral, not."""
+    """Checks of Jensen's inequality for means, and its failure for plain integrals."""
     a, b = 1.0, 9.0
     gap = math.log((a + b) / 2) - (math.log(a) + math.log(b)) / 2
     # The integrand e^10 on a set of volume 2.
@@ -262,16 +262,16 @@ def jensen_checks(params: Params, x: Array) -> list[Check]:
             math.log(5 / 3),
             1e-12,
         ),
-        Check("S1-3", "printed bound: 20 on a left side of", left, printed, 0, "<"),
+        Check("S1-3", "printed bound: left side, claimed >= 20", left, printed, 0, "<"),
         Check("S1-3", "log p(x) - E_p(z) log p(x|z), least", least, 0, 0, ">"),
     ]
 
 
 def likelihood_checks(params: Params, x: Array) -> list[Check]:
-    """Log p of the data set is a sum; p(x) is an integral, or N(b, W W' + s² I)."""
+    """Checks of the log-likelihood, by SciPy's N(b, W W' + s² I) and by quadrature."""
     model = exact.linear_gaussian(params)
     covariance = model.weights @ model.weights.T + NOISE_VAR * jnp.eye(DATA_DIM)
-    # SciPy's annotation is that of the default, a number.
+    # SciPy annotates the argument with the type of its default, a number.
     oracle = scipy.stats.multivariate_normal(
         model.bias,
         covariance,  # pyright: ignore[reportArgumentType]
@@ -284,17 +284,17 @@ def likelihood_checks(params: Params, x: Array) -> list[Check]:
         Check("S1-1", "sum of log p(x_i), 20 examples", ours[:20].sum(), product, 1e-8),
         Check(
             "S1-2",
-            "log p(x) less SciPy's, all",
+            "log p(x) by SciPy, all examples",
             ours.sum(),
             oracle.logpdf(x).sum(),
             1e-8,
         ),
-        Check("S1-2", "integral over 2 latents less exact", off, 0, 1e-9),
+        Check("S1-2", "integral over 2 latents minus exact", off, 0, 1e-9),
     ]
 
 
 def predictive_checks(params: Params, x: Array, key: Key, num_draws: int):
-    """Encode, sample, decode: moments of p(x'|x) = E_q p(x'|z)."""
+    """Checks of the moments of the posterior predictive p(x'|x) = E_q p(x'|z)."""
     model = exact.linear_gaussian(params)
     q = diagonal(vae_jax.encode(params, x[:1]))
     mean = model.weights @ q.mean[0] + model.bias
@@ -312,7 +312,7 @@ def predictive_checks(params: Params, x: Array, key: Key, num_draws: int):
 
 
 def grids(key: Key, num_points: int, most: int = 6) -> dict[str, list[float]]:
-    """Errors of log p(x) by grid and by importance samples, for each latent size."""
+    """Errors of log p(x) on a grid and by importance sampling, per latent dimension."""
     found = {"grid": [], "importance samples": []}
     for latent_dim in range(1, most + 1):
         weights_key, x_key, sample_key = jax.random.split(
@@ -336,7 +336,7 @@ def grids(key: Key, num_points: int, most: int = 6) -> dict[str, list[float]]:
 
 
 def grid_checks(found: dict[str, list[float]]) -> list[Check]:
-    """Good in one and two dimensions, of no use in six."""
+    """Checks that the grid is accurate with one and two latents but not with six."""
     grid, sampled = found.values()
     return [
         Check("S0-5", "grid: error with 1 latent, nats", grid[0], 0, 1e-9),
@@ -347,10 +347,10 @@ def grid_checks(found: dict[str, list[float]]) -> list[Check]:
 
 
 def draw_training(first: Figures, second: Figures) -> Figure:
-    """Evidence and ELBO, and the gap between them."""
+    """Draw evidence, ELBO and the gap between them along the training run."""
     figure = Figure((7, 4), layout="constrained")
     axes = figure.subplots()
-    shown = min(len(first.elbo), 300)  # Of each; later there is nothing to see.
+    shown = min(len(first.elbo), 300)  # Steps of each phase; later ones are flat.
     log_evidence, elbo, _ = (
         np.concatenate([a[:shown], b[:shown]])
         for a, b in zip(first, second, strict=True)
@@ -372,7 +372,7 @@ def draw_training(first: Figures, second: Figures) -> Figure:
 
 
 def draw_falling(found: Figures) -> Figure:
-    """The ELBO rises and log p(x) falls."""
+    """Draw a run in which the ELBO rises and log p(x) falls."""
     figure = Figure((6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     axes.plot(np.asarray(found.log_evidence), color="tab:blue", label="log p(x), exact")
@@ -386,7 +386,7 @@ def draw_falling(found: Figures) -> Figure:
 
 
 def draw_grids(found: dict[str, list[float]], num_points: int) -> Figure:
-    """Errors against the number of latents."""
+    """Draw errors against the number of latents."""
     figure = Figure((6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     for (name, errors), color in zip(
@@ -401,7 +401,7 @@ def draw_grids(found: dict[str, list[float]], num_points: int) -> Figure:
 
 
 def compute(config: Config) -> Report:
-    """All of the topic, in double precision."""
+    """Compute every check and figure of the topic, in double precision."""
     with jax.enable_x64(True):
         data_key, init_key, q_key, draw_key, grid_key = jax.random.split(
             jax.random.key(config.seed), 5

@@ -1,4 +1,4 @@
-"""The images that topics train on, as models see them."""
+"""Images for the lecture topics, scaled to [0, 1]."""
 
 from typing import Any, NamedTuple
 
@@ -13,16 +13,16 @@ from vae_jax.types import Array
 
 
 class Images(NamedTuple):
-    """A data set in [0, 1].
+    """A labelled data set of images in [0, 1].
 
     Attributes:
       train: `[n, D]`.
       train_labels: `[n]`.
       test: `[m, D]`.
       test_labels: `[m]`.
-      data_shape: of an image.
-      name: of the data set.
-      notes: sentences to print.
+      data_shape: shape of an image.
+      name: name of the data set.
+      notes: lines to print about the data.
     """
 
     train: Array
@@ -35,20 +35,20 @@ class Images(NamedTuple):
 
 
 def load(config: Any) -> Images:
-    """The images of a configuration's `dataset`, `data_dir` and `seed`.
+    """Load the images named by a configuration's `dataset`, `data_dir` and `seed`.
 
     Args:
-      config: a topic's.
+      config: configuration of a topic.
 
     Returns:
       `Images`.
 
     Raises:
-      ValueError: no such data, or none with labels.
+      ValueError: the data set is unknown or has no labels.
     """
     dataset = data.load(config.dataset, data_dir=config.data_dir, seed=config.seed)
     if dataset.train_labels is None or dataset.test_labels is None:
-        raise ValueError(f"--dataset {dataset.name} has no labels, which are needed")
+        raise ValueError(f"--dataset must have labels, but {dataset.name} has none")
     train, test = (
         data.to_unit_interval(x, dataset.num_levels)
         for x in (dataset.train, dataset.test)
@@ -65,11 +65,11 @@ def load(config: Any) -> Images:
 
 
 def binary_test(images: Images, *, count: int) -> Array:
-    """The first test images as bits, drawn once: image i with its own key.
+    """Binarize the first test images once, with one fixed key per image.
 
     Args:
       images: the data set.
-      count: how many.
+      count: number of images.
 
     Returns:
       `[count, D]`, zeros and ones.
@@ -82,12 +82,12 @@ def binary_test(images: Images, *, count: int) -> Array:
 def draw_rows(
     rows: list[tuple[str, Array]], data_shape: tuple[int, ...], title: str
 ) -> Figure:
-    """Pictures in rows.
+    """Draw rows of images.
 
     Args:
-      rows: a name and pictures `[columns, D]` for each.
-      data_shape: of a picture.
-      title: of the figure.
+      rows: name and images `[columns, D]` of each row.
+      data_shape: shape of an image.
+      title: title of the figure.
 
     Returns:
       The figure.

@@ -1,11 +1,11 @@
-"""Markov chains and variational inference on one posterior (S4-1 to S4-5).
+"""MCMC and variational inference on one posterior (S4-1 to S4-5).
 
     python -m experiments.lecture.inference
 
-The posterior of a linear-Gaussian model is known, and its units are correlated. Chains
-of Metropolis-Hastings and Gibbs approach it for as long as they run; a diagonal q,
-fitted to each x or given by an encoder, is soon as near as it can be, which is not all
-the way. Two minutes on two cores, without data.
+The posterior of a linear-Gaussian model is known and its units are correlated. The
+error of Metropolis-Hastings and Gibbs chains keeps decreasing with their length. A
+diagonal q, fitted to one x or given by an encoder, converges quickly but to a biased
+approximation. Two minutes on two cores, no data needed.
 """
 
 import math
@@ -42,29 +42,29 @@ COLORS = {
 
 @dataclass(frozen=True)
 class Config:
-    """Samplers and variational inference on one posterior."""
+    """MCMC and variational inference on one posterior."""
 
     num_samples: Annotated[int, flags.at_least(50)] = 4000
     """States of every chain."""
     num_chains: flags.Several = 100
-    """Chains whose errors are averaged."""
+    """Number of chains whose errors are averaged."""
     scale: flags.Positive = 0.35
-    """Of a step of Metropolis-Hastings."""
+    """Step size of Metropolis-Hastings."""
     encoder_steps: flags.Count = 2000
     """Training steps of the encoder."""
     seed: flags.Natural = 0
-    """Of the model, the data and all noise."""
+    """Seed of the model, the data and all noise."""
     run_dir: str = "runs/lecture/inference"
-    """Where results.json and figures/ go."""
+    """Folder for results.json and figures/."""
 
 
 class Curve(NamedTuple):
     """Errors against log-joint evaluations.
 
     Attributes:
-      evaluations: `[n]`.
-      mean: error of E[z|x] in standard deviations of the posterior, `[n]`.
-      deviation: relative error of the standard deviation of z given x, `[n]`.
+      evaluations: number of evaluations, `[n]`.
+      mean: error of E[z|x] in posterior standard deviations, `[n]`.
+      deviation: relative error of the posterior standard deviation, `[n]`.
     """
 
     evaluations: np.ndarray
@@ -80,10 +80,10 @@ class Truth(NamedTuple):
 
 
 def make_model(key: Key) -> tuple[exact.LinearGaussian, Params, Array]:
-    """A model of correlated units, its VAE with an encoder that knows nothing, data."""
+    """Model with correlated units, its VAE with an untrained encoder, and data."""
     weights_key, init_key, data_key = jax.random.split(key, 3)
     own, shared = jax.random.normal(weights_key, (2, DATA_DIM, LATENT_DIM))
-    weights = 0.5 * own + shared[:, :1]  # A direction that all units share.
+    weights = 0.5 * own + shared[:, :1]  # All units share a direction.
     model = exact.LinearGaussian(weights, jnp.zeros(DATA_DIM), jnp.asarray(NOISE_VAR))
     spec = ModelSpec(
         encoder=MLP((32,)),
@@ -101,7 +101,7 @@ def make_model(key: Key) -> tuple[exact.LinearGaussian, Params, Array]:
 
 
 def train_encoder(params: Params, x: Array, key: Key, num_steps: int) -> Params:
-    """Amortized inference: the encoder trains, the decoder stays."""
+    """Train the encoder by amortized inference with the decoder fixed."""
 
     def objective(moving: Params, x: Array, key: Key, step, *, axis_name=None):
         value = vae_jax.elbo(moving.replace(decoder=params.decoder), x, key)
@@ -123,7 +123,7 @@ def train_encoder(params: Params, x: Array, key: Key, num_steps: int) -> Params:
 
 
 def errors(mean: Array, deviation: Array, truth: Truth) -> tuple[Array, Array]:
-    """Of estimates `[..., L]`: root mean squares over the units."""
+    """Root mean squared errors over the units of estimates `[..., L]`."""
     scale = jnp.sqrt(jnp.diag(truth.covariance))
     of_mean = jnp.sqrt(jnp.mean(jnp.square((mean - truth.mean) / scale), axis=-1))
     ratio = deviation / scale - 1
@@ -142,7 +142,7 @@ def chain_curve(samples: Array, truth: Truth, cost: int) -> Curve:
 
 
 def run_chains(params: Params, x: Array, truth: Truth, key: Key, config: Config):
-    """Samples `[C, T, L]` of both samplers, from draws of the prior."""
+    """Run both samplers from draws of the prior; samples are `[C, T, L]`."""
     start_key, walk_key, gibbs_key = jax.random.split(key, 3)
     starts = jax.random.normal(start_key, (config.num_chains, LATENT_DIM))
     walk = partial(
@@ -167,7 +167,7 @@ def run_chains(params: Params, x: Array, truth: Truth, key: Key, config: Config)
 
 
 def fitted(params: Params, x: Array, truth: Truth, key: Key):
-    """The best q of x alone after several numbers of steps: the curve, and the last."""
+    """Fit q to x alone with several step counts; return the curve and the last q."""
     points, fits = [], []
     for num_steps in STEPS_OF_FIT:
         run = jax.jit(
@@ -184,7 +184,7 @@ def fitted(params: Params, x: Array, truth: Truth, key: Key):
 
 
 def chain_checks(name: str, row: str, chain: mcmc.Chain, truth: Truth) -> list[Check]:
-    """Mean and deviation of the later states, in standard errors that they know."""
+    """Checks of the moments of the later states, within five estimated errors."""
     kept = chain.samples[:, chain.samples.shape[1] // 5 :]
     by_step = jnp.moveaxis(kept, 0, 1)
     size = mcmc.effective_sample_size(by_step).min()
@@ -202,7 +202,7 @@ def chain_checks(name: str, row: str, chain: mcmc.Chain, truth: Truth) -> list[C
 def variational_checks(
     model: exact.LinearGaussian, params: Params, q, x: Array, truth: Truth
 ) -> list[Check]:
-    """The best diagonal q: right means, variances 1 / precision, and a known gap."""
+    """Checks of the best diagonal q: its mean, variances 1 / precision, known gap."""
     precision = jnp.linalg.inv(truth.covariance)
     terms = vae_jax.elbo_terms(
         params, x[None], jax.random.key(0), posterior=q, estimator=sigma_points
@@ -227,7 +227,7 @@ def variational_checks(
 def amortization_checks(
     model: exact.LinearGaussian, params: Params, x: Array
 ) -> tuple[list[Check], str]:
-    """What the encoder loses: approximation gap and amortization gap, none negative."""
+    """Checks of the encoder's approximation and amortization gaps, and a note."""
     few = x[:500]
     elbo = vae_jax.elbo_terms(params, few, jax.random.key(0), estimator=sigma_points)
     log_evidence = exact.log_evidence(model, few)
@@ -242,14 +242,14 @@ def amortization_checks(
         Check("S4-5", "encoder: amortization gap, nats", amortization, 0, 0, ">"),
     ]
     note = (
-        f"encoder: the family costs {float(approximation):.3f} nats, amortization "
-        f"{amortization:.3f}"
+        f"encoder: approximation gap {float(approximation):.3f} nats, amortization "
+        f"gap {amortization:.3f} nats"
     )
     return checks, note
 
 
 def bayes_checks(model: exact.LinearGaussian, x: Array, truth: Truth) -> list[Check]:
-    """The posterior against Bayes' rule on a grid of one unit, the others given."""
+    """Checks of the exact posterior by Bayes' rule on a grid of z1, the rest given."""
     params = exact.linear_vae(model)
     axis = jnp.linspace(-8, 8, 4001)
     rest = truth.mean[1:]
@@ -265,7 +265,7 @@ def bayes_checks(model: exact.LinearGaussian, x: Array, truth: Truth) -> list[Ch
 
 
 def draw_curves(curves: dict[str, Curve]) -> Figure:
-    """Both errors against evaluations."""
+    """Draw both errors against evaluations."""
     figure = Figure((9.5, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True)
     labels = ("error of E[z|x], standard deviations", "relative error of the deviation")
@@ -293,7 +293,7 @@ def draw_curves(curves: dict[str, Curve]) -> Figure:
 
 
 def draw_posterior(samples: Array, q, truth: Truth) -> Figure:
-    """Two units: a chain's states, and ellipses of the exact posterior and of q."""
+    """Draw chain states and ellipses of the exact posterior and q for two units."""
     figure = Figure((5.2, 4.6), layout="constrained")
     axes = figure.subplots()
     states = np.asarray(samples[:, -30:, :2]).reshape(-1, 2)
@@ -314,7 +314,7 @@ def draw_posterior(samples: Array, q, truth: Truth) -> Figure:
 
 
 def compute(config: Config) -> Report:
-    """All of the topic."""
+    """Compute every check and figure of the topic."""
     model_key, encoder_key, chain_key, fit_key = jax.random.split(
         jax.random.key(config.seed), 4
     )
@@ -343,7 +343,7 @@ def compute(config: Config) -> Report:
         *amortized,
         Check(
             "S4-5",
-            "σ: the chains' error at the end below q's",
+            "σ: final error of the chains, below q's",
             curves["Metropolis-Hastings"].deviation[-1],
             curve.deviation[-1],
             0,
@@ -355,7 +355,7 @@ def compute(config: Config) -> Report:
         "posterior": draw_posterior(walk.samples, q, truth),
     }
     rate = float(walk.acceptance_rate.mean())
-    notes = [note, f"Metropolis-Hastings accepts {rate:.0%} of its steps"]
+    notes = [note, f"Metropolis-Hastings accepts {rate:.0%} of its proposals"]
     return Report("Inference on one posterior", checks, figures, notes)
 
 

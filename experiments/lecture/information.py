@@ -2,9 +2,9 @@
 
     python -m experiments.lecture.information
 
-The die and the three letters of the notes with their right values, both directions of
+The die and the three letters of the notes with the correct values, both directions of
 the divergence, and the steps of the proof for Gaussians with full covariance. Seconds
-on one core, without data.
+on one core, no data needed.
 """
 
 import math
@@ -25,28 +25,28 @@ from vae_jax.distributions import discrete, gaussian, multivariate_gaussian
 from vae_jax.types import Array, Key
 
 LETTERS = np.array([0.7, 0.2, 0.1])
-PRINTED = 0.09673  # What the notes give for KL(Q||P) of the letters, in nats.
-# A mixture of two Gaussians that lie far apart: weights, means, standard deviation.
+PRINTED = 0.09673  # KL(Q || P) of the letters as printed in the notes, in nats.
+# Two well-separated Gaussian components: weights, means, shared standard deviation.
 MIXTURE = (np.array([0.6, 0.4]), np.array([-2.0, 2.5]), 0.6)
 GRID = np.linspace(-12, 12, 4801)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Information, entropy and divergence; figures go to the run folder."""
+    """Information, entropy and divergence."""
 
     num_draws: flags.Several = 1_000_000
     """Draws of every Monte Carlo estimate."""
     fit_steps: flags.Count = 2000
-    """Steps of Adam for each Gaussian that is fitted."""
+    """Adam steps for each fitted Gaussian."""
     seed: flags.Natural = 0
-    """Of all noise."""
+    """Seed of all noise."""
     run_dir: str = "runs/lecture/information"
-    """Where results.json and figures/ go."""
+    """Folder for results.json and figures/."""
 
 
 def die_checks(key: Key, num_draws: int) -> list[Check]:
-    """Expectation, Bayes' rule and total probability for a fair die."""
+    """Checks of expectation, Bayes' rule and total probability for a fair die."""
     faces, fair = jnp.arange(1, 7), jnp.ones(6) / 6
     is_odd = (faces % 2).astype(float)
     given_odd, log_evidence = discrete.posterior(jnp.log(fair), jnp.log(is_odd))
@@ -63,7 +63,7 @@ def die_checks(key: Key, num_draws: int) -> list[Check]:
 
 
 def letter_checks() -> list[Check]:
-    """Entropy and both divergences of the three letters P and the uniform Q, nats."""
+    """Checks of entropy and both divergences of the letters P and a uniform Q, nats."""
     p, q = jnp.asarray(LETTERS), jnp.ones(3) / 3
     entropy = -sum(value * math.log(value) for value in LETTERS)
     forward = math.log(3) - entropy
@@ -75,7 +75,7 @@ def letter_checks() -> list[Check]:
         Check("S2-10", "entropy of Q", discrete.entropy(q), math.log(3), 1e-12),
         Check("S3-4", "KL(P || Q)", discrete.kl_divergence(p, q), forward, 1e-12),
         Check("S3-4", "KL(Q || P)", measured, backward, 1e-12),
-        Check("S3-4", "the same, less what is printed", error, 0.2, relation=">"),
+        Check("S3-4", "KL(Q || P) minus the printed value", error, 0.2, relation=">"),
         Check(
             "S3-4",
             "Jensen-Shannon divergence",
@@ -87,7 +87,7 @@ def letter_checks() -> list[Check]:
 
 
 def lemma_checks(key: Key, num_pairs: int = 10_000) -> list[Check]:
-    """KL >= 0 on random pairs, and 0 where they are the same."""
+    """Checks that KL > 0 for random pairs and 0 for identical distributions."""
     p, q = jax.random.dirichlet(key, jnp.ones(5), (2, num_pairs))
     smallest = discrete.kl_divergence(p, q).min()
     largest = jnp.abs(discrete.kl_divergence(p, p)).max()
@@ -99,7 +99,7 @@ def lemma_checks(key: Key, num_pairs: int = 10_000) -> list[Check]:
 
 
 def scalar_gaussian_checks() -> list[Check]:
-    """Differential entropy, and KL to N(0, 1), against integrals over the grid."""
+    """Checks of differential entropy and KL to N(0, 1) by integration over the grid."""
     mean, deviation = 1.0, 0.5
     p = scipy.stats.norm.pdf(GRID, mean, deviation)
     log_p = scipy.stats.norm.logpdf(GRID, mean, deviation)
@@ -124,7 +124,7 @@ def scalar_gaussian_checks() -> list[Check]:
 
 
 def proof_checks(key: Key, num_draws: int) -> list[Check]:
-    """KL of two Gaussians with full covariance, and every step of its proof."""
+    """Checks of the KL of two full-covariance Gaussians and each step of its proof."""
     size = 3
     covariance_key, mean_key, sample_key = jax.random.split(key, 3)
     roots = jax.random.normal(covariance_key, (2, size, size))
@@ -138,7 +138,7 @@ def proof_checks(key: Key, num_draws: int) -> list[Check]:
     shift, centered = mean_1 - mean_2, x - mean_1
     log_p = multivariate_gaussian.full_log_prob(x, mean_1, factor_1)
     log_q = multivariate_gaussian.full_log_prob(x, mean_2, factor_2)
-    # SciPy's annotation is that of the default, a number.
+    # SciPy annotates the argument with the type of its default, a number.
     of_scipy = scipy.stats.multivariate_normal(
         mean_2,
         covariances[1],  # pyright: ignore[reportArgumentType]
@@ -185,7 +185,7 @@ def proof_checks(key: Key, num_draws: int) -> list[Check]:
 
 
 def trace_checks(key: Key) -> list[Check]:
-    """tr(AB) = tr(BA), tr(ABC) = tr(BCA), but not tr(ACB)."""
+    """Checks that tr(AB) = tr(BA) and tr(ABC) = tr(BCA), but not tr(ACB)."""
     a, b, c = jax.random.normal(key, (3, 3, 3))
     triple = jnp.trace(a @ b @ c)
     swapped = abs(jnp.trace(a @ c @ b) - triple)
@@ -197,9 +197,9 @@ def trace_checks(key: Key) -> list[Check]:
 
 
 def fit_gaussian(direction: str, start: Array, num_steps: int) -> tuple[Array, Array]:
-    """Mean and log-variance of the Gaussian nearest to the mixture, by Adam.
+    """Fit a Gaussian to the mixture by Adam; return (mean, log-variance) and the KL.
 
-    On a fine grid a density is a finite distribution, its cells being the outcomes.
+    Densities are discretized: the cells of a fine grid are the outcomes.
     """
     p = mixture_cells()
 
@@ -222,14 +222,14 @@ def fit_gaussian(direction: str, start: Array, num_steps: int) -> tuple[Array, A
 
 
 def mixture_cells() -> Array:
-    """The mixture as probabilities of the grid's cells."""
+    """Probabilities of the grid cells under the mixture."""
     weights, means, deviation = MIXTURE
     density = scipy.stats.norm.pdf(GRID[:, None], means, deviation) @ weights
     return jnp.asarray(density / density.sum())
 
 
 def gaussian_cells(mean: Array, log_var: Array) -> Array:
-    """N(mean, exp(log_var)) likewise."""
+    """Probabilities of the grid cells under N(mean, exp(log_var))."""
     log_prob = gaussian.diagonal_log_prob(
         jnp.asarray(GRID)[:, None], mean[None], log_var[None]
     )
@@ -237,7 +237,7 @@ def gaussian_cells(mean: Array, log_var: Array) -> Array:
 
 
 def fits(num_steps: int) -> dict[str, tuple[Array, Array]]:
-    """The best Gaussian by KL(p || q), and by KL(q || p) from two starts."""
+    """Best Gaussian by KL(p || q), and by KL(q || p) from two starting points."""
     starts = {"forward": (0.0, 0.0), "reverse, left": (-1.0, 0.0)}
     starts["reverse, right"] = (1.0, 0.0)
     return {
@@ -247,7 +247,7 @@ def fits(num_steps: int) -> dict[str, tuple[Array, Array]]:
 
 
 def fit_checks(found: dict[str, tuple[Array, Array]]) -> list[Check]:
-    """Forward has the mixture's moments; reverse is one of its components."""
+    """Checks that the forward fit has the mixture's moments, the reverse one mode's."""
     weights, means, deviation = MIXTURE
     mean = weights @ means
     variance = weights @ (means - mean) ** 2 + deviation**2
@@ -265,7 +265,7 @@ def fit_checks(found: dict[str, tuple[Array, Array]]) -> list[Check]:
     for side, (name, where) in enumerate(zip(("left", "right"), means, strict=True)):
         (center, log_var), divergence = found[f"reverse, {name}"]
         scale = jnp.exp(log_var / 2)
-        # The other component is all that is missed: log p = log q + log weight.
+        # Near this component the other is negligible: log p = log q + log weight.
         missed = -math.log(weights[side])
         checks += [
             Check("S2-11", f"reverse fit, {name}: mean", center, where, 0.02),
@@ -282,7 +282,7 @@ def fit_checks(found: dict[str, tuple[Array, Array]]) -> list[Check]:
 
 
 def draw_fits(found: dict[str, tuple[Array, Array]]) -> Figure:
-    """The mixture and what the two directions make of it."""
+    """Draw the mixture and the Gaussians fitted in both directions."""
     figure = Figure((7, 4), layout="constrained")
     axes = figure.subplots()
     step = GRID[1] - GRID[0]
@@ -312,7 +312,7 @@ def draw_fits(found: dict[str, tuple[Array, Array]]) -> Figure:
 
 
 def draw_letters() -> Figure:
-    """P and Q, and the two divergences between them."""
+    """Draw P, Q and the two divergences between them."""
     figure = Figure((7, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     places = np.arange(3)
@@ -336,7 +336,7 @@ def draw_letters() -> Figure:
 
 
 def compute(config: Config) -> Report:
-    """All of the topic, in double precision."""
+    """Compute every check and figure of the topic, in double precision."""
     with jax.enable_x64(True):
         die_key, lemma_key, proof_key, trace_key = jax.random.split(
             jax.random.key(config.seed), 4

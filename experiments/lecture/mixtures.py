@@ -3,9 +3,9 @@
     python -m experiments.lecture.mixtures
 
 A mixture has a discrete latent z, so its posterior, its evidence and its ELBO are sums.
-EM takes the exact posterior for q, k-means a point mass: as an autoencoder is to a VAE.
-Seconds on one core; the four images are of MNIST where it can be had, else of the 8x8
-digits.
+EM uses the exact posterior as q and k-means a point mass, which is the relation of a
+VAE to an autoencoder. Seconds on one core. The four images are MNIST digits if MNIST is
+available, and 8x8 digits otherwise.
 """
 
 import math
@@ -31,22 +31,22 @@ DEVIATIONS = np.geomspace(3.0, 0.03, 25)
 
 @dataclass(frozen=True)
 class Config(flags.DataFlags):
-    """k-means beside Gaussian mixtures, and a Gaussian from four images."""
+    """Compare k-means with Gaussian mixtures; fit a Gaussian to four images."""
 
     num_points: Annotated[int, flags.at_least(10)] = 600
-    """Points in the plane."""
+    """Number of points in the plane."""
     em_steps: flags.Count = 300
-    """Steps of EM for each standard deviation."""
+    """EM steps for each standard deviation."""
     num_draws: Annotated[int, flags.at_least(5)] = 20_000
-    """Images drawn of the Gaussian that is fitted to four."""
+    """Number of images drawn from the Gaussian fitted to four images."""
     seed: flags.Natural = 0
-    """Of all noise."""
+    """Seed of all noise."""
     run_dir: str = "runs/lecture/mixtures"
-    """Where results.json and figures/ go."""
+    """Folder for results.json and figures/."""
 
 
 def make_points(num_points: int, seed: int) -> np.ndarray:
-    """Three clusters in the plane, `[n, 2]`: two long ones beside each other."""
+    """Draw three clusters in the plane, `[n, 2]`, two of them long and adjacent."""
     draws = np.random.default_rng(seed)
     stretch = np.array([[2.2, 0.35], [2.2, 0.35], [0.5, 0.5]])
     center = np.array([[0.0, 0.0], [1.0, 2.0], [6.0, -1.0]])
@@ -57,7 +57,7 @@ def make_points(num_points: int, seed: int) -> np.ndarray:
 def responsibilities(
     points: Array, centers: Array, log_var: Array
 ) -> tuple[Array, Array]:
-    """p(z|x) of equal round clusters, `[n, K]`, and log p(x) in nats, `[n]`."""
+    """p(z|x) for K equal isotropic clusters, `[n, K]`, and log p(x) in nats, `[n]`."""
     log_likelihood = gaussian.diagonal_log_prob(
         points[:, None], centers, jnp.broadcast_to(log_var, centers.shape)
     )
@@ -66,7 +66,7 @@ def responsibilities(
 
 
 def fit_centers(points: Array, start: Array, log_var: Array, num_steps: int):
-    """EM for the centers of equal round clusters of a given variance.
+    """Fit the centers of equal isotropic clusters of a given variance by EM.
 
     Returns:
       The centers, and the mean log p(x) before each step.
@@ -81,7 +81,7 @@ def fit_centers(points: Array, start: Array, log_var: Array, num_steps: int):
 
 
 def limit(points: np.ndarray, start: np.ndarray, num_steps: int):
-    """The centers of EM for every standard deviation, and log p(x) along the way."""
+    """Run EM for every standard deviation; return the centers and log p(x) per step."""
     log_vars = jnp.asarray(2 * np.log(DEVIATIONS))
     fit = jax.jit(
         jax.vmap(
@@ -94,13 +94,16 @@ def limit(points: np.ndarray, start: np.ndarray, num_steps: int):
 
 
 def elbo_of(weights: Array, log_joint: Array) -> Array:
-    """E_q log p(x, z) plus the entropy of q, in nats, `[n]`, for q(z|x) = weights."""
+    """ELBO in nats, `[n]`, for q(z|x) = weights: E_q log p(x, z) + entropy of q."""
     energy = jnp.sum(jnp.where(weights > 0, weights * log_joint, 0), axis=-1)
     return energy + discrete.entropy(weights)
 
 
 def hard_and_soft(points: np.ndarray, centers: np.ndarray, deviation: float):
-    """Mean log p(x), and the ELBO of the exact and of the hard assignment, nats."""
+    """Mean log p(x), ELBO of the exact posterior and of the hard assignment, and gap.
+
+    All are means over the points, in nats; the gap is KL(hard || exact posterior).
+    """
     log_var = jnp.asarray(2 * math.log(deviation))
     soft, log_evidence = responsibilities(
         jnp.asarray(points), jnp.asarray(centers), log_var
@@ -113,15 +116,15 @@ def hard_and_soft(points: np.ndarray, centers: np.ndarray, deviation: float):
 
 
 def full_mixture(points: np.ndarray, seed: int) -> GaussianMixture:
-    """scikit-learn's mixture with a full covariance for each cluster."""
-    # Started at k-means it would keep to an optimum that is like k-means.
+    """Fit scikit-learn's mixture with a full covariance for each cluster."""
+    # Initialised by k-means it would stay in a local optimum similar to k-means.
     return GaussianMixture(
         NUM_CLUSTERS, n_init=20, init_params="random_from_data", random_state=seed
     ).fit(points)
 
 
 def mixture_checks(points: np.ndarray, mixture: GaussianMixture) -> list[Check]:
-    """Our densities and Bayes' rule against scikit-learn's."""
+    """Checks of the library's densities and Bayes' rule against scikit-learn's."""
     factors = jnp.stack(
         [
             multivariate_gaussian.cholesky_factor(c)
@@ -148,7 +151,7 @@ def mixture_checks(points: np.ndarray, mixture: GaussianMixture) -> list[Check]:
 
 
 def limit_checks(points, kmeans: KMeans, centers, log_evidence) -> list[Check]:
-    """EM never loses evidence, and its centers become those of k-means."""
+    """Checks that EM never lowers log p(x) and that its centers converge to k-means."""
     distances = np.linalg.norm(centers - kmeans.cluster_centers_, axis=-1).max(axis=-1)
     rises = np.diff(log_evidence, axis=1)
     checks = [
@@ -163,17 +166,17 @@ def limit_checks(points, kmeans: KMeans, centers, log_evidence) -> list[Check]:
             Check("S0-3", f"soft ELBO - log p(x), {name}", soft - evidence, 0, 1e-9),
             Check("S0-3", f"log p(x) - hard ELBO, {name}", evidence - hard, gap, 1e-9),
         ]
-    return checks + [Check("S0-3", "the last gap is nothing", gap, 0, 1e-3)]
+    return checks + [Check("S0-3", "the last gap, nats", gap, 0, 1e-3)]
 
 
 def fit_to_four(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and factor F of the maximum-likelihood Gaussian, covariance F F'."""
+    """Mean and factor F of the maximum-likelihood Gaussian; the covariance is F F'."""
     mean = images.mean(axis=0)
     return mean, (images - mean).T / math.sqrt(len(images))
 
 
 def four_checks(images: np.ndarray, draws: np.ndarray) -> list[Check]:
-    """The covariance has rank 3; the draws have its moments and stay in its plane."""
+    """Checks that the covariance has rank 3 and the draws stay in its subspace."""
     mean, factor = fit_to_four(images)
     covariance = factor @ factor.T
     try:
@@ -184,14 +187,14 @@ def four_checks(images: np.ndarray, draws: np.ndarray) -> list[Check]:
     plane, _ = np.linalg.qr(factor[:, :3])
     centered = draws - mean
     outside = np.abs(centered - centered @ plane @ plane.T).max()
-    # A sum of squared Gaussians: its variance is 2 tr(S^2).
+    # The squared norm of a centered Gaussian has variance 2 tr(S^2).
     error = math.sqrt(2 * np.sum(covariance**2) / len(draws))
     total = (centered**2).sum(axis=1).mean()
     with_numpy = np.abs(covariance - np.cov(images.T, bias=True)).max()
     return [
-        Check("S2-8", "covariance less NumPy's, largest", with_numpy, 0, 1e-12),
+        Check("S2-8", "covariance minus NumPy's, largest", with_numpy, 0, 1e-12),
         Check("S2-8", "its rank", np.linalg.matrix_rank(covariance), 3),
-        Check("S2-8", "refused as a density: 1 for yes", refused, 1),
+        Check("S2-8", "rejected as a density, 1 = yes", refused, 1),
         Check("S2-8", "draws outside the plane of four", outside, 0, 1e-9),
         Check(
             "S2-8",
@@ -204,7 +207,7 @@ def four_checks(images: np.ndarray, draws: np.ndarray) -> list[Check]:
 
 
 def draw_from_four(images: np.ndarray, key: Key, num_draws: int) -> np.ndarray:
-    """Images of the Gaussian, `[num_draws, D]`: mean + F eps, and no noise besides."""
+    """Draw images mean + F eps, without further noise, `[num_draws, D]`."""
     mean, factor = map(jnp.asarray, fit_to_four(images))
     nothing = jnp.full(mean.shape, -jnp.inf)
     return np.asarray(
@@ -215,12 +218,12 @@ def draw_from_four(images: np.ndarray, key: Key, num_draws: int) -> np.ndarray:
 
 
 def draw_clusters(points, kmeans: KMeans, mixture: GaussianMixture) -> Figure:
-    """The same points, assigned hard and soft: a color is a mixture of colors."""
+    """Draw hard and soft assignments of the same points, blending cluster colors."""
     figure = Figure((8, 2.8), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     colors = np.array([[0.12, 0.47, 0.71], [0.84, 0.15, 0.16], [0.17, 0.63, 0.17]])
     hard = np.eye(NUM_CLUSTERS)[kmeans.labels_]
-    # Numbered from left to right, so that equal clusters have equal colors.
+    # Clusters are ordered from left to right, so that colors match between panels.
     for axes, weights, centers, title in (
         (
             panels[0],
@@ -245,7 +248,7 @@ def draw_clusters(points, kmeans: KMeans, mixture: GaussianMixture) -> Figure:
 
 
 def draw_limit(centers: np.ndarray, kmeans: KMeans) -> Figure:
-    """Distance of EM's centers to those of k-means against the deviation."""
+    """Draw the distance of EM centers to k-means centers against the deviation."""
     distances = np.linalg.norm(centers - kmeans.cluster_centers_, axis=-1).max(axis=-1)
     figure = Figure((6, 3.8), layout="constrained")
     axes = figure.subplots()
@@ -258,7 +261,7 @@ def draw_limit(centers: np.ndarray, kmeans: KMeans) -> Figure:
 
 
 def draw_four(images, draws, data_shape: tuple[int, ...], name: str) -> Figure:
-    """The four images, their mean, and draws."""
+    """Draw the four images, their mean, and samples."""
     mean, _ = fit_to_four(images)
     rows = (*images, mean, *draws[:5])
     titles = ["data"] * 4 + ["mean"] + ["draw"] * 5
@@ -274,11 +277,11 @@ def draw_four(images, draws, data_shape: tuple[int, ...], name: str) -> Figure:
 
 
 def compute(config: Config) -> Report:
-    """All of the topic, in double precision."""
+    """Compute every check and figure of the topic, in double precision."""
     points = make_points(config.num_points, config.seed)
-    # EM and k-means both keep to the optimum near their start: they share one.
+    # EM and k-means both find a local optimum, so they share a starting point.
     start = points[np.argsort(points[:, 0])[[len(points) // 6, len(points) // 2, -1]]]
-    # An array and a number serve as well as the names that scikit-learn declares.
+    # scikit-learn annotates these arguments with names only; arrays and numbers work.
     options: dict[str, Any] = {"init": start, "n_init": 1}
     kmeans = KMeans(NUM_CLUSTERS, tol=0, **options).fit(points)
     mixture = full_mixture(points, config.seed)

@@ -2,11 +2,11 @@
 
     python -m experiments.lecture.regimes
 
-One program trains the three models of weights (1, 0), (0, 1) and (1, 1) for data
-fidelity and KL, with two latents to look at. Without the KL the codes spread and the
-posteriors shrink, as in an autoencoder; with nothing else every posterior is the prior
-and nothing is encoded. Besides: interpolation, and a Gaussian decoder that gives a mean
-and a variance. Two minutes on two cores.
+One program trains three models with weights (1, 0), (0, 1) and (1, 1) of the
+log-likelihood and the KL, with two latents for plotting. Without the KL the codes
+spread and the posteriors shrink, as in an autoencoder. With the KL alone every
+posterior equals the prior and nothing is encoded. Also: interpolation, and Gaussian
+decoders with learned variances. Two minutes on two cores.
 """
 
 from collections.abc import Callable
@@ -35,27 +35,27 @@ DRAWN = 1000
 
 @dataclass(frozen=True)
 class Config(flags.DataFlags):
-    """No KL, only KL, and both; figures go to the run folder."""
+    """Train without the KL, with the KL alone, and with both terms."""
 
     num_steps: flags.Several = 3000
     """Training steps of every model, in whole epochs."""
     hidden_dim: flags.Count = 200
-    """Width of encoder and decoder."""
+    """Hidden width of encoder and decoder."""
     seed: flags.Natural = 0
-    """Of weights, noise and order of the data."""
+    """Seed of the weights, the noise and the order of the data."""
     run_dir: str = "runs/lecture/regimes"
-    """Where results.json and figures/ go."""
+    """Folder for results.json and figures/."""
 
 
 class Found(NamedTuple):
-    """Figures of the three models, `[3]` each.
+    """Diagnostics of the three models, `[3]` each.
 
     Attributes:
-      elbo: of the test images, nats.
+      elbo: ELBO of the test images, nats.
       kl: KL(q(z|x) || p(z)), nats.
       deviation: mean standard deviation of q(z|x).
-      spread: standard deviation of z over x and q: of the aggregate posterior.
-      active: units whose mean moves with x.
+      spread: standard deviation of z under the aggregate posterior.
+      active: number of active units.
       information: mutual information of x and z, nats.
       to_prior: KL(q(z) || p(z)) of the aggregate posterior, nats.
     """
@@ -70,7 +70,7 @@ class Found(NamedTuple):
 
 
 def make_spec(images: Images, config: Config, **choices) -> ModelSpec:
-    """Two latents, one hidden layer."""
+    """Spec with two latents and one hidden layer."""
     return ModelSpec(
         encoder=MLP((config.hidden_dim,)),
         decoder=MLP((config.hidden_dim,)),
@@ -81,7 +81,7 @@ def make_spec(images: Images, config: Config, **choices) -> ModelSpec:
 
 
 def weighted(fidelity: Array, kl_weight: Array) -> Callable:
-    """Fidelity times E log p(x|z) less the weight times the KL."""
+    """Objective fidelity * E log p(x|z) - kl_weight * KL."""
 
     def objective(params: Params, x: Array, key: Key, step: Array):
         terms = vae_jax.elbo_terms(params, x, key)
@@ -92,7 +92,7 @@ def weighted(fidelity: Array, kl_weight: Array) -> Callable:
 
 
 def train(images: Images, key: Key, config: Config) -> tuple[Params, Params]:
-    """The start, and the three models with a leading axis, all in one program."""
+    """Train the three models in one program; return the start and stacked models."""
     init_key, fit_key = jax.random.split(key)
     start = vae_jax.init(make_spec(images, config), init_key, x=images.train)
     num_epochs = epochs_for(config.num_steps, len(images.train))
@@ -109,7 +109,7 @@ def train(images: Images, key: Key, config: Config) -> tuple[Params, Params]:
 
 
 def fit_decoder(params: Params, images: Images, key: Key, config: Config) -> Params:
-    """Trains the decoder alone, on an encoder that stays as it is."""
+    """Train the decoder with the encoder fixed."""
 
     def objective(moving: Params, x: Array, key: Key, step, *, axis_name=None):
         held = moving.replace(encoder=params.encoder)
@@ -126,7 +126,7 @@ def fit_decoder(params: Params, images: Images, key: Key, config: Config) -> Par
 
 
 def diagnose(models: Params, x: Array) -> Found:
-    """The library's diagnostics of the three models."""
+    """Compute the library's diagnostics for the three models."""
 
     def of(params: Params) -> Found:
         keys = evaluation_keys()
@@ -148,12 +148,12 @@ def diagnose(models: Params, x: Array) -> Found:
 
 
 def pick(models: Params, index: int) -> Params:
-    """One of several models."""
+    """Select one of several stacked models."""
     return jax.tree.map(lambda leaf: leaf[index], models)
 
 
 def regime_checks(start: Params, models: Params, found: Found) -> list[Check]:
-    """What each regime must come to."""
+    """Checks of the expected behaviour of each regime."""
     free, collapsed, both = range(3)
     untouched = max(
         float(jnp.abs(new[collapsed] - old).max())
@@ -224,20 +224,19 @@ def regime_checks(start: Params, models: Params, found: Found) -> list[Check]:
 
 
 def interpolation_checks(params: Params, x: Array) -> list[Check]:
-    """(z1 + z2) / 2 decoded is the middle of the line."""
+    """Check that the middle of an interpolation is decoded from (z1 + z2) / 2."""
     z1, z2 = (vae_jax.encode(params, part).mean for part in (x[:8], x[8:16]))
     middle = vae_jax.decode(params, (z1 + z2) / 2).mean
     line = vae_jax.interpolate(params, x[:8], x[8:16], num_steps=3)
     off = jnp.abs(line[1] - middle).max()
-    return [Check("S3-13", "decoded (z1 + z2) / 2 less mid-line", off, 0, 1e-5)]
+    return [Check("S3-13", "decoded (z1 + z2) / 2 minus middle", off, 0, 1e-5)]
 
 
 def gaussian_decoders(images: Images, key: Key, config: Config) -> list[Check]:
-    """One learned variance is the mean squared error; variances of pixels say more."""
+    """Checks of Gaussian decoders with one shared and with per-pixel variances."""
 
     def spread_levels(x: Array, key: Key) -> Array:
-        # A density wants real numbers: pixels that never change would have an
-        # infinite one.
+        # Dequantize: the density of pixels that never change would be unbounded.
         return x + (jax.random.uniform(key, x.shape) - 0.5) / 16
 
     num_epochs = epochs_for(config.num_steps // 2, len(images.train))
@@ -251,7 +250,7 @@ def gaussian_decoders(images: Images, key: Key, config: Config) -> list[Check]:
         spec = make_spec(images, config, likelihood=family)
         params = vae_jax.init(spec, init_key, x=images.train)
         if name == "shared":
-            # From the variance of all pixels; from 1 it would take long to fall.
+            # Start at the variance of all pixels; from 1 it would fall slowly.
             start = jnp.log(images.train.var())
             params = params.replace(likelihood={"log_var": start})
         run = jax.jit(
@@ -293,7 +292,7 @@ def gaussian_decoders(images: Images, key: Key, config: Config) -> list[Check]:
 
 
 def draw_codes(models: Params, images: Images, found: Found) -> Figure:
-    """Means of q(z|x), with an ellipse of one standard deviation for some."""
+    """Draw the means of q(z|x), with one-standard-deviation ellipses for 60 images."""
     figure = Figure((11, 4.2), layout="constrained")
     panels = figure.subplots(1, 3)
     x, labels = images.test[:DRAWN], images.test_labels[:DRAWN]
@@ -326,7 +325,7 @@ def draw_codes(models: Params, images: Images, found: Found) -> Figure:
 
 
 def draw_pictures(models: Params, images: Images, x: Array, key: Key) -> Figure:
-    """Reconstructions and samples of each regime."""
+    """Draw reconstructions and samples of each regime."""
     again_key, made_key = jax.random.split(key)
     rows = [("test images", x[:9])]
     for index, name in enumerate(REGIMES):
@@ -339,7 +338,7 @@ def draw_pictures(models: Params, images: Images, x: Array, key: Key) -> Figure:
 
 
 def draw_line(params: Params, images: Images, x: Array) -> Figure:
-    """Between pairs of test images; the middle is (z1 + z2) / 2."""
+    """Draw interpolations between pairs of test images; the middle is (z1 + z2) / 2."""
     line = vae_jax.interpolate(params, x[:4], x[4:8], num_steps=9)
     rows = [(f"pair {pair + 1}", line[:, pair]) for pair in range(4)]
     title = f"{images.name}: from z1 to z2, (z1 + z2) / 2 in the middle"
@@ -347,7 +346,7 @@ def draw_line(params: Params, images: Images, x: Array) -> Figure:
 
 
 def compute(config: Config) -> Report:
-    """All of the topic."""
+    """Compute every check and figure of the topic."""
     images = load(config)
     train_key, decoder_key, gaussian_key, mean_key, draw_key = jax.random.split(
         jax.random.key(config.seed), 5
@@ -362,7 +361,7 @@ def compute(config: Config) -> Report:
         - images.train.mean(axis=0)
     )
     checks += [
-        Check("S3-15", "decoder fitted afterwards less data mean", off.max(), 0, 0.1),
+        Check("S3-15", "decoder fitted afterwards minus data mean", off.max(), 0, 0.1),
         *interpolation_checks(pick(models, 2), images.test),
         *gaussian_decoders(images, gaussian_key, config),
     ]

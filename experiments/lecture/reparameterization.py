@@ -1,12 +1,13 @@
-"""z = g(eps): three examples, and how noisy the estimates are (S1-8 to S1-15).
+"""z = g(eps): three examples, and the variance of the estimates (S1-8 to S1-15).
 
     python -m experiments.lecture.reparameterization
 
-The notes ask what z is when g(eps) is singular (A), diagonal (B) and full (C). The ELBO
-with a KL from samples (SGVB A of Kingma & Welling 2014) and with the KL in closed form
-(SGVB B) have variances that are known here, and so have the gradients of the score
-function and of reparameterization. `python -m experiments.gradient_variance` goes on
-from here. Seconds on one core, without data.
+The notes ask for the distribution of z when g(eps) is singular (A), diagonal (B) and
+full (C). The variance of the ELBO is known here with the KL from samples (SGVB A of
+Kingma & Welling 2014) and with the KL in closed form (SGVB B), and so is the variance
+of the score-function and reparameterization gradients;
+`python -m experiments.gradient_variance` compares more estimators. Seconds on one core,
+no data needed.
 """
 
 import math
@@ -35,7 +36,7 @@ MEAN = np.array([1.0, -0.5])
 SINGULAR = np.diag([0.0, 1.0])
 SCALES = np.array([0.5, 1.5])
 FULL = np.array([[1.0, 0.3], [0.9, 0.5]])
-# x | z ~ N(2 z, 0.5), at x = 3, and q(z) = N(m, s^2), m the true posterior's mean.
+# x | z ~ N(2 z, 0.5), x = 3, and q(z) = N(m, s^2) with m the exact posterior mean.
 SLOPE, NOISE_VAR, OBSERVED = 2.0, 0.5, 3.0
 Q_MEAN = SLOPE * OBSERVED / (SLOPE**2 + NOISE_VAR)
 BEST_DEVIATION = math.sqrt(NOISE_VAR / (SLOPE**2 + NOISE_VAR))
@@ -44,22 +45,22 @@ DEVIATIONS = np.geomspace(0.1, 1.5, 29)
 
 @dataclass(frozen=True)
 class Config:
-    """The three reparameterizations, and the variances of estimates."""
+    """Three reparameterizations, and the variances of estimates."""
 
     num_draws: flags.Several = 200_000
     """Draws of every Monte Carlo estimate."""
     seed: flags.Natural = 0
-    """Of all noise."""
+    """Seed of all noise."""
     run_dir: str = "runs/lecture/reparameterization"
-    """Where results.json and figures/ go."""
+    """Folder for results.json and figures/."""
 
 
 class Example(NamedTuple):
-    """z = mean + A eps.
+    """Example z = mean + A eps.
 
     Attributes:
-      name: of the notes.
-      title: what it is.
+      name: letter of the example in the notes.
+      title: title of its panel.
       mean: `[2]`.
       matrix: A, `[2, 2]`.
     """
@@ -79,13 +80,13 @@ ROWS = {"A": "S1-12", "B": "S1-14", "C": "S1-15"}
 
 
 def samples_of(example: Example, key: Key, num_draws: int) -> Array:
-    """Draws of z, `[num_draws, 2]`."""
+    """Draw z, `[num_draws, 2]`."""
     noise = jax.random.normal(key, (num_draws, 2))
     return jnp.asarray(example.mean) + noise @ jnp.asarray(example.matrix).T
 
 
 def moment_checks(key: Key, num_draws: int) -> list[Check]:
-    """The mean and covariance of each example are μ and A Aᵀ."""
+    """Checks that each example has mean μ and covariance A Aᵀ."""
     checks = []
     for example in EXAMPLES:
         z = samples_of(example, key, num_draws)
@@ -96,14 +97,14 @@ def moment_checks(key: Key, num_draws: int) -> list[Check]:
         error = jnp.abs(jnp.cov(z, rowvar=False) - covariance).max()
         row, name = ROWS[example.name], example.name
         checks += [
-            Check(row, f"{name}: mean of draws less μ", off, 0, bound),
-            Check(row, f"{name}: covariance less AAᵀ", error, 0, bound),
+            Check(row, f"{name}: mean of draws minus μ", off, 0, bound),
+            Check(row, f"{name}: covariance minus AAᵀ", error, 0, bound),
         ]
     return checks
 
 
 def singular_checks() -> list[Check]:
-    """A has no density: it is refused, and its divergence grows without bound."""
+    """Checks that A is rejected as a density and that its KL diverges."""
     try:
         multivariate_gaussian.cholesky_factor(jnp.asarray(SINGULAR @ SINGULAR.T))
         refused = 0
@@ -120,14 +121,17 @@ def singular_checks() -> list[Check]:
     limit = gaussian.diagonal_kl_to_standard_normal(zero, jnp.array([-jnp.inf, 0.0]))
     step = math.log(widths[0] / widths[1])
     return [
-        Check("S1-12", "A: refused as a density, 1 for yes", refused, 1),
+        Check("S1-12", "A: rejected as a density, 1 = yes", refused, 1),
         Check("S1-12", "A: KL to N(0, I), nats", limit, math.inf),
-        Check("S1-12", "KL's rise, width 1e-4 to 1e-8", nearer - near, step, 1e-6),
+        Check("S1-12", "KL increase, width 1e-4 to 1e-8", nearer - near, step, 1e-6),
     ]
 
 
 def density_checks() -> list[Check]:
-    """Log q(z) = log N(eps; 0, I) - log |det A|, for B and C; A and A Q are one law."""
+    """Checks of log q(z) = log N(eps; 0, I) - log|det A| for B and C.
+
+    The matrices A and A Q give the same distribution for an orthogonal Q.
+    """
     eps = np.array([0.3, -1.1])
     checks = []
     for example in EXAMPLES[1:]:
@@ -142,7 +146,7 @@ def density_checks() -> list[Check]:
         text = f"{example.name}: log q(z), nats"
         checks.append(Check(ROWS[example.name], text, ours, change, 1e-9))
         text = f"{example.name}: the same by SciPy"
-        # SciPy's annotation is that of the default, a number.
+        # SciPy annotates the argument with the type of its default, a number.
         oracle = scipy.stats.multivariate_normal(
             example.mean,
             covariance,  # pyright: ignore[reportArgumentType]
@@ -155,16 +159,16 @@ def density_checks() -> list[Check]:
     same = np.abs(np.asarray(factor @ factor.T) - FULL @ FULL.T).max()
     return [
         *checks,
-        Check("S1-15", "C: covariance with A Q less with A", off, 0, 1e-12),
-        Check("S1-15", "C: with a triangular factor less with A", same, 0, 1e-12),
+        Check("S1-15", "C: covariance of A Q minus of A", off, 0, 1e-12),
+        Check("S1-15", "C: covariance by Cholesky minus by A", same, 0, 1e-12),
     ]
 
 
 def quadratic(deviation: float) -> dict[str, np.ndarray]:
-    """Coefficients (of eps², of eps) of both integrands as functions of eps.
+    """Coefficients of eps² and eps in both integrands.
 
-    With z = m + s eps, log p(x|z) is -(x - w z)² / (2 v) and a constant; A adds
-    log p(z) - log q(z), which is -z² / 2 + eps² / 2 and a constant.
+    With z = m + s eps, log p(x|z) is -(x - w z)² / (2 v) plus a constant; A adds
+    log p(z) - log q(z), which is -z² / 2 + eps² / 2 plus a constant.
     """
     distance = OBSERVED - SLOPE * Q_MEAN
     slope = SLOPE * deviation
@@ -175,13 +179,13 @@ def quadratic(deviation: float) -> dict[str, np.ndarray]:
 
 
 def exact_elbo_variance(kind: str, deviation: float) -> float:
-    """Var of a eps² + b eps: 2 a² + b²."""
+    """Variance of a eps² + b eps, which is 2 a² + b²."""
     a, b = quadratic(deviation)[kind]
     return 2 * a**2 + b**2
 
 
 def measured_elbos(deviation: Array, key: Key, num_draws: int) -> dict[str, Array]:
-    """One-sample ELBOs of both kinds with the same noise, `[num_draws]` each."""
+    """One-sample ELBOs of both kinds from the same noise, `[num_draws]` each."""
     model = exact.LinearGaussian(
         jnp.array([[SLOPE]]), jnp.zeros(1), jnp.asarray(NOISE_VAR)
     )
@@ -198,27 +202,27 @@ def measured_elbos(deviation: Array, key: Key, num_draws: int) -> dict[str, Arra
 
 
 def elbo_checks(key: Key, num_draws: int):
-    """Means and variances of SGVB A and B for several widths of q."""
+    """Checks of the means and variances of SGVB A and B for several widths of q."""
     measure = jax.jit(measured_elbos, static_argnames="num_draws")
     checks, points = [], []
     for deviation in (0.15, BEST_DEVIATION, 0.8, 1.4):
         values = measure(jnp.asarray(deviation), key, num_draws)
         for kind, elbos in values.items():
             wanted = exact_elbo_variance(kind, deviation)
-            # The fourth moment of a noisy square is 15 times its variance squared.
+            # The kurtosis is at most 15, that of eps².
             bound = 5 * wanted * math.sqrt(14 / num_draws) + 1e-12
             text = f"SGVB {kind}: variance, s = {deviation:.3g}, nats²"
             checks.append(Check("S1-13", text, elbos.var(), wanted, bound))
             points.append((kind, deviation, float(elbos.var())))
         gap = values["A"] - values["B"]
         bound = 5 * gap.std() / math.sqrt(num_draws)
-        text = f"mean of A less mean of B, s = {deviation:.3g}"
+        text = f"mean of A minus mean of B, s = {deviation:.3g}"
         checks.append(Check("S1-10", text, gap.mean(), 0, bound))
     return checks, points
 
 
 def gradient_checks(key: Key, num_draws: int) -> list[Check]:
-    """d/dμ E (z + 3)²: mean and variance of both estimators, exactly known."""
+    """Checks of both estimators of d/dμ E (z + 3)² against exact mean and variance."""
     k, mu, sigma = -3.0, 1.0, 1.5
     moments = exact_variance.gaussian_moments("quadratic", mu=mu, sigma=sigma, k=k)
     known = {
@@ -262,7 +266,7 @@ def gradient_checks(key: Key, num_draws: int) -> list[Check]:
 
 
 def draw_examples(key: Key) -> Figure:
-    """Draws of A, B and C."""
+    """Draw samples of A, B and C."""
     figure = Figure((9, 3.4), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
     for axes, example in zip(panels, EXAMPLES, strict=True):
@@ -274,14 +278,14 @@ def draw_examples(key: Key) -> Figure:
 
 
 def draw_variances(points) -> Figure:
-    """Variance of both estimates of the ELBO against the width of q."""
+    """Draw the variance of both estimates of the ELBO against the width of q."""
     figure = Figure((6.4, 4), layout="constrained")
     axes = figure.subplots()
     names = {"A": "A: KL from samples", "B": "B: KL in closed form"}
     for kind, color in (("A", "tab:red"), ("B", "tab:blue")):
         values = [exact_elbo_variance(kind, s) for s in DEVIATIONS]
         axes.loglog(DEVIATIONS, values, color=color, label=names[kind])
-        # At the posterior itself A has no noise at all: there is no logarithm of that.
+        # At the exact posterior A has zero variance, which has no logarithm.
         found = [(s, v) for of, s, v in points if of == kind and v > 1e-9]
         axes.plot(*zip(*found, strict=True), "o", color=color)
     axes.axvline(
@@ -296,7 +300,7 @@ def draw_variances(points) -> Figure:
 
 
 def compute(config: Config) -> Report:
-    """All of the topic, in double precision."""
+    """Compute every check and figure of the topic, in double precision."""
     with jax.enable_x64(True):
         moment_key, elbo_key, gradient_key, draw_key = jax.random.split(
             jax.random.key(config.seed), 4

@@ -1,4 +1,4 @@
-"""A topic of the lecture: checks, figures, and the command that reports them."""
+"""Report of a lecture topic (checks, figures, notes) and the command that prints it."""
 
 import dataclasses
 import math
@@ -22,10 +22,10 @@ class Report(NamedTuple):
     """Results of a topic.
 
     Attributes:
-      title: of the table.
-      checks: its rows.
-      figures: pictures by name.
-      notes: sentences to print: which data, what was measured besides.
+      title: title of the table.
+      checks: rows of the table.
+      figures: figures by name.
+      notes: lines to print below the table: the data used, further measurements.
     """
 
     title: str
@@ -38,9 +38,9 @@ def finish(report: Report, config: Any, *, seconds: float) -> None:
     """Write the run folder and print the report.
 
     Args:
-      report: what a topic found.
-      config: its configuration; `run_dir` is the folder.
-      seconds: how long it took.
+      report: results of the topic.
+      config: configuration of the topic; `run_dir` is the folder.
+      seconds: wall time of the computation.
     """
     folder = Path(config.run_dir)
     with run_folder.locked(folder):
@@ -72,16 +72,17 @@ def finish(report: Report, config: Any, *, seconds: float) -> None:
 def topic(
     name: str, config_class: type[ConfigT], compute: Callable[[ConfigT], Report]
 ) -> tuple[Callable[[ConfigT], Report], Callable[..., None]]:
-    """A topic as a function and as a command.
+    """Make the function and the command of a topic.
 
     Args:
-      name: of its module.
-      config_class: its configuration.
-      compute: the topic.
+      name: name of the topic's module.
+      config_class: dataclass of the topic's flags.
+      compute: function from a configuration to a `Report`.
 
     Returns:
-      `run(config)`, which refuses bad values, computes, prints and writes the run
-      folder, and `main(argv=None)`, where a check that fails is exit code 1.
+      `run(config)`, which validates the configuration, computes, prints the report and
+      writes the run folder; and `main(argv=None)`, which exits with status 1 if a check
+      fails.
     """
 
     def run(config: ConfigT) -> Report:
@@ -96,7 +97,7 @@ def topic(
     def run_and_judge(config: ConfigT) -> None:
         failed = [check.what for check in run(config).checks if not check.ok]
         if failed:
-            raise CommandFailed(f"not as it should be: {'; '.join(failed)}")
+            raise CommandFailed(f"failed checks: {'; '.join(failed)}")
 
     def main(argv: Sequence[str] | None = None) -> None:
         command = f"python -m experiments.lecture.{name}"
@@ -106,7 +107,7 @@ def topic(
 
 
 def _with_floats(check: Check) -> Check:
-    """Arrays of one number, as topics have them, as numbers."""
+    """Convert the scalar arrays of a check to floats."""
     numbers = ("measured", "exact", "within")
     return check._replace(**{name: float(getattr(check, name)) for name in numbers})
 

@@ -1,4 +1,4 @@
-"""Training as the topics need it: short runs, whole in one program."""
+"""Short training runs for the lecture topics, each compiled as one program."""
 
 from collections.abc import Callable
 
@@ -14,14 +14,14 @@ BATCH_SIZE = 128
 
 
 def epochs_for(num_steps: int, num_examples: int) -> int:
-    """Whole epochs that come nearest to a number of steps, at least one.
+    """Number of whole epochs closest to a number of steps, at least one.
 
     Args:
-      num_steps: wanted.
-      num_examples: of the data set.
+      num_steps: desired number of training steps.
+      num_examples: size of the data set.
 
     Returns:
-      How many epochs.
+      Number of epochs.
     """
     return max(1, round(num_steps * BATCH_SIZE / num_examples))
 
@@ -36,19 +36,20 @@ def fit(
     preprocess: Preprocess | None = data.binarize,
     learning_rate: float = 1e-3,
 ) -> tuple[Params, dict[str, Array]]:
-    """Trains with Adam; a function to compile, and to map over models.
+    """Train with Adam. Works under `jit` and `vmap`.
 
     Args:
-      params: at the start.
+      params: initial parameters.
       x: training data, `[n, D]`.
       key: PRNG key, consumed once.
       num_epochs: passes over the data.
-      objective: to maximise; by default the ELBO.
-      preprocess: of every batch; by default pixels are drawn afresh.
-      learning_rate: of Adam.
+      objective: objective to maximise; by default the ELBO.
+      preprocess: applied to every batch; by default pixels are binarized anew at
+        random.
+      learning_rate: learning rate of Adam.
 
     Returns:
-      The trained parameters, and the mean figures of each epoch, `[num_epochs]`.
+      The trained parameters, and the mean metrics of each epoch, `[num_epochs]`.
     """
     fitted = vae_jax.fit(
         params,
@@ -66,15 +67,15 @@ def fit(
 def minimize(
     loss: Callable[[PyTree], Array], start: PyTree, *, num_steps: int
 ) -> PyTree:
-    """The minimum of a loss without noise, by L-BFGS.
+    """Minimise a deterministic loss with L-BFGS.
 
     Args:
-      loss: of a pytree, a scalar.
-      start: where to begin.
-      num_steps: of L-BFGS.
+      loss: function from a pytree to a scalar.
+      start: initial pytree.
+      num_steps: number of L-BFGS steps.
 
     Returns:
-      The pytree at the end.
+      The final pytree.
     """
     optimizer = optax.lbfgs(memory_size=50)
     value_and_grad = optax.value_and_grad_from_state(loss)

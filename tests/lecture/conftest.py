@@ -1,4 +1,4 @@
-"""Models of the notes that more than one set of them asks about."""
+"""Models shared by the tests of several sets of notes."""
 
 import math
 from functools import partial
@@ -41,7 +41,7 @@ def double():
 
 @pytest.fixture(scope="session")
 def known():
-    """The library's figures for an arbitrary q, in one compiled program, by NumPy."""
+    """The library's values for an arbitrary q, from one compiled program, as NumPy."""
 
     @jax.jit
     def measure(x, mean, log_var):
@@ -78,9 +78,10 @@ def known():
 
 @pytest.fixture(scope="session")
 def plane():
-    """E log p(x|z) and KL for a grid of q(z) = N(m, s^2) of one x, by the library.
+    """The library's E log p(x|z) and KL on a grid of q(z) = N(m, s^2), for one x.
 
-    x = 3 of x|z ~ N(2 z, 1/2): the posterior N(4/3, 1/9) and N(0, 1) lie on the grid.
+    The model is x|z ~ N(2 z, 1/2) at x = 3. Its posterior N(4/3, 1/9) and N(0, 1) lie
+    on the grid.
     """
     means = np.linspace(0, 8 / 3, 31)
     scales = 3.0 ** (np.arange(-24, 7) / 6)
@@ -115,7 +116,7 @@ def autoencoder():
 
 @pytest.fixture(scope="session")
 def linear_vae():
-    """The known model with its best encoder, in single precision."""
+    """The linear-Gaussian model with its best encoder, in single precision."""
     return exact.linear_vae(
         exact.LinearGaussian(
             *(jnp.asarray(a, jnp.float32) for a in (WEIGHTS, BIAS, NOISE_VAR))
@@ -125,7 +126,7 @@ def linear_vae():
 
 @pytest.fixture(scope="session")
 def gradients():
-    """20,000 draws of d/dmu E (z + 3)^2 at N(1, 1.5^2) by two estimators."""
+    """20,000 draws of d/dmu E (z + 3)^2 at q = N(1, 1.5^2) by two estimators."""
 
     def draws(name):
         def value(mean, key):

@@ -1,4 +1,4 @@
-"""Numbers and models that more than one set of the notes asks about."""
+"""Numbers and models shared by the tests of several sets of notes."""
 
 import importlib
 import math
@@ -21,7 +21,7 @@ def topic(name):
 
 
 def numpy_kl(p, q):
-    """The definition, term by term, for probabilities that are all positive."""
+    """KL(p || q) by its definition, for strictly positive probabilities."""
     return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
@@ -55,7 +55,7 @@ def model_of_weights(weights=WEIGHTS):
 
 
 def numpy_gaussian_kl(mean, variance, other_mean, other_covariance):
-    """KL of a diagonal to a full Gaussian, by the formula and NumPy."""
+    """KL of a diagonal to a full Gaussian, by the closed form in NumPy."""
     inverse, shift = np.linalg.inv(other_covariance), other_mean - mean
     _, log_det = np.linalg.slogdet(other_covariance)
     trace = np.trace(inverse @ np.diag(variance))
@@ -64,7 +64,7 @@ def numpy_gaussian_kl(mean, variance, other_mean, other_covariance):
 
 
 def best_of(plane, fidelity, beta):
-    """Mean and scale of the q that maximises fidelity * E log p(x|z) - beta * KL."""
+    """Mean and scale of the q maximising fidelity * E log p(x|z) - beta * KL."""
     means, scales, log_likelihood, kl = plane
     values = fidelity * log_likelihood - beta * kl
     row, column = np.unravel_index(np.argmax(values), values.shape)
@@ -85,7 +85,7 @@ def linear_spec(**choices):
 
 
 def small_joint():
-    """p(z), p(x|z) of two z and three x, and p(z|x) by the definition."""
+    """p(z), p(x|z), p(x, z) and p(z|x) for two values of z and three of x."""
     prior, likelihood = (
         np.array([0.3, 0.7]),
         np.array([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3]]),

@@ -1,4 +1,4 @@
-"""The page of the notes names every row and every correction with its test."""
+"""The lecture's README lists every row and every correction with its test."""
 
 import re
 from pathlib import Path

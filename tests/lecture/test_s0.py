@@ -1,4 +1,4 @@
-"""The notes S0: what a variational autoencoder is, row by row and line by line."""
+"""Notes S0, introduction to VAEs: one test per row and per corrected line."""
 
 import math
 from functools import partial
@@ -60,7 +60,7 @@ def test_S0_2_a_vae_encodes_a_gaussian(linear_vae):
     q = vae_jax.encode(linear_vae, x)
     z = vae_jax.reparameterize(q, jax.random.key(0), num_samples=4000)
     np.testing.assert_allclose(z.std(axis=0), jnp.exp(q.log_var / 2), rtol=0.06)
-    # Neighbours overlap: the code of one lies within the spread of the other.
+    # The posteriors of neighbouring x overlap: their means differ by less than σ.
     near = vae_jax.encode(linear_vae, x + 0.1)
     assert (jnp.abs(near.mean - q.mean) < jnp.exp(q.log_var / 2)).all()
 
@@ -80,7 +80,8 @@ def test_S0_3_k_means_is_the_limit_of_em(double):
     off = np.abs(centers - kmeans.cluster_centers_).max(axis=(1, 2))
     assert off[0] > 0.1 and off[1] < 1e-6
     assert np.diff(log_evidence, axis=1).min() > -1e-9
-    # Soft assignments have log p(x) for their ELBO; hard ones lack their KL.
+    # The ELBO equals log p(x) for soft assignments and is lower by the KL for hard
+    # ones.
     compare = jax.jit(partial(mixtures.hard_and_soft, deviation=2.0))
     total, soft, hard, gap = map(float, compare(points, centers[0]))
     assert soft == pytest.approx(total) and gap > 0.1
@@ -137,7 +138,7 @@ def test_S0_7_evidence_is_elbo_plus_kl_to_the_posterior(known):
 
 
 def test_S0_8_both_effects_of_raising_the_elbo(double):
-    """Over q the gap shrinks; over theta, at the posterior, log p(x) rises as much."""
+    """At the posterior the gap is 0, and ELBO and log p(x) have the same gradient."""
     orthogonal = np.array(
         [[1.0, 0.2], [-0.5, 0.4], [0.0, 1.0]]
     )  # its posterior is diagonal
@@ -176,7 +177,7 @@ def test_S0_9_three_forms_of_the_elbo(known):
 
 
 def test_S0_10_a_larger_beta_widens_q(plane):
-    """The best variance is beta / (beta + w^2 / s^2); the mean goes to the prior's."""
+    """The best variance is beta / (beta + w^2 / s^2); the mean shrinks towards 0."""
     found = [best_of(plane, 1, beta) for beta in (1.0, 4.0, 16.0)]
     for (_, scale), beta in zip(found, (1.0, 4.0, 16.0), strict=True):
         assert scale**2 == pytest.approx(beta / (beta + 8), rel=0.25)
@@ -210,7 +211,7 @@ def test_S0_12_reparameterization(known):
 
 
 def test_S0_L22_the_predictive_is_of_another_x():
-    """p(x'|x) sums to one over x'; the printed integrand does not know x'."""
+    """p(x'|x) sums to one over x'; the printed integrand does not depend on x'."""
     _, likelihood, _, posterior = small_joint()
     predictive = posterior.T @ likelihood  # [x, x']
     np.testing.assert_allclose(predictive.sum(axis=1), 1)
@@ -237,7 +238,7 @@ def test_S0_L49_the_sign_of_log_p():
 
 
 def test_S0_L69_log_p_need_not_rise():
-    """From the best decoder and a wrong q the ELBO rises only where log p(x) falls."""
+    """From the best decoder and a wrong q, raising the ELBO lowers log p(x)."""
     x, noise_var, mean, variance = 2.0, 0.5, 0.4, 0.1
 
     def log_evidence(w):
@@ -258,7 +259,7 @@ def test_S0_L69_log_p_need_not_rise():
             estimator=without_noise,
         ).elbo[0]
 
-    best = math.sqrt(x**2 - noise_var)  # of log p(x)
+    best = math.sqrt(x**2 - noise_var)  # maximises log p(x)
     both = jax.jit(jax.value_and_grad(elbo))
     value, slope = both(best)
     moved = best + 0.1 * float(slope)
@@ -270,11 +271,11 @@ def test_S0_L85_minus_the_kl(known):
     np.testing.assert_allclose(known["elbo"], known["log_likelihood"] - known["kl"])
     printed = known["log_likelihood"] + known["kl"]
     assert (printed > known["elbo"] + 0.1).all()
-    assert (printed > known["log_evidence"]).any()  # it is no lower bound
+    assert (printed > known["log_evidence"]).any()  # not a lower bound
 
 
 def test_S0_L109_the_covariance_is_diag_of_squares():
-    """Sigma stands for a deviation: as a variance, eps would be scaled wrongly."""
+    """Sigma is a standard deviation: as a variance it would scale eps wrongly."""
     sigma = np.array([0.5, 3.0])
     log_var = jnp.log(jnp.asarray(sigma**2, jnp.float32))
     z = gaussian.diagonal_sample(

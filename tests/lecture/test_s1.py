@@ -1,4 +1,4 @@
-"""The notes S1: the ELBO and its gradients, row by row and line by line."""
+"""Notes S1, the ELBO and its gradients: one test per row and per corrected line."""
 
 import math
 from functools import partial
@@ -73,7 +73,7 @@ def test_S1_4_any_q_gives_a_lower_bound(plane):
 
 
 def test_S1_5_the_bound_from_the_kl(known):
-    """E_q log q / p(x, z) + log p(x) = KL(q || p(z|x)), of which none is negative."""
+    """E_q log q / p(x, z) + log p(x) = KL(q || p(z|x)), which is not negative."""
     negative_bound = -known["entropy"] - known["log_joint"]
     divergence = negative_bound + known["log_evidence"]
     np.testing.assert_allclose(divergence, known["gap"], rtol=1e-10)
@@ -100,7 +100,7 @@ def test_S1_7_the_prior_may_learn():
 
 
 def test_S1_8_the_gradient_by_phi_needs_the_distribution():
-    """Of E theta z^2: by theta inside; by the mean of q that gives 0, and not 2 m."""
+    """d/dtheta E theta z^2 may move inside E; d/dm, moved inside, gives 0, not 2 m."""
 
     def value(theta, mean, key):
         q = DiagonalGaussianDistribution(mean[None, None], jnp.zeros((1, 1)))
@@ -114,7 +114,8 @@ def test_S1_8_the_gradient_by_phi_needs_the_distribution():
     assert by_theta == pytest.approx(1.5**2 + 1, rel=0.06)
     assert by_mean == pytest.approx(2 * 1.5, rel=0.06)
     z = 1.5 + jax.random.normal(jax.random.key(0), (100,))
-    inside = jax.grad(lambda mean: jnp.mean(z**2 + 0 * mean))(mean)  # f has no phi
+    # The integrand does not depend on phi.
+    inside = jax.grad(lambda mean: jnp.mean(z**2 + 0 * mean))(mean)
     assert inside == 0
 
 
@@ -130,7 +131,7 @@ def test_S1_9_the_score_function_is_right_and_noisy(gradients):
 
 
 def test_S1_10_the_whole_elbo_from_samples(known):
-    """SGVB A has the ELBO for its mean: exact points here, draws in S1-13."""
+    """The mean of SGVB A is the ELBO, here by sigma points; S1-13 uses draws."""
     np.testing.assert_allclose(known["sgvb_a"], known["elbo"], rtol=1e-12)
 
 
@@ -170,7 +171,7 @@ def sgvb():
 
 
 def test_S1_13_a_closed_form_kl_and_its_variance(sgvb):
-    """B is calmer for a q far from the posterior, A at the posterior, where it is 0."""
+    """B has less variance far from the posterior; A has none at the posterior."""
     for scale, values in sgvb.items():
         for kind, elbos in values.items():
             wanted = reparameterization.exact_elbo_variance(kind, scale)
@@ -212,7 +213,7 @@ def test_S1_15_example_c_is_full(double):
 
 
 def test_S1_16_the_training_procedure(linear_vae):
-    """Phi gives q, eps gives z, theta gives x~, and log p(x|z) compares."""
+    """Encode with phi, sample z, decode with theta, and evaluate log p(x|z)."""
     x, key = jnp.asarray(X, jnp.float32), jax.random.key(3)
     q = vae_jax.encode(linear_vae, x)
     z = vae_jax.reparameterize(q, key)
@@ -236,7 +237,7 @@ def test_S1_17_a_mean_that_is_affine_in_z(linear_vae):
 
 
 def test_S1_L6_the_product_is_over_examples(known):
-    """Over parameters it is of one example each: another number."""
+    """A product over parameters, with one example, is a different number."""
     oracle = scipy.stats.multivariate_normal(BIAS, COVARIANCE).logpdf(X)
     assert known["log_evidence"].sum() == pytest.approx(oracle.sum())
     over_theta = sum(
@@ -247,10 +248,10 @@ def test_S1_L6_the_product_is_over_examples(known):
 
 
 def test_S1_L17_dz_is_no_probability(plane):
-    """The integrand e^10 on a set of volume 2: 10.69 is not above 20."""
+    """An integrand of e^10 on a set of volume 2 violates it: 10.69 < 20."""
     left, printed = math.log(2 * math.exp(10)), 2 * 10.0
     assert left == pytest.approx(10.693147) and left < printed
-    # With p(z) for the measure it holds.
+    # With the measure p(z) dz it holds.
     means, scales, log_likelihood, _ = plane
     of_prior = log_likelihood[0, list(scales).index(1.0)]
     assert means[0] == 0
@@ -261,7 +262,7 @@ def test_S1_L23_the_prior_belongs_in_the_ratio(known):
     ours = known["log_likelihood"] + known["log_prior"] + known["entropy"]
     np.testing.assert_allclose(ours, known["elbo"])
     printed = known["log_likelihood"] + known["entropy"]
-    assert (printed > known["log_evidence"]).any()  # no lower bound
+    assert (printed > known["log_evidence"]).any()  # not a lower bound
 
 
 def test_S1_L57_q_divides_once(known):
@@ -272,7 +273,7 @@ def test_S1_L57_q_divides_once(known):
 
 
 def test_S1_L81_two_terms_of_the_product_rule():
-    """int grad f q is not int f grad q; it is 0 where f is log p - log q of phi."""
+    """int grad f q differs from int f grad q; it is 0 if f = log p - log q_phi."""
     mean = jnp.asarray(0.7)
     x = np.linspace(-12, 12, 4001)
     q = scipy.stats.norm.pdf(x, 0.7)
@@ -281,7 +282,7 @@ def test_S1_L81_two_terms_of_the_product_rule():
     inner = np.trapezoid(-score * q, x)  # grad f = - grad log q
     outer = np.trapezoid(f * score * q, x)
     assert inner == pytest.approx(0, abs=1e-9) and abs(outer) > 0.1
-    # E_q f = - (m^2 + 1) / 2 + entropy, by m: - m.
+    # E_q f = - (m^2 + 1) / 2 + entropy, with derivative - m.
     assert inner + outer == pytest.approx(-0.7)
     ours = jax.grad(
         lambda mean: -gaussian.diagonal_kl_to_standard_normal(mean[None], jnp.zeros(1))
@@ -290,7 +291,7 @@ def test_S1_L81_two_terms_of_the_product_rule():
 
 
 def test_S1_L93_the_score_at_each_sample(gradients):
-    """With the score at one z for all samples, its mean times the values' mean is 0."""
+    """With the score of one sample for all others, the estimate has mean 0."""
     z = np.random.default_rng(0).normal(1.0, 1.5, (20_000, 8))
     score, values = (z - 1) / 1.5**2, (z + 3) ** 2
     right, printed = (
@@ -304,7 +305,7 @@ def test_S1_L93_the_score_at_each_sample(gradients):
 def test_S1_L101_the_log_of_q(known):
     ours = known["log_joint"] + known["entropy"]
     np.testing.assert_allclose(ours, known["elbo"])
-    # E q(z|x) of a Gaussian, without the logarithm: 1 / sqrt(4 pi s^2) for each unit.
+    # E q(z|x) of a Gaussian, without the logarithm, is 1 / sqrt(4 pi s^2) per unit.
     of_q = np.prod(1 / np.sqrt(4 * math.pi * np.exp(Q_LOG_VAR)), axis=1)
     assert (np.abs(known["log_joint"] - of_q - known["elbo"]) > 0.1).all()
 
@@ -317,7 +318,7 @@ def test_S1_L104_a_difference_of_logarithms():
 
 
 def test_S1_L112_one_signature_for_g(linear_vae):
-    """g_phi(eps, x): the encoder's parameters and x make q, q and eps make z."""
+    """g_phi(eps, x): z depends on the encoder's parameters, on eps and on x."""
     x = jnp.asarray(X, jnp.float32)
     noise = jnp.ones((4, 2))
 
@@ -337,7 +338,7 @@ def test_S1_L112_one_signature_for_g(linear_vae):
 
 
 def test_S1_L154_a_location_is_no_log_density(linear_vae):
-    """Mu + A z is a vector; the log-density of x there is a number."""
+    """The location mu + A z is a vector; the log-density of x is a scalar."""
     z = jnp.asarray(Q_MEAN[:1], jnp.float32)[None]
     likelihood = vae_jax.decode(linear_vae, z)
     assert likelihood.mean.shape == (1, 1, 3)

@@ -1,4 +1,4 @@
-"""The notes S2: autoencoders, information, collapse, row by row and line by line."""
+"""Notes S2, autoencoders, information, collapse: one test per row and correction."""
 
 import math
 from functools import partial
@@ -46,7 +46,7 @@ def test_S2_10_information_and_entropy(double):
     expected = scipy.stats.entropy(LETTERS)
     assert discrete.entropy(jnp.asarray(LETTERS)) == pytest.approx(expected)
     assert discrete.entropy(jnp.array([0.0, 1.0])) == 0
-    # The mean information of independent events adds up.
+    # Entropies of independent variables add.
     pair = jnp.outer(jnp.asarray(LETTERS), jnp.ones(4) / 4).reshape(-1)
     assert discrete.entropy(pair) == pytest.approx(expected + math.log(4))
     log_var = jnp.log(jnp.array([0.49]))
@@ -59,7 +59,7 @@ def test_S2_11_both_directions_differ(double):
     assert discrete.kl_divergence(p, q) == pytest.approx(numpy_kl(LETTERS, UNIFORM))
     assert discrete.kl_divergence(q, p) == pytest.approx(numpy_kl(UNIFORM, LETTERS))
     assert abs(discrete.kl_divergence(p, q) - discrete.kl_divergence(q, p)) > 0.02
-    # And for densities: N(0, 1) against N(0, 4), by an integral.
+    # The same for densities, N(0, 1) and N(0, 4), by quadrature.
     narrow, wide = scipy.stats.norm(0, 1), scipy.stats.norm(0, 2)
     for first, second, log_vars in (
         (narrow, wide, (0.0, math.log(4))),
@@ -79,7 +79,7 @@ def test_S2_12_kl_is_never_negative(double):
     p, q = map(jnp.asarray, np.random.default_rng(0).dirichlet(np.ones(4), (2, 2000)))
     assert discrete.kl_divergence(p, q).min() > 0
     assert jnp.abs(discrete.kl_divergence(p, p)).max() == 0
-    # An outcome that one excludes: finite one way, infinite the other.
+    # An outcome of probability 0 in one of them: finite one way, infinite the other.
     some, all_of_them = jnp.array([0.5, 0.5, 0.0]), jnp.asarray(UNIFORM)
     assert discrete.kl_divergence(some, all_of_them) == pytest.approx(math.log(1.5))
     assert discrete.kl_divergence(all_of_them, some) == math.inf
@@ -101,7 +101,7 @@ def test_S2_14_kl_to_the_standard_normal(double):
 
 
 def test_S2_L276_the_entropy_is_an_integral_over_x():
-    """- int p log p dp, as printed, is no entropy: it does not depend on p at all."""
+    """- int p log p dp, as printed, is no entropy: it is the same for every density."""
     printed, _ = scipy.integrate.quad(lambda p: -p * math.log(p), 0, 1)
     for deviation in (0.5, 2.0):
         density = scipy.stats.norm(0, deviation)
@@ -114,18 +114,18 @@ def test_S2_L276_the_entropy_is_an_integral_over_x():
 
 
 def test_S2_L290_the_garbled_entropy_is_the_same_integral(double):
-    """The integral over x, here on a grid, is what the printed symbols stand for."""
+    """The intended formula is the integral over x, here on a grid."""
     x = np.linspace(-10, 10, 4001)
     p = scipy.stats.norm.pdf(x)
     step = x[1] - x[0]
     cells = jnp.asarray(p * step)
-    # Cells are outcomes: their entropy is the differential one less log of the width.
+    # The entropy of the cells is the differential entropy minus log of their width.
     ours = discrete.entropy(cells) + math.log(step)
     assert ours == pytest.approx(float(gaussian.diagonal_entropy(jnp.zeros(1))))
 
 
 def test_S2_L298_the_directions_fit_differently(double):
-    """One cannot pick either: of two Gaussians each direction prefers another."""
+    """The choice matters: of two Gaussians, each direction prefers a different one."""
     information = topic("information")
     weights, means, deviation = information.MIXTURE
     mean = weights @ means
@@ -147,12 +147,12 @@ def test_S2_L298_the_directions_fit_differently(double):
 
 
 def test_S2_L313_the_sign_of_the_lemma():
-    """With sum Q = 1/2 over the outcomes of P the printed bound is not the lemma's."""
+    """With sum Q = 1/2 over the support of P, the printed bound is not the lemma's."""
     p, q = np.array([0.5, 0.5]), np.array([0.25, 0.25])  # half of q lies elsewhere
     left = -np.sum(p * np.log(q / p))
     printed, right = math.log(q.sum()), -math.log(q.sum())
     assert left == pytest.approx(right)
-    assert printed < 0 < right  # it holds, but proves no KL to be positive
+    assert printed < 0 < right  # true, but does not prove KL >= 0
     ours = discrete.kl_divergence(
         jnp.array([0.5, 0.5, 0.0]), jnp.array([0.25, 0.25, 0.5])
     )
@@ -160,7 +160,7 @@ def test_S2_L313_the_sign_of_the_lemma():
 
 
 def test_S2_L317_approximately_is_not_distributed_as():
-    """q(z|x) is near p(z|x): a KL says how near; no sample is meant."""
+    """q(z|x) approximates p(z|x), with a small KL; no sampling is involved."""
     p, q = jnp.array([0.5, 0.5]), jnp.array([0.51, 0.49])
     assert 0 < discrete.kl_divergence(q, p) < 1e-3
 
@@ -177,7 +177,7 @@ def test_S2_1_the_loss_is_a_squared_error(autoencoder):
 
 
 def test_S2_2_a_bottleneck_keeps_few_numbers(autoencoder):
-    """All that is decoded lies in a plane of as many dimensions as the code."""
+    """Reconstructions lie in an affine subspace with the dimension of the code."""
     x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     code = vae_jax.encode(autoencoder, x).mean
     rebuilt = vae_jax.decode(autoencoder, code).mean
@@ -187,7 +187,7 @@ def test_S2_2_a_bottleneck_keeps_few_numbers(autoencoder):
 
 @pytest.fixture(scope="module")
 def tied():
-    """Centered data in five dimensions, and W of a tied autoencoder of two latents."""
+    """Centered data in five dimensions and W of a tied autoencoder with two latents."""
     draws = np.random.default_rng(1)
     x = draws.normal(size=(200, 5)) * np.array([3.0, 2.0, 1.0, 0.5, 0.2])
     x = (x - x.mean(axis=0)) @ scipy.stats.ortho_group.rvs(5, random_state=0)
@@ -208,7 +208,7 @@ def test_S2_3_a_linear_autoencoder_finds_the_plane_of_pca(tied):
 
 @pytest.fixture(scope="module")
 def deep():
-    """Squared errors of a deep autoencoder of one latent: a circle, six points."""
+    """Squared errors with one latent: deep on an arc, PCA on it, deep on six points."""
     training = topic("training")
     spec = ModelSpec(
         encoder=MLP((32,)),
@@ -218,9 +218,9 @@ def deep():
         latent_dim=1,
         data_shape=(2,),
     )
-    angle = np.linspace(0, 5, 96)  # Most of a circle: one number says where.
+    angle = np.linspace(0, 5, 96)  # Most of a circle, parameterized by one number.
     circle = jnp.asarray(np.stack([np.cos(angle), np.sin(angle)], axis=1), jnp.float32)
-    # Each of them many times, so that one program serves both.
+    # Each point is repeated 16 times, so that one program serves both.
     few = jnp.tile(circle[::16] * jnp.array([[1.0, 0.6]]), (16, 1))
 
     @jax.jit
@@ -275,7 +275,7 @@ def test_S2_7_an_autoencoder_has_no_density_to_draw_from(autoencoder):
     ):
         with pytest.raises(ValueError, match="has none"):
             refused()
-    # Its codes may be anywhere: nothing holds them near N(0, I).
+    # Nothing constrains the codes to be near N(0, I).
     far = jnp.abs(vae_jax.encode(autoencoder, 100 * x).mean)
     assert far.max() > 20
     assert (
@@ -311,7 +311,7 @@ def test_S2_9_generation_from_the_prior(linear_vae):
 
 
 def test_S2_13_the_identity_for_a_discrete_latent():
-    """Log P(X) = KL + L, by sums, for an arbitrary Q."""
+    """log P(X) = KL + L for an arbitrary Q, by explicit sums."""
     q, joint, posterior, evidence_of_x = arbitrary_q()
     bound = q @ np.log(joint / q)
     divergence = discrete.kl_divergence(jnp.asarray(q), jnp.asarray(posterior))
@@ -341,7 +341,7 @@ def test_S2_16_collapse_is_independence(collapsed):
     assert information.mutual_information == pytest.approx(0, abs=1e-5)
     assert vae_jax.active_units(collapsed, x).count == 0
     assert jnp.abs(vae_jax.kl_per_unit(collapsed, x)).max() == 0
-    # When it is the best there is: eigenvalues against beta times the noise.
+    # The optimum collapses units whose eigenvalue is below beta * noise_var.
     data = np.random.default_rng(0).normal(size=(500, 3)) * np.array([2.0, 1.0, 0.2])
     eigenvalues = np.linalg.eigvalsh(np.cov(data.T, bias=True))
     for beta in (1.0, 5.0, 20.0):
@@ -384,7 +384,7 @@ def test_S2_L131_four_points_have_a_singular_covariance():
 
 
 def test_S2_L157_a_minus_for_the_equals():
-    """X_i = mu would be false or true; X_i - mu gives the covariance."""
+    """X_i = mu would be a boolean; X_i - mu gives the covariance."""
     mean, factor = mixtures.fit_to_four(FOUR)
     printed = sum(np.outer(x == mean, x - mean) for x in FOUR) / 4
     right = sum(np.outer(x - mean, x - mean) for x in FOUR) / 4
@@ -393,7 +393,7 @@ def test_S2_L157_a_minus_for_the_equals():
 
 
 def test_S2_L368_the_weight_of_the_squared_error(linear_vae):
-    """Weight 1 is the variance 1/2, and its constant counts; variance 1 has 1/2."""
+    """Variance 1/2 gives weight 1 and variance 1 gives 1/2, each with a constant."""
     x = jnp.asarray(X, jnp.float32)
     z = jnp.asarray(Q_MEAN, jnp.float32)[None]
     for variance, weight in ((0.5, 1.0), (1.0, 0.5)):
@@ -407,7 +407,7 @@ def test_S2_L368_the_weight_of_the_squared_error(linear_vae):
 
 
 def test_S2_L378_collapse_is_of_q_for_all_x(collapsed):
-    """One x with q(z|x) = p(z) is none; all of them, and z says nothing."""
+    """q(z|x) = p(z) must hold for all x, not for one, before z is uninformative."""
     some = DiagonalGaussianDistribution(jnp.array([[0.0], [1.0]]), jnp.zeros((2, 1)))
     kls = gaussian.diagonal_kl_to_standard_normal(some.mean, some.log_var)
     assert kls[0] == 0 and kls[1] > 0

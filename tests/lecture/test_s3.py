@@ -1,4 +1,4 @@
-"""The notes S3: probability and the regimes of beta, row by row and line by line."""
+"""Notes S3, probability and the regimes of beta: one test per row and correction."""
 
 import math
 from fractions import Fraction
@@ -49,7 +49,7 @@ IS_ODD = jnp.array([1.0, 0, 1, 0, 1, 0])
 
 
 def test_S3_1_bayes_rule(double):
-    """Prior, likelihood, joint, evidence and posterior of a disease and its test."""
+    """Prior, likelihood, joint, evidence and posterior for a medical test."""
     prior = np.array([0.99, 0.01])
     likelihood = np.array([0.05, 0.9])  # of a positive test
     joint = prior * likelihood
@@ -59,7 +59,7 @@ def test_S3_1_bayes_rule(double):
 
 
 def test_S3_2_total_probability(double):
-    """The evidence of a discrete latent, three values at once, by a sum."""
+    """The evidence of a discrete latent with three values, by a sum."""
     prior = np.array([0.5, 0.3, 0.2])
     likelihood = np.array([[0.1, 0.6, 0.3], [0.8, 0.1, 0.1]])  # [x, z]
     _, log_evidence = discrete.posterior(jnp.log(prior), jnp.log(likelihood))
@@ -88,7 +88,7 @@ def test_S3_4_the_three_letters(double):
 
 @pytest.fixture(scope="module")
 def two_gaussians():
-    """Means and full covariances in three dimensions."""
+    """Two means and two full covariances in three dimensions."""
     draws = np.random.default_rng(0)
     roots = draws.normal(size=(2, 3, 3))
     return draws.normal(size=(2, 3)), roots @ roots.swapaxes(1, 2) + 0.5 * np.eye(3)
@@ -103,7 +103,7 @@ def full_kl(means, covariances):
 
 
 def sigma_points(mean, covariance):
-    """2 K points whose mean of any quadratic is its expectation under N(m, S)."""
+    """2 K points whose average of any quadratic is its expectation under N(m, S)."""
     factor = math.sqrt(len(mean)) * np.linalg.cholesky(covariance)
     return mean + np.concatenate([factor.T, -factor.T])
 
@@ -119,7 +119,7 @@ def test_S3_5_multivariate_normal_log_density(double, two_gaussians):
 
 
 def test_S3_6_kl_of_full_gaussians_and_its_proof(double, two_gaussians):
-    """Each step of the proof: expectations of quadratics, exact by sigma points."""
+    """Each step of the proof, with quadratic expectations exact by sigma points."""
     (mean_1, mean_2), (cov_1, cov_2) = two_gaussians
     inverse_1, inverse_2 = np.linalg.inv(cov_1), np.linalg.inv(cov_2)
     x = sigma_points(mean_1, cov_1)
@@ -154,7 +154,7 @@ def test_S3_7_trace_identities(two_gaussians):
 
 
 def test_S3_L30_the_posterior_is_likelihood_times_prior_over_evidence(double):
-    """p(y)/p(x) is no likelihood ratio: the prior is updated by p(x|y)/p(x)."""
+    """p(y)/p(x) is not a likelihood ratio: p(x|y)/p(x) updates the prior."""
     prior, likelihood = np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.6, 0.3])
     evidence = prior @ likelihood
     posterior, _ = discrete.posterior(jnp.log(prior), jnp.log(likelihood))
@@ -163,7 +163,7 @@ def test_S3_L30_the_posterior_is_likelihood_times_prior_over_evidence(double):
 
 
 def test_S3_L34_the_events_must_also_exhaust(double):
-    """1, 2 and 3 are disjoint, and their sum misses half of P(odd)."""
+    """1, 2 and 3 are disjoint, but their sum gives 1/3 instead of P(odd) = 1/2."""
     fair = np.full(6, 1 / 6)
     disjoint_only = fair[:3] @ np.asarray(IS_ODD)[:3]
     _, log_evidence = discrete.posterior(jnp.log(fair), jnp.log(IS_ODD))
@@ -172,7 +172,7 @@ def test_S3_L34_the_events_must_also_exhaust(double):
 
 
 def test_S3_L61_bayes_rule_for_the_die(double):
-    """P(y|x) P(y) / P(x) gives 3, which is no probability."""
+    """P(y|x) P(y) / P(x) gives 3, which is not a probability."""
     likelihood, of_three, of_odd = 1, 1 / 6, 1 / 2
     assert likelihood * of_odd / of_three == pytest.approx(3)
     given_odd, _ = discrete.posterior(jnp.log(jnp.ones(6) / 6), jnp.log(IS_ODD))
@@ -191,7 +191,7 @@ def test_S3_L105_kl_of_the_letters(double):
     for value in (*candidates, *(value / math.log(2) for value in candidates)):
         assert abs(value - 0.09673) > 0.01
     assert candidates[0] == pytest.approx(numpy_kl(UNIFORM, LETTERS))
-    # The textbook's case P = (0.36, 0.48, 0.16), which it resembles.
+    # The printed value resembles that of a textbook example, (0.36, 0.48, 0.16).
     textbook = jnp.array([0.36, 0.48, 0.16])
     assert discrete.kl_divergence(q, textbook) == pytest.approx(0.097455, abs=1e-6)
 
@@ -205,7 +205,7 @@ def test_S3_L111_zero_only_where_they_are_equal(double):
 
 
 def test_S3_L120_one_symbol_for_the_dimension(double, two_gaussians):
-    """K of the density is d of the divergence: with another d, KL(p || p) is not 0."""
+    """K and d are the same dimension: with another d, KL(p || p) would not be 0."""
     means, covariances = two_gaussians
     same = full_kl(means[[0, 0]], covariances[[0, 0]])
     assert same == pytest.approx(0, abs=1e-12)
@@ -214,7 +214,7 @@ def test_S3_L120_one_symbol_for_the_dimension(double, two_gaussians):
 
 
 def test_S3_L130_integrals_for_continuous_x():
-    """The printed sum over x grows without bound as the points get denser."""
+    """The printed sum over x grows without bound as the grid is refined."""
     q = scipy.stats.norm(1, 0.5)
     ours = gaussian.diagonal_kl_to_standard_normal(
         jnp.ones(1), 2 * jnp.log(jnp.ones(1) / 2)
@@ -253,7 +253,7 @@ def test_S3_L184_the_cross_term_has_no_half(two_gaussians):
 
 
 def test_S3_L206_the_constant_has_a_half(double, two_gaussians):
-    """The printed last term, without 1/2, adds too much; the cross term has x in it."""
+    """Without its 1/2 the last term is too large; the cross term depends on x."""
     (mean_1, mean_2), (cov_1, cov_2) = two_gaussians
     inverse, shift = np.linalg.inv(cov_2), mean_1 - mean_2
     constant = shift @ inverse @ shift
@@ -282,7 +282,7 @@ def test_S3_L200_not_equal_in_general():
 
 
 def test_S3_L217_the_final_formula_is_right(double, two_gaussians):
-    """L126, L217 and L408 against the mean of log p - log q over a million draws."""
+    """L126, L217 and L408 against the mean of log p - log q over 200,000 draws."""
     (mean_1, mean_2), (cov_1, cov_2) = two_gaussians
     x = np.random.default_rng(4).multivariate_normal(mean_1, cov_1, 200_000)
     oracle = scipy.stats.multivariate_normal
@@ -296,11 +296,11 @@ def test_S3_8_from_x_to_z_to_x_again(linear_vae):
     z = vae_jax.reparameterize(vae_jax.encode(linear_vae, x), jax.random.key(0))
     again = vae_jax.decode(linear_vae, z).mean[0]
     assert z.shape == (1, 4, 2) and again.shape == x.shape
-    assert jnp.abs(again - jnp.asarray(BIAS)).max() > 0.1  # z says something of x
+    assert jnp.abs(again - jnp.asarray(BIAS)).max() > 0.1  # z depends on x
 
 
 def test_S3_9_inference_as_optimization(plane):
-    """The q of least KL to the posterior is the q of greatest ELBO: the posterior."""
+    """The q that minimises the KL to the posterior maximises the ELBO."""
     means, scales, log_likelihood, kl = plane
     target = (np.array([4 / 3]), np.eye(1) / 9)
     divergences = [
@@ -316,7 +316,7 @@ def test_S3_9_inference_as_optimization(plane):
 
 @pytest.fixture(scope="module")
 def one_step(linear_vae):
-    """Parameters before and after a step of gradient ascent, and its metrics."""
+    """Parameters before and after one SGD step, its metrics, and those of the next."""
     optimizer = optax.sgd(1e-3)
     x = jnp.asarray(X, jnp.float32)
     state = vae_jax.init_state(linear_vae, jax.random.key(0), optimizer=optimizer)
@@ -328,7 +328,7 @@ def one_step(linear_vae):
 
 
 def test_S3_10_the_loss_is_minus_the_objective(one_step):
-    """Descending on the loss raises the ELBO, by theta and by phi."""
+    """Descending the loss raises the ELBO and updates both theta and phi."""
     before, after, metrics, later = one_step
     assert later["elbo"] > metrics["elbo"]
     for part in ("encoder", "decoder"):
@@ -347,7 +347,7 @@ def test_S3_11_recognition_and_generative_model(one_step):
 
 @pytest.mark.slow
 def test_S3_12_a_decoder_of_means_and_covariances(linear_vae):
-    """One variance, one for each pixel, and a full covariance, against SciPy."""
+    """One variance, one per pixel, and a full covariance, compared with SciPy."""
     spec = linear_spec(likelihood=PerPixelGaussian())
     params = jax.jit(partial(vae_jax.init, spec))(jax.random.key(0))
     z, x = jnp.asarray(Q_MEAN, jnp.float32)[None], jnp.asarray(X, jnp.float32)
@@ -404,7 +404,7 @@ def test_S3_17_kl_to_the_standard_normal_full_and_diagonal(double, two_gaussians
 
 
 def test_S3_18_log_variance():
-    """Any real number is a log-variance; a variance from a network need not be one."""
+    """Any real number is a valid log-variance; a network's output need not be > 0."""
     for log_var in (-80.0, -1.0, 0.0, 5.0):
         value, slope = jax.value_and_grad(
             lambda s: gaussian.diagonal_kl_to_standard_normal(jnp.zeros(1), s)
@@ -414,7 +414,7 @@ def test_S3_18_log_variance():
 
 
 def test_S3_L5_the_loss_has_a_logarithm(known):
-    """The mean of p(x|z) itself is another number: between 0 and its maximum."""
+    """Without the logarithm, E p(x|z) gives a different value."""
     ours = -known["log_likelihood"] + known["kl"]
     np.testing.assert_allclose(ours, -known["elbo"])
     draws = np.random.default_rng(0).normal(size=(20_000, 4, 2))
@@ -425,7 +425,7 @@ def test_S3_L5_the_loss_has_a_logarithm(known):
 
 
 def test_S3_L17_the_kl_pulls_together():
-    """A step down its gradient brings a mean nearer to 0, a deviation nearer to 1."""
+    """A gradient step on the KL moves the mean towards 0 and the variance towards 1."""
     mean, log_var = jnp.array([2.0]), jnp.array([-1.0])
     by_mean, by_log_var = jax.grad(gaussian.diagonal_kl_to_standard_normal, (0, 1))(
         mean, log_var
@@ -439,7 +439,7 @@ def test_S3_L79_kullback_and_leibler_1951():
 
 
 def test_S3_L244_the_joint_is_of_x_and_z():
-    """P(z|x) sums to one over z for each x; only p(x, z) does over both."""
+    """p(z|x) sums to one over z for each x; only p(x, z) sums to one over both."""
     _, _, joint, posterior = small_joint()
     assert joint.sum() == pytest.approx(1)
     assert posterior.sum() == pytest.approx(3)
@@ -448,7 +448,7 @@ def test_S3_L244_the_joint_is_of_x_and_z():
 
 
 def test_S3_L254_the_prior_stays_in_the_integral(known):
-    """int p(x|z) dz, with W of two latents and three pixels, is another number."""
+    """int p(x|z) dz, without the prior, differs from p(x)."""
     axis = np.linspace(-9, 9, 181)
     z = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     likelihood = scipy.stats.norm.pdf(
@@ -462,7 +462,7 @@ def test_S3_L254_the_prior_stays_in_the_integral(known):
 
 
 def test_S3_L268_an_integral_for_continuous_z(known):
-    """A sum over points of z depends on how many there are; the integral does not."""
+    """A sum over points of z depends on their number; the integral does not."""
     mean, scale = Q_MEAN[0, 0], math.exp(Q_LOG_VAR[0, 0] / 2)
     sums, integrals = [], []
     for count in (400, 4000):
@@ -485,7 +485,7 @@ def test_S3_L310_vae():
 
 
 def test_S3_L314_the_bracket_closes_before_the_kl(known):
-    """- E[log p + KL] is less than - log p(x) can be: it rewards a large KL."""
+    """- E[log p + KL] rewards a large KL and can fall below - log p(x)."""
     right = -known["log_likelihood"] + known["kl"]
     printed = -(known["log_likelihood"] + known["kl"])
     np.testing.assert_allclose(right, -known["elbo"])
@@ -494,7 +494,7 @@ def test_S3_L314_the_bracket_closes_before_the_kl(known):
 
 
 def test_S3_L323_plus_the_kl_in_the_loss(plane):
-    """With a minus the best q is as far from the prior as can be: not the posterior."""
+    """With a minus sign the best q is as far from the prior as the grid allows."""
     means, scales, log_likelihood, kl = plane
     printed = -log_likelihood - kl
     row, column = np.unravel_index(np.argmin(printed), printed.shape)
@@ -503,7 +503,7 @@ def test_S3_L323_plus_the_kl_in_the_loss(plane):
 
 
 def test_S3_L339_the_likelihood_is_of_the_generative_model(linear_vae):
-    """E_q log p(x|z) moves with the decoder at fixed z; log q(z|x) does not."""
+    """At fixed z, log p(x|z) depends on the decoder; log q(z|x) does not."""
     x, z = jnp.asarray(X, jnp.float32), jnp.asarray(Q_MEAN, jnp.float32)[None]
     moved = linear_vae.replace(
         decoder=jax.tree.map(lambda w: w + 0.1, linear_vae.decoder)
@@ -515,7 +515,7 @@ def test_S3_L339_the_likelihood_is_of_the_generative_model(linear_vae):
 
 
 def test_S3_L343_a_squared_error_for_one_fixed_variance_only():
-    """Of two x as far from the mean, variances of pixels prefer one."""
+    """Per-pixel variances distinguish two x at the same distance from the mean."""
     mean, x = jnp.zeros(2), jnp.array([[1.0, 0.0], [0.0, 1.0]])
     same = gaussian.diagonal_log_prob(x, mean, jnp.zeros(2))
     other = gaussian.diagonal_log_prob(x, mean, jnp.array([0.0, 2.0]))
@@ -524,7 +524,7 @@ def test_S3_L343_a_squared_error_for_one_fixed_variance_only():
 
 
 def test_S3_L354_minus_a_half_and_the_constant():
-    """The printed quadratic grows away from the mean: it prefers what is far."""
+    """The printed quadratic has the wrong sign: it is largest far from the mean."""
     factor = jnp.linalg.cholesky(jnp.asarray(COVARIANCE, jnp.float32))
     mean, inverse = np.zeros(3), np.linalg.inv(COVARIANCE)
     printed = np.einsum("bi,ij,bj->b", X, inverse, X)
@@ -544,12 +544,12 @@ def test_S3_L371_the_prior_has_a_covariance_matrix(linear_vae):
 
 @pytest.mark.slow
 def test_S3_L376_narrow_q_belong_to_no_kl(plane, collapsed):
-    """The note on narrow distributions stands under the wrong regime."""
+    """The remark on narrow distributions belongs to the regime without the KL."""
     _, without = best_of(plane, 1, 0)
     mean, only = best_of(plane, 0, 1)
     assert without < 0.05 and only == 1 and mean == 0
     assert not (only < without)
-    # A decoder fitted to codes that say nothing is best at the mean of the data.
+    # The best decoder for uninformative codes outputs the mean of the data.
     x = jnp.asarray(X, jnp.float32)
     z = jax.random.normal(jax.random.key(0), (64, 4, 2))
 
@@ -563,7 +563,7 @@ def test_S3_L376_narrow_q_belong_to_no_kl(plane, collapsed):
 
 @pytest.mark.slow
 def test_S3_L400_the_aggregate_is_near_the_prior_and_each_q_is_narrower(linear_vae):
-    """With the exact posterior the mean of q(z|x) over p(x) is p(z) itself."""
+    """With the exact posterior, the average of q(z|x) over p(x) is p(z)."""
     x = vae_jax.generate(linear_vae, jax.random.key(0), num_samples=20_000, sample=True)
     mean, covariance = exact.posterior(exact.linear_gaussian(linear_vae), x)
     total = np.cov(np.asarray(mean).T) + covariance
@@ -572,7 +572,7 @@ def test_S3_L400_the_aggregate_is_near_the_prior_and_each_q_is_narrower(linear_v
 
 
 def test_S3_L412_q_has_the_moments_of_x(linear_vae):
-    """Mu and Sigma are functions of x: with two x they are two, whatever z."""
+    """Mu and Sigma are functions of x: they differ between two x."""
     q = vae_jax.encode(linear_vae, jnp.asarray(X, jnp.float32))
     assert (jnp.abs(q.mean[0] - q.mean[1]) > 0.1).any()
     kls = gaussian.diagonal_kl_to_standard_normal(q.mean, q.log_var)
@@ -580,7 +580,7 @@ def test_S3_L412_q_has_the_moments_of_x(linear_vae):
 
 
 def test_S3_L418_the_closed_forms_are_right(double):
-    """Full and diagonal against a million draws, and against each other."""
+    """Full and diagonal forms against each other and against 200,000 draws."""
     mean, variance = np.array([0.5, -1.0]), np.array([0.3, 2.0])
     ours = gaussian.diagonal_kl_to_standard_normal(jnp.asarray(mean), jnp.log(variance))
     full = full_kl(np.stack([mean, 0 * mean]), np.stack([np.diag(variance), np.eye(2)]))
@@ -594,7 +594,7 @@ def test_S3_L418_the_closed_forms_are_right(double):
 
 @pytest.mark.slow
 def test_S3_L444_the_exponential_of_the_log_variance():
-    """As printed the log-variance cancels: -1/2 a unit at mean 0, and no gradient."""
+    """As printed the log-variance cancels: -1/2 per unit at mean 0, and no gradient."""
 
     def printed(mean, log_var):
         return 0.5 * jnp.sum(log_var + mean**2 - 1 - log_var, axis=-1)

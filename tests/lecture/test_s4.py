@@ -1,4 +1,4 @@
-"""The notes S4: Monte Carlo and variational inference, row by row and line by line."""
+"""Notes S4, Monte Carlo and variational inference: one test per row and correction."""
 
 import math
 from functools import partial
@@ -32,7 +32,7 @@ def test_S4_1_the_posterior_by_bayes_rule(known):
     np.testing.assert_allclose(known["posterior_covariance"], covariance)
     means = (X - BIAS) @ WEIGHTS @ covariance / NOISE_VAR
     np.testing.assert_allclose(known["posterior_mean"], means)
-    # As a ratio of densities, at any z.
+    # The ratio of densities at an arbitrary z.
     z = np.array([0.3, -0.4])
     joint = scipy.stats.norm.logpdf(
         X[0], WEIGHTS @ z + BIAS, math.sqrt(NOISE_VAR)
@@ -44,7 +44,7 @@ def test_S4_1_the_posterior_by_bayes_rule(known):
 
 @pytest.fixture(scope="module")
 def chains(known, linear_vae):
-    """States of 50 chains of both samplers on the posterior of the first x."""
+    """States of 50 chains of each sampler on the posterior of the first x."""
     log_density = mcmc.posterior_log_density(linear_vae, jnp.asarray(X[0], jnp.float32))
     target = (known["posterior_mean"][0], known["posterior_covariance"])
     conditional = mcmc.gaussian_conditional(
@@ -65,7 +65,7 @@ def chains(known, linear_vae):
 
 
 def has_moments(samples, mean, covariance):
-    """Against chains' means, which are independent of each other."""
+    """Assert moments, with standard errors from the independent means of the chains."""
     of_chains = samples.mean(axis=1)
     error = of_chains.std(axis=0, ddof=1) / math.sqrt(len(of_chains))
     assert (np.abs(of_chains.mean(axis=0) - mean) < 5 * error).all()
@@ -83,7 +83,7 @@ def test_S4_3_gibbs(chains, known):
 
 @pytest.fixture(scope="module")
 def fitted(linear_vae):
-    """The best q of each x, from an encoder that starts at the prior."""
+    """The best q of each x, fitted from a start at the prior."""
     nothing = jax.tree.map(jnp.zeros_like, linear_vae.encoder)
     fit = partial(
         vae_jax.fit_posterior, num_steps=800, num_samples=32, learning_rate=0.05
@@ -104,7 +104,7 @@ def test_S4_4_variational_inference_of_one_x(fitted, known):
 
 
 def test_S4_5_chains_against_variational_inference(chains, fitted, known):
-    """Both find the mean; the deviation of a diagonal q is too small."""
+    """Standard deviations are too small for a diagonal q but right for a chain."""
     deviation = np.sqrt(np.diag(known["posterior_covariance"]))
     of_chain = chains[0].reshape(-1, 2).std(axis=0)
     of_q = np.exp(fitted[1][0] / 2)
@@ -141,7 +141,7 @@ def test_S4_L32_metropolis_hastings_has_an_s():
 
 
 def test_S4_L83_only_for_a_fixed_theta(double):
-    """Between two decoders the larger ELBO may have the larger KL to its posterior."""
+    """Across two decoders, the larger ELBO can have the larger KL to its posterior."""
     x, q_mean, q_var = 3.0, np.zeros(1), np.ones(1)
     found = []
     for w, noise_var in ((0.8, 1.0), (0.01, 0.5)):
@@ -160,7 +160,7 @@ def test_S4_L83_only_for_a_fixed_theta(double):
 
 
 def test_S4_all_amortization_gap(known):
-    """One encoder for all x has a gap that the best q of each x has not, never less."""
+    """An amortized q has a larger gap than the best diagonal q of each x."""
     precision = np.linalg.inv(known["posterior_covariance"])
     best = [
         numpy_gaussian_kl(
@@ -171,5 +171,5 @@ def test_S4_all_amortization_gap(known):
     with jax.enable_x64(True):
         approximation = exact.diagonal_gap(model_of_weights())
     np.testing.assert_allclose(best, approximation)
-    amortization = known["gap"] - best  # of the arbitrary q, as an encoder gives one
+    amortization = known["gap"] - best  # of an arbitrary q in place of an encoder's
     assert (amortization > 0.01).all()

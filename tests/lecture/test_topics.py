@@ -1,9 +1,9 @@
-"""The topics of the notes as commands: every check that they print holds."""
+"""Every check of every lecture topic holds when it runs as a command."""
 
 import pytest
 from lecture_examples import topic
 
-# What each topic takes to be quick, and still to hold all of its checks.
+# Flags that keep each topic short.
 TOPICS = {
     "information": {},
     "mixtures": {"dataset": "digits"},

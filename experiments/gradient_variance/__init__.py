@@ -1,1 +1,1 @@
-"""Gradient estimators compared: known integrands, bounds, regression, a VAE."""
+"""Comparison of gradient estimators: known integrands, bounds, regression, a VAE."""

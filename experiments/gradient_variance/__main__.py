@@ -1,22 +1,23 @@
-"""Compare gradient estimators: score function, reparameterization, and the others.
+"""Compare gradient estimators: score function, reparameterization, and others.
 
     python -m experiments.gradient_variance
 
-runs four parts (`--part` takes one):
-1. exact: known integrands, each measured mean and variance against the exact one;
-2. snr: signal to noise of importance-weighted bounds, Rainforth et al. 2018;
-3. logistic: Bayesian logistic regression, as Mohamed et al. 2020;
-4. vae: the encoder gradient of a VAE, at three stages of its training.
+runs four parts (`--part` selects one):
+1. exact: mean and variance on known integrands, compared with exact values;
+2. snr: signal-to-noise ratio of importance-weighted bounds (Rainforth et al. 2018);
+3. logistic: Bayesian logistic regression, as in Mohamed et al. 2020;
+4. vae: the encoder gradient of a VAE, at three stages of training.
 
-`vae_jax.estimators` is what is measured, and `vae_jax.estimators.exact_variance` what
-part 1 measures it against. On two cores the parts take about 1, 2 and 1 minutes, and
-part vae 5 on the 8x8 digits, 20 on MNIST.
+The estimators are those of `vae_jax.estimators`; the exact variances of part 1 are in
+`vae_jax.estimators.exact_variance`. On two cores parts 1 to 3 take about 1, 2 and 1
+minutes; part vae takes 5 minutes on the 8x8 digits and 20 on MNIST.
 
-With `--dataset=mnist`: the largest deviation of 100 means and 70 variances from their
-exact values is 2.1 standard errors; the slopes of part snr are +0.50, -0.50 and +0.46;
-trained for 5 epochs with 4 samples, reparameterization reaches a test ELBO of -106.3,
-leave-one-out -109.8 and the plain score function -175.6. The last line has the ratio of
-the encoder gradient's variances, score function over reparameterization: 5432.
+Results with `--dataset=mnist`: the largest deviation of 100 means and 70 variances from
+their exact values is 2.1 standard errors. The slopes of part snr are +0.50, -0.50 and
++0.46. After 5 epochs with 4 samples, the test ELBO is -106.3 nats with
+reparameterization, -109.8 with leave-one-out and -175.6 with the plain score function.
+The last line of the output gives the ratio of the encoder gradient's variances, score
+function over reparameterization: 5432.
 """
 
 import time
@@ -47,50 +48,50 @@ PARTS = ("exact", "snr", "logistic", "vae")
 
 @dataclass(frozen=True)
 class Config(flags.DataFlags):
-    """Compare gradient estimators; figures and results.json go to the run folder."""
+    """Compare gradient estimators; write figures and results.json to the run folder."""
 
     part: Literal["all", "exact", "snr", "logistic", "vae"] = "all"
     """exact: known integrands; snr: importance-weighted bounds; logistic: Bayesian \
 logistic regression; vae: the encoder of a VAE."""
     mu: flags.Finite = 1.0
-    """Mean of the Gaussian of part exact."""
+    """Mean of the Gaussian in part exact."""
     sigma: flags.Positive = 1.5
-    """Its standard deviation."""
+    """Standard deviation of the Gaussian in part exact."""
     k: flags.Finite | None = None
     """Constant of the integrands (x - k)^2, exp(-k x^2), cos(k x); by default -3, 0.7 \
 and 1.3."""
     logit: flags.Finite = 0.4
-    """Log-odds of the bit of part exact."""
+    """Logit of the Bernoulli variable in part exact."""
     num_samples: flags.Count = 1
-    """Samples of an estimate in part exact."""
+    """Samples per estimate in part exact."""
     num_draws: flags.Several = 1_000_000
-    """Gradients drawn for each estimator of part exact."""
+    """Gradients drawn for each estimator in part exact."""
     snr_draws: flags.Several = 1000
-    """Gradients drawn for each number of importance samples of part snr."""
+    """Gradients drawn for each number of importance samples in part snr."""
     logistic_steps: flags.Count = 5000
     """Training steps of part logistic."""
     epochs: flags.Count | None = None
-    """Training epochs of part vae; by default about 2000 steps, and 5 at least."""
+    """Training epochs of part vae; by default about 2000 steps, at least 5 epochs."""
     latent_dim: flags.Count = 20
     """Gaussian latents of part vae."""
     num_bits: Annotated[flags.Count, flags.at_most(12)] = 8
-    """Discrete latents of part vae; all their values are enumerated, so at most 12."""
+    """Bernoulli latents of part vae; all values are enumerated, so at most 12."""
     hidden_dim: flags.Count = 200
-    """Width of encoder and decoder of part vae."""
+    """Hidden width of encoder and decoder in part vae."""
     batch_size: flags.Count = 8
-    """Images whose gradient part vae draws."""
+    """Images in the batch whose gradient part vae draws."""
     sample_counts: flags.Counts = (1, 4, 16, 64)
-    """Samples of an estimate in part vae."""
+    """Numbers of samples per estimate in part vae."""
     vae_draws: flags.Several = 200
     """Gradients drawn for each row of part vae."""
     seed: flags.Natural = 0
     """Seed of all noise."""
     run_dir: str = "runs/gradient_variance"
-    """Folder of results.json and figures/."""
+    """Folder for results.json and figures/."""
 
 
 def run_exact(config: Config, folder: Path, progress) -> tuple[list[dict], list[str]]:
-    """Part 1: rows, and the lines to print."""
+    """Run part exact; return its rows and the lines to print."""
     gaussian = {"mu": config.mu, "sigma": config.sigma}
     cases: list[exact.Case] = []
     notes = []
@@ -129,7 +130,7 @@ def run_exact(config: Config, folder: Path, progress) -> tuple[list[dict], list[
 
 
 def exact_table(rows: list[dict]) -> str:
-    """The rows for a screen."""
+    """Format the rows of part exact as a table."""
     heading = "integrand estimator by S mean exact z variance +- exact z"
     cells: list[Sequence[str]] = [heading.split()]
     for row in rows:
@@ -150,7 +151,7 @@ def exact_table(rows: list[dict]) -> str:
 
 
 CURVE_ESTIMATORS = ("reparameterization", "score_function", "constant_baseline")
-EVERY = 10  # Points of a line from one that is measured to the next.
+EVERY = 10  # Every tenth point of an exact line is also measured.
 CURVE_K = {
     "quadratic": np.linspace(-3, 3, 61),
     "exponential": np.geomspace(0.02, 20, 61),
@@ -159,7 +160,7 @@ CURVE_K = {
 
 
 def curves_against_k(config: Config) -> dict[str, dict[str, Any]]:
-    """Exact and measured variances of d/d mu with one sample, for the figure."""
+    """Exact and measured variances of d/d mu against k, with one sample."""
     curves = {}
     for integrand, grid in CURVE_K.items():
         lines: dict[str, dict[str, list[float | None]]] = {
@@ -185,7 +186,7 @@ def curves_against_k(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def crossings(curves: dict[str, dict[str, Any]]) -> list[str]:
-    """From which k on the score function has the smaller variance on cos."""
+    """Smallest k for which the score function has the smaller variance on cos."""
     content = curves["cos"]
     lines = content["lines"]
     wins = np.array(lines["score_function"]["exact"]) < np.array(
@@ -200,7 +201,7 @@ def crossings(curves: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def run_snr(config: Config, folder: Path, progress) -> tuple[list[dict], list[str]]:
-    """Part snr: rows, and the lines to print."""
+    """Run part snr; return its rows and the lines to print."""
     rows = signal_to_noise.measure(
         num_draws=config.snr_draws, key=jax.random.key(config.seed), progress=progress
     )
@@ -218,7 +219,7 @@ def run_snr(config: Config, folder: Path, progress) -> tuple[list[dict], list[st
 def run_logistic(
     config: Config, folder: Path, progress
 ) -> tuple[list[dict], list[str]]:
-    """Part logistic: rows, and the lines to print."""
+    """Run part logistic; return its rows and the lines to print."""
     rows, curves, summary = logistic_regression.measure(
         num_steps=config.logistic_steps,
         key=jax.random.key(config.seed),
@@ -246,7 +247,7 @@ def run_logistic(
 
 
 def run_vae(config: Config, folder: Path, progress) -> tuple[list[dict], list[str]]:
-    """Part vae: rows, and the lines to print; the last has the ratio."""
+    """Run part vae; return its rows and the lines to print, the ratio last."""
     dataset = data.load(config.dataset, data_dir=config.data_dir)
     epochs = vae.num_epochs(config.epochs, dataset)
     width = config.hidden_dim
@@ -254,7 +255,7 @@ def run_vae(config: Config, folder: Path, progress) -> tuple[list[dict], list[st
         vae.gaussian_model(dataset.data_shape, config.latent_dim, width),
         vae.bits_model(dataset.data_shape, config.num_bits, width),
     )
-    # The first child is for the test set (`vae.train`).
+    # `vae.train` uses the first child for the test set.
     _, key = jax.random.split(run_keys(jax.random.key(config.seed)).evaluation)
     x = vae.binarized_test(dataset)[: config.batch_size]
     rows, lines, curves = [], [], {}
@@ -310,7 +311,7 @@ def run_vae(config: Config, folder: Path, progress) -> tuple[list[dict], list[st
 
 
 def vae_table(title: str, rows: list[dict]) -> str:
-    """Variances by stage and estimator, a column a number of samples."""
+    """Format variances by stage and estimator, one column per number of samples."""
     counts = sorted({row["num_samples"] for row in rows})
     heading = [f"{kind}S={count}" for kind in ("", "x s, ") for count in counts]
     cells = [["", "", *heading, "max |z|"]]
@@ -332,16 +333,17 @@ def vae_table(title: str, rows: list[dict]) -> str:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measure, print, and write the run folder.
+    """Run the selected parts, print their tables and write the run folder.
 
     Args:
-      config: what to measure.
+      config: the configuration.
 
     Returns:
-      What results.json holds: `rows`, and where and when they were measured.
+      The content of results.json: `rows`, the part and seed, the JAX version, the
+      device, and the wall time.
 
     Raises:
-      ValueError: a value that no run can have; no data.
+      ValueError: invalid flag value, or data not available.
     """
     flags.check(config)
     parts = {
@@ -375,7 +377,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command, with these arguments or those of the process."""
+    """Run the command with the given arguments, by default those of the process."""
     execute(run, parse(Config, argv, command="python -m experiments.gradient_variance"))
 
 

@@ -1,4 +1,4 @@
-"""Part 1: measured means and variances against exact ones, for known integrands."""
+"""Part exact: measured and exact means and variances for known integrands."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,7 +30,7 @@ FUNCTIONS: dict[str, Callable[..., Array]] = {
     "cos": lambda x, log_q, k: jnp.cos(k * x),
     "elbo": lambda x, log_q, k: log_target(x) - log_q,
 }
-# One object for each, so that what is compiled for one row serves the others.
+# One object per name, so that rows with the same estimator share a compiled program.
 CALLS: dict[str, Estimator] = {
     "mean_baseline": partial(
         estimators.mean_baseline, num_baseline_samples=BASELINE_SAMPLES
@@ -46,7 +46,7 @@ BIASED = ("gumbel_softmax", "straight_through")
 
 
 def log_target(x: Array) -> Array:
-    """The log-density that the ELBO compares with, but for its constant."""
+    """Log-density of the ELBO's target, without -log of its standard deviation."""
     mean, scale = TARGET
     return -0.5 * jnp.square((x - mean) / scale) - 0.5 * gaussian.LOG_2PI
 
@@ -55,13 +55,13 @@ class Case(NamedTuple):
     """One estimator on one integrand.
 
     Attributes:
-      estimator: its name in the table.
-      integrand: the integrand's name.
-      parameters: of the distribution: `mu` and `sigma`, or `logit`.
-      k: the integrand's constant; None where it has none.
-      num_samples: samples of an estimate.
-      exact: gradient and variance (None where it is not known) of an estimate, by
-        parameter; a parameter that is not there gets no row.
+      estimator: name of the estimator in the table.
+      integrand: name of the integrand.
+      parameters: parameters of the distribution: `mu` and `sigma`, or `logit`.
+      k: constant of the integrand; None if it has none.
+      num_samples: samples per estimate.
+      exact: exact gradient and variance (None if unknown) of an estimate, by parameter;
+        parameters not listed get no row.
       options: real-valued options of the estimator.
     """
 
@@ -75,7 +75,7 @@ class Case(NamedTuple):
 
     @property
     def distribution(self) -> str:
-        """Gaussian or Bernoulli, by the parameters."""
+        """Name of the distribution: `gaussian` or `bernoulli`."""
         return "bernoulli" if "logit" in self.parameters else "gaussian"
 
 
@@ -91,7 +91,7 @@ def score_function_cases(
     k: float,
     num_samples: int,
 ) -> Iterator[Case]:
-    """The estimators that serve any distribution, on one integrand."""
+    """Yield the cases of the score-function estimators, for any distribution."""
     variance = exact_variance.score_function_variance
 
     def case(name: str, exact: Variance, count: int = num_samples, **options) -> Case:
@@ -141,7 +141,7 @@ def score_function_cases(
 def gaussian_cases(
     integrand: str, *, mu: float, sigma: float, k: float, num_samples: int
 ) -> Iterator[Case]:
-    """Every estimator for N(mu, sigma^2) on one integrand."""
+    """Yield every estimator for N(mu, sigma^2) on one integrand."""
     moments = exact_variance.gaussian_moments(integrand, mu=mu, sigma=sigma, k=k)
     parameters = {"mu": mu, "sigma": sigma}
     quadratic = integrand == "quadratic"
@@ -178,12 +178,13 @@ def gaussian_cases(
 
 
 def elbo_cases(*, mu: float, sigma: float, num_samples: int) -> Iterator[Case]:
-    """The pathwise estimators on E_q[log p - log q], q = N(mu, sigma^2).
+    """Yield the pathwise estimators on E_q[log p - log q], q = N(mu, sigma^2).
 
     With p = N(m, s^2) and d = 1/sigma - sigma/s^2 the gradients are (m - mu)/s^2 and d.
-    log q of its own sample does not depend on mu and is - log sigma by sigma, so the
-    whole derivative has the variances of log p; without the score they are d^2 and
-    (mu - m)^2/s^4 + 2 d^2.
+    At z = mu + sigma eps, log q(z) depends on the parameters only through -log sigma,
+    so the total derivative has the variances of the derivative of log p:
+    sigma^2/s^4 and (mu - m)^2/s^4 + 2 sigma^2/s^4. Without the score term they are d^2
+    and (mu - m)^2/s^4 + 2 d^2.
     """
     mean, scale = TARGET
     d = 1 / sigma - sigma / scale**2
@@ -208,7 +209,7 @@ def elbo_cases(*, mu: float, sigma: float, num_samples: int) -> Iterator[Case]:
 def bernoulli_cases(
     integrand: str, *, logit: float, k: float, num_samples: int
 ) -> Iterator[Case]:
-    """Every estimator for a bit on one integrand, with respect to its logit."""
+    """Yield every estimator for a Bernoulli variable, with respect to its logit."""
     f0, f1 = (float(FUNCTIONS[integrand](np.float64(bit), 0.0, k)) for bit in (0, 1))
     bit = {"logit": logit, "f0": f0, "f1": f1}
     moments = exact_variance.bernoulli_moments(**bit)
@@ -237,7 +238,7 @@ def bernoulli_cases(
 
 
 def measure(case: Case, key: Key, *, num_draws: int) -> estimators.Moments:
-    """Moments of one case's gradient, by parameter."""
+    """Estimate the moments of a case's gradient, by parameter."""
     names = list(FUNCTIONS)
     return jax.device_get(
         _moments(
@@ -265,7 +266,7 @@ def _moments(
     num_samples: int,
     num_draws: int,
 ) -> estimators.Moments:
-    """One program an estimator; which integrand it meets is data."""
+    """Estimate moments; `function` is traced, so an estimator compiles only once."""
 
     def integrand(z: Array, log_q: Array) -> Array:
         return jax.lax.switch(function, list(FUNCTIONS.values()), z[..., 0], log_q, k)
@@ -289,7 +290,7 @@ def _moments(
 
 
 def _distribution(parameters: dict[str, Array]):
-    """A batch of one in one dimension."""
+    """One-dimensional distribution with a batch of one."""
     if "logit" in parameters:
         return BernoulliDistribution(parameters["logit"].reshape(1, 1))
     return DiagonalGaussianDistribution(
@@ -298,7 +299,7 @@ def _distribution(parameters: dict[str, Array]):
 
 
 def rows_of(case: Case, measured: estimators.Moments) -> list[dict[str, Any]]:
-    """A row for each parameter whose exact gradient the case has."""
+    """One row for each parameter whose exact gradient is known."""
     rows = []
     for parameter, (exact_mean, exact_value) in case.exact.items():
         mean, mean_error, variance, variance_error = (
@@ -336,13 +337,13 @@ def rows_of(case: Case, measured: estimators.Moments) -> list[dict[str, Any]]:
 
 
 def z_score(measured: float, exact: float, error: float) -> float:
-    """The difference in standard errors; what float32 rounds off is none."""
+    """Difference in standard errors, which are at least the float32 rounding error."""
     rounding = 1e-5 * max(abs(exact), 1e-3)
     return (measured - exact) / max(error, rounding)
 
 
 def largest_z(rows: list[dict[str, Any]]) -> float:
-    """Over the means of unbiased estimators and all variances that are known."""
+    """Largest |z| over means of unbiased estimators and all known variances."""
     scores = [row["mean_z"] for row in rows if row["unbiased"]]
     scores += [row["variance_z"] for row in rows if row["variance_z"] is not None]
     return max(map(abs, scores))

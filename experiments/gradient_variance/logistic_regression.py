@@ -1,8 +1,8 @@
-"""Estimators without a VAE: Bayesian logistic regression on breast-cancer data.
+"""Part logistic: Bayesian logistic regression on breast-cancer data.
 
-As Mohamed, Rosca, Figurnov & Mnih 2020, section 8.2: scikit-learn's 569 tumours of 30
-features, weights w ~ N(0, I), a diagonal Gaussian q(w), batches of 32 and 50 samples of
-w, Adam at 1e-3 under a cosine, 5000 steps.
+The setting follows Mohamed, Rosca, Figurnov & Mnih 2020, section 8.2: scikit-learn's
+data set of 569 tumours with 30 features, weights w ~ N(0, I), a diagonal Gaussian q(w),
+batches of 32, 50 samples of w, and 5000 steps of Adam at 1e-3 with cosine decay.
 """
 
 from functools import partial
@@ -32,17 +32,17 @@ ESTIMATORS: dict[str, Estimator] = {
         estimators.delta_control_variate, num_coefficient_samples=25
     ),
 }
-# Four evaluations a sample and weight: measured, but too slow to train with.
+# Four evaluations per sample and weight: measured, but too slow for training.
 MEASURED = ESTIMATORS | {"measure_valued": estimators.measure_valued}
 
 
 class Curve(NamedTuple):
-    """One estimator's run.
+    """Training run of one estimator.
 
     Attributes:
-      steps: at which the figures were taken.
-      elbo: of the whole data set, nats.
-      posterior: q at the end.
+      steps: steps at which the ELBO was recorded.
+      elbo: ELBO of the whole data set, nats.
+      posterior: final q.
     """
 
     steps: np.ndarray
@@ -51,7 +51,7 @@ class Curve(NamedTuple):
 
 
 def load() -> tuple[Array, Array]:
-    """Standardized features and a constant, `[569, 31]`; classes `[569]`."""
+    """Load standardized features with a constant, `[569, 31]`, and classes `[569]`."""
     features, classes = load_breast_cancer(return_X_y=True)
     features = (features - features.mean(axis=0)) / features.std(axis=0)
     ones = np.ones((len(features), 1))
@@ -71,15 +71,17 @@ def elbo(
     estimator: Estimator,
     num_samples: int = NUM_SAMPLES,
 ) -> Array:
-    """E_q[log p(classes | w)] of all examples, from some of them, less KL(q || prior).
+    """Minibatch estimate of the ELBO of all examples, in nats.
+
+    (num_examples / B) E_q[log p(classes | w)] - KL(q || prior).
 
     Args:
       posterior: q(w), a batch of one.
-      features: of the examples at hand, `[B, 31]`.
+      features: features of the minibatch, `[B, 31]`.
       classes: 0 or 1, `[B]`.
       key: PRNG key, consumed once.
-      num_examples: examples that there are.
-      estimator: of the gradient of the expectation.
+      num_examples: size of the data set.
+      estimator: gradient estimator of the expectation.
       num_samples: samples of w.
     """
 
@@ -100,7 +102,7 @@ def elbo(
 def train(
     estimator: Estimator, features: Array, classes: Array, key: Key, *, num_steps: int
 ) -> Curve:
-    """Fits q with one estimator, all steps in one compiled program."""
+    """Fit q with one estimator, with all steps in one compiled program."""
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
     num_examples, num_features = features.shape
     posterior = DiagonalGaussianDistribution(*jnp.zeros((2, 1, num_features)))
@@ -123,7 +125,7 @@ def train(
             )
 
         updates, opt_state = optimizer.update(jax.grad(loss)(posterior), opt_state)
-        # Optax declares some containers, and gives back the pytree it was given.
+        # Optax returns the pytree type it was given, but annotates some containers.
         moved: Any = optax.apply_updates(posterior, updates)
         return (moved, opt_state), None
 
@@ -149,7 +151,7 @@ def train(
 def gradient_variances(
     posterior: DiagonalGaussianDistribution, features: Array, classes: Array, key: Key
 ) -> dict[str, estimators.GradientMoments]:
-    """Moments of the gradient by q's parameters on the whole data set."""
+    """Moments of the gradient with respect to q's parameters, on the whole data set."""
     moments = {}
     for name, estimator in MEASURED.items():
         value = partial(
@@ -170,13 +172,13 @@ def gradient_variances(
 
 
 def accuracy(posterior: DiagonalGaussianDistribution, features, classes) -> float:
-    """Share of the examples that the mean of q puts on the right side."""
+    """Fraction of examples classified correctly with w at the mean of q."""
     guesses = (features @ posterior.mean[0] > 0).astype(jnp.float32)
     return float(jnp.mean(guesses == classes))
 
 
 def measure(*, num_steps: int, key: Key, progress=lambda _: None):
-    """Rows at the start and the end of training, and a curve for each estimator."""
+    """Measure rows at the start and end of training; return rows, curves, summary."""
     features, classes = load()
     train_key, draw_key = jax.random.split(key)
     curves = {}

@@ -1,4 +1,4 @@
-"""The figures: variance against k, samples and cost; training curves."""
+"""Figures: variance against k, samples and cost; training curves."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -38,7 +38,7 @@ save = partial(save_figure, dpi=DPI)
 def variance_against_k(
     curves: dict[str, dict[str, Any]], *, mu: float, sigma: float
 ) -> Figure:
-    """One panel an integrand: exact lines, measured points, for d/d mu."""
+    """Draw the variance of d/d mu against k: exact lines and measured points."""
     figure = Figure((4.4 * len(curves), 4.2), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     titles = {
@@ -70,7 +70,7 @@ def variance_against_k(
 
 
 def variance_against_samples(rows: Rows, stages: Iterable[str], title: str) -> Figure:
-    """A column a stage; above at equal samples, below at equal cost."""
+    """Draw variances: a column per stage, equal samples above, equal cost below."""
     stages = list(stages)
     figure = Figure((4.4 * len(stages), 7.6), layout="constrained")
     panels = figure.subplots(2, len(stages), sharex="col", sharey="row", squeeze=False)
@@ -102,7 +102,7 @@ def variance_against_samples(rows: Rows, stages: Iterable[str], title: str) -> F
 
 
 def training_curves(curves: dict[str, dict[str, list[float]]], title: str) -> Figure:
-    """A panel a model: test ELBO after each epoch, one line an estimator."""
+    """Draw the test ELBO after each epoch: a panel per model, a line per estimator."""
     figure = Figure((5.2 * len(curves), 4), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, (model, lines) in zip(panels, curves.items(), strict=True):
@@ -119,7 +119,7 @@ def training_curves(curves: dict[str, dict[str, list[float]]], title: str) -> Fi
 
 
 def signal_to_noise(rows: Rows, slopes: dict[tuple[str, str], float]) -> Figure:
-    """Ratio against importance samples, with the fitted slopes in the legend."""
+    """Draw the ratio against importance samples, with fitted slopes in the legend."""
     figure = Figure((6, 4.6), layout="constrained")
     axes = figure.subplots()
     for (group, name), slope in slopes.items():
@@ -142,7 +142,7 @@ def signal_to_noise(rows: Rows, slopes: dict[tuple[str, str], float]) -> Figure:
 
 
 def logistic_curves(curves: dict[str, Any]) -> Figure:
-    """ELBO against steps, one line an estimator."""
+    """Draw the ELBO against steps, one line per estimator."""
     figure = Figure((6, 4), layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():

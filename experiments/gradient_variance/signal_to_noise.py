@@ -1,10 +1,11 @@
-"""Part 3: tighter bounds have better decoder gradients, and worse encoder gradients.
+"""Part snr: signal-to-noise ratio of the gradient of importance-weighted bounds.
 
 The Gaussian model of Rainforth et al. 2018 ("Tighter variational bounds are not
 necessarily better"): z ~ N(mu, I), x|z ~ N(z, I), q = N(A x + b, 2/3 I) in 20
-dimensions, the parameters a little off their optimum. With K importance samples the
-signal-to-noise ratio of the gradient goes like K^(1/2) for mu and K^(-1/2) for A and b;
-doubly reparameterized, like K^(1/2) for them too (Tucker et al. 2019).
+dimensions, with parameters slightly perturbed from their optimum. With K importance
+samples the signal-to-noise ratio scales like K^(1/2) for mu and like K^(-1/2) for A and
+b; with the doubly reparameterized estimator, like K^(1/2) for A and b as well (Tucker
+et al. 2019).
 """
 
 from functools import partial
@@ -23,7 +24,7 @@ LATENT_DIM = 20
 BATCH_SIZE = 16
 PERTURBATION = 0.01
 SAMPLE_COUNTS = (1, 4, 16, 64, 256, 1024)
-FIT_FROM = 16  # The laws are asymptotic in K.
+FIT_FROM = 16  # The scaling is asymptotic in K.
 POSTERIOR_VAR = 2 / 3
 
 SPEC = vae_jax.ModelSpec(
@@ -42,7 +43,7 @@ EXPECTED_SLOPES = {
 
 
 class Toy(NamedTuple):
-    """The parameters whose gradient is measured: mu `[L]`, A `[L, L]`, b `[L]`."""
+    """Parameters whose gradient is measured: mu `[L]`, A `[L, L]`, b `[L]`."""
 
     mu: Array
     slope: Array
@@ -50,7 +51,7 @@ class Toy(NamedTuple):
 
 
 def as_params(toy: Toy) -> vae_jax.Params:
-    """The toy as a linear VAE with a learned prior mean."""
+    """Convert to the parameters of a linear VAE with a learned prior mean."""
     raw = unbound_log_var(jnp.full(LATENT_DIM, np.log(POSTERIOR_VAR)))
     zeros = jnp.zeros(LATENT_DIM)
     return vae_jax.Params(
@@ -69,7 +70,7 @@ def as_params(toy: Toy) -> vae_jax.Params:
 
 
 def make_toy(key: Key) -> tuple[Toy, Array]:
-    """Parameters near their optimum, and data of the model, `[B, L]`."""
+    """Draw parameters near their optimum, and data from the model, `[B, L]`."""
     mu_key, data_key, noise_key = jax.random.split(key, 3)
     mu = jax.random.normal(mu_key, (LATENT_DIM,))
     # x has mean mu and covariance 2 I.
@@ -88,11 +89,11 @@ def make_toy(key: Key) -> tuple[Toy, Array]:
 
 
 def measure(*, num_draws: int, key: Key, progress=lambda _: None) -> list[dict]:
-    """Rows: the ratio for each group of parameters, estimator and number of samples.
+    """Measure the ratio for each parameter group, estimator and number of samples.
 
-    The mean of the inference gradient falls like 1/K and drowns in the noise of the
-    plain estimator; both estimators have the same one, so it is taken from the doubly
-    reparameterized draws, and their agreement along its direction is reported.
+    The mean of the inference gradient falls like 1/K and is lost in the noise of the
+    plain estimator. Both estimators have the same mean, so it is taken from the doubly
+    reparameterized draws.
     """
     toy_key, draw_key = jax.random.split(key)
     toy, x = make_toy(toy_key)
@@ -120,7 +121,7 @@ def measure(*, num_draws: int, key: Key, progress=lambda _: None) -> list[dict]:
                 ("inference", ("slope", "intercept")),
             ):
                 if group == "generative" and name == "doubly_reparameterized":
-                    continue  # The same gradient: only that of q is another.
+                    continue  # The estimators differ only in the gradient of q.
                 norm = np.hypot.reduce([getattr(best.mean, leaf) for leaf in names])
                 variance = sum(getattr(measured.leaves.variance, n) for n in names)
                 rows.append(
@@ -158,7 +159,7 @@ def _moments(
 
 
 def slopes(rows: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
-    """Slope of log ratio against log K, for K from 16, by parameters and estimator."""
+    """Slope of log ratio against log K >= log 16, by parameter group and estimator."""
     fits = {}
     for group in EXPECTED_SLOPES:
         points = [

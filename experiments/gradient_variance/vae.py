@@ -1,10 +1,10 @@
-"""Part 2: the variance of a VAE's encoder gradient, by every estimator that applies.
+"""Part vae: variance of a VAE's encoder gradient under every applicable estimator.
 
-Two models on the same data: Gaussian latents, and bits few enough to enumerate. Each is
-trained; at its start, after an epoch and at its end the gradient of a fixed batch is
-drawn many times. A difference of variances says nothing about two estimators of
-different things, so the means are compared first, along the direction of the mean of
-a reference; biased estimators show there.
+Two models are trained on the same data: one with Gaussian latents, and one with few
+enough Bernoulli latents to enumerate. The gradient of a fixed batch is drawn many times
+at initialisation, after one epoch, and at the end of training. Variances are comparable
+only between estimators of the same gradient, so the means are compared as well, along
+the direction of the mean of a reference estimator; this reveals biased estimators.
 """
 
 import time
@@ -27,7 +27,7 @@ CHUNK = 20
 TRAINING_SAMPLES = 4
 STEPS_WANTED = 2000
 STAGES = ("initialisation", "one epoch", "end")
-# Estimators whose evaluations grow with the latents, too, are drawn up to here.
+# Largest number of samples for estimators whose cost also grows with the latents.
 MOST_SAMPLES = {"measure_valued": 4}
 BIASED = ("gumbel_softmax", "straight_through")
 
@@ -35,7 +35,7 @@ Objective = Callable[[vae_jax.Params, Array, Key, int], Array]
 
 
 class Entry(NamedTuple):
-    """An objective of `(params, x, key, num_samples)` with its estimator."""
+    """Objective `value(params, x, key, num_samples)` and its gradient estimator."""
 
     objective: str
     estimator: str
@@ -44,9 +44,9 @@ class Entry(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A model, what is measured on it, and which estimators train it for the curves.
+    """Model, the entries measured on it, and the estimators it is trained with.
 
-    The first of the estimators of each objective is its reference.
+    The first entry of each objective is the reference for its mean.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Model(NamedTuple):
 
 
 def gaussian_model(data_shape: tuple[int, ...], latent_dim: int, width: int) -> Model:
-    """Gaussian latents: the ELBO, analytic KL or not, and importance weights."""
+    """Model with Gaussian latents: ELBO, Monte Carlo KL, importance-weighted bound."""
     spec = vae_jax.ModelSpec(
         encoder=vae_jax.MLP((width,)),
         decoder=vae_jax.MLP((width,)),
@@ -87,7 +87,7 @@ def gaussian_model(data_shape: tuple[int, ...], latent_dim: int, width: int) -> 
 
 
 def bits_model(data_shape: tuple[int, ...], num_bits: int, width: int) -> Model:
-    """Bernoulli latents under a learned factorised prior."""
+    """Model with Bernoulli latents and a learned factorized prior."""
     spec = vae_jax.ModelSpec(
         encoder=vae_jax.MLP((width,)),
         decoder=vae_jax.MLP((width,)),
@@ -148,7 +148,7 @@ def train(
     epochs: int,
     seed: int,
 ) -> Trained:
-    """Trains a model with one estimator; the same start and data for each of them."""
+    """Train a model with one estimator; all estimators share start and data order."""
     root = jax.random.key(seed)
     keys = vae_jax.run_keys(root)
     test_key, _ = jax.random.split(keys.evaluation)
@@ -180,7 +180,7 @@ def train(
     for number in range(epochs):
         epoch = order(number)
         state, _ = run_epoch(state, epoch, images, history, len(epoch.batch_sizes))
-        # A copy: the next epoch takes the state's buffers.
+        # Copy, because the next epoch donates the buffers of the state.
         kept = jax.tree.map(jnp.copy, state.params)
         stages[STAGES[2]] = kept
         stages.setdefault(STAGES[1], kept)
@@ -190,12 +190,12 @@ def train(
 
 
 def num_epochs(wanted: int | None, dataset: data.Dataset) -> int:
-    """As asked, or about two thousand steps, and at least five epochs."""
+    """Requested epochs, or by default about 2000 steps, but at least five epochs."""
     return wanted or max(5, STEPS_WANTED * 128 // len(dataset.train))
 
 
 def binarized_test(dataset: data.Dataset) -> Array:
-    """The first thousand test images, binarized once."""
+    """Binarize the first 1000 test images once."""
     images = data.to_unit_interval(jnp.asarray(dataset.test[:1000]), dataset.num_levels)
     return data.binarize(images, evaluation_keys().data)
 
@@ -219,16 +219,16 @@ def measure(
     key: Key,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Rows of one model: every entry at every stage and number of samples.
+    """Measure every entry of a model at every stage and number of samples.
 
     Args:
-      model: what to measure.
+      model: the model and its entries.
       stages: parameters by stage.
-      x: the batch whose gradient is drawn, `[B, D]`.
-      sample_counts: numbers of samples of an estimate.
-      num_draws: gradients drawn for a row.
-      key: PRNG key; every row has the same noise.
-      progress: called with a word on what is being done.
+      x: batch whose gradient is drawn, `[B, D]`.
+      sample_counts: numbers of samples per estimate.
+      num_draws: gradients drawn per row.
+      key: PRNG key; every row uses the same noise.
+      progress: called with a short description of the current step.
     """
     rows = []
     for count in sample_counts:
@@ -263,7 +263,7 @@ def measure(
 
 
 def _compile(entry: Entry, count: int, num_draws: int, stages, x: Array, key: Key):
-    """The moments of an entry's encoder gradient, compiled once for all stages."""
+    """Compile the moments of an entry's encoder gradient, once for all stages."""
 
     def moments(params: vae_jax.Params, x: Array, direction: Array, key: Key):
         def draw(key: Key) -> dict[str, Array]:
@@ -315,7 +315,10 @@ def _row(
 
 
 def variance_ratio(rows: list[dict[str, Any]]) -> float:
-    """Score function over reparameterization: ELBO, fewest samples, end of training."""
+    """Ratio of variances, score function over reparameterization.
+
+    For the ELBO at the end of training, with the fewest samples.
+    """
     fewest = min(row["num_samples"] for row in rows)
     variance = {
         row["estimator"]: row["variance"]

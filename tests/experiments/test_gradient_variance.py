@@ -1,4 +1,4 @@
-"""The gradient laboratory as its users run it, on little work."""
+"""`python -m experiments.gradient_variance` on small problems."""
 
 import json
 
@@ -37,7 +37,7 @@ def assert_pictures(folder, *names):
         assert (folder / "figures" / f"{name}.png").read_bytes()[1:4] == b"PNG"
 
 
-# Each costs seconds to compile; test_a_million_draws_of_every_row has the rest.
+# Each estimator takes seconds to compile; a slow test covers all of them.
 QUICK = """
     reparameterization score_function leave_one_out straight_through
 """
@@ -141,7 +141,7 @@ def test_signal_to_noise_has_the_published_slopes(tmp_path, monkeypatch, capsys)
 
 
 def test_the_toy_is_at_its_optimum_but_for_the_perturbation(monkeypatch):
-    """E_q = exact posterior N((x + mu) / 2, I / 2) in its mean."""
+    """q has the mean of the exact posterior N((x + mu) / 2, I / 2)."""
     monkeypatch.setattr(signal_to_noise, "PERTURBATION", 0.0)
     toy, x = signal_to_noise.make_toy(jax.random.key(3))
     posterior = encode(signal_to_noise.as_params(toy), x)
@@ -173,14 +173,14 @@ def test_logistic_regression_is_fitted_and_measured(tmp_path, monkeypatch, capsy
         if line.startswith("reparameterization")
     )
     elbo, accuracy = map(float, line.split()[1:3])
-    assert -1000 < elbo < -60  # It starts near -1250.
+    assert -1000 < elbo < -60  # Training starts near -1250.
     assert accuracy > 0.9
     assert_pictures(tmp_path, "logistic_regression")
 
 
 @pytest.fixture(scope="module")
 def vae_part(tmp_path_factory):
-    """Two estimators of each of the two models."""
+    """Results of part vae with two estimators of each model."""
     folder = tmp_path_factory.mktemp("vae")
     with pytest.MonkeyPatch.context() as patch:
         for name, kept in (

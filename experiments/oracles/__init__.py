@@ -1,1 +1,1 @@
-"""Trained models and estimates of log p(x) against exact answers."""
+"""Trained models and estimates of log p(x), compared with exact values."""

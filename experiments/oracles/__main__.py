@@ -1,22 +1,22 @@
-"""Hold trained models to exact answers: how far off is every estimate?
+"""Compare trained models and estimates of log p(x) with exact values.
 
     python -m experiments.oracles
 
-runs three parts (`--part` takes one):
-1. linear: a linear VAE trained by gradient steps against probabilistic PCA: evidence,
-   and which directions of the data stay alive under beta;
-2. plane: a VAE with two latents, where log p(x) is an integral on a grid: importance
-   sampling, annealing from both sides, and the No-U-Turn sampler against it;
-3. families: one trained decoder, the best q of each image from several families: what
-   is left of the gap to log p(x).
+runs three parts (`--part` selects one):
+1. linear: a linear VAE trained by gradient steps, compared with probabilistic PCA: the
+   evidence, and the directions that stay active under beta;
+2. plane: a VAE with two latents, whose log p(x) is integrated on a grid, compared with
+   importance sampling, bidirectional annealing, and the No-U-Turn sampler;
+3. families: the remaining gap to log p(x) of the best q of each image from several
+   families, for one trained decoder.
 
-Models of parts 2 and 3 are runs of `experiments.mnist` in the run folder. With
-`--dataset=mnist` on two cores a part takes about ten minutes, families two. The linear
-VAE ends at an ELBO of 185.94 nats on the test set, where 186.02 is the optimum. In the
-plane the encoder's own q is a bad proposal for some images (least effective sample size
-1 of 10,000), and the standard error says so; a q fitted to the image and widened is a
-good one. The best full-covariance q is 2 nats nearer to log p(x) than the best diagonal
-one.
+The models of parts 2 and 3 are runs of `experiments.mnist` in the run folder. With
+`--dataset=mnist` on two cores, part families takes about two minutes and the others ten
+minutes each. The linear VAE reaches an ELBO of 185.94 nats on the test set; the optimum
+is 186.02. In part plane the encoder's q is a poor proposal for some images (smallest
+effective sample size 1 of 10,000), which its standard error reflects; a q fitted to the
+image and widened is a good proposal. The best full-covariance q is 2 nats closer to
+log p(x) than the best diagonal one.
 """
 
 import math
@@ -37,42 +37,42 @@ PARTS = {"linear": linear.run, "plane": plane.run, "families": families.run}
 
 @dataclass(frozen=True)
 class Config(flags.DataFlags):
-    """Hold trained models to exact answers; figures go to the run folder."""
+    """Compare trained models with exact values; write figures to the run folder."""
 
     part: Literal["all", "linear", "plane", "families"] = "all"
     """linear: probabilistic PCA; plane: two latents; families: the gap of q."""
     epochs: flags.Count = 20
-    """Passes over the training data, of the models of parts plane and families."""
+    """Training epochs of the models of parts plane and families."""
     linear_steps: flags.Count = 12_000
-    """Gradient steps of part linear; the sweep over beta takes half of them."""
+    """Gradient steps of part linear; the sweep over beta takes half as many."""
     num_images: flags.Several = 20
     """Test images of parts plane and families."""
     num_temperatures: flags.Several = 2000
-    """Temperatures of annealing."""
+    """Number of annealing temperatures."""
     num_chains: flags.Count = 16
-    """Chains of annealing for each image."""
+    """Annealing chains per image."""
     num_samples: flags.Several = 10_000
-    """Importance samples an image."""
+    """Importance samples per image."""
     gap_steps: flags.Count = 2000
-    """Steps of the search for the best q."""
+    """Optimization steps for the best q."""
     seed: flags.Natural = 0
     """Seed of weights, noise and order of the data."""
     run_dir: str | None = None
-    """The run's folder; by default runs/oracles/<data set>-epochs<n>-seed<n>, whose \
-results.json keeps the parts that other commands measured."""
+    """Run folder; by default runs/oracles/<data set>-epochs<n>-seed<n>. Parts that \
+earlier commands measured stay in its results.json."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train, measure, print and draw.
+    """Run the selected parts, print their tables and draw their figures.
 
     Args:
       config: the configuration.
 
     Returns:
-      What results.json holds: a list of rows for each part.
+      The content of results.json: a list of rows for each part.
 
     Raises:
-      ValueError: bad input.
+      ValueError: invalid flag value, or data not available.
     """
     flags.check(config)
     dataset = data.load(config.dataset, data_dir=config.data_dir)
@@ -96,7 +96,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def as_json(row: Check) -> dict[str, Any]:
-    """A row as results.json has it."""
+    """Convert a row to its form in results.json."""
     return {
         "name": row.what,
         "measured": row.measured,
@@ -108,13 +108,13 @@ def as_json(row: Check) -> dict[str, Any]:
 
 
 def agrees(results: dict[str, Any]) -> bool:
-    """Whether every figure that has an exact value is near enough to it."""
+    """Whether every row with a tolerance is within it."""
     rows = [row for part in results.values() if isinstance(part, list) for row in part]
     return all(row["ok"] for row in rows if not math.isnan(row["allowed"]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command, with these arguments or those of the process."""
+    """Run the command with the given arguments, by default those of the process."""
     execute(run, parse(Config, argv, command="python -m experiments.oracles"))
 
 

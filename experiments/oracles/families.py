@@ -1,4 +1,4 @@
-"""One decoder, the best q of each image from several families: what gap is left?"""
+"""Approximation gap of the best q of each image from several families."""
 
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ ELBO_SAMPLES = 1000
 
 
 def starts(posterior: Any, key) -> dict[str, Posterior]:
-    """Each family, started at a diagonal Gaussian, which it holds as a special case."""
+    """Initial q of each family, equal or close to a diagonal Gaussian."""
     mean, log_var = posterior.mean, posterior.log_var
     batch, latent_dim = mean.shape
     noise = partial(jax.random.normal, dtype=mean.dtype)
@@ -36,7 +36,7 @@ def starts(posterior: Any, key) -> dict[str, Posterior]:
             mean, log_var, 0.01 * noise(keys[0], (batch, latent_dim, RANK))
         ),
         "Householder, 4": HouseholderDistribution(
-            # A reflection after its like is none at all.
+            # Pairs of equal reflections cancel.
             mean,
             log_var,
             jnp.repeat(noise(keys[1], (batch, 2, latent_dim)), 2, axis=1),
@@ -50,15 +50,15 @@ def starts(posterior: Any, key) -> dict[str, Posterior]:
 
 
 def run(config: "Config", dataset: data.Dataset, folder: Path) -> list[Check]:
-    """The approximation gap of each family on the same images.
+    """Measure the approximation gap of each family on the same images.
 
     Args:
-      config: of the experiment.
-      dataset: what it is about.
-      folder: where the model's run goes.
+      config: configuration of the experiment.
+      dataset: the data set.
+      folder: folder that contains the model's run folder.
 
     Returns:
-      The rows.
+      Rows of the table.
     """
     params, x = trained_model(config, dataset, folder / "families")
     x = x[: config.num_images]

@@ -1,4 +1,4 @@
-"""A linear VAE against probabilistic PCA: the same optimum, by gradient steps."""
+"""A linear VAE trained by gradient steps, compared with probabilistic PCA."""
 
 import math
 from functools import partial
@@ -26,15 +26,15 @@ LEARNING_RATE = 1e-2
 
 
 def run(config: "Config", dataset: data.Dataset, folder: Path) -> list[Check]:
-    """The evidence of a trained linear VAE, and its live directions under beta.
+    """Measure the ELBO of a trained linear VAE and its active directions under beta.
 
     Args:
-      config: `linear_steps` and `seed`.
-      dataset: in [0, 1] here, without binarization.
-      folder: not used.
+      config: configuration; `linear_steps` and `seed` are used.
+      dataset: data set, scaled to [0, 1] without binarization.
+      folder: unused.
 
     Returns:
-      The rows.
+      Rows of the table.
     """
     train, test = (
         data.to_unit_interval(jnp.asarray(part), dataset.num_levels)
@@ -48,7 +48,7 @@ def run(config: "Config", dataset: data.Dataset, folder: Path) -> list[Check]:
 
 
 def spec(data_dim: int, latent_dim: int, *, learned: bool) -> vae_jax.ModelSpec:
-    """A linear VAE with one noise variance."""
+    """Spec of a linear VAE with one noise variance."""
     return vae_jax.ModelSpec(
         encoder=vae_jax.Linear(),
         decoder=vae_jax.Linear(),
@@ -59,7 +59,7 @@ def spec(data_dim: int, latent_dim: int, *, learned: bool) -> vae_jax.ModelSpec:
 
 
 def trained(params: vae_jax.Params, x, key, *, num_steps: int, beta=1.0):
-    """Adam with a rate that falls to zero by a cosine, on random batches."""
+    """Train on random batches with Adam and a cosine decay to zero."""
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
     step = partial(
         vae_jax.train_step,
@@ -78,7 +78,7 @@ def trained(params: vae_jax.Params, x, key, *, num_steps: int, beta=1.0):
 
 
 def evidence_rows(train, test, key, num_steps: int) -> list[Check]:
-    """The ELBO of a trained model against the evidence of the best one."""
+    """Compare the ELBO of a trained model with the maximum-likelihood evidence."""
     best = jax.jit(partial(exact.maximum_likelihood, latent_dim=LATENT_DIM))(train)
     init_key, train_key, elbo_key = jax.random.split(key, 3)
     model = spec(train.shape[1], LATENT_DIM, learned=True)
@@ -103,7 +103,7 @@ def evidence_rows(train, test, key, num_steps: int) -> list[Check]:
 
 
 def live_rows(train, key, num_steps: int) -> list[Check]:
-    """How many directions stay alive, counted and trained, all betas in one program."""
+    """Compare active directions after training with the exact ones, for every beta."""
     covariance = np.cov(np.asarray(train, np.float64), rowvar=False, bias=True)
     values, vectors = np.linalg.eigh(covariance)
     latent_dim = min(80, train.shape[1] - 1)
@@ -127,7 +127,7 @@ def live_rows(train, key, num_steps: int) -> list[Check]:
         weights = np.asarray(models.decoder["output"]["kernel"][index], np.float64)
         explained = np.sum(np.square(weights @ vectors), axis=0)
         clear = np.abs(values - threshold) > 0.1 * threshold
-        # At the optimum a live direction explains its eigenvalue less the threshold.
+        # At the optimum an active direction explains eigenvalue - threshold.
         wrong = (explained > 0.05 * threshold) != (values > threshold)
         rows.append(
             row(
@@ -137,7 +137,7 @@ def live_rows(train, key, num_steps: int) -> list[Check]:
                 within=0,
             )
         )
-        # Var E[z|x] is 1 - threshold / eigenvalue there.
+        # At the optimum Var E[z|x] is 1 - threshold / eigenvalue.
         at_optimum = np.sum(values > threshold / (1 - ACTIVE_VARIANCE))
         label = "  active units by their variance, at the optimum"
         rows.append(row(label, int(at_optimum)))

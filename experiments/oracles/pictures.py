@@ -1,4 +1,4 @@
-"""A picture of each part: measured figures with their error bars beside exact ones."""
+"""Figure of each part: measured values with error bars, and exact values."""
 
 import math
 from pathlib import Path
@@ -9,16 +9,16 @@ from experiments.runner.report import Check, save_figure
 
 
 def draw(part: str, rows: list[Check], dataset_name: str, folder: Path) -> Path:
-    """Draws the rows of a part into the run's folder.
+    """Draw the rows of a part into the run folder.
 
     Args:
-      part: its name.
-      rows: what it measured.
-      dataset_name: what it is about.
-      folder: the run's folder.
+      part: name of the part.
+      rows: rows of its table.
+      dataset_name: name of the data set, for the title.
+      folder: run folder.
 
     Returns:
-      The file.
+      Path of the file.
     """
     shown = [row for row in rows if selected(part, row)]
     figure = Figure((9, 1.2 + 0.4 * len(shown)), dpi=130, layout="constrained")
@@ -52,6 +52,6 @@ LABELS = {
 
 
 def selected(part: str, row: Check) -> bool:
-    """The rows of a part that share an axis."""
+    """Whether a row belongs to the figure of a part."""
     marks = {"linear": "ELBO, trained", "plane": " - quadrature", "families": "ELBO:"}
     return marks[part] in row.what

@@ -1,4 +1,4 @@
-"""Two latents: quadrature against importance sampling, annealing and NUTS."""
+"""Two latents: importance sampling, annealing and NUTS compared with quadrature."""
 
 from functools import partial
 from pathlib import Path
@@ -20,20 +20,20 @@ from vae_jax.types import Posterior
 if TYPE_CHECKING:
     from experiments.oracles.__main__ import Config
 
-# The posteriors of real digits are narrow: with 300 points some figures are 0.2 off.
+# The posteriors of real digits are narrow: 300 points give errors of up to 0.2.
 GRID_POINTS = 1200
 
 
 def run(config: "Config", dataset: data.Dataset, folder: Path) -> list[Check]:
-    """Log p(x) of test images by every means, and the mean of p(z|x).
+    """Estimate log p(x) of test images by every method, and the mean of p(z|x).
 
     Args:
-      config: of the experiment.
-      dataset: what it is about.
-      folder: where the model's run goes.
+      config: configuration of the experiment.
+      dataset: the data set.
+      folder: folder that contains the model's run folder.
 
     Returns:
-      The rows.
+      Rows of the table.
     """
     params, x = trained_model(config, dataset, folder / "plane", latent_dim=2)
     x = x[: config.num_images]
@@ -83,9 +83,9 @@ def run(config: "Config", dataset: data.Dataset, folder: Path) -> list[Check]:
 
 
 def wide_posterior(config: "Config", params: vae_jax.Params, x, key) -> Posterior:
-    """The best full-covariance q of each image with deviations twice as large.
+    """Fit a full-covariance q to each image and double its standard deviations.
 
-    A q that has found a mode is too narrow to draw importance samples from.
+    The fitted q itself is too narrow to be a good importance-sampling proposal.
     """
     encoded = diagonal(vae_jax.encode(params, x))
     start = FullGaussianDistribution(
@@ -99,17 +99,17 @@ def wide_posterior(config: "Config", params: vae_jax.Params, x, key) -> Posterio
 
 
 def least(found: vae_jax.LogEvidence) -> float:
-    """The least effective sample size of the images."""
+    """Smallest effective sample size over the images."""
     return float(found.effective_sample_size.min())
 
 
 def off(name: str, values, allowed: float) -> Check:
-    """A mean that should be 0."""
+    """Row of a mean whose exact value is 0."""
     return mean_check(name, values, exact=0.0, within=allowed)
 
 
 def posterior_rows(params: vae_jax.Params, x, key) -> list[Check]:
-    """The mean of p(z|x) by the No-U-Turn sampler against the grid."""
+    """Compare the mean of p(z|x) from the No-U-Turn sampler with the grid."""
     on_grid = partial(exact.quadrature_posterior, num_points=GRID_POINTS)
     mean, variance = jax.jit(on_grid)(params, x)
     drawn = jax.jit(mcmc.posterior_samples)(params, x, key)
@@ -136,7 +136,7 @@ def posterior_rows(params: vae_jax.Params, x, key) -> list[Check]:
 def trained_model(
     config: "Config", dataset: data.Dataset, folder: Path, **changes: Any
 ):
-    """Parameters of a run of `experiments.mnist`, and its binarized test set."""
+    """Run `experiments.mnist`; return its parameters and binarized test set."""
     run = mnist.Config(
         dataset=config.dataset,
         data_dir=config.data_dir,

@@ -1,4 +1,4 @@
-"""`python -m experiments.oracles`: its rows, its starts, its parts on small data."""
+"""`python -m experiments.oracles`: rows, initial posteriors, parts on small data."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def test_every_family_starts_at_the_diagonal_gaussian(key):
     z = jnp.asarray(rng.normal(size=(5, 3, 4)), jnp.float32)
     for name, start in starts.items():
         found = jax.jit(start.log_prob)(z)
-        # The low-rank factor starts at a hundredth, as at 0 nothing would move it.
+        # The low-rank factor starts at 0.01, because its gradient is 0 at 0.
         tolerance = 0.1 if name.startswith("low") else 1e-3
         np.testing.assert_allclose(found, q.log_prob(z), atol=tolerance)
         assert closed_form_kl(type(start), DiagonalGaussianDistribution) is not None
@@ -52,7 +52,7 @@ def test_every_family_starts_at_the_diagonal_gaussian(key):
 
 @pytest.fixture(scope="module")
 def plain_data():
-    """A few strong directions in eight dimensions, and noise."""
+    """Three strong directions in eight dimensions, and weak noise in the others."""
     rng = np.random.default_rng(1)
     spread = np.array([2.0, 1.2, 0.8, 0.15, 0.1, 0.05, 0.05, 0.05])
     turn = np.linalg.qr(rng.normal(size=(8, 8)))[0]

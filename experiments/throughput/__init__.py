@@ -1,1 +1,1 @@
-"""Throughput beside hand-written JAX, NumPyro and PyTorch; where the time goes."""
+"""Throughput benchmarks against hand-written JAX, NumPyro and PyTorch."""

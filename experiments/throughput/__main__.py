@@ -1,4 +1,4 @@
-"""Throughput beside hand-written JAX, NumPyro and PyTorch; where the time goes.
+"""Measure throughput against hand-written JAX, NumPyro and PyTorch.
 
     python -m experiments.throughput
     python -m experiments.throughput --workload=b50
@@ -8,27 +8,27 @@
     python -m experiments.throughput --workload=gradients
 
 Workload a: a multilayer perceptron 784-400-(20+20)-400-784, ReLU, Bernoulli on grey
-pixels, the ELBO with one sample and the analytic KL, Adam at 1e-3, batches of 128 out
-of 60,000 images that lie on the device as uint8. A round is an epoch shuffled afresh
-and cut short after `steps` batches, the same for everyone; shuffling is not timed.
-A machine's speed drifts by more than the contestants differ, so they take turns, in
-another order each round: read the ratios. Random pixels cost the same as digits. Two
-rows are the limit: the step's matrix products and Adam, alone.
+pixels, the ELBO with one sample and the analytic KL, Adam at 1e-3, batches of 128 from
+60,000 images stored on the device as uint8. A round is a freshly shuffled epoch,
+truncated to `steps` batches; all contestants get the same batches, and shuffling is not
+timed. Timings vary more over time than between contestants, so the contestants take
+turns, in a different order each round: read the ratios. Random pixels cost the same as
+digits. Two rows are the lower limit: the matrix products of a step and Adam, alone.
 
-Workloads b1 and b50: 784-200-200-(50+50)-200-200-784, tanh, pixels drawn as bits at
-every step, the importance-weighted bound of 1 and 50 samples, batches of 20.
+Workloads b1 and b50: 784-200-200-(50+50)-200-200-784, tanh, pixels binarized anew at
+every step, the importance-weighted bound with 1 and 50 samples, batches of 20.
 
-Workload c: the log evidence of 100 images from 5000 importance samples each, by b's
-network; also how much memory each way works in, by the number of samples.
+Workload c: the log evidence of 100 images from 5000 importance samples each, with the
+network of b; also the working memory of each contestant against the number of samples.
 
-Workload anatomy: a with one part left out or done otherwise at a time. Curves: how the
-cost of a step grows with images, width, samples and models. Gradients: as many
-gradients of a known integrand, one draw each, drawn by `vmap` as `gradient_moments`
-does it, and by a Python loop over a compiled draw.
+Workload conv: a training step of convolutional networks. Workload anatomy: a with one
+part at a time omitted or replaced. Workload curves: the cost of a step against images,
+width, samples and models. Workload gradients: gradients of a known integrand, drawn by
+`vmap` as in `gradient_moments`, and by a Python loop over a compiled draw.
 
-Two cores take one to three minutes for each; experiments/PERFORMANCE.md has what they
-found. On a busy machine many short rounds find the ratios better than few long ones:
---steps=25 --repeats=120.
+Each workload takes one to three minutes on two cores; experiments/PERFORMANCE.md has
+the results. On a busy machine many short rounds measure the ratios better than few long
+ones: --steps=25 --repeats=120.
 """
 
 import datetime
@@ -77,14 +77,14 @@ class Kind(NamedTuple):
     """Settings of a workload.
 
     Attributes:
-      module: where its `contestants` are; None for the curves.
-      steps: of a round, where the flags leave it open.
-      batch_size: images of a step, likewise.
-      num_samples: posterior samples of an image in training; None where the flag says.
+      module: module that defines its `contestants`; None for the curves.
+      steps: default number of steps per round.
+      batch_size: default number of images per step.
+      num_samples: posterior samples per image; None to take the flag.
       spec: the model.
-      peers: whether NumPyro and PyTorch take part where they are installed.
-      unit: of what is counted.
-      unused: flags that it has no use for.
+      peers: whether NumPyro and PyTorch take part, if they are installed.
+      unit: what is counted per second.
+      unused: flags that do not apply to the workload.
     """
 
     module: ModuleType | None
@@ -142,44 +142,45 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Config:
-    """Measure throughput; the table also goes to the run folder."""
+    """Measure throughput; print the table and write it to the run folder."""
 
     workload: Literal[
         "a", "b1", "b50", "c", "conv", "anatomy", "curves", "gradients"
     ] = "a"
-    """a: training an MLP of 400 hidden units, ELBO with one sample; b1, b50: training \
-two layers of 200 with the bound of 1 and 50 samples; c: log evidence by the network \
-of b; conv: training convolutional networks; anatomy: the parts of a; curves: the cost \
-of a step by images, width, samples and models; gradients: draws of a score-function \
-gradient."""
+    """a: training an MLP with 400 hidden units, ELBO with one sample; b1, b50: \
+training two layers of 200 with the bound of 1 and 50 samples; c: log evidence with \
+the network of b; conv: training convolutional networks; anatomy: the parts of a; \
+curves: the cost of a step against images, width, samples and models; gradients: draws \
+of a score-function gradient."""
     repeats: flags.Count = 7
-    """Rounds; in each, every contestant runs once."""
+    """Number of rounds; every contestant runs once in each."""
     steps: flags.Count | None = None
-    """Steps of a contestant in a round, an epoch at most; by default 200 (a, b1), 50 \
-(b50), 20 (conv) or 1 (c)."""
+    """Steps per contestant and round, at most an epoch; by default 200 (a, b1, \
+anatomy, gradients), 50 (b50, curves), 20 (conv) or 1 (c)."""
     batch_size: flags.Count | None = None
-    """Images of a step; by default 128 (a, conv), 20 (b1, b50) or 100 (c)."""
+    """Images per step; by default 128 (a, conv, anatomy, gradients), 20 (b1, b50) or \
+100 (c)."""
     num_samples: int = 5000
-    """Importance samples of an image in c."""
+    """Importance samples per image in c."""
     num_examples: flags.Count = 60_000
-    """Images in the data set."""
+    """Number of images in the data set."""
     dataset: Literal["synthetic", "mnist"] = "synthetic"
     """Random pixels of MNIST's shape, or MNIST itself."""
     data_dir: str = "data"
     """Folder of data files; downloads go there."""
     seed: int = 0
-    """Seed of pixels, initial weights, noise and the order of the images."""
+    """Seed of the pixels, the initial weights, the noise and the image order."""
     keep_denormals: bool = False
-    """PyTorch computes with numbers below 1.2e-38, as it does unless told; by default \
-it is told to take them for zero, as XLA does."""
+    """Leave PyTorch's default, which computes with denormal numbers (below 1.2e-38); \
+without this flag PyTorch flushes them to zero, as XLA does."""
     peak_memory: bool = False
-    """Also run each contestant alone, in a process of its own, for its memory."""
+    """Also measure peak memory, running each contestant in a separate process."""
     run_dir: str = "runs/throughput"
-    """Folder of results.json and figures/throughput.png."""
+    """Folder for results.json and figures/throughput.png."""
 
 
 def with_sizes(config: Config) -> Config:
-    """Fill in what the workload decides where the flags do not."""
+    """Fill in the workload's defaults for steps and batch size."""
     kind = KINDS[config.workload]
     return replace(
         config,
@@ -189,10 +190,10 @@ def with_sizes(config: Config) -> Config:
 
 
 def sizes(config: Config) -> tuple[int, int]:
-    """Steps of a round and images of a step.
+    """Steps per round and images per step.
 
     Raises:
-      ValueError: they are not filled in.
+      ValueError: one of them is None.
     """
     if config.steps is None or config.batch_size is None:
         raise ValueError(
@@ -203,10 +204,12 @@ def sizes(config: Config) -> tuple[int, int]:
 
 
 def refuse_unused(config: Config) -> None:
-    """Refuse flags that the workload would ignore, sizes not filled in yet.
+    """Raise ValueError if a flag is set that the workload does not use.
+
+    Takes the configuration before the default sizes are filled in.
 
     Raises:
-      ValueError: naming the flag.
+      ValueError: names the flag.
     """
     for name in KINDS[config.workload].unused:
         if getattr(config, name) != getattr(Config, name):
@@ -217,20 +220,20 @@ def refuse_unused(config: Config) -> None:
 
 
 def check(config: Config) -> None:
-    """Refuse sizes that leave nothing to measure.
+    """Raise ValueError for invalid sizes or an unavailable measurement.
 
     Raises:
-      ValueError: naming the field.
+      ValueError: names the field.
     """
     flags.check(config)
     multiple = evidence.CHUNK_SIZE
     if config.workload == "c" and config.num_samples % multiple:
         raise ValueError(
-            f"num_samples must be a multiple of {multiple}, of which the contestants "
-            f"decode some at once, got {config.num_samples}"
+            f"num_samples must be a multiple of {multiple}, the chunk size of the "
+            f"contestants, got {config.num_samples}"
         )
     if config.peak_memory and not is_known():
-        raise ValueError("peak_memory is read from /proc, which only Linux has")
+        raise ValueError("peak_memory requires Linux: it is read from /proc")
     steps, batch_size = sizes(config)
     longest = config.num_examples // batch_size
     if steps > longest:
@@ -241,7 +244,7 @@ def check(config: Config) -> None:
 
 
 def load_images(config: Config) -> tuple[np.ndarray, int]:
-    """The images, uint8 `[n, 784]`, and their number of grey levels."""
+    """Load the images, uint8 `[n, 784]`, and their number of grey levels."""
     if config.dataset == "synthetic":
         generator = np.random.default_rng(config.seed)
         shape = (config.num_examples, 784)
@@ -258,7 +261,7 @@ def load_images(config: Config) -> tuple[np.ndarray, int]:
 
 
 def make_workload(config: Config) -> tuple[Workload | Key, list[Array]]:
-    """The work, and the batches of every round, `[T, B]`; the first is the warm-up."""
+    """Make the workload and the batches of every round, `[T, B]`, warm-up first."""
     params_key, noise_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
     steps, batch_size = sizes(config)
     counts = {"num_examples": config.num_examples, "batch_size": batch_size}
@@ -285,7 +288,7 @@ def make_workload(config: Config) -> tuple[Workload | Key, list[Array]]:
 def measure(
     entrants: Sequence[Contestant], workload: Workload | Key, rounds: Sequence[Array]
 ) -> tuple[Row, ...]:
-    """Let the contestants take turns, after each has compiled and warmed up."""
+    """Compile and warm up every contestant, then time them in turns."""
     runs, first_seconds = [], []
     seconds = np.zeros((len(rounds) - 1, len(entrants)))
     with tqdm(total=seconds.size + len(entrants), unit="run", disable=None) as bar:
@@ -299,7 +302,7 @@ def measure(
         bar.set_description("measuring")
         for number, batches in enumerate(rounds[1:]):
             for turn in range(len(entrants)):
-                # Each round another begins: what slows down over time hits all.
+                # A different contestant starts each round, so drift affects all alike.
                 index = (number + turn) % len(entrants)
                 start = time.perf_counter()
                 jax.block_until_ready(runs[index](batches))
@@ -310,16 +313,16 @@ def measure(
 
 
 def run(config: Config) -> Results | list[curves.Point]:
-    """Measure and write the run folder.
+    """Measure a workload and write the run folder.
 
     Args:
-      config: what to measure.
+      config: the configuration.
 
     Returns:
-      The table and what belongs to it; of the curves, their points.
+      `Results`; for the curves, their points.
 
     Raises:
-      ValueError: sizes that do not fit, or no data.
+      ValueError: invalid sizes, or data not available.
     """
     refuse_unused(config)
     config = with_sizes(config)
@@ -346,7 +349,7 @@ def run(config: Config) -> Results | list[curves.Point]:
 
 
 def contestants_of(config: Config) -> list[Contestant]:
-    """Those of the workload that are installed, PyTorch set as the flags say."""
+    """Installed contestants of the workload, with PyTorch's denormals configured."""
     kind = KINDS[config.workload]
     if kind.peers:
         pytorch.flush_denormals(not config.keep_denormals)
@@ -356,7 +359,7 @@ def contestants_of(config: Config) -> list[Contestant]:
 def prepared(
     config: Config, name: str
 ) -> tuple[Contestant, Workload | Key, list[Array]]:
-    """A contestant, its workload and the rounds, for a process of its own."""
+    """Prepare a contestant, its workload and rounds, to run in a separate process."""
     workload, rounds = make_workload(config)
     entrants = contestants_of(config)
     (entrant,) = (entrant for entrant in entrants if entrant.name == name)
@@ -364,7 +367,7 @@ def prepared(
 
 
 def environment_of(config: Config, cores: int) -> dict[str, Any]:
-    """Conditions that the figures depend on."""
+    """Settings, versions and device, as written to results.json."""
     kind = KINDS[config.workload]
     return {
         **{
@@ -381,7 +384,7 @@ def environment_of(config: Config, cores: int) -> dict[str, Any]:
 
 
 def run_curves(config: Config, cores: int) -> list[curves.Point]:
-    """Measure how the cost grows and write the run folder."""
+    """Measure the cost curves and write the run folder."""
     points = curves.measure(
         curves.sizes_here(), num_steps=sizes(config)[0], repeats=config.repeats
     )
@@ -391,7 +394,7 @@ def run_curves(config: Config, cores: int) -> list[curves.Point]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command, with these arguments or those of the process."""
+    """Run the command with the given arguments, by default those of the process."""
     config = parse(Config, argv, command="python -m experiments.throughput")
     execute(lambda config: show(run(config)), config)
 

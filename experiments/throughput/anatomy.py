@@ -1,9 +1,9 @@
-"""Where a step's time goes: `experiments.throughput --workload=anatomy`.
+"""Breakdown of a step's time: `experiments.throughput --workload=anatomy`.
 
-The hand-written scan of workload a, with one part left out or done in another way at a
-time, in turns with the whole. A part that is left out makes another loss: these rows
-time a step and train nothing of use. The ratio of a row is this library's speed over
-its own, so a row at 0.9 gains a tenth.
+Times the hand-written scan of workload a with one part at a time omitted or replaced,
+in turns with the complete step. Omitting a part changes the loss, so those rows measure
+time only and train nothing useful. The ratio of a row is this library's speed over that
+of the variant: at 0.9 the variant saves a tenth of the time.
 """
 
 from functools import partial
@@ -29,7 +29,7 @@ from vae_jax.types import Array
 
 @jax.custom_vjp
 def closed_gradient_log_prob(x: Array, logits: Array) -> Array:
-    """Log p(x|z), its gradient by the logits x - sigmoid(logits) written by hand."""
+    """Log p(x|z) with a hand-written gradient, x - sigmoid(logits)."""
     return bernoulli_log_prob(x, logits)
 
 
@@ -52,7 +52,7 @@ def softplus_log_prob(x: Array, logits: Array) -> Array:
 
 
 def linear_log_prob(x: Array, logits: Array) -> Array:
-    """No density: what is left of log p(x|z) without exp and log1p."""
+    """Log p(x|z) without its exp and log1p terms; not a density."""
     return jnp.sum(x * logits, axis=-1)
 
 
@@ -79,13 +79,13 @@ OF_THE_LOSS = ("log_prob", "noise", "dtype")
 
 
 def prepare_variant(workload: Workload, **options: Any) -> Run:
-    """The scan with options of `elbo_loss` and `scan_run`."""
+    """Prepare the scan with options of `elbo_loss` and `scan_run`."""
     of_loss = {name: options.pop(name) for name in OF_THE_LOSS if name in options}
     return scan_run(workload, elbo_loss(workload, **of_loss), **options)
 
 
 def contestants() -> list[Contestant]:
-    """This library, the whole step, its variants, and the limit."""
+    """This library, the complete step, its variants, and the limit."""
     return [
         Contestant(OURS, prepare_vae_jax),
         Contestant(SCAN, prepare_scan),

@@ -1,8 +1,8 @@
-"""What the contestants of `experiments.throughput` are made of.
+"""Building blocks of the contestants of `experiments.throughput`.
 
-Each is a function of a `Workload` that sets everything up and returns a function of a
-round's batches. All do the same work: equal initial weights, the same batches in the
-same order, Adam. Only the noise differs.
+A contestant is a function of a `Workload` that sets everything up and returns a
+function of a round's batches. All do the same work: the same initial weights, the same
+batches in the same order, Adam. Only the noise differs.
 """
 
 import importlib.util
@@ -26,15 +26,15 @@ NUMPYRO = "NumPyro"
 
 
 class Workload(NamedTuple):
-    """What every contestant is given: the same data, the same initial weights.
+    """Input of every contestant: data, initial weights, sizes.
 
     Attributes:
       params: initial parameters; their spec is the model.
-      images: the data on the device, uint8 `[n, D]`.
-      num_levels: grey levels; a model sees value / (num_levels - 1).
-      batch_shape: steps of a round and images of a step, (T, B).
-      key: root of the noise.
-      num_samples: posterior samples of each image.
+      images: data on the device, uint8 `[n, D]`.
+      num_levels: number of grey levels; the model input is value / (num_levels - 1).
+      batch_shape: steps per round and images per step, (T, B).
+      key: root key of the noise.
+      num_samples: posterior samples per image.
     """
 
     params: vae_jax.Params
@@ -46,18 +46,18 @@ class Workload(NamedTuple):
 
 
 Run = Callable[[Array], Any]
-"""Takes a round's batches, indices `[T, B]`, a step each, from where the last call
-stopped; training returns the loss before every step, `[T]`, in nats per image."""
+"""Function of a round's batches, indices `[T, B]`, that continues from the last call.
+Training returns the loss before every step, `[T]`, in nats per image."""
 Preprocess = Callable[[Array, Key], Array]
 
 
 class Contestant(NamedTuple):
-    """One way to do the work.
+    """Implementation of a workload.
 
     Attributes:
-      name: for the table.
-      prepare: sets it up; the arrays it is given are not its own to donate.
-      needs: the library that it needs besides, if any.
+      name: name in the table.
+      prepare: sets up a workload; it must not donate the arrays it is given.
+      needs: additional library required, if any.
     """
 
     name: str
@@ -66,20 +66,20 @@ class Contestant(NamedTuple):
 
 
 def installed(*entrants: Contestant) -> list[Contestant]:
-    """Those whose library is here."""
+    """Return the contestants whose library is installed, and import the libraries."""
     found = []
     for entrant in entrants:
         if entrant.needs and not importlib.util.find_spec(entrant.needs):
             continue
         if entrant.needs:
-            # Here and not where it is used: the clock would count it.
+            # Import now, so that the import is not timed.
             importlib.import_module(entrant.needs)
         found.append(entrant)
     return found
 
 
 def library_run(workload: Workload, objective: Objective, draw: Preprocess) -> Run:
-    """This library, put together as in `experiments.mnist`."""
+    """Set up this library's training as in `experiments.mnist`."""
     adam = optax.adam(LEARNING_RATE)
     step = partial(
         vae_jax.train_step, objective=objective, optimizer=adam, preprocess=draw
@@ -100,7 +100,7 @@ def library_run(workload: Workload, objective: Objective, draw: Preprocess) -> R
 
 
 def plain_weights(params: vae_jax.Params) -> dict[str, list[dict[str, Array]]]:
-    """Copies of the weights of two MLPs as lists of layers: kernel and bias."""
+    """Copy the weights of both MLPs into lists of layers with kernel and bias."""
     networks = {"encoder": params.encoder, "decoder": params.decoder}
     layers = {
         name: [*tree["network"].values(), tree["output"]]
@@ -112,7 +112,7 @@ def plain_weights(params: vae_jax.Params) -> dict[str, list[dict[str, Array]]]:
 def perceptron(
     layers: list[dict[str, Array]], inputs: Array, activation: Callable
 ) -> Array:
-    """An MLP with an activation between its layers."""
+    """Apply an MLP with an activation between its layers."""
     for layer in layers[:-1]:
         inputs = activation(inputs @ layer["kernel"] + layer["bias"])
     return inputs @ layers[-1]["kernel"] + layers[-1]["bias"]
@@ -120,19 +120,19 @@ def perceptron(
 
 def bernoulli_log_prob(x: Array, logits: Array) -> Array:
     """Log p(x|z) summed over pixels."""
-    # jax.nn.softplus does the same and makes a step 4% slower on a CPU.
+    # Equivalent to jax.nn.softplus, with which a step is 4% slower on a CPU.
     tail = jnp.log1p(jnp.exp(-jnp.abs(logits)))
     return jnp.sum(x * logits - jnp.maximum(logits, 0) - tail, axis=-1)
 
 
 Loss = Callable[[PyTree, Array, Key], Array]
-"""Of weights, images `[B, D]` in [0, 1] and a key: the mean over images, in nats."""
+"""Loss of weights, images `[B, D]` in [0, 1] and a key: mean over images, in nats."""
 
 
 def plain_step(
     workload: Workload, loss: Loss, optimizer: Callable[[float], Any] = optax.adam
 ) -> tuple[PyTree, Callable[[PyTree, Array], tuple[PyTree, Array]]]:
-    """The initial state, and a step by grey images `[B, D]`, in plain JAX and optax."""
+    """Initial state, and a step on grey images `[B, D]`, in plain JAX and optax."""
     update = optimizer(LEARNING_RATE)
     weights = plain_weights(workload.params)
 
@@ -156,16 +156,16 @@ def scan_run(
     unroll: int = 1,
     compiler_options: dict[str, Any] | None = None,
 ) -> Run:
-    """Plain JAX and optax, a round one scan.
+    """Set up plain JAX and optax with one scan per round.
 
     Args:
-      workload: the work.
-      loss: to minimise.
-      optimizer: of optax.
-      gather: the rows of a batch at every `step`, those of the round at once (`epoch`),
-        or `none`: always the first ones.
-      unroll: steps of the loop's body.
-      compiler_options: flags of XLA for this program alone.
+      workload: the workload.
+      loss: loss to minimise.
+      optimizer: optax optimizer, a function of the learning rate.
+      gather: when to gather the images: at every `step`, for the whole round at once
+        (`epoch`), or never (`none`), always using the first images.
+      unroll: number of steps per loop iteration.
+      compiler_options: XLA flags for this program only.
 
     Returns:
       The run.
@@ -188,7 +188,7 @@ def scan_run(
 
 
 def loop_run(workload: Workload, loss: Loss) -> Run:
-    """A Python loop over a compiled step, which is handed NumPy's batches."""
+    """Set up a Python loop over a compiled step that takes NumPy batches."""
     state, step = plain_step(workload, loss)
     compiled = jax.jit(step, donate_argnums=0)
     images = np.asarray(workload.images, np.float32)
@@ -205,7 +205,7 @@ def loop_run(workload: Workload, loss: Loss) -> Run:
 
 
 def activation_of(workload: Workload) -> Callable[[Array], Array]:
-    """The nonlinearity of a workload whose networks are MLPs."""
+    """Activation of a workload whose networks are MLPs."""
     encoder = workload.params.spec.encoder
     if not isinstance(encoder, vae_jax.MLP):
         raise ValueError(f"the workload's encoder must be an MLP, got {encoder}")
@@ -213,7 +213,7 @@ def activation_of(workload: Workload) -> Callable[[Array], Array]:
 
 
 def model_and_guide(workload: Workload) -> tuple[Callable, Callable]:
-    """The model of a batch `[B, D]` and its posterior as NumPyro programs."""
+    """Write the model of a batch `[B, D]` and its posterior as NumPyro programs."""
     import numpyro
     from numpyro import distributions
 
@@ -222,19 +222,19 @@ def model_and_guide(workload: Workload) -> tuple[Callable, Callable]:
     latent_dim = workload.params.spec.latent_dim
 
     def model(x: Array) -> None:
-        # NumPyro takes pytrees and declares arrays.
+        # NumPyro accepts pytrees but annotates arrays.
         own: Any = weights["decoder"]
         layers: Any = numpyro.param("decoder", own)
         with numpyro.plate("batch", len(x)):
             prior = distributions.Normal(jnp.zeros(latent_dim), 1)
             z = jnp.asarray(numpyro.sample("z", prior.to_event(1)))
             logits = perceptron(layers, z, activation)
-            # Grey pixels are outside the support, which it would check.
+            # Grey pixels are outside the support, so validation is disabled.
             pixels = distributions.Bernoulli(logits=logits, validate_args=False)
             numpyro.sample("x", pixels.to_event(1), obs=x)
 
     def guide(x: Array) -> None:
-        # NumPyro takes pytrees and declares arrays.
+        # NumPyro accepts pytrees but annotates arrays.
         own: Any = weights["encoder"]
         layers: Any = numpyro.param("encoder", own)
         mean, log_var = jnp.split(perceptron(layers, x, activation), 2, axis=-1)
@@ -246,7 +246,10 @@ def model_and_guide(workload: Workload) -> tuple[Callable, Callable]:
 
 
 def svi_run(workload: Workload, elbo: Any, draw: Preprocess) -> Run:
-    """NumPyro's SVI, a round one scan. Its loss is summed over the batch."""
+    """Set up NumPyro's SVI with one scan per round.
+
+    NumPyro's loss is a sum over the batch, so it is divided by the batch size.
+    """
     import numpyro
     from numpyro import infer
 
@@ -255,7 +258,7 @@ def svi_run(workload: Workload, elbo: Any, draw: Preprocess) -> Run:
     adam = numpyro.optim.Adam(LEARNING_RATE)
     svi = infer.SVI(*model_and_guide(workload), adam, elbo)
     blank = jnp.zeros((batch_size, workload.images.shape[1]))
-    # Copies: it will donate them, and the model holds on to the weights.
+    # Copy, because the state is donated and the model keeps a reference to the weights.
     state = jax.tree.map(jnp.copy, svi.init(init_key, blank))
 
     @partial(jax.jit, donate_argnums=0)
@@ -273,7 +276,7 @@ def svi_run(workload: Workload, elbo: Any, draw: Preprocess) -> Run:
 
 
 def _keep_state(train: Callable, state: PyTree, images: Array) -> Run:
-    """Feeds the state that a round ends with to the next."""
+    """Carry the final state of a round over to the next."""
 
     def run(batches: Array) -> Array:
         nonlocal state

@@ -1,7 +1,7 @@
-"""The contestants of `experiments.throughput --workload=conv`: convolutional networks.
+"""Contestants of `experiments.throughput --workload=conv`: convolutional networks.
 
-Of a CPU, XLA brings convolutions into its kernels' form outside of loops only, so that
-the step that is compiled alone is the one to compare with.
+On CPUs, XLA lowers convolutions to its fast kernels only outside of loops, so the
+comparison is with a separately compiled step.
 """
 
 import jax
@@ -24,10 +24,10 @@ _AXES = ("NHWC", "HWIO", "NHWC")
 
 
 def elbo_loss(workload: Workload) -> Loss:
-    """Minus the ELBO of the convolutional networks, by XLA's own convolutions.
+    """Make the negative ELBO of the convolutional networks, with XLA's convolutions.
 
     Args:
-      workload: the work.
+      workload: the workload.
 
     Returns:
       The loss.
@@ -70,10 +70,10 @@ def elbo_loss(workload: Workload) -> Loss:
 
 
 def prepare_loop(workload: Workload) -> Run:
-    """The same step by hand, compiled alone, batches from the host."""
+    """Prepare the same step written by hand, compiled alone, batches from the host."""
     return loop_run(workload, elbo_loss(workload))
 
 
 def contestants() -> list[Contestant]:
-    """This library, and the step by hand."""
+    """This library and the hand-written step."""
     return [Contestant(OURS, prepare_vae_jax), Contestant(LOOP, prepare_loop)]

@@ -1,10 +1,10 @@
-"""How the cost of a training step grows: `experiments.throughput --workload=curves`.
+"""Scaling of the cost of a training step: `experiments.throughput --workload=curves`.
 
-Four curves of this library alone: over the images of a step and the width of the
-network (workload a), over posterior samples (the network of b), and over models
-trained at once, large (workload a) and small (64-64-8, 8x8 images), against as many
-trained in turn. Work and time are both relative to the first point: a curve on the
-diagonal grows as the work does, one below it gains by size.
+Five curves of this library alone: over the images per step and the width of the network
+(workload a), over posterior samples (the network of b), and over the number of models
+trained at once, large (workload a) and small (64-64-8, 8x8 images). Work and time are
+both relative to the first point: a curve on the diagonal scales linearly, and one below
+it becomes more efficient with size.
 """
 
 import time
@@ -34,7 +34,7 @@ SIZES = {
     "models": (1, 2, 4, 8, 16, 32),
     "small models": (1, 2, 4, 8, 16, 32, 64),
 }
-# Its first points cost what launching costs, its last ones what arithmetic does.
+# The first points are dominated by launch overhead, the last ones by arithmetic.
 ACCELERATOR_SIZES = {
     "images": (1, 20, 128, 1024, 8192),
     "width": (100, 400, 1600, 6400),
@@ -46,20 +46,20 @@ NUM_EXAMPLES = 2048
 
 
 def sizes_here() -> dict[str, Sequence[int]]:
-    """The sizes of each curve that this process's device is measured at."""
+    """Sizes of each curve for the device of this process."""
     return SIZES if jax.default_backend() == "cpu" else ACCELERATOR_SIZES
 
 
 class Point(NamedTuple):
-    """A size, and what a step of it takes.
+    """Cost of a step at one size.
 
     Attributes:
-      curve: what grows.
-      size: how much of it there is.
-      operations: of the step's matrix products.
-      seconds: of a step, median over the rounds.
-      least: seconds.
-      greatest: seconds.
+      curve: name of the curve.
+      size: value of the varied quantity.
+      operations: floating-point operations of the step's matrix products.
+      seconds: median time per step over the rounds.
+      least: minimum time per step, in seconds.
+      greatest: maximum time per step, in seconds.
     """
 
     curve: str
@@ -71,15 +71,16 @@ class Point(NamedTuple):
 
 
 def prepare(curve: str, size: int, num_steps: int) -> tuple[Callable[[], Any], int]:
-    """A round of steps of one size, compiled, and the operations of a step.
+    """Prepare a round of steps of one size, and count the operations of a step.
 
     Args:
-      curve: its name, as in `SIZES`.
-      size: of the step.
-      num_steps: of a round.
+      curve: name of the curve, as in `SIZES`.
+      size: value of the varied quantity.
+      num_steps: steps per round.
 
     Returns:
-      `f()`, which goes on where it stopped, and the number.
+      `f()`, which runs a round and continues from the last call, and the number of
+      operations.
     """
     batch = {"images": size, "samples": 20}.get(curve, 128)
     network = vae_jax.MLP((size if curve == "width" else 400,))
@@ -120,7 +121,10 @@ def prepare(curve: str, size: int, num_steps: int) -> tuple[Callable[[], Any], i
 def sweep_round(
     workload: Workload, order: Array, num_models: int
 ) -> Callable[[], Array]:
-    """The same steps of many models that differ in beta and noise."""
+    """Prepare a round of the same steps for many models, with different beta and noise.
+
+    The models train at once, by `vmap`.
+    """
 
     def step(state, batch, beta: Array):
         return vae_jax.train_step(
@@ -156,15 +160,15 @@ def sweep_round(
 def measure(
     sizes: dict[str, Sequence[int]], *, num_steps: int, repeats: int
 ) -> list[Point]:
-    """Times every size of every curve; the sizes of a curve take turns.
+    """Time every size of every curve; the sizes of a curve take turns.
 
     Args:
-      sizes: of each curve.
-      num_steps: of a round.
-      repeats: rounds.
+      sizes: sizes by curve.
+      num_steps: steps per round.
+      repeats: number of rounds.
 
     Returns:
-      A point for each.
+      A point for each size of each curve.
     """
     points = []
     total = sum((1 + repeats) * len(chosen) for chosen in sizes.values())
@@ -191,7 +195,7 @@ def measure(
 
 
 def table(points: Sequence[Point]) -> str:
-    """The points for a screen."""
+    """Format the points as a table."""
     cells = [("curve", "size", "ms a step", "(min-max)", "time / work, first point 1")]
     for point in points:
         first = next(other for other in points if other.curve == point.curve)
@@ -208,13 +212,13 @@ def table(points: Sequence[Point]) -> str:
 
 
 def relative_cost(point: Point, first: Point) -> float:
-    """Time over the step's products, relative to the first point of the curve."""
+    """Time over operations, relative to the first point of the curve."""
     growth = point.seconds / first.seconds
     return growth / (point.operations / first.operations)
 
 
 def draw(points: Sequence[Point], environment: dict[str, Any]) -> Figure:
-    """Time against work for each curve, both relative to its first point."""
+    """Draw time against work for each curve, both relative to its first point."""
     figure = Figure((7, 6), dpi=120, layout="constrained")
     axes = figure.subplots()
     largest = 1.0

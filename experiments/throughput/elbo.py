@@ -1,6 +1,6 @@
-"""The contestants of `experiments.throughput --workload=a`: ways to train one model.
+"""Contestants of `experiments.throughput --workload=a`: training one model.
 
-All raise the ELBO with one reparameterized sample and the KL in closed form.
+All maximise the ELBO with one reparameterized sample and the closed-form KL.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ from vae_jax.types import Array, Key, PyTree
 
 
 def prepare_vae_jax(workload: Workload) -> Run:
-    """This library's ELBO."""
+    """Prepare this library's ELBO."""
     return library_run(
         workload,
         vae_jax.elbo_objective(),
@@ -49,13 +49,13 @@ def elbo_loss(
     noise: bool = True,
     dtype: Any = jnp.float32,
 ) -> Loss:
-    """Minus the ELBO, written by hand.
+    """Make the negative ELBO, written by hand.
 
     Args:
-      workload: the work.
-      log_prob: of pixels and logits `[B, D]`, summed over D.
-      noise: draw z; else take its mean.
-      dtype: of the networks.
+      workload: the workload.
+      log_prob: log-probability of pixels given logits, both `[B, D]`, summed over D.
+      noise: whether to sample z; otherwise its mean is used.
+      dtype: dtype of the networks.
 
     Returns:
       The loss.
@@ -76,20 +76,20 @@ def elbo_loss(
 
 
 def prepare_scan(workload: Workload) -> Run:
-    """The same step written by hand, a round one scan."""
+    """Prepare the same step written by hand, with one scan per round."""
     return scan_run(workload, elbo_loss(workload))
 
 
 def prepare_loop(workload: Workload) -> Run:
-    """The same step as in flax's examples: compiled alone, batches from the host."""
+    """Prepare the same step as in flax's examples: compiled alone, host batches."""
     return loop_run(workload, elbo_loss(workload))
 
 
 def prepare_numpyro(workload: Workload) -> Run:
-    """NumPyro's SVI with `TraceMeanField_ELBO`.
+    """Prepare NumPyro's SVI with `TraceMeanField_ELBO`.
 
-    The other choice, `Trace_ELBO`, estimates the KL from samples; this one takes it
-    in closed form, as the other contestants do.
+    It uses the closed-form KL, as the other contestants do; `Trace_ELBO` would estimate
+    the KL from samples.
     """
     from numpyro import infer
 
@@ -97,7 +97,7 @@ def prepare_numpyro(workload: Workload) -> Run:
 
 
 def contestants() -> list[Contestant]:
-    """All that are installed, this library first, the machine's limit at the end."""
+    """Installed contestants: this library first, the limit of the hardware last."""
     return installed(
         Contestant(OURS, prepare_vae_jax),
         Contestant(SCAN, prepare_scan),

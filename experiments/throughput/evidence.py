@@ -1,8 +1,8 @@
-"""The contestants of `experiments.throughput --workload=c`: log evidence of images.
+"""Contestants of `experiments.throughput --workload=c`: log evidence of images.
 
-All take the same number of importance samples of each image from the same encoder,
-and weigh them with the same decoder. Only the noise differs. They go from image to
-image: samples of many images at once would fill the memory and be no faster.
+All draw the same number of importance samples per image from the same encoder and
+weight them with the same decoder. Only the noise differs. They process one image at a
+time: samples of many images at once would need much memory and be no faster.
 """
 
 import math
@@ -30,12 +30,12 @@ from experiments.throughput.contestants import (
 )
 from vae_jax.types import Array, Key, PyTree
 
-# Of the hand-written scan, the fastest of several on two cores.
+# Chunk size of the hand-written scan, the fastest of several tried on two cores.
 CHUNK_SIZE = 250
 
 
 def prepare_vae_jax(workload: Workload) -> partial:
-    """This library's estimates with standard errors and effective sample sizes."""
+    """Prepare this library's estimates, with errors and effective sample sizes."""
 
     @jax.jit
     def run(params: vae_jax.Params, images: Array, key: Key, batches: Array):
@@ -52,9 +52,9 @@ def prepare_vae_jax(workload: Workload) -> partial:
 
 
 def prepare_scan(workload: Workload) -> partial:
-    """The estimates alone, by hand, samples chunk by chunk."""
+    """Prepare the estimates alone, written by hand, with samples in chunks."""
     activation = activation_of(workload)
-    # Whole chunks alone, so that nothing need be masked.
+    # Only whole chunks, so that no masking is needed.
     chunk_size = math.gcd(workload.num_samples, CHUNK_SIZE)
 
     def evidence(weights: PyTree, x: Array, key: Key) -> Array:
@@ -84,9 +84,9 @@ def prepare_scan(workload: Workload) -> partial:
 
 
 def prepare_numpyro(workload: Workload) -> partial:
-    """The estimates alone, by NumPyro's `RenyiELBO` of order 0, the same bound.
+    """Prepare the estimates alone, with NumPyro's `RenyiELBO` of order 0.
 
-    It takes all samples of an image at once: in chunks it is slower.
+    All samples of an image are drawn at once; chunks would be slower.
     """
     from numpyro import infer
 
@@ -110,7 +110,7 @@ def _bits(images: Array, batches: Array) -> Array:
 
 
 def contestants() -> list[Contestant]:
-    """All that are installed, this library first."""
+    """Installed contestants, this library first."""
     return installed(
         Contestant(OURS, prepare_vae_jax),
         Contestant(SCAN, prepare_scan),
@@ -126,9 +126,11 @@ def contestants() -> list[Contestant]:
 def temporary_bytes(
     entrants: Sequence[Contestant], workload: Workload
 ) -> dict[str, dict[int, int]]:
-    """What the compiled programs hold beside their arguments and results.
+    """Temporary memory of the compiled programs, without arguments and results.
 
-    By contestant, then for a fifth, once and four times the workload's samples.
+    Returns:
+      Bytes by contestant, then by number of samples: a fifth, once and four times the
+      workload's.
     """
     samples = workload.num_samples
     counts = sorted({max(1, samples // 5), samples, 4 * samples})

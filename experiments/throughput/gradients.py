@@ -1,7 +1,8 @@
-"""The contestants of `experiments.throughput --workload=gradients`: ways to draw.
+"""Contestants of `experiments.throughput --workload=gradients`: drawing gradients.
 
-Each draws the same gradients: the score function of (x - k)^2 under N(mu, sigma^2) by
-mu and sigma, draw i with `fold_in(key, i)`, and returns their sum over a round.
+All draw the same gradients: the score-function gradient of E (x + 3)^2 under a Gaussian
+with respect to its mean and log-variance, draw i with `fold_in(key, i)`. They return
+the sum over a round.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ LOOP = "Python loop"
 
 
 def draw(key: Key, index: Array) -> Array:
-    """One gradient by mean and log-variance, `[2]`."""
+    """Draw one gradient with respect to mean and log-variance, `[2]`."""
 
     def value(parameters: Array) -> Array:
         posterior = DiagonalGaussianDistribution(*parameters.reshape(2, 1, 1))
@@ -29,7 +30,7 @@ def draw(key: Key, index: Array) -> Array:
 
 
 def prepare_vmap(key: Key) -> Callable[[Array], Array]:
-    """As `gradient_moments` does it: a chunk by `vmap`, the chunks in one scan."""
+    """Prepare draws as in `gradient_moments`: `vmap` in a chunk, scan over chunks."""
 
     @jax.jit
     def run(indices: Array) -> Array:
@@ -43,7 +44,7 @@ def prepare_vmap(key: Key) -> Callable[[Array], Array]:
 
 
 def prepare_loop(key: Key) -> Callable[[Array], Array]:
-    """A compiled draw, called from Python; waiting is left to the end."""
+    """Prepare a compiled draw called from Python, without waiting between calls."""
     compiled = jax.jit(lambda index, total: total + draw(key, index))
 
     def run(indices: Array) -> Array:
@@ -56,5 +57,5 @@ def prepare_loop(key: Key) -> Callable[[Array], Array]:
 
 
 def contestants() -> list[Contestant]:
-    """This library's way first."""
+    """Both contestants, this library first."""
     return [Contestant(OURS, prepare_vmap), Contestant(LOOP, prepare_loop)]

@@ -1,7 +1,7 @@
-"""The contestants of `experiments.throughput --workload=b1` and `b50`: ways to train.
+"""Contestants of `experiments.throughput --workload=b1` and `b50`: training.
 
-All raise the importance-weighted bound of the same number of samples, on bits that
-are drawn afresh at every step.
+All maximise the importance-weighted bound with the same number of samples, on pixels
+binarized anew at every step.
 """
 
 import jax
@@ -32,7 +32,7 @@ from vae_jax.types import Array, Key, PyTree
 
 
 def prepare_vae_jax(workload: Workload) -> Run:
-    """This library's bound, its ELBO logged beside it."""
+    """Prepare this library's bound, which also logs the ELBO."""
     return library_run(
         workload,
         vae_jax.importance_weighted_objective(num_samples=workload.num_samples),
@@ -43,7 +43,7 @@ def prepare_vae_jax(workload: Workload) -> Run:
 
 
 def bound_loss(workload: Workload) -> Loss:
-    """Minus the bound, by hand: the encoder runs once, all samples at once."""
+    """Make the negative bound, written by hand, with all samples decoded at once."""
     activation = activation_of(workload)
 
     def loss(weights: PyTree, grey: Array, key: Key) -> Array:
@@ -64,17 +64,17 @@ def bound_loss(workload: Workload) -> Loss:
 
 
 def prepare_scan(workload: Workload) -> Run:
-    """The same step written by hand, a round one scan."""
+    """Prepare the same step written by hand, with one scan per round."""
     return scan_run(workload, bound_loss(workload))
 
 
 def prepare_loop(workload: Workload) -> Run:
-    """The same step, compiled alone, batches from the host."""
+    """Prepare the same step, compiled alone, with batches from the host."""
     return loop_run(workload, bound_loss(workload))
 
 
 def prepare_numpyro(workload: Workload) -> Run:
-    """NumPyro's SVI with `RenyiELBO` of order 0, which is the bound."""
+    """Prepare NumPyro's SVI with `RenyiELBO` of order 0, which is the same bound."""
     from numpyro import infer
 
     elbo = infer.RenyiELBO(alpha=0, num_particles=workload.num_samples)
@@ -84,7 +84,7 @@ def prepare_numpyro(workload: Workload) -> Run:
 
 
 def contestants() -> list[Contestant]:
-    """All that are installed, this library first, the machine's limit at the end."""
+    """Installed contestants: this library first, the limit of the hardware last."""
     return installed(
         Contestant(OURS, prepare_vae_jax),
         Contestant(SCAN, prepare_scan),

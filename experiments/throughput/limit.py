@@ -1,9 +1,9 @@
-"""The machine's own limit on a training step: its matrix products and Adam, alone.
+"""Hardware limit of a training step: its matrix products alone and Adam alone.
 
-Whatever else a step does (elementwise functions, random numbers, batches, dispatch)
-comes on top of these two, measured in the same run at the step's own shapes. The first
-layer's inputs need no gradient, so its product is missing; all others are done three
-times, once forward and twice backward.
+Both are measured in the same run at the shapes of the step. Everything else in a step
+(elementwise functions, random numbers, gathering batches, dispatch) adds to them. Each
+layer has three products, one forward and two backward, except the encoder's first: its
+inputs need no gradient.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ PRODUCTS, ADAM = "products alone", "Adam alone"
 
 
 def product_shapes(workload: Workload) -> list[tuple[int, int, int]]:
-    """Rows, inputs and outputs of every product of a step."""
+    """Shapes (rows, inner, outputs) of every matrix product of a step."""
     weights = plain_weights(workload.params)
     rows = {"encoder": workload.batch_shape[1]}
     rows["decoder"] = rows["encoder"] * workload.num_samples
@@ -41,12 +41,12 @@ def product_shapes(workload: Workload) -> list[tuple[int, int, int]]:
 
 
 def operations(workload: Workload) -> int:
-    """Floating-point operations of a step's products."""
+    """Floating-point operations of the matrix products of a step."""
     return sum(2 * rows * inner * out for rows, inner, out in product_shapes(workload))
 
 
 def prepare_products(workload: Workload) -> Run:
-    """The products of every step of a round, one after the other."""
+    """Prepare the matrix products of a round, step by step."""
     pairs = [
         (jnp.ones((rows, inner)), jnp.ones((inner, outputs)))
         for rows, inner, outputs in product_shapes(workload)
@@ -55,7 +55,7 @@ def prepare_products(workload: Workload) -> Run:
     @jax.jit
     def run(batches: Array, pairs: Sequence[tuple[Array, Array]]) -> Array:
         def step(total: Array, _: Array) -> tuple[Array, None]:
-            # What the last step found enters, or the loop would be done once.
+            # Depend on the previous step, so that the products stay in the loop.
             products = [(left + total) @ right for left, right in pairs]
             products = jax.lax.optimization_barrier(products)
             return total + 1e-30 * sum(product[0, 0] for product in products), None
@@ -66,7 +66,7 @@ def prepare_products(workload: Workload) -> Run:
 
 
 def prepare_adam(workload: Workload) -> Run:
-    """Adam's update of every step of a round, with gradients that are given."""
+    """Prepare the Adam updates of a round, with fixed gradients."""
     adam = optax.adam(LEARNING_RATE)
     weights = plain_weights(workload.params)
     state = (weights, adam.init(weights))
@@ -84,5 +84,5 @@ def prepare_adam(workload: Workload) -> Run:
 
 
 def contestants() -> list[Contestant]:
-    """The two parts of the limit."""
+    """Both parts of the limit."""
     return [Contestant(PRODUCTS, prepare_products), Contestant(ADAM, prepare_adam)]

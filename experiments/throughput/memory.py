@@ -1,8 +1,8 @@
-"""How much memory each contestant of `experiments.throughput` takes at its most.
+"""Peak memory of each contestant of `experiments.throughput`.
 
-Each is alone in a process of its own, which the system asks for its resident memory:
-arrays, compiled programs and what their compiler used, but not the interpreter, the
-libraries and the data set that were there before.
+Each contestant runs alone in a separate process. The peak is the increase in resident
+memory: arrays, compiled programs and the compiler's memory, but not the interpreter,
+the libraries and the data set, which were loaded before.
 """
 
 import multiprocessing
@@ -20,26 +20,26 @@ STATUS, FORGET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def is_known() -> bool:
-    """Whether this system tells: Linux does."""
+    """Whether the system reports peak memory, as Linux does."""
     return FORGET_PEAK.exists()
 
 
 def peak_bytes(
     names: Sequence[str], prepared: Callable[[str], tuple[Contestant, Any, list]]
 ) -> dict[str, dict[str, int]]:
-    """Peak resident memory by contestant, while it compiles and while it runs.
+    """Measure the peak resident memory of each contestant.
 
     Args:
-      names: of the contestants.
-      prepared: `f(name) -> (contestant, workload, rounds)`; it is pickled.
+      names: names of the contestants.
+      prepared: `f(name) -> (contestant, workload, rounds)`; must be picklable.
 
     Returns:
-      Bytes by name, then by `compiling` (and the first round) and `running` (the
-      second).
+      Bytes by name, then `compiling` (set-up and first round) and `running` (second
+      round).
     """
     found = {}
     for name in names:
-        # Spawned: a fork would begin with this process's memory.
+        # Spawn, because a fork would start with the memory of this process.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as executor:
             found[name] = executor.submit(_peaks, prepared, name).result()
@@ -65,6 +65,6 @@ def _peaks(prepared: Callable[[str], tuple], name: str) -> dict[str, int]:
 
 
 def _resident(name: str) -> int:
-    """A size of this process, in bytes."""
+    """Read a memory size of this process, in bytes."""
     (line,) = (li for li in STATUS.read_text().splitlines() if li.startswith(name))
     return int(line.split()[1]) * 1024

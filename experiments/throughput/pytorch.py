@@ -1,12 +1,12 @@
-"""PyTorch's contestants of `experiments.throughput`: eager, compiled, DataLoader.
+"""PyTorch contestants of `experiments.throughput`: eager, compiled, DataLoader.
 
-They are given the same weights, batches and data as the others, and use the fused
-Adam. The modules here are functions of lists of layers, as the hand-written scan's.
+They use the same weights, batches and data as the others, and the fused Adam. Networks
+are functions of lists of layers, as in the hand-written scan.
 
-Where a hidden unit has died or a pixel is rarely lit, Adam's first moment shrinks by a
-tenth a step, and after some 800 steps it is a denormal number, with which a processor
-is many times slower. XLA flushes such numbers to zero and PyTorch keeps them, unless
-told. Here it is told, not to compare with a PyTorch that is held up by them.
+For dead hidden units and rarely lit pixels, Adam's first moment shrinks by a tenth per
+step and becomes a denormal number after about 800 steps; arithmetic on denormals is
+many times slower. XLA flushes them to zero, while PyTorch keeps them by default. Here
+PyTorch is set to flush them as well, so that they do not distort the comparison.
 """
 
 import importlib.util
@@ -34,10 +34,10 @@ TORCH = "torch"
 
 
 def flush_denormals(flush: bool) -> None:
-    """Has PyTorch take numbers below 1.2e-38 for zero, where it is installed.
+    """Set whether PyTorch, if installed, flushes numbers below 1.2e-38 to zero.
 
-    A setting of this thread, which the workers that it starts inherit: it has to be
-    made before PyTorch's first operation.
+    The setting belongs to the current thread and is inherited by the workers it starts,
+    so it must be made before PyTorch's first operation.
     """
     if importlib.util.find_spec(TORCH):
         import torch
@@ -82,7 +82,7 @@ def _log_likelihood(logits: Any, x: Any) -> Any:
 
 
 def elbo_loss(workload: Workload) -> Callable[[Any, Any], Any]:
-    """Minus the ELBO of grey pixels, one sample, the KL in closed form."""
+    """Make the negative ELBO of grey pixels, with one sample and the closed-form KL."""
     import torch
 
     activation = _activation(workload)
@@ -101,7 +101,7 @@ def elbo_loss(workload: Workload) -> Callable[[Any, Any], Any]:
 
 
 def _log_weights(workload: Workload, weights: Any, x: Any, num_samples: int) -> Any:
-    """Log p(x, z) / q(z|x) of samples of bits `[B, D]`, `[S, B]`."""
+    """Log importance weights log p(x, z) / q(z|x) of bits x `[B, D]`, `[S, B]`."""
     import torch
 
     activation = _activation(workload)
@@ -116,7 +116,7 @@ def _log_weights(workload: Workload, weights: Any, x: Any, num_samples: int) -> 
 
 
 def bound_loss(workload: Workload) -> Callable[[Any, Any], Any]:
-    """Minus the importance-weighted bound of bits that are drawn afresh."""
+    """Make the negative importance-weighted bound of freshly binarized pixels."""
     import torch
 
     def loss(weights: Any, grey: Any) -> Any:
@@ -136,7 +136,7 @@ def train_run(
     compiled: bool = False,
     loader: bool = False,
 ) -> Run:
-    """A loop of steps over one tensor of data, or over a DataLoader's batches."""
+    """Set up a training loop over rows of one tensor, or over a DataLoader."""
     import torch
 
     torch.manual_seed(0)
@@ -168,7 +168,7 @@ def train_run(
 
 
 def evidence_run(workload: Workload) -> Run:
-    """Log evidence image by image, the samples in chunks of 1000."""
+    """Set up log evidence image by image, with samples in chunks of up to 1000."""
     import torch
 
     torch.manual_seed(0)
@@ -194,7 +194,7 @@ def evidence_run(workload: Workload) -> Run:
 
 
 def prepare_products(workload: Workload) -> Run:
-    """The products of every step of a round, as `limit` times JAX's."""
+    """Prepare the matrix products of a round, the counterpart of `limit` in PyTorch."""
     import torch
 
     pairs = [
@@ -212,7 +212,7 @@ def prepare_products(workload: Workload) -> Run:
 
 
 def training_contestants(make_loss: Callable, *, loader: bool) -> list[Contestant]:
-    """Eager and compiled; a DataLoader where asked for; its products alone."""
+    """Eager and compiled training, optionally a DataLoader, and the products alone."""
     eager = partial(train_run, make_loss=make_loss)
     ways: dict[str, Callable[[Workload], Run]] = {
         EAGER: eager,

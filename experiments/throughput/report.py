@@ -1,4 +1,4 @@
-"""The results of `experiments.throughput`: a table, JSON and a figure."""
+"""Results of `experiments.throughput`: table, JSON and figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from experiments.throughput.pytorch import EAGER
 
 
 class Spread(NamedTuple):
-    """A figure over the rounds."""
+    """Median and range of a quantity over the rounds."""
 
     median: float
     min: float
@@ -23,18 +23,18 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Spread":
-        """Spread of one figure a round."""
+        """Compute the spread of one value per round."""
         return cls(float(np.median(values)), float(values.min()), float(values.max()))
 
 
 class Row(NamedTuple):
-    """Figures of one contestant.
+    """Measurements of one contestant.
 
     Attributes:
-      name: the contestant.
-      per_second: images trained on or evaluated, or gradients drawn, in a second.
-      ratio: this library's over the contestant's in each round.
-      seconds_to_first_step: setting up and compiling.
+      name: name of the contestant.
+      per_second: images trained on or evaluated, or gradients drawn, per second.
+      ratio: speed of this library over that of the contestant, per round.
+      seconds_to_first_step: time for set-up and compilation.
     """
 
     name: str
@@ -44,16 +44,16 @@ class Row(NamedTuple):
 
 
 class Results(NamedTuple):
-    """The table, where it was measured, and what to know when reading it.
+    """Results of a workload.
 
     Attributes:
-      rows: the table.
+      rows: rows of the table.
       environment: workload, sizes, versions, device.
-      remarks: for the reader.
-      temporary_bytes: of the compiled programs by contestant and number of samples;
-        empty where the workload does not ask.
-      peak_bytes: resident memory by contestant, while compiling and while running;
-        empty where the flags do not ask.
+      remarks: remarks printed below the table.
+      temporary_bytes: temporary memory of the compiled programs, by contestant and
+        number of samples; empty except for workload c.
+      peak_bytes: peak resident memory by contestant, while compiling and while running;
+        empty without `peak_memory`.
     """
 
     rows: tuple[Row, ...]
@@ -66,8 +66,8 @@ class Results(NamedTuple):
 def make_rows(
     names: Sequence[str], seconds: np.ndarray, first_seconds: np.ndarray, images: int
 ) -> tuple[Row, ...]:
-    """The table of seconds `[R, C]` in which each did so many images."""
-    # The warm-up was a whole round too: what it took beyond one is the first step's.
+    """Make the rows from seconds per round, `[R, C]`, and images per round."""
+    # The warm-up was a full round: the time beyond one round is set-up and compilation.
     to_first_step = np.maximum(first_seconds - np.median(seconds, axis=0), 0)
     ratios = seconds / seconds[:, [names.index(OURS)]]
     return tuple(
@@ -84,7 +84,7 @@ def make_rows(
 def make_remarks(
     rows: Sequence[Row], load: float, cores: int, *, peers: bool = True
 ) -> tuple[str, ...]:
-    """Remarks for the reader: a missing row, a disturbed machine."""
+    """Remarks on missing contestants, the share of the limit, and other load."""
     remarks = []
     by_name = {row.name: row for row in rows}
     if peers:
@@ -109,13 +109,13 @@ def make_remarks(
 
 
 def table(results: Results) -> str:
-    """The results for a screen."""
+    """Format the results as tables and remarks."""
     unit = results.environment["unit"]
     cells: list[tuple[str, ...]] = [
         ("", f"{unit}/s", "(min-max)", "ours/theirs", "(min-max)", "first step, s")
     ]
     for row in results.rows:
-        # Log evidence is slow: whole numbers would say too little.
+        # Slow workloads, such as log evidence, need a decimal.
         digits = ",.0f" if row.per_second.median > 100 else ".1f"
         spreads = _spread(row.per_second, digits), _spread(row.ratio, ".2f")
         cells.append((row.name, *sum(spreads, ()), f"{row.seconds_to_first_step:.1f}"))
@@ -129,12 +129,12 @@ def table(results: Results) -> str:
 
 
 def _spread(figure: Spread, digits: str) -> tuple[str, str]:
-    """Two cells: the median, and from the least to the greatest."""
+    """Format two cells: the median and the range."""
     return f"{figure.median:{digits}}", f"({figure.min:{digits}}-{figure.max:{digits}})"
 
 
 def _memory_table(title: str, found: dict[str, dict[str, int]]) -> str:
-    """A line for each contestant, in columns."""
+    """Format memory sizes, one line per contestant."""
     cells = [(title, *next(iter(found.values())))]
     for name, sizes in found.items():
         cells.append((name, *(f"{size / 1e6:,.1f} MB" for size in sizes.values())))
@@ -142,7 +142,7 @@ def _memory_table(title: str, found: dict[str, dict[str, int]]) -> str:
 
 
 def draw(results: Results) -> Figure:
-    """Bars of the median speeds, whiskers from the least to the greatest."""
+    """Draw bars of the median speeds with whiskers over the range."""
     names = [row.name for row in results.rows]
     speeds = np.array([row.per_second for row in results.rows])
     medians, least, greatest = speeds.T

@@ -1,6 +1,6 @@
-"""The throughput benchmark: it runs, and its contestants do the same work.
+"""The throughput benchmark runs, and its contestants do the same work.
 
-No speed is asserted: a test machine's is anybody's guess.
+No speed is asserted, because it depends on the machine.
 """
 
 import functools
@@ -47,15 +47,15 @@ from experiments.throughput.report import (
 INSTALLED = [OURS, SCAN, LOOP] + [NUMPYRO] * bool(importlib.util.find_spec("numpyro"))
 LIMIT = [PRODUCTS, ADAM]
 STEPS, REPEATS = 20, 1
-# Compiling them takes a minute; they have a slow test of their own.
+# The PyTorch contestants take a minute to compile and have separate slow tests.
 TORCH = pytorch.TORCH
 CONTESTANTS = elbo.contestants
 
 
 def without_noise_at_first(params):
-    """The decoder ignores z until its first step, so the first loss has no noise.
+    """Make the decoder ignore z before the first step, so the first loss is noise-free.
 
-    Random output biases keep the pixels' part of the loss from being a constant.
+    Random output biases keep the likelihood term from being constant over pixels.
     """
     bias = jax.random.normal(jax.random.key(7), (784,))
     output = params.decoder["output"] | {"bias": bias}
@@ -66,7 +66,7 @@ def without_noise_at_first(params):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A tiny run of the whole experiment: results, folder, the losses of each."""
+    """Results, folder and losses by contestant from a small run of the experiment."""
     losses = {}
 
     def recorded(contestant: Contestant) -> Contestant:
@@ -130,19 +130,19 @@ def test_the_folder_holds_table_and_picture(measured):
 
 @pytest.mark.parametrize("name", INSTALLED[1:])
 def test_same_loss_before_the_first_step(measured, name):
-    # Nats per image, summed over pixels and latents, the KL in closed form: nothing
-    # here depends on the noise, and KL estimates would be tenths of a nat off.
+    # Nats per image with the closed-form KL: the loss does not depend on the noise,
+    # whereas an estimated KL would be off by tenths of a nat.
     losses = measured[2]
     ours = losses[OURS][0, 0]
     assert ours > 300
-    # The library bounds the log-variance, which shows in the sixth digit.
+    # The library bounds the log-variance, which affects the sixth digit.
     np.testing.assert_allclose(losses[name][0, 0], ours, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", INSTALLED[1:])
 def test_same_losses_along_the_way(measured, name):
     losses = measured[2]
-    # The same batches in the same order: only the noise of z differs.
+    # Batches and their order are the same; only the noise of z differs.
     difference = (losses[name] - losses[OURS])[:, 1:].ravel()
     standard_error = difference.std(ddof=1) / np.sqrt(difference.size)
     assert abs(difference.mean()) < 5 * standard_error
@@ -179,7 +179,7 @@ def test_remarks():
 
 
 def test_the_limit_does_the_products_of_a_step():
-    """Two operations a weight forward, four backward, but two in the first layer."""
+    """Per weight and row: two operations forward, four backward (two in layer one)."""
     config = Config(steps=2, batch_size=4, num_examples=8)
     workload, rounds = throughput.make_workload(config)
     first, others = 784 * 400, 400 * 40 + 20 * 400 + 400 * 784
@@ -189,7 +189,7 @@ def test_the_limit_does_the_products_of_a_step():
     added = limit.operations(more) - limit.operations(workload)
     assert added == 2 * 4 * 6 * decoder
     run = limit.prepare_products(workload)
-    # Products of ones have as many ones in them as rows meet.
+    # An entry of a product of ones is its inner dimension.
     total = sum(inner for _, inner, _ in limit.product_shapes(workload))
     assert run(rounds[0]) == pytest.approx(2e-30 * total, abs=0)
 
@@ -233,10 +233,11 @@ def test_bad_input_is_one_line_and_code_2(arguments, message, capsys):
 
 @pytest.fixture(scope="module")
 def bounds():
-    """Losses of the importance-weighted step by name, `[K, 20]`, of K roots of noise.
+    """Losses of the importance-weighted step by name, `[K, 20]`, for K noise keys.
 
-    Pixels are black or white, so that all draw the same bits; at first the posterior
-    is the prior and the decoder ignores z, so that no noise is left.
+    Pixels are black or white, so that binarization is deterministic. Before the first
+    step the posterior is the prior and the decoder ignores z, so the loss is
+    noise-free.
     """
     config = Config(
         workload="b50", repeats=1, steps=10, batch_size=20, num_examples=200
@@ -278,7 +279,7 @@ def test_same_bound_before_the_first_step_and_along_the_way(name, bounds):
     ours, theirs = bounds(OURS), bounds(name)
     assert ours[0, 0] > 300
     np.testing.assert_allclose(theirs[:, 0], ours[:, 0], rtol=1e-5)
-    # The same batches in the same order: only the noise of z differs.
+    # Batches and their order are the same; only the noise of z differs.
     means = theirs.mean(axis=1), ours.mean(axis=1)
     error = np.hypot(*(each.std(ddof=1) for each in means)) / np.sqrt(len(ours))
     assert abs(means[0].mean() - means[1].mean()) < 4 * error < 12
@@ -289,7 +290,7 @@ def test_convolutions_by_hand_are_the_same_work():
     config = Config(workload="conv", repeats=1, steps=3, batch_size=20, num_examples=60)
     workload, (batches, _) = throughput.make_workload(config)
     params = workload.params
-    # z says nothing at first, and the bias is far off, so that it is learned.
+    # The decoder ignores z at first, and its bias is far from the optimum.
     network, output = params.decoder["network"], params.decoder["output"]
     dense = jax.tree.map(jnp.zeros_like, network["Dense_0"])
     dense["bias"] = jax.random.uniform(jax.random.key(5), dense["bias"].shape)
@@ -309,12 +310,12 @@ def test_convolutions_by_hand_are_the_same_work():
 
 @pytest.fixture(scope="module")
 def measured_evidence(tmp_path_factory):
-    """A tiny run of workload c: results, folder, the log evidence that each found."""
+    """Results, folder and log evidence by contestant from a small run of workload c."""
     found = {}
 
     def recorded(entrant):
         def prepare(workload):
-            # A posterior near the prior and a decoder near a constant: small errors.
+            # Posterior near the prior, decoder nearly constant: small standard errors.
             params = jax.tree.map(lambda leaf: 0.3 * leaf, workload.params)
             run = entrant.prepare(workload._replace(params=params))
 
@@ -337,7 +338,7 @@ def measured_evidence(tmp_path_factory):
             "contestants",
             lambda: [recorded(entrant) for entrant in entrants()],
         )
-        # Of this library alone: compiling takes longer than the rest of the run.
+        # Only for this library: compiling takes longer than the rest of the run.
         patch.setattr(
             evidence,
             "temporary_bytes",
@@ -375,7 +376,7 @@ def test_memory_does_not_grow_with_the_samples(measured_evidence):
     results, folder, _ = measured_evidence
     (sizes,) = results.temporary_bytes.values()
     assert list(sizes) == [1000, 5000, 20_000]
-    # One array of a number for each pixel of the last few samples would be larger.
+    # Storing even a few samples' pixels would exceed this bound.
     assert max(sizes.values()) < 1.1 * min(sizes.values())
     found = json.loads((folder / "results.json").read_text())
     assert found["workload"] == "c" and found["num_samples"] == 250
@@ -385,9 +386,9 @@ def test_memory_does_not_grow_with_the_samples(measured_evidence):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec(TORCH), reason="PyTorch is not here")
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # Its own.
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # From PyTorch.
 def test_pytorch_does_the_same_work(measured, bounds):
-    """The same losses and bounds, up to the noise of z."""
+    """Losses and bounds agree up to the noise of z."""
     workload, rounds = throughput.make_workload(
         Config(steps=STEPS, batch_size=32, num_examples=STEPS * 32 + 5, repeats=REPEATS)
     )
@@ -414,7 +415,7 @@ def test_pytorch_does_the_same_work(measured, bounds):
 @pytest.mark.skipif(not importlib.util.find_spec(TORCH), reason="PyTorch is not here")
 @pytest.mark.parametrize("keep", [False, True])
 def test_pytorch_flushes_denormals_unless_asked_to_keep_them(keep):
-    """Also in the workers that share the work, in a process that has none yet."""
+    """The setting also applies to PyTorch's worker threads, in a fresh process."""
     script = f"""
 from experiments.throughput import __main__ as throughput
 throughput.contestants_of(throughput.Config(keep_denormals={keep}))
@@ -431,7 +432,7 @@ print(int(torch.count_nonzero(small * 1e-10)))
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec(TORCH), reason="PyTorch is not here")
 def test_the_products_of_pytorch_are_those_of_the_limit():
-    """The last of a step's, a product of ones, is its number of inputs everywhere."""
+    """The last product of ones in a step equals its inner dimension everywhere."""
     workload, rounds = throughput.make_workload(
         Config(steps=2, batch_size=8, num_examples=16, repeats=1)
     )
@@ -443,7 +444,7 @@ def test_the_products_of_pytorch_are_those_of_the_limit():
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
 def test_peak_memory_is_that_of_the_contestant_alone():
-    """One that keeps 50 MB, and takes 250 MB in one round and 50 MB in the next."""
+    """The contestant keeps 50 MB and allocates 250 MB, then 50 MB, in its rounds."""
     ours = np.ones(400_000_000 // 8)
     found = peak_bytes(["hungry"], hungry)["hungry"]
     assert found["compiling"] == pytest.approx(300e6, rel=0.2)
@@ -452,7 +453,7 @@ def test_peak_memory_is_that_of_the_contestant_alone():
 
 
 def hungry(name):
-    """For `peak_bytes`. What NumPy lets go of is the system's again at once."""
+    """Contestant for `peak_bytes`; NumPy returns freed memory to the system at once."""
 
     def prepare(workload):
         kept = np.ones(50_000_000 // 8)

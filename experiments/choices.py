@@ -17,12 +17,13 @@ from experiments import open_choices
 from experiments.runner import flags
 from experiments.runner.training import NAMES as FIGURES
 from vae_jax import data, estimators
+from vae_jax.distributions.support import COUNTS
 from vae_jax.penalties import Penalty, mean_kl
 from vae_jax.schedules import Scheduled
 from vae_jax.types import Array, Estimator, Family, Objective
 
 if TYPE_CHECKING:
-    from experiments.mnist import Config
+    from experiments.mnist import Config, ModelFlags
 
 # Over which beta rises by default: within the first epoch of MNIST, and four times as
 # long as networks of three layers take to find a use for their latents.
@@ -163,7 +164,7 @@ def model_spec(
     )
 
 
-def likelihood(config: "Config", num_levels: int | None) -> Family:
+def likelihood(config: "ModelFlags", num_levels: int | None) -> Family:
     """The likelihood that the flags name.
 
     Args:
@@ -177,6 +178,52 @@ def likelihood(config: "Config", num_levels: int | None) -> Family:
       ValueError: it does not suit the data.
     """
     return _chosen(config, "likelihood", config, num_levels)
+
+
+def is_of_counts(config: "ModelFlags") -> bool:
+    """Whether `--likelihood` names a family of counts; `auto` names none yet."""
+    if config.likelihood == "auto":
+        return False
+    return likelihood(config, num_levels=256).support == COUNTS
+
+
+# What `--likelihood=auto` is, by the values of the data.
+LIKELIHOOD_OF = {
+    "bits": "bernoulli",
+    "levels": "discretized_logistic",
+    "reals": "gaussian_learned",
+    "counts": "negative_binomial",
+}
+
+
+def with_likelihood(config: "Config", dataset: data.Dataset) -> "Config":
+    """The configuration with a name in place of `--likelihood=auto`.
+
+    Args:
+      config: the configuration.
+      dataset: as loaded.
+
+    Returns:
+      One whose likelihood is named, and suits the data.
+
+    Raises:
+      ValueError: the data are counts, and likelihood or prior are of pixels.
+    """
+    is_named = config.likelihood in LIKELIHOODS and config.likelihood != "auto"
+    if dataset.columns and config.prior == "vamp":
+        raise ValueError(
+            "--prior=vamp has pseudo-inputs in (0, 1), as pixels are, and the data are "
+            f"{dataset.values}: choose --prior=mixture"
+        )
+    if dataset.columns and is_named and not is_of_counts(config):
+        names = [name for name in LIKELIHOODS if name.endswith(("poisson", "binomial"))]
+        raise ValueError(
+            f"the data are counts, and --likelihood={config.likelihood} is not about "
+            f"such: choose auto, or {', '.join(names)}"
+        )
+    if config.likelihood == "auto":
+        return dataclasses.replace(config, likelihood=LIKELIHOOD_OF[dataset.values])
+    return config
 
 
 def with_prior(config: "Config") -> "Config":
@@ -195,7 +242,7 @@ def with_prior(config: "Config") -> "Config":
     return dataclasses.replace(config, prior="bernoulli" if is_binary else "standard")
 
 
-def _chosen(config: "Config", flag: str, *arguments: Any) -> Any:
+def _chosen(config: "ModelFlags", flag: str, *arguments: Any) -> Any:
     """An instance of the choice that a flag names."""
     found = open_choices.find(flag, getattr(config, flag), NAMES[flag])
     return found.made() if isinstance(found, open_choices.Own) else found(*arguments)
@@ -264,6 +311,15 @@ def _of_levels(family: type, config: "Config", num_levels: int | None) -> Any:
     return family(num_levels)
 
 
+def _of_dispersion(name: str, family: type) -> dict[str, Any]:
+    """Entries of a family of counts: r of each dimension, shared, by the decoder."""
+    return {
+        name: lambda *_: family(),
+        f"{name}_shared": lambda *_: family("shared"),
+        f"{name}_decoder": lambda *_: family("decoder"),
+    }
+
+
 NETWORKS = {
     "linear": lambda config: (vae_jax.Linear(), vae_jax.Linear()),
     "mlp": lambda config: _mlp(
@@ -293,6 +349,7 @@ PRIORS = {
     "bernoulli": lambda *_: vae_jax.FactorizedBernoulliPrior(),
 }
 LIKELIHOODS = {
+    "auto": None,
     "bernoulli": lambda *_: vae_jax.Bernoulli(),
     "gaussian": lambda *_: vae_jax.Gaussian(),
     "gaussian_learned": lambda *_: vae_jax.Gaussian(learned_variance=True),
@@ -301,6 +358,11 @@ LIKELIHOODS = {
     "discretized_logistic": functools.partial(_of_levels, vae_jax.DiscretizedLogistic),
     "categorical": functools.partial(_of_levels, vae_jax.Categorical),
     "continuous_bernoulli": lambda *_: vae_jax.ContinuousBernoulli(),
+    "poisson": lambda *_: vae_jax.Poisson(),
+    **_of_dispersion("negative_binomial", vae_jax.NegativeBinomial),
+    **_of_dispersion(
+        "zero_inflated_negative_binomial", vae_jax.ZeroInflatedNegativeBinomial
+    ),
 }
 
 

@@ -1,17 +1,41 @@
 """The data of a run: binarized, in [0, 1], with labels, and a digest of them."""
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
+from experiments import choices
 from experiments.evaluation import evaluation_keys
-from experiments.runner.flags import RunFlags
 from vae_jax import data
 from vae_jax.distributions.support import Support
 from vae_jax.types import Array, Family, Key
+
+if TYPE_CHECKING:
+    from experiments.mnist import ModelFlags
+
+
+def load(config: "ModelFlags", *, data_dir: str | None = None) -> data.Dataset:
+    """The data that the flags name, whole numbers as counts where they are to be.
+
+    Args:
+      config: names the data set, and the likelihood.
+      data_dir: in place of that of the flags.
+
+    Returns:
+      A `Dataset`.
+
+    Raises:
+      ValueError: as `data.load`.
+    """
+    return data.load(
+        config.dataset,
+        data_dir=data_dir or config.data_dir,
+        values="counts" if choices.is_of_counts(config) else None,
+    )
 
 
 def binarized(original: data.Dataset, method: str, *, seed: int) -> data.Dataset:
@@ -63,7 +87,7 @@ def as_seen(
       num_levels: of the data set.
 
     Returns:
-      The batch in [0, 1].
+      The batch, pixels in [0, 1].
     """
     if isinstance(batch, vae_jax.Labelled):
         options = {"binarization": binarization, "num_levels": num_levels}
@@ -73,7 +97,7 @@ def as_seen(
 
 
 def test_images(dataset: data.Dataset) -> Array:
-    """The test set in [0, 1], `[m, D]`, on the device."""
+    """The test set as the model sees it, `[m, D]`, on the device."""
     return data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
 
 
@@ -128,13 +152,14 @@ def warnings(
     return []
 
 
-def describe(dataset: data.Dataset, config: RunFlags, binarization: str) -> str:
-    """Sizes, shape and binarization of the data, and the length of a run."""
+def describe(dataset: data.Dataset, config: "ModelFlags", binarization: str) -> str:
+    """Sizes, shape and values of the data, likelihood and length of a run."""
     shape = "x".join(map(str, dataset.data_shape))
+    values = dataset.values if dataset.columns else f"{binarization} binarization"
     return (
         f"{config.dataset}: {len(dataset.train)} examples to train, "
-        f"{len(dataset.test)} to test, {shape}, {binarization} binarization; "
-        f"{config.epochs} epochs"
+        f"{len(dataset.test)} to test, {shape}, {values}, {config.likelihood} "
+        f"likelihood; {config.epochs} epochs"
     )
 
 
@@ -184,6 +209,8 @@ def digest(dataset: data.Dataset, name: str, *, labelled: bool) -> str:
     if is_file(name):
         # A file may declare them; of other data sets the name does.
         found.update(f"{dataset.num_levels} levels".encode())
+    if dataset.columns:
+        found.update(repr(dataset.columns).encode())
     for array in arrays:
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()

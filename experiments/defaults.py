@@ -30,8 +30,8 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
       dataset: as loaded.
 
     Returns:
-      A configuration that names data set, epochs, warm-up, binarization and how often
-      to save.
+      A configuration that names data set, epochs, warm-up, likelihood, binarization and
+      how often to save.
     """
     steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
     epochs = config.epochs or max(MINIMUM_EPOCHS, STEPS_WANTED // steps_per_epoch)
@@ -40,7 +40,7 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
         warmup = choices.default_warmup_epochs(
             config, epochs=epochs, steps_per_epoch=steps_per_epoch
         )
-    config = choices.with_prior(config)
+    config = choices.with_likelihood(choices.with_prior(config), dataset)
     family = choices.likelihood(config, dataset.num_levels)
     default = "dynamic" if isinstance(family, vae_jax.Bernoulli) else "none"
     return dataclasses.replace(

@@ -33,7 +33,7 @@ from experiments.evaluation import (
     importance_weighted_figures,
     pareto_k_row,
 )
-from experiments.figures import draw_grid, draw_samples
+from experiments.figures import are_pixels, draw_grid, draw_samples
 from experiments.runner import flags, run_folder
 from experiments.runner.command_line import execute, parse
 from experiments.runner.report import columns, mean_of, measured, save_figure
@@ -73,7 +73,7 @@ runs."""
 
 
 class RunData(NamedTuple):
-    """The data of a run, in [0, 1].
+    """The data of a run, as the model sees them: pixels in [0, 1].
 
     Attributes:
       train: `[n, D]`, as the run saw it in one epoch.
@@ -99,7 +99,7 @@ def load_data(config: Config) -> tuple[mnist.Config, RunData]:
         raise ValueError(f"{config.run_folder} holds no config.json of a run")
     found = json.loads(path.read_text())
     trained = _trained(found, config.model)
-    original = data.load(trained.dataset, data_dir=config.data_dir or trained.data_dir)
+    original = datasets.load(trained, data_dir=config.data_dir)
     digest = datasets.digest(original, trained.dataset, labelled=trained.conditional)
     if digest != found["data_sha256"]:
         raise ValueError(
@@ -228,8 +228,9 @@ def fitted_prior(
         draw_grid, dataset_name="fitted prior", data_shape=params.spec.data_shape
     )
     note = f", a mixture of {config.fitted_components} Gaussians fitted to the codes"
-    picture = draw_samples(draw, fitted, draw_key, note)
-    save_figure(picture, folder, "samples_fitted_prior")
+    if are_pixels(params, np.asarray(run_data.test)):
+        picture = draw_samples(draw, fitted, draw_key, note)
+        save_figure(picture, folder, "samples_fitted_prior")
     if not has_density(params, run_data.test, run_data.test_labels):
         return {"elbo": None, "kl_divergence": None}
     figures = elbo_figures(fitted, run_data.test, run_data.test_labels)

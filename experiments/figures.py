@@ -48,12 +48,13 @@ def draw_all(
 ) -> list[Path]:
     """Draw every figure of a run into `folder`, made if absent; return the files.
 
-    They show the test set `x`, `[n, D]` in [0, 1] with its labels `[n]`, as images if
-    `data_shape` is (height, width) or (height, width, 1 or 3), else as step curves,
-    and `metrics`: dicts with `epoch`, `split` ("train", "test") and the entries of
-    `CURVES` in nats per example or None. A conditional model is given the labels.
+    They show the test set `x`, `[n, D]` with its labels `[n]`, if it is in [0, 1], as
+    images of a `data_shape` (height, width) or (height, width, 1 or 3), else as step
+    curves, and `metrics`: dicts with `epoch`, `split` ("train", "test") and the entries
+    of `CURVES` in nats per example or None. A conditional model is given the labels.
     """
     x, given = np.asarray(x), partial(labels_of, params)
+    has_pictures = are_pixels(params, x)
     labels = np.zeros(len(x), int) if labels is None else np.asarray(labels)
     order = varied_order(labels)
     encoded = np.linspace(0, len(x) - 1, min(len(x), 5000)).astype(int)
@@ -64,27 +65,32 @@ def draw_all(
     autoencoder = isinstance(params.spec.posterior, vae_jax.PointMass)
     caveat = ", which the autoencoder was not trained for" if autoencoder else ""
     draw = partial(draw_grid, dataset_name=dataset_name, data_shape=data_shape)
-    figures = {
-        "training_curves": draw_training_curves(metrics, dataset_name),
-        "reconstructions": draw_reconstructions(
+    figures = {"training_curves": draw_training_curves(metrics, dataset_name)}
+    if has_pictures:
+        figures["reconstructions"] = draw_reconstructions(
             draw, params, x[order[:30]], keys[0], labels[order[:30]]
-        ),
-        "samples": draw_samples(draw, params, keys[1], caveat),
-        "interpolations": draw_interpolations(draw, params, x, labels, order),
-    }
+        )
+        figures["samples"] = draw_samples(draw, params, keys[1], caveat)
+        figures["interpolations"] = draw_interpolations(draw, params, x, labels, order)
     # Of bits there is nothing between 0 and 1 to walk through.
     is_real = params.spec.posterior.latent_space != "binary"
-    if is_real:
+    if is_real and has_pictures:
         figures["traversals"] = draw_traversals(draw, params, means, labels[:1])
     if is_real and params.spec.latent_dim == 2:
         standard = isinstance(params.spec.prior, vae_jax.StandardNormal)
-        if standard and not params.spec.num_classes:
+        if standard and has_pictures and not params.spec.num_classes:
             figures["manifold"] = draw_manifold(draw, params, caveat)
         labels = labels[encoded]
         figures["latent_scatter"] = draw_latent_scatter(means, labels, dataset_name)
     return [
         save_figure(figure, folder, name, dpi=DPI) for name, figure in figures.items()
     ]
+
+
+def are_pixels(params: Params, x: np.ndarray) -> bool:
+    """Whether examples are pixels in [0, 1], and not rows of a table, as counts are."""
+    is_unit = bool(np.all((x >= 0) & (x <= 1)))
+    return is_unit and not params.spec.likelihood.support.whole
 
 
 def varied_order(labels: np.ndarray) -> np.ndarray:

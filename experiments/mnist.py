@@ -75,10 +75,10 @@ bernoulli for bits, standard for others."""
     num_components: flags.Count = 50
     """Components of --prior=mixture, pseudo-inputs of --prior=vamp."""
     likelihood: str = "bernoulli"
-    """p(x|z): bernoulli; gaussian of --variance, gaussian_learned learns one, \
-gaussian_per_pixel has the decoder say one for each pixel, gaussian_full all \
-covariances (for small images); discretized_logistic and categorical model grey \
-levels; continuous_bernoulli; or module:Class."""
+    """p(x|z): bernoulli; gaussian of --variance, gaussian_learned, gaussian_per_pixel \
+(the decoder says each), gaussian_full (all covariances); grey levels are \
+discretized_logistic or categorical, counts poisson, negative_binomial or \
+zero_inflated_negative_binomial; continuous_bernoulli; auto; or module:Class."""
     binarization: Literal["auto", "dynamic", "fixed", "threshold", "none"] = "auto"
     """dynamic draws the pixels afresh at every step, fixed once; auto is dynamic for \
 a Bernoulli likelihood and none for a Gaussian one."""
@@ -245,7 +245,7 @@ def run(config: Config) -> dict[str, Any]:
         devices.keep_compiled(config.compilation_cache)
 
         # Data: pixels in [0, 1], or bits drawn from them.
-        original = data.load(config.dataset, data_dir=config.data_dir)
+        original = datasets.load(config)
         config = resolve(config, original)
         say(*original.notes)
         num_classes = datasets.num_classes(original, conditional=config.conditional)

@@ -35,7 +35,6 @@ from experiments.runner.checkpoints import finite_models
 from experiments.runner.command_line import execute, parse, say
 from experiments.runner.training import open_run
 from experiments.sweep_chunks import place
-from vae_jax import data
 from vae_jax.training import TrainState
 from vae_jax.types import Array, Labels
 
@@ -194,7 +193,7 @@ def run(config: Config) -> dict[str, Any]:
     devices.keep_compiled(config.compilation_cache)
 
     # Data, the same for all models.
-    original = data.load(config.dataset, data_dir=config.data_dir)
+    original = datasets.load(config)
     models = [resolve(single, original) for single in grid(config)]
     config, first = _resolved(config, models), models[0]
     num_classes = datasets.num_classes(original, conditional=config.conditional)
@@ -270,7 +269,8 @@ def run(config: Config) -> dict[str, Any]:
 
 def _resolved(config: Config, models: Sequence[mnist.Config]) -> Config:
     """The configuration with what the defaults come to, which is one for all models."""
-    names = ("dataset", "epochs", "prior", "binarization", "checkpoint_every")
+    names = ("dataset", "epochs", "prior", "likelihood", "binarization")
+    names += ("checkpoint_every",)
     warmup = config.beta_warmup_epochs or (models[0].beta_warmup_epochs,)
     common = {name: getattr(models[0], name) for name in names}
     return dataclasses.replace(config, beta_warmup_epochs=warmup, **common)

@@ -400,6 +400,7 @@ CHOICES = {
         "bernoulli": "FactorizedBernoulliPrior",
     },
     "likelihood": {
+        "auto": "DiscretizedLogistic",
         "bernoulli": "Bernoulli",
         "gaussian": "Gaussian",
         "gaussian_learned": "Gaussian",
@@ -408,6 +409,13 @@ CHOICES = {
         "discretized_logistic": "DiscretizedLogistic",
         "categorical": "Categorical",
         "continuous_bernoulli": "ContinuousBernoulli",
+        "poisson": "Poisson",
+        "negative_binomial": "NegativeBinomial",
+        "negative_binomial_shared": "NegativeBinomial",
+        "negative_binomial_decoder": "NegativeBinomial",
+        "zero_inflated_negative_binomial": "ZeroInflatedNegativeBinomial",
+        "zero_inflated_negative_binomial_shared": "ZeroInflatedNegativeBinomial",
+        "zero_inflated_negative_binomial_decoder": "ZeroInflatedNegativeBinomial",
     },
     "network": {
         "linear": "Linear",
@@ -427,11 +435,16 @@ def test_every_name_leads_to_its_class(flag):
         given = {"posterior": "bernoulli"} if name == "bernoulli" else {}
         given = {} if flag == "likelihood" else given
         config = dataclasses.replace(TINY, **given | {flag: name})
+        if name == "auto":
+            config = defaults.resolve(config, digits)
         spec = choices.model_spec(config, digits)
         made = spec.encoder if flag == "network" else getattr(spec, flag)
         assert type(made).__name__ == expected
         if name in ("discretized_logistic", "categorical"):
             assert made.num_levels == 17
+        if expected.endswith("NegativeBinomial"):
+            whose = name.rpartition("_")[2]
+            assert made.dispersion == whose.replace("binomial", "dimension")
 
 
 def test_labels_and_layers_lead_to_their_priors():
@@ -708,6 +721,7 @@ def bad(tmp_path):
     np.savez(tmp_path / "empty.npz", x=x[:0])
     np.savez(tmp_path / "nokey.npz", images=x)
     np.savez(tmp_path / "integers.npz", x=np.arange(40).reshape(20, 2))
+    np.save(tmp_path / "lowest.npy", np.array([[1, 2], [0, 7], [3, -1], [1, 1]]))
     np.save(tmp_path / "ok.npy", x.astype(np.float32))
     (tmp_path / "text.npz").write_text("no archive")
     (tmp_path / "file").write_text("a file where a folder should be")
@@ -727,7 +741,26 @@ BAD_INPUT = {
     "below zero": (["--dataset={bad}/negative.npz"], r"\[0, 1\]"),
     "empty array": (["--dataset={bad}/empty.npz"], "empty|at least"),
     "npz without x": (["--dataset={bad}/nokey.npz"], "images"),
-    "integers": (["--dataset={bad}/integers.npz"], "int64"),
+    "counts without their likelihood": (
+        ["--dataset={bad}/integers.npz"],
+        "the data are counts, and --likelihood=bernoulli .* choose auto, or poisson",
+    ),
+    "binarized counts": (
+        ["--likelihood=poisson", "--binarization=dynamic"],
+        "are counts, no grey levels: binarization must be 'none'",
+    ),
+    "fractions for counts": (
+        ["--dataset={bad}/ok.npy", "--likelihood=poisson"],
+        "x must hold counts, .* got 0.63696.* in row 0, column 0",
+    ),
+    "negative counts": (
+        ["--dataset={bad}/lowest.npy", "--likelihood=auto"],
+        "x must hold counts, .* got -1 in row 2, column 1",
+    ),
+    "pseudo-inputs of counts": (
+        ["--likelihood=auto", "--prior=vamp", "--dataset={bad}/integers.npz"],
+        "--prior=vamp has pseudo-inputs in",
+    ),
     "no npz": (["--dataset={bad}/text.npz"], "text.npz"),
     "negative beta": (["--beta=-1"], "beta.*-1"),
     "beta nan": (["--beta=nan"], "beta.*nan"),

@@ -1,7 +1,8 @@
 """Data sets as arrays in memory, and how grey pixels become bits.
 
 Nothing here knows of models. An example is a row of `D` values: integers from 0 to
-`num_levels - 1`, or floats in [0, 1]. A model sees `to_unit_interval` of them.
+`num_levels - 1`, or floats in [0, 1], of which a model sees `to_unit_interval`; or
+counts, which it sees as they are.
 
 `digits.npz` beside this file is scikit-learn's `load_digits`: the test set of
 "Optical Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak (1998), UCI
@@ -9,11 +10,13 @@ Machine Learning Repository, under CC BY 4.0.
 """
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from vae_jax.data.binarization import BINARIZATIONS, binarize, binarize_dataset
-from vae_jax.data.dataset import Dataset, hold_out, to_unit_interval
+from vae_jax.data.columns import Column
+from vae_jax.data.dataset import Dataset, as_counts, hold_out, to_unit_interval
 from vae_jax.data.files import load_file
 from vae_jax.data.published import (
     PUBLISHED,
@@ -26,6 +29,7 @@ from vae_jax.data.shapes import synthetic
 __all__ = [
     "BINARIZATIONS",
     "NAMES",
+    "Column",
     "DataUnavailable",
     "Dataset",
     "binarize",
@@ -40,14 +44,21 @@ __all__ = [
 NAMES = ("auto", *PUBLISHED, "digits", "synthetic")
 
 
-def load(name: str | Path, *, data_dir: str | Path = "data", seed: int = 0) -> Dataset:
+def load(
+    name: str | Path,
+    *,
+    data_dir: str | Path = "data",
+    seed: int = 0,
+    values: Literal["counts"] | None = None,
+) -> Dataset:
     """Loads a data set by its name, or from a user's file.
 
     A `.npz` file holds `x` and, where there are such, `x_test`, `y`, `y_test` and
     `num_levels`; a `.npy` file is `x`. Examples are `[n, D]` or `[n, *data_shape]`:
-    bool, uint8, or floats in [0, 1]; labels are integers. Without `x_test` a random
-    tenth is set aside. Without `num_levels` uint8 values have 256 levels, or 2 where
-    none is over 1; the notes say so where no value is 255.
+    bool, uint8, floats in [0, 1], or wider integers, which are counts; labels are
+    integers. Without `x_test` a random tenth is set aside. Without `num_levels` uint8
+    values have 256 levels, or 2 where none is over 1; the notes say so where no value
+    is 255.
 
     `binarized_mnist` is MNIST binarized once for good, as Larochelle and Murray
     published it (2011): 50,000 examples to train, 10,000 to choose by, 10,000 to test;
@@ -60,14 +71,16 @@ def load(name: str | Path, *, data_dir: str | Path = "data", seed: int = 0) -> D
       data_dir: holds the published files, in a folder of the data set's name or
         directly; what is missing is downloaded into the former.
       seed: of the synthetic data, and of the split of a file without `x_test`.
+      values: `counts` takes whole numbers of any type and width as counts; None takes
+        integers wider than 8 bits as such, where no `num_levels` says otherwise.
 
     Returns:
       A `Dataset`.
 
     Raises:
       DataUnavailable: a published data set is neither there nor to be downloaded.
-      ValueError: an unknown name, a file that is not what it should be, or a
-        negative seed.
+      ValueError: an unknown name, a file that is not what it should be, counts that
+        are none, another `values`, or a negative seed.
 
     Example:
       >>> from vae_jax import data
@@ -77,9 +90,17 @@ def load(name: str | Path, *, data_dir: str | Path = "data", seed: int = 0) -> D
     """
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
+    if values not in (None, "counts"):
+        raise ValueError(f"values must be 'counts' or None, got {values!r}")
     name, data_dir = str(name), Path(data_dir).expanduser()
     if name.endswith((".npz", ".npy")):
-        return load_file(Path(name).expanduser(), seed)
+        return load_file(Path(name).expanduser(), seed, values)
+    dataset = _load_named(name, data_dir, seed)
+    return as_counts(dataset) if values == "counts" else dataset
+
+
+def _load_named(name: str, data_dir: Path, seed: int) -> Dataset:
+    """A data set by its name."""
     if name in PUBLISHED:
         return load_published(name, data_dir)
     if name == "auto":

@@ -81,6 +81,8 @@ def binarize_dataset(
     if method not in BINARIZATIONS:
         choices = ", ".join(BINARIZATIONS)
         raise ValueError(f"binarization must be one of {choices}, got {method!r}")
+    if method == "none" and dataset.columns:
+        return dataset
     require_declared(dataset)
     if method == "none":
         return dataset

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae_jax.data.columns import Column, count_values, numbered
 from vae_jax.distributions.support import UNIT_INTERVAL, Support
 
 
@@ -19,10 +20,12 @@ class Dataset(NamedTuple):
       train_labels: `[n]`, int32; None where there are none.
       test_labels: `[m]`, likewise.
       data_shape: shape of one example; its product is D.
-      num_levels: integers run from 0 to `num_levels - 1`; None for floats in [0, 1].
+      num_levels: integers run from 0 to `num_levels - 1`; None for floats in [0, 1]
+        and for counts.
       notes: sentences to be told to whoever asked for the data.
       validation: `[v, D]`, like `train`; None where none are set aside.
       validation_labels: `[v]`, int32; None where there are none.
+      columns: of a table, D of them; empty for pixels.
     """
 
     name: str
@@ -35,10 +38,45 @@ class Dataset(NamedTuple):
     notes: tuple[str, ...] = ()
     validation: np.ndarray | None = None
     validation_labels: np.ndarray | None = None
+    columns: tuple[Column, ...] = ()
+
+    @property
+    def values(self) -> str:
+        """Values of the examples: `bits`, `levels`, `reals` in [0, 1], or `counts`."""
+        if self.columns:
+            return "counts"
+        return {None: "reals", 2: "bits"}.get(self.num_levels, "levels")
+
+
+def as_counts(dataset: Dataset) -> Dataset:
+    """The data set with its whole numbers as counts, and not as levels of grey.
+
+    Args:
+      dataset: of whole numbers.
+
+    Returns:
+      A `Dataset` of float32.
+
+    Raises:
+      ValueError: names row, column and value of what is no count.
+
+    Example:
+      >>> from vae_jax import data
+      >>> from vae_jax.data.dataset import as_counts
+      >>> as_counts(data.load("digits")).values
+      'counts'
+    """
+    splits = ("train", "test", "validation")
+    arrays = {name: getattr(dataset, name) for name in splits}
+    return dataset._replace(
+        num_levels=None,
+        columns=numbered(dataset.train.shape[1], "count"),
+        **{name: count_values(x, name) for name, x in arrays.items() if x is not None},
+    )
 
 
 def to_unit_interval(x: jax.Array | np.ndarray, num_levels: int | None) -> jax.Array:
-    """Values as a model sees them: value / (num_levels - 1), in [0, 1].
+    """Values as a model sees them: value / (num_levels - 1), in [0, 1]; or counts.
 
     Args:
       x: `[..., D]`, integers; or floats, which stay as they are.
@@ -64,19 +102,25 @@ def to_unit_interval(x: jax.Array | np.ndarray, num_levels: int | None) -> jax.A
 
 
 def require_declared(dataset: Dataset) -> None:
-    """Raise if there are values that `num_levels` rules out.
+    """Raise if there are values that `num_levels` rules out, or no pixels at all.
 
     Args:
       dataset: any data set.
 
     Raises:
-      ValueError: integers beyond `num_levels - 1`; floats outside [0, 1], or NaN.
+      ValueError: integers beyond `num_levels - 1`; floats outside [0, 1], or NaN;
+        counts.
 
     Example:
       >>> from vae_jax import data
       >>> from vae_jax.data.dataset import require_declared
       >>> require_declared(data.load("digits"))
     """
+    if dataset.columns:
+        raise ValueError(
+            f"the values of {dataset.name} are {dataset.values}, no grey levels: "
+            "binarization must be 'none'"
+        )
     support, levels = UNIT_INTERVAL, dataset.num_levels
     if levels is not None:
         support = Support(0, levels - 1)

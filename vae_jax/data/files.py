@@ -1,19 +1,21 @@
 """A user's own data: a `.npz` with the key `x`, or a `.npy`."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 
+from vae_jax.data.columns import count_values, numbered
 from vae_jax.data.dataset import Dataset
 
 # What is read of a `.npz`.
 _FILE_KEYS = ("x", "x_test", "y", "y_test", "num_levels")
 
 
-def load_file(path: Path, seed: int) -> Dataset:
+def load_file(path: Path, seed: int, values: str | None) -> Dataset:
     """A user's data set."""
     try:
-        return _from_arrays(path.stem, _read_arrays(path), seed)
+        return _from_arrays(path.stem, _read_arrays(path), seed, values)
     except (OSError, ValueError) as error:
         raise ValueError(f"dataset {str(path)!r}: {error}") from error
 
@@ -36,10 +38,16 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _from_arrays(name: str, arrays: dict[str, np.ndarray], seed: int) -> Dataset:
+def _from_arrays(
+    name: str, arrays: dict[str, np.ndarray], seed: int, values: str | None
+) -> Dataset:
     """A data set of `x` and what there is of the other keys."""
-    _check_arrays(arrays)
-    num_levels, notes = _num_levels(arrays)
+    dtypes = [arrays[key].dtype for key in ("x", "x_test") if key in arrays]
+    is_wide = any(dtype.kind in "iu" and dtype != np.uint8 for dtype in dtypes)
+    if values is None and is_wide and "num_levels" not in arrays:
+        values = "counts"
+    _check_arrays(arrays, values)
+    num_levels, notes = _num_levels(arrays, values)
     arrays = {key: values for key, values in arrays.items() if key != "num_levels"}
     if "x_test" not in arrays:
         arrays = _set_aside(arrays, seed)
@@ -49,6 +57,7 @@ def _from_arrays(name: str, arrays: dict[str, np.ndarray], seed: int) -> Dataset
         )
     x, x_test = arrays["x"], arrays["x_test"]
     dtype = np.float32 if num_levels is None else np.uint8
+    is_counts, dim = values == "counts", math.prod(x.shape[1:])
     y, y_test = (
         arrays[key].astype(np.int32) if key in arrays else None
         for key in ("y", "y_test")
@@ -62,12 +71,17 @@ def _from_arrays(name: str, arrays: dict[str, np.ndarray], seed: int) -> Dataset
         x.shape[1:],
         num_levels,
         tuple(notes),
+        columns=numbered(dim, "count") if is_counts else (),
     )
 
 
-def _num_levels(arrays: dict[str, np.ndarray]) -> tuple[int | None, list[str]]:
+def _num_levels(
+    arrays: dict[str, np.ndarray], values: str | None
+) -> tuple[int | None, list[str]]:
     """The levels that a file declares or is taken to have, and what was assumed."""
     x = arrays["x"]
+    if values == "counts":
+        return None, [f"{x.dtype} data are counts, from 0 to {_highest(arrays)}"]
     if x.dtype.kind == "f":
         return None, []
     if "num_levels" in arrays:
@@ -104,11 +118,11 @@ def _set_aside(arrays: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray
     }
 
 
-def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
+def _check_arrays(arrays: dict[str, np.ndarray], values: str | None) -> None:
     """Refuses what cannot be the examples and labels of one data set."""
     for key in ("x", "x_test"):
         if key in arrays:
-            _check_examples(key, arrays[key], like=arrays["x"])
+            _check_examples(key, arrays[key], values, like=arrays["x"])
     for key, of in (("y", "x"), ("y_test", "x_test")):
         if key not in arrays:
             continue
@@ -123,7 +137,7 @@ def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
         if int(labels.min()) < -(2**31) or int(labels.max()) >= 2**31:
             values = f"{labels.min()} to {labels.max()}"
             raise ValueError(f"{key} must be integers of 32 bits, got {values}")
-    if "num_levels" in arrays:
+    if "num_levels" in arrays and values != "counts":
         _check_num_levels(arrays)
 
 
@@ -134,6 +148,9 @@ def _check_num_levels(arrays: dict[str, np.ndarray]) -> None:
         raise ValueError(f"num_levels must be an integer, got {_describe(declared)}")
     if x.dtype.kind == "f":
         raise ValueError(f"num_levels goes with uint8 examples, got {_describe(x)}")
+    lowest = min(int(arrays[key].min()) for key in ("x", "x_test") if key in arrays)
+    if lowest < 0:
+        raise ValueError(f"levels must be from 0 on, got {lowest}")
     least = max(_highest(arrays) + 1, 2)
     if not least <= int(declared) <= 256:
         raise ValueError(
@@ -142,18 +159,22 @@ def _check_num_levels(arrays: dict[str, np.ndarray]) -> None:
         )
 
 
-def _check_examples(key: str, x: np.ndarray, *, like: np.ndarray) -> None:
+def _check_examples(
+    key: str, x: np.ndarray, values: str | None, *, like: np.ndarray
+) -> None:
     """Refuses what are no examples, or not of the kind of `like`."""
     if x.ndim < 2 or x.size == 0:
         expected = "[n, D] or [n, *data_shape], and not empty"
         raise ValueError(f"{key} must be {expected}, got {_describe(x)}")
     is_float = x.dtype.kind == "f"
-    if not is_float and x.dtype not in (np.uint8, np.bool_):
-        expected = "bool, uint8, or floats in [0, 1]"
+    if x.dtype.kind not in "fiub":
+        expected = "bool, integers, or floats in [0, 1]"
         raise ValueError(f"{key} must be {expected}, got {_describe(x)}")
     if is_float and not np.isfinite(x).all():
         raise ValueError(f"{key} must be finite, got NaN or infinity")
-    if is_float and (x.min() < 0 or x.max() > 1):
+    if values == "counts":
+        count_values(x, key)
+    elif is_float and (x.min() < 0 or x.max() > 1):
         values = f"{x.min():g} to {x.max():g}"
         raise ValueError(f"{key} must be floats in [0, 1], got {values}")
     if x.shape[1:] != like.shape[1:] or x.dtype.kind != like.dtype.kind:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import jax
 
 import vae_jax
-from experiments import open_choices
+from experiments import open_choices, optimizers
 from experiments.runner import flags
 from experiments.runner.training import NAMES as FIGURES
 from vae_jax import data, estimators
@@ -496,14 +496,8 @@ NAMES = {
     "likelihood": LIKELIHOODS,
     "objective": OBJECTIVES,
     "estimator": ESTIMATORS,
+    "optimizer": optimizers.OPTIMIZERS,
 }
-
-
-def _num_epochs(config: "Config") -> int:
-    """The epochs, refused where they are not resolved."""
-    if config.epochs is None:
-        raise ValueError("epochs must be a number by now, got None: see resolve")
-    return config.epochs
 
 
 def _beta(config: "Config", settings: Settings, steps_per_epoch: int) -> Scheduled:
@@ -513,8 +507,8 @@ def _beta(config: "Config", settings: Settings, steps_per_epoch: int) -> Schedul
         num_steps = settings["beta_warmup_epochs"] * steps_per_epoch
         return vae_jax.LinearWarmup(beta, num_steps=num_steps)
     if config.beta_cycles:
-        period = math.ceil(_num_epochs(config) * steps_per_epoch / config.beta_cycles)
-        return vae_jax.Cyclic(beta, period=period)
+        num_steps = optimizers.scheduled_epochs(config) * steps_per_epoch
+        return vae_jax.Cyclic(beta, period=math.ceil(num_steps / config.beta_cycles))
     return beta
 
 
@@ -527,7 +521,7 @@ def _penalty(config: "Config", settings: Settings, steps_per_epoch: int) -> Pena
     if config.free_bits:
         return vae_jax.FreeBits(settings["free_bits"], per=config.free_bits_per)
     if config.capacity is not None:
-        rise = math.ceil(_num_epochs(config) * steps_per_epoch / 2)
+        rise = math.ceil(optimizers.scheduled_epochs(config) * steps_per_epoch / 2)
         return vae_jax.Capacity(
             vae_jax.LinearWarmup(settings["capacity"], num_steps=rise)
         )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import vae_jax
-from experiments import choices, datasets
+from experiments import choices, datasets, optimizers
 from experiments.runner import flags
 from vae_jax import data
 
@@ -30,8 +30,11 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
       dataset: as loaded.
 
     Returns:
-      A configuration that names data set, epochs, warm-up, likelihood, binarization and
-      how often to save.
+      A configuration that names data set, epochs, those of schedules, warm-up,
+      likelihood, binarization and how often to save.
+
+    Raises:
+      ValueError: schedules that do not fit the length of the run.
     """
     steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
     epochs = config.epochs or max(MINIMUM_EPOCHS, STEPS_WANTED // steps_per_epoch)
@@ -43,14 +46,19 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
     config = choices.with_likelihood(choices.with_prior(config), dataset)
     family = choices.likelihood(config, dataset.num_levels)
     default = "dynamic" if isinstance(family, vae_jax.Bernoulli) else "none"
-    return dataclasses.replace(
+    scheduled = flags.holds(USED_BY["schedule_epochs"], config)
+    config = dataclasses.replace(
         config,
         dataset=config.dataset if datasets.is_file(config.dataset) else dataset.name,
         epochs=epochs,
+        # A number, so that a run of another length is seen to be another run.
+        schedule_epochs=(config.schedule_epochs or epochs) if scheduled else None,
         beta_warmup_epochs=warmup,
         binarization=default if config.binarization == "auto" else config.binarization,
         checkpoint_every=config.checkpoint_every or min(5, math.ceil(epochs / 10)),
     )
+    optimizers.check_length(config, steps_per_epoch=steps_per_epoch)
+    return config
 
 
 # Where a flag has an effect.
@@ -75,6 +83,12 @@ USED_BY: dict[str, flags.Conditions] = {
     "num_samples": [_OF_A_BOUND | {"posterior": flags.Other(["point"])}],
     "estimator": [_OF_A_BOUND],
     "kl": [{"objective": ("elbo", "beta_tc", "mmd")}],
+    "schedule_epochs": [
+        {"schedule": flags.Other(["constant"])},
+        {"beta_cycles": flags.Other([0])},
+        {"capacity": flags.Other([None])},
+    ],
+    "weight_decay": [{"optimizer": ("adamw",)}],
     "num_groups": [{"objective": ("miwae", "piwae")}],
     "elbo_share": [{"objective": ("ciwae",)}],
     "renyi_alpha": [{"objective": ("renyi",)}],

@@ -19,10 +19,9 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 import vae_jax
-from experiments import choices, datasets, evaluation
+from experiments import choices, datasets, evaluation, optimizers
 from experiments.defaults import refuse_ignored, resolve
 from experiments.runner import devices, flags, processes
 from experiments.runner.command_line import execute, parse, say
@@ -32,11 +31,9 @@ from vae_jax.types import Array, Key, Labels
 
 
 @dataclass(frozen=True)
-class ModelFlags(flags.RunFlags):
+class ModelFlags(optimizers.OptimizerFlags):
     """Flags that a sweep shares: those of which it takes one value."""
 
-    batch_size: flags.Count = 128
-    """Examples of a step, over all devices together."""
     beta_cycles: flags.Natural = 0
     """Cycles of beta over the run, each rising from 0 in its first half; 0 for none."""
     free_bits_per: Literal["unit", "example"] = "unit"
@@ -111,7 +108,7 @@ class Config(ModelFlags):
     """Train a variational autoencoder; figures and pictures go to the run folder."""
 
     learning_rate: flags.Positive = 1e-3
-    """Learning rate of Adam."""
+    """Learning rate, at its peak where it rises or falls."""
     beta: flags.NonNegative = 1.0
     """Weight of the KL term in training; evaluation is always at 1."""
     beta_warmup_epochs: flags.NonNegative | None = None
@@ -137,6 +134,7 @@ def check(*configs: Config) -> None:
     for config in configs:
         flags.check(config)
         choices.check_combinations(config)
+        optimizers.check_own(config)
         devices.require(config.num_devices, jax.device_count())
         devices.require_divisible(config.batch_size, config.num_devices)
     refuse_ignored(configs)
@@ -151,12 +149,12 @@ def training_step(
     dataset: data.Dataset,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One step of Adam on the objective that the flags name.
+    """One step of the optimizer on the objective, as the flags name them.
 
     Args:
       state: before the step.
       batch: examples of the data set.
-      settings: the numbers of `choices.settings`, of which each may be traced.
+      settings: the numbers of `choices.settings`, each possibly traced.
       config: the configuration, resolved.
       dataset: what is trained on.
       axis_name: name of the mapped axis of devices.
@@ -166,14 +164,14 @@ def training_step(
     """
     num_steps = math.ceil(len(dataset.train) / config.batch_size)
     objective = choices.objective(config, settings, steps_per_epoch=num_steps)
-    optimizer = optax.adam(settings["learning_rate"])
+    recipe = optimizers.recipe(config, num_examples=len(dataset.train))
     kind = {"binarization": config.binarization, "num_levels": dataset.num_levels}
     # The loss is minus the objective, which by default is elbo(params, x, key).
     return vae_jax.train_step(
         state,
         batch,
         objective=objective,
-        optimizer=optimizer,
+        optimizer=recipe.at_rate(settings["learning_rate"]),
         preprocess=partial(datasets.as_seen, **kind),
         average_decay=config.ema_decay or 0.0,
         axis_name=axis_name,
@@ -203,10 +201,11 @@ def initial_state(
         spec=spec,
         num_levels=dataset.num_levels,
         average=config.ema_decay is not None,
+        recipe=optimizers.recipe(config, num_examples=len(dataset.train)),
     )
 
 
-@partial(jax.jit, static_argnames=("spec", "num_levels", "average"))
+@partial(jax.jit, static_argnames=("spec", "num_levels", "average", "recipe"))
 def _initial_state(
     key: Key,
     examples: Array,
@@ -215,14 +214,15 @@ def _initial_state(
     spec: vae_jax.ModelSpec,
     num_levels: int | None,
     average: bool,
+    recipe: optimizers.Recipe,
 ) -> TrainState:
     x = data.to_unit_interval(examples, num_levels)
     params = vae_jax.init(spec, vae_jax.run_keys(key).weights, x=x)
     if variance is not None:
         log_var = jnp.log(jnp.float32(variance))
         params = params.replace(likelihood={"log_var": log_var})
-    # Of any learning rate: Adam's state does not depend on it.
-    return vae_jax.init_state(params, key, optimizer=optax.adam(1e-3), average=average)
+    optimizer = recipe.at_rate(1.0)  # Or at any: its state does not depend on it.
+    return vae_jax.init_state(params, key, optimizer=optimizer, average=average)
 
 
 def run(config: Config) -> dict[str, Any]:

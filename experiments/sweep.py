@@ -50,7 +50,7 @@ class Config(mnist.ModelFlags):
     """Weights of the KL term in training, by default 0.1 0.3 1 3 10, or 1 where there \
 is none (a bound, a point mass); evaluation is always at 1."""
     learning_rate: tuple[float, ...] = (1e-3,)
-    """Learning rates of Adam."""
+    """Learning rates, at their peaks where they rise or fall."""
     beta_warmup_epochs: tuple[float, ...] = ()
     """Epochs over which beta rises linearly from 0; by default 400 steps, or half of \
 a shorter run."""
@@ -269,10 +269,10 @@ def run(config: Config) -> dict[str, Any]:
 
 def _resolved(config: Config, models: Sequence[mnist.Config]) -> Config:
     """The configuration with what the defaults come to, which is one for all models."""
-    names = ("dataset", "epochs", "prior", "likelihood", "binarization")
-    names += ("checkpoint_every",)
+    names = ("dataset", "epochs", "schedule_epochs", "prior", "likelihood")
+    names += ("binarization",)
     warmup = config.beta_warmup_epochs or (models[0].beta_warmup_epochs,)
-    common = {name: getattr(models[0], name) for name in names}
+    common = {name: getattr(models[0], name) for name in (*names, "checkpoint_every")}
     return dataclasses.replace(config, beta_warmup_epochs=warmup, **common)
 
 

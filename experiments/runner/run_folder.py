@@ -34,7 +34,7 @@ def default_folder(experiment: str, config: RunFlags) -> Path:
     Returns:
       A relative path. More epochs of the same run lead to the same folder, where they
       leave the other flags alone: the default warm-up depends on them in a run of less
-      than 800 steps.
+      than 800 steps, and `schedule_epochs` where there is a schedule.
     """
     identity = {
         name: value

@@ -561,6 +561,8 @@ IGNORED = {
     "variance": (0.1, {"likelihood": "gaussian_learned"}, {"likelihood": "gaussian"}),
     "free_bits_per": ("example", {"capacity": 1.0}, {"free_bits": 0.1}),
     "num_samples": (4, {"posterior": "point"}, {"objective": "iwae"}),
+    "schedule_epochs": (30, {}, {"beta_cycles": 2}),
+    "weight_decay": (0.1, {"optimizer": "rmsprop"}, {"optimizer": "adamw"}),
     "num_groups": (2, {"num_samples": 4}, {"objective": "piwae", "num_samples": 4}),
     "elbo_share": (0.1, {"objective": "iwae"}, {"objective": "ciwae"}),
     "renyi_alpha": (2.0, {"objective": "iwae"}, {"objective": "renyi"}),

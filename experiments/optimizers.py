@@ -1,0 +1,223 @@
+"""Optimizers and schedules of the learning rate, by the names that flags give them.
+
+A schedule is relative, 1 at its peak, and the learning rate multiplies it: so the rate
+of a model of a sweep may be traced.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import open_choices
+from experiments.runner import flags
+from vae_jax.types import Array
+
+
+@dataclass(frozen=True)
+class OptimizerFlags(flags.RunFlags):
+    """Flags of the optimizer, all but the learning rate."""
+
+    batch_size: flags.Count = 128
+    """Examples of a step, over all devices together."""
+    optimizer: str = "adam"
+    """adam, adamw (with --weight_decay), rmsprop, sgd, or module:function of the \
+learning rate: optax:adam(b2=0.99)."""
+    schedule: Literal["constant", "cosine", "linear", "exponential", "burda"] = (
+        "constant"
+    )
+    """How the learning rate falls: cosine and linear to 0, exponential to a \
+hundredth, burda in the eight stages of Burda et al. to a tenth."""
+    schedule_epochs: flags.Count | None = None
+    """Epochs over which schedules run (of the rate, --beta_cycles, --capacity), by \
+default those of the run; more than those for a run that is to be continued."""
+    warmup_steps: flags.Natural = 0
+    """Steps over which the learning rate rises linearly from 0, before it falls."""
+    weight_decay: flags.NonNegative = 0.01
+    """Decoupled decay of --optimizer=adamw, in units of the learning rate."""
+    clip_norm: flags.Positive | None = None
+    """Norm of the whole gradient above which it is scaled down to it."""
+
+
+def _burda(num_steps: int) -> optax.Schedule:
+    """The rate 10^(-i/7) for 3^i passes of 3280, i = 0, ..., 7.
+
+    Burda, Grosse & Salakhutdinov 2016, section 5.
+    """
+    ends = np.array([-(-num_steps * (3**i - 1) // 6560) for i in range(1, 8)])
+    return lambda step: 10.0 ** (-jnp.sum(step >= ends) / 7)
+
+
+SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
+    "constant": lambda num_steps: optax.constant_schedule(1.0),
+    "cosine": lambda num_steps: optax.cosine_decay_schedule(1.0, num_steps),
+    "linear": lambda num_steps: optax.linear_schedule(1.0, 0.0, num_steps),
+    "exponential": lambda num_steps: optax.exponential_decay(1.0, num_steps, 0.01),
+    "burda": _burda,
+}
+OPTIMIZERS: dict[str, Callable[["Recipe", Any], optax.GradientTransformation]] = {
+    "adam": lambda recipe, rate: optax.adam(rate),
+    "adamw": lambda recipe, rate: optax.adamw(rate, weight_decay=recipe.weight_decay),
+    "rmsprop": lambda recipe, rate: optax.rmsprop(rate),
+    "sgd": lambda recipe, rate: optax.sgd(rate),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An optimizer but for its learning rate; a static argument of a program.
+
+    Attributes:
+      optimizer: `--optimizer`, and so are the others.
+      schedule: how the rate falls.
+      warmup_steps: steps in which it rises.
+      num_steps: steps of rise and fall together.
+      weight_decay: of adamw.
+      clip_norm: of the gradient; None leaves it as it is.
+    """
+
+    optimizer: str
+    schedule: str
+    warmup_steps: int
+    num_steps: int
+    weight_decay: float
+    clip_norm: float | None
+
+    def relative_rate(self, step: int | Array) -> Array:
+        """Learning rate of a step, counted from 0, over its peak."""
+        fall: Any = SCHEDULES[self.schedule](self.num_steps - self.warmup_steps)
+        if self.warmup_steps:
+            rise = optax.linear_schedule(0.0, 1.0, self.warmup_steps)
+            fall = optax.join_schedules([rise, fall], [self.warmup_steps])
+        return jnp.asarray(fall(step))
+
+    def _rate(self, learning_rate: float | Array, step: int | Array) -> Array:
+        return learning_rate * self.relative_rate(step)
+
+    def at_rate(self, learning_rate: float | Array) -> optax.GradientTransformation:
+        """The optimizer, whose state does not depend on the rate.
+
+        Args:
+          learning_rate: the peak; may be traced.
+
+        Returns:
+          An optax optimizer.
+
+        Raises:
+          ValueError: a function of the user's own that makes none.
+        """
+        rate: Any = learning_rate
+        if self.warmup_steps or self.schedule != "constant":
+            rate = partial(self._rate, learning_rate)
+        found = open_choices.find("optimizer", self.optimizer, OPTIMIZERS)
+        is_own = isinstance(found, open_choices.Own)
+        made = _of_own(found, rate) if is_own else found(self, rate)
+        if self.clip_norm is None:
+            return made
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), made)
+
+
+def recipe(config: OptimizerFlags, *, num_examples: int) -> Recipe:
+    """The recipe that the flags name.
+
+    Args:
+      config: resolved; it has a batch size.
+      num_examples: to train on.
+
+    Returns:
+      A `Recipe`.
+    """
+    falls = config.schedule != "constant"
+    steps_per_epoch = math.ceil(num_examples / config.batch_size)
+    return Recipe(
+        config.optimizer,
+        config.schedule,
+        config.warmup_steps,
+        scheduled_epochs(config) * steps_per_epoch if falls else 0,
+        config.weight_decay,
+        config.clip_norm,
+    )
+
+
+def scheduled_epochs(config: OptimizerFlags) -> int:
+    """Epochs over which schedules run, refused where they are not resolved."""
+    epochs = config.schedule_epochs or config.epochs
+    if epochs is None:
+        raise ValueError("epochs must be a number by now, got None: see resolve")
+    return epochs
+
+
+def check_length(config: OptimizerFlags, *, steps_per_epoch: int) -> None:
+    """Refuse schedules that do not fit the length of a run.
+
+    Args:
+      config: resolved.
+      steps_per_epoch: of the data set.
+
+    Raises:
+      ValueError: names the flag.
+    """
+    if config.schedule_epochs and config.schedule_epochs < (config.epochs or 0):
+        raise ValueError(
+            f"--schedule_epochs must be at least --epochs {config.epochs}, got "
+            f"{config.schedule_epochs}"
+        )
+    num_steps = scheduled_epochs(config) * steps_per_epoch
+    if config.warmup_steps >= num_steps:
+        raise ValueError(
+            f"--warmup_steps must be below the {num_steps} steps of the run, got "
+            f"{config.warmup_steps}"
+        )
+
+
+def check_own(config: OptimizerFlags) -> None:
+    """Try an optimizer of the user's own on a small tree, before there is a model.
+
+    Args:
+      config: the configuration.
+
+    Raises:
+      ValueError: it is no optimizer, or needs more than gradients and parameters.
+    """
+    if config.optimizer in OPTIMIZERS:
+        return
+
+    def update(tree: Any) -> Any:
+        made = Recipe(config.optimizer, "constant", 0, 0, 0.0, None).at_rate(0.1)
+        return made.update(tree, made.init(tree), tree)[0]
+
+    tree = {"weight": jnp.ones(2)}
+    try:
+        updates = jax.eval_shape(update, tree)
+    except TypeError as error:
+        raise ValueError(
+            f"--optimizer={config.optimizer} must update by gradients, state and "
+            f"parameters alone, and fails: {error}"
+        ) from error
+    if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, tree):
+        raise ValueError(
+            f"--optimizer={config.optimizer} must give updates of the parameters' "
+            f"shapes, got {updates} for {tree}"
+        )
+
+
+def _of_own(own: open_choices.Own, rate: Any) -> optax.GradientTransformation:
+    """What a function of the user's own makes of the learning rate."""
+    if own.arguments or "learning_rate" in own.keywords:
+        raise ValueError(
+            f"{own.text}: the learning rate is --learning_rate's, and other arguments "
+            "are given by name"
+        )
+    made = own.held_to("optimizer(learning_rate=)")(learning_rate=rate)
+    if not isinstance(made, optax.GradientTransformation):
+        raise ValueError(
+            f"{own.text} must return an optax.GradientTransformation, got "
+            f"{type(made).__name__}"
+        )
+    return made

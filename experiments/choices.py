@@ -15,7 +15,7 @@ import jax
 import vae_jax
 from experiments import open_choices, optimizers
 from experiments.runner import flags
-from experiments.runner.training import NAMES as FIGURES
+from experiments.runner.metrics import NAMES as FIGURES
 from vae_jax import data, estimators
 from vae_jax.distributions.support import COUNTS
 from vae_jax.penalties import Penalty, mean_kl

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import vae_jax
-from vae_jax import checkpoint
+from vae_jax import checkpoint, manifest
 from vae_jax.checkpoint import CorruptCheckpoint
 from vae_jax.spec_json import differences, spec_from_json, spec_to_json
 
@@ -98,7 +98,7 @@ def test_bfloat16_float64_and_empty_leaves(tmp_path):
         "scalar": np.int32(7),
     }
     checkpoint.save(tmp_path / "checkpoints" / "0", tree, spec=SPEC)
-    leaves = checkpoint._read(tmp_path / "checkpoints" / "0")
+    leaves = manifest.read(tmp_path / "checkpoints" / "0").leaves
     for name, leaf in tree.items():
         found = leaves[f"state.{name}"]
         assert found.dtype == leaf.dtype and found.shape == leaf.shape
@@ -277,7 +277,7 @@ def test_a_failure_while_writing_leaves_no_checkpoint(tmp_path, monkeypatch):
     def fail(path):
         raise OSError("no space left")
 
-    monkeypatch.setattr(checkpoint, "_flush", fail)
+    monkeypatch.setattr(manifest, "flush", fail)
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(tmp_path / "checkpoints" / "2", make_state(), spec=SPEC)
     assert checkpoint.steps(tmp_path / "checkpoints") == []

@@ -42,7 +42,7 @@ ORDER = [
     ["exact", "evaluation", "diagnostics", "annealing", "mcmc", "training"],
     ["variational_fit"],
     ["fitted_prior", "fitting"],
-    ["contracts", "parallel", "sweep", "checkpoint"],
+    ["contracts", "parallel", "sweep", "manifest", "checkpoint"],
 ]
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 

@@ -14,10 +14,9 @@ number for a name is complete. orbax does not notice a flipped bit in an array; 
 digests do.
 """
 
-import hashlib
-import json
 import os
-import shutil
+import re
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,20 +27,24 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from vae_jax import manifest
+from vae_jax.manifest import CorruptCheckpoint, discard
 from vae_jax.model import init
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.spec_json import Trust, differences, spec_from_json, spec_to_json
 from vae_jax.types import PyTree
 
 _STATE, _EXTRA = "state", "extra"
-
-
-class CorruptCheckpoint(ValueError):
-    """A checkpoint whose files or arrays are not what was written."""
+_NUMBER = re.compile("0|[1-9][0-9]{0,17}", re.ASCII)
 
 
 def save(
-    folder: str | Path, state: PyTree, *, spec: ModelSpec, extra: PyTree = None
+    folder: str | Path,
+    state: PyTree,
+    *,
+    spec: ModelSpec,
+    extra: PyTree = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write a checkpoint; it appears under its name complete or not at all.
 
@@ -50,6 +53,7 @@ def save(
       state: a `TrainState`, or any pytree of arrays and typed keys.
       spec: the spec of its parameters.
       extra: a further pytree of arrays that `restore_state` gives back.
+      texts: further files by their names, which `read_text` gives back.
 
     Raises:
       FileExistsError: the folder exists.
@@ -73,7 +77,7 @@ def save(
     draft = folder.parent.parent / f".{folder.parent.name}-{folder.name}.draft"
     is_first = jax.process_index() == 0
     if is_first:
-        shutil.rmtree(draft, ignore_errors=True)
+        discard(draft)
         draft.mkdir(parents=True)
     multihost_utils.sync_global_devices("vae_jax.checkpoint: draft")
     leaves = _flatten({_STATE: state, _EXTRA: extra})
@@ -82,30 +86,14 @@ def save(
         arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}
         checkpointer.save(draft / "arrays", arrays)
     if is_first:
-        _finish(draft, folder, leaves, spec)
+        for name, text in (texts or {}).items():
+            (draft / name).write_text(text)
+        described = spec_to_json(spec) | {"version": _version()}
+        manifest.write(draft, leaves, described, step=folder.name)
+        folder.parent.mkdir(exist_ok=True)
+        draft.rename(folder)
+        manifest.flush(folder.parent)
     multihost_utils.sync_global_devices("vae_jax.checkpoint: in place")
-
-
-def _finish(
-    draft: Path, folder: Path, leaves: dict[str, np.ndarray], spec: ModelSpec
-) -> None:
-    """Add spec and manifest to the arrays, and move all into place."""
-    described = spec_to_json(spec) | {"version": _version()}
-    (draft / "spec.json").write_text(json.dumps(described, indent=2))
-    manifest = {
-        "step": folder.name,
-        "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
-        "files": {
-            str(path.relative_to(draft)): _digest(path.read_bytes())
-            for path in _files(draft)
-        },
-    }
-    (draft / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    for path in [*_files(draft), draft]:
-        _flush(path)
-    folder.parent.mkdir(exist_ok=True)
-    draft.rename(folder)
-    _flush(folder.parent)
 
 
 def restore(
@@ -137,34 +125,49 @@ def restore(
     Example:
       See `save`.
     """
-    folder = Path(folder).absolute()
-    leaves = _read(folder)
+    leaves, described = manifest.read(Path(folder).absolute())
     if spec is None:
-        spec = _read_spec(folder, trust)
+        spec = _spec(described, trust)
     averaged = any(name.startswith(f"{_STATE}.average.") for name in leaves)
     field = "average" if averaged else "params"
-    like = jax.eval_shape(lambda key: init(spec, key), jax.random.key(0))
+    like = _shapes(spec)
     leaves = _below((_STATE, field), _of_model(leaves, model))
     return _unflatten({_STATE: {field: like}}, leaves, dtypes=False)[_STATE][field]
 
 
-def _read_spec(folder: Path, trust: Trust) -> ModelSpec:
+def _spec(described: dict[str, Any], trust: Trust) -> ModelSpec:
     """The spec beside the arrays.
 
     Raises:
       ValueError: it cannot be rebuilt here; names the versions.
     """
-    described = json.loads((folder / "spec.json").read_text())
     try:
         spec = spec_from_json(described, trust=trust)
         if not isinstance(spec, ModelSpec):
             raise ValueError(f"spec: {described} is no ModelSpec; pass spec=")
     except ValueError as error:
-        written = described.get("version", "0.1") if isinstance(described, dict) else ""
         raise ValueError(
-            f"{error} (written by vae_jax {written}, read by {_version()})"
+            f"{error} (written by vae_jax {described.get('version', '0.1')}, read by "
+            f"{_version()})"
         ) from error
     return spec
+
+
+def _shapes(spec: ModelSpec) -> Params:
+    """The parameters of a spec as shapes.
+
+    Raises:
+      ValueError: it has none.
+    """
+    try:
+        return jax.eval_shape(lambda key: init(spec, key), jax.random.key(0))
+    except ValueError:
+        raise
+    # A network of wrong fields may fail in any way.
+    except Exception as error:
+        raise ValueError(
+            f"spec: it has no parameters ({error!r:.300}); pass spec="
+        ) from error
 
 
 def _version() -> str:
@@ -190,11 +193,15 @@ def _of_model(
             f"the checkpoint holds {count} models: model must be one of 0 to "
             f"{count - 1}, got {model}"
         )
-    return {
-        name: leaf[model]
+    of_models = {
+        name: leaf
         for name, leaf in leaves.items()
         if name.startswith(f"{_STATE}.") and leaf.ndim
     }
+    for name, leaf in of_models.items():
+        if len(leaf) != count:
+            raise CorruptCheckpoint(f"{name} is of {len(leaf)} models, not {count}")
+    return {name: leaf[model] for name, leaf in of_models.items()}
 
 
 def restore_state(
@@ -231,9 +238,7 @@ def restore_state(
       ...     checkpoint.restore_state(f"{folder}/7", state)
       ({'weight': Array([1., 1.], dtype=float32)}, None)
     """
-    folder = Path(folder).absolute()
-    leaves = _read(folder)
-    described = json.loads((folder / "spec.json").read_text())
+    leaves, described = manifest.read(Path(folder).absolute())
     differing = [] if spec is None else differences(described, spec)
     if differing:
         raise ValueError(f"the checkpoint is of another spec: {'; '.join(differing)}")
@@ -241,6 +246,31 @@ def restore_state(
         leaves = _below((_STATE,), leaves)
     trees = _unflatten({_STATE: like, _EXTRA: extra}, leaves, dtypes=True)
     return trees[_STATE], trees[_EXTRA]
+
+
+def read_text(folder: str | Path, name: str) -> str | None:
+    """One of the texts that were saved with a state.
+
+    Args:
+      folder: a checkpoint's folder, `.../<step>`.
+      name: of the text.
+
+    Returns:
+      The text; None where none was saved by this name.
+
+    Raises:
+      CorruptCheckpoint: it is not what was written.
+
+    Example:
+      >>> import jax.numpy as jnp, tempfile, vae_jax
+      >>> from vae_jax import checkpoint
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     options = {"spec": vae_jax.ModelSpec(), "texts": {"notes": "of a day"}}
+      ...     checkpoint.save(f"{folder}/7", {"weight": jnp.ones(2)}, **options)
+      ...     checkpoint.read_text(f"{folder}/7", "notes")
+      'of a day'
+    """
+    return manifest.read_text(Path(folder), name)
 
 
 def verify(folder: str | Path) -> None:
@@ -259,7 +289,7 @@ def verify(folder: str | Path) -> None:
       Traceback (most recent call last):
       FileNotFoundError: no checkpoint at nowhere/7
     """
-    _read(Path(folder))
+    manifest.read(Path(folder))
 
 
 def steps(folder: str | Path) -> list[int]:
@@ -269,19 +299,23 @@ def steps(folder: str | Path) -> list[int]:
       folder: a run's `checkpoints` folder; need not exist.
 
     Returns:
-      The numbers among its entries.
+      Numbers of the folders in it whose name is a number, as Python writes it.
 
     Example:
       >>> from vae_jax import checkpoint
       >>> checkpoint.steps("nowhere")
       []
     """
-    names = os.listdir(folder) if Path(folder).is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal())
+    if not Path(folder).is_dir():
+        return []
+    names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+    return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
 
 def remove(folder: str | Path) -> None:
     """Remove a checkpoint; it disappears from its name at once.
+
+    Of one that is a symbolic link the link is removed.
 
     Args:
       folder: a checkpoint's folder, `.../<step>`.
@@ -291,9 +325,9 @@ def remove(folder: str | Path) -> None:
     """
     folder = Path(folder).absolute()
     doomed = folder.parent.parent / f".{folder.parent.name}-{folder.name}.removed"
-    shutil.rmtree(doomed, ignore_errors=True)
+    discard(doomed)
     folder.rename(doomed)
-    shutil.rmtree(doomed)
+    discard(doomed)
 
 
 def load_run(
@@ -365,17 +399,17 @@ def _unflatten(like: PyTree, leaves: dict[str, np.ndarray], *, dtypes: bool) -> 
         name = _name(path)
         if name not in leaves:
             raise ValueError(f"the checkpoint has no {name}")
-        found = leaves[name]
-        if _is_key(wanted):
-            return jax.random.wrap_key_data(
-                jnp.asarray(found), impl=jax.random.key_impl(wanted)
-            )
+        found, is_key = leaves[name], _is_key(wanted)
+        impl = jax.random.key_impl(wanted) if is_key else None
+        if is_key:
+            wanted = jax.eval_shape(jax.random.key_data, wanted)
         if found.shape != wanted.shape or (dtypes and found.dtype != wanted.dtype):
             raise ValueError(
                 f"{name} is {found.dtype}{list(found.shape)} in the checkpoint, and "
                 f"{wanted.dtype}{list(wanted.shape)} was expected"
             )
-        return jax.numpy.asarray(found)
+        leaf = jnp.asarray(found)
+        return jax.random.wrap_key_data(leaf, impl=impl) if is_key else leaf
 
     tree = jax.tree_util.tree_map_with_path(pick, like)
     if left_over:
@@ -385,79 +419,9 @@ def _unflatten(like: PyTree, leaves: dict[str, np.ndarray], *, dtypes: bool) -> 
     return tree
 
 
-def _read(folder: Path) -> dict[str, np.ndarray]:
-    """All leaves of a checkpoint, compared with their digests."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no checkpoint at {folder}")
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        described, files = manifest["leaves"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptCheckpoint(f"manifest.json cannot be read ({error})") from error
-    if manifest.get("step") != folder.name:
-        raise CorruptCheckpoint(f"manifest.json is of step {manifest.get('step')}")
-    for name, digest in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CorruptCheckpoint(f"{name} is missing")
-        if _digest(path.read_bytes()) != digest:
-            raise CorruptCheckpoint(f"{name} has another sha256 than was written")
-    # As NumPy arrays: on how many devices they were, here, is not asked.
-    wanted = {
-        name: ocp.RestoreArgs(restore_type=np.ndarray)
-        for name, description in described.items()
-        if 0 not in description["shape"]
-    }
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            leaves = checkpointer.restore(
-                (folder / "arrays").absolute(), restore_args=wanted
-            )
-    except (ValueError, KeyError) as error:
-        # The files are what was written, so the manifest is not.
-        raise CorruptCheckpoint(
-            f"manifest.json does not describe the arrays ({error})"
-        ) from error
-    empty = {
-        name: np.zeros(description["shape"], description["dtype"])
-        for name, description in described.items()
-        if 0 in description["shape"]
-    }
-    leaves = {**leaves, **empty}
-    for name, description in described.items():
-        if name not in leaves or _describe(leaves[name]) != description:
-            raise CorruptCheckpoint(f"array {name} has another sha256 than was written")
-    return leaves
-
-
 def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _describe(leaf: np.ndarray) -> dict[str, Any]:
-    return {
-        "shape": list(leaf.shape),
-        "dtype": str(leaf.dtype),
-        "sha256": _digest(np.ascontiguousarray(leaf).tobytes()),
-    }
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _flush(path: Path) -> None:
-    """Makes a file or a folder's entries survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

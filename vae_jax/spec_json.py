@@ -82,6 +82,7 @@ def spec_from_json(description: Any, *, trust: Trust = False) -> Any:
         return tuple(spec_from_json(part, trust=trust) for part in description)
     if not isinstance(description, dict):
         return description
+    require_description(description)
     if "import" in description:
         return _import(description["import"], trust, _PUBLIC_MODULES)
     path = description["class"]
@@ -94,11 +95,49 @@ def spec_from_json(description: Any, *, trust: Trust = False) -> Any:
     }
     try:
         return found(**fields)
-    except TypeError as error:
+    except ValueError:
+        raise
+    # A class that checks its fields may fail on them in any way.
+    except Exception as error:
         raise ValueError(
             f"spec: {path} does not take its saved fields ({error}); the checkpoint is "
             "of another version of it: pass spec="
         ) from error
+
+
+# Of specs that people write; a deeper one would end Python's recursion.
+_MAX_DEPTH = 50
+
+
+def require_description(description: Any) -> None:
+    """Raise unless something has the form that `spec_to_json` gives.
+
+    Args:
+      description: what JSON gave back.
+
+    Raises:
+      ValueError: it has not; names the part.
+
+    Example:
+      >>> from vae_jax.spec_json import require_description
+      >>> require_description({"class": "vae_jax:MLP", "fields": [5]})
+      Traceback (most recent call last):
+      ValueError: no description of a spec: {'class': 'vae_jax:MLP', 'fields': [5]}
+    """
+    if not isinstance(description, dict) or not _is_described(description, 0):
+        raise ValueError(f"no description of a spec: {description!r:.200}")
+
+
+def _is_described(part: Any, depth: int) -> bool:
+    if isinstance(part, dict):
+        named = part.get("import", part.get("class"))
+        fields = part.get("fields", {} if "import" in part else None)
+        if not (isinstance(named, str) and isinstance(fields, dict)):
+            return False
+        part = list(fields.values())
+    if isinstance(part, list):
+        return depth < _MAX_DEPTH and all(_is_described(p, depth + 1) for p in part)
+    return True
 
 
 def differences(description: Any, spec: Any) -> list[str]:

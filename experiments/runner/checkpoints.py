@@ -1,31 +1,47 @@
 """Checkpoints of a run: restore the newest good one, keep the last two and the best.
 
-Each holds the state and the history of the epoch that it stands in.
+Each holds the state, the history of the epoch that it stands in, and the metrics of
+the epochs before.
 """
 
-import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
 
-from experiments.runner import processes
+from experiments.runner import metrics, processes
 from experiments.runner.command_line import CommandFailed
 from experiments.runner.run_folder import write_json
 from vae_jax import ModelSpec, Params, TrainState, checkpoint
+from vae_jax.manifest import discard
 from vae_jax.types import Array
 
 CHECKPOINTS_TO_KEEP = 2
+METRICS = "metrics.jsonl"
 History = dict[str, Array]
+
+
+class Restored(NamedTuple):
+    """What a run goes on from.
+
+    Attributes:
+      state: a state.
+      history: of the epoch that it stands in.
+      rows: the lines of metrics.jsonl until then; None where the checkpoint has none,
+        of an earlier version or none at all.
+    """
+
+    state: TrainState
+    history: History
+    rows: str | None
 
 
 def restore_newest(
     folder: Path, state: TrainState, history: History, spec: ModelSpec
-) -> tuple[TrainState, History]:
+) -> Restored:
     """The newest checkpoint that is intact, or the arguments where there is none.
 
     A broken one is moved to `corrupt/` in the run's folder, with a warning.
@@ -37,7 +53,7 @@ def restore_newest(
       spec: the model, whose classes may have changed since the run began.
 
     Returns:
-      A state, and the history of the epoch that it stands in.
+      A state, the history of the epoch that it stands in, and the metrics so far.
 
     Raises:
       ValueError: the newest is of another model; names what differs.
@@ -48,7 +64,11 @@ def restore_newest(
         path = folder / "checkpoints" / str(step)
         found, problem = None, "to another process"
         try:
-            found = checkpoint.restore_state(path, state, extra=history, spec=spec)
+            found_state, found_history = checkpoint.restore_state(
+                path, state, extra=history, spec=spec
+            )
+            rows = checkpoint.read_text(path, METRICS)
+            found = Restored(found_state, found_history, rows)
         except checkpoint.CorruptCheckpoint as error:
             problem = str(error)
         except ValueError as error:
@@ -60,17 +80,23 @@ def restore_newest(
         if not processes.agree([found is None])[0] and found is not None:
             return found
         if processes.is_first():
-            aside = folder / "corrupt" / str(step)
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.parent.mkdir(exist_ok=True)
-            path.rename(aside)
+            _put_aside(path, folder / "corrupt")
             print(
                 f"warning: corrupt checkpoint {step}: "
                 f"{problem}; going on from "
                 f"{steps[-1] if steps else 0}",
                 file=sys.stderr,
             )
-    return state, history
+    return Restored(state, history, None)
+
+
+def _put_aside(path: Path, corrupt: Path) -> None:
+    """Move a checkpoint into another folder of the run, in place of an older one."""
+    if corrupt.is_symlink() or not corrupt.is_dir():
+        discard(corrupt)
+    corrupt.mkdir(exist_ok=True)
+    discard(corrupt / path.name)
+    path.rename(corrupt / path.name)
 
 
 def save(
@@ -99,10 +125,26 @@ def save(
     if not finite_models(state.params, num_models).any():
         fail_not_finite(folder, step)
     if not (checkpoints / str(step)).exists():
-        checkpoint.save(checkpoints / str(step), state, spec=spec, extra=history)
+        lines = {METRICS: metrics.lines(rows)}
+        checkpoint.save(
+            checkpoints / str(step), state, spec=spec, extra=history, texts=lines
+        )
+    keep_best_and_newest(folder, rows)
+
+
+def keep_best_and_newest(folder: Path, rows: Sequence[dict]) -> None:
+    """Name the best checkpoint in best.json; remove all but it and the newest.
+
+    Of a process that does not write, nothing.
+
+    Args:
+      folder: the run's folder.
+      rows: the rows of metrics.jsonl.
+    """
     if not processes.is_first():
         return
-    best = _update_best(checkpoints, step, rows)
+    checkpoints = folder / "checkpoints"
+    best = _update_best(checkpoints, rows)
     for old in checkpoint.steps(checkpoints)[:-CHECKPOINTS_TO_KEEP]:
         if old != best:
             checkpoint.remove(checkpoints / str(old))
@@ -143,19 +185,32 @@ def fail_not_finite(folder: Path, step: int) -> NoReturn:
     )
 
 
-def _update_best(checkpoints: Path, step: int, rows: Sequence[dict]) -> int | None:
-    """Name the checkpoint with the highest test ELBO in best.json."""
-    path = checkpoints / "best.json"
-    candidates = [json.loads(path.read_text())] if path.exists() else []
-    candidates += [
-        {"step": row["step"], "epoch": row["epoch"], "test_elbo": row["elbo"]}
-        for row in rows[-1:]
-        if row["step"] == step and isinstance(row["elbo"], float)
-    ]
+def merit(row: dict) -> float | None:
+    """The figure that the best checkpoint is chosen by; the higher the better.
+
+    Args:
+      row: of metrics.jsonl.
+
+    Returns:
+      The test ELBO of one model; None where the row has none.
+    """
+    elbo = row.get("elbo")
+    return elbo if row.get("split") == "test" and isinstance(elbo, float) else None
+
+
+def _update_best(checkpoints: Path, rows: Sequence[dict]) -> int | None:
+    """Name the best of the checkpoints that are kept in best.json.
+
+    All are compared anew: a process may have ended between a checkpoint and its name.
+    """
     kept = checkpoint.steps(checkpoints)
-    candidates = [entry for entry in candidates if entry["step"] in kept]
+    candidates = [
+        {"step": row["step"], "epoch": row["epoch"], "test_elbo": merit(row)}
+        for row in rows
+        if row["step"] in kept and merit(row) is not None
+    ]
     if not candidates:
         return None
     best = max(candidates, key=lambda entry: entry["test_elbo"])
-    write_json(path, best)
+    write_json(checkpoints / "best.json", best)
     return best["step"]

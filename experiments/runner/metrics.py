@@ -3,10 +3,14 @@
 import contextlib
 import json
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.runner.run_folder import finite, write
+
+NAMES = ("elbo", "log_likelihood", "kl_divergence")
 
 
 class Metrics:
@@ -16,17 +20,23 @@ class Metrics:
       rows: one dictionary for each epoch and split.
     """
 
-    def __init__(self, folder: Path, *, epoch: int, step: int):
+    def __init__(self, folder: Path, *, epoch: int, step: int, known: str | None):
         """Open the files to go on after an epoch; later rows are dropped.
+
+        A file that has not the rows that it should have is warned of.
 
         Args:
           folder: the run's folder, held.
           epoch: epochs that are complete.
           step: training steps that they took.
+          known: the lines of these epochs, out of a checkpoint; None where only the
+            file has them.
         """
         self._path = folder / "metrics.jsonl"
-        self.rows = [row for row in _read_rows(self._path) if row["epoch"] <= epoch]
-        write(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self.rows, warning = _restored(self._path, epoch, known)
+        if warning:
+            print(f"warning: {self._path}: {warning}", file=sys.stderr)
+        write(self._path, lines(self.rows))
         self._folder, self._step = folder, step
         self._events = None
 
@@ -66,10 +76,52 @@ class Metrics:
             self._events.close()
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics file; a last line that a crash cut short is left out."""
+def lines(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as they stand in a file.
+
+    Args:
+      rows: of the metrics.
+
+    Returns:
+      A line of JSON for each.
+    """
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _restored(
+    path: Path, epoch: int, known: str | None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """The rows up to an epoch, and a warning where the file has others."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    found = [row for row in _rows(text) if row["epoch"] <= epoch]
+    if known is not None:
+        rows = _rows(known)
+        return rows, None if found == rows else "was damaged or edited, and is restored"
+    # Of a version that kept no metrics in its checkpoints: each epoch and split once.
+    rows = list({(row["epoch"], row["split"]): row for row in found[::-1]}.values())
+    lost = [e for e in range(1, epoch + 1) if [r["epoch"] for r in rows].count(e) < 2]
+    warning = f"the history of epochs {lost} is lost" if lost else None
+    return rows[::-1], warning
+
+
+def _rows(text: str) -> list[dict[str, Any]]:
+    """Rows out of lines; one that a crash cut short is left out, like any damaged."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if _is_row(row)]
+
+
+# Of entries that every row has.
+_KINDS = {"epoch": int, "step": int, "split": str}
+_NUMBERS = (int, float, list, type(None))
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or any(
+        type(row.get(name)) is not kind for name, kind in _KINDS.items()
+    ):
+        return False
+    figures = [value for name, value in row.items() if name not in _KINDS]
+    return {*NAMES} <= row.keys() and all(type(f) in _NUMBERS for f in figures)

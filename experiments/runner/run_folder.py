@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiments.runner.flags import IGNORED, RunFlags
+from vae_jax.manifest import discard
 
 
 def default_folder(experiment: str, config: RunFlags) -> Path:
@@ -53,8 +53,15 @@ def locked(folder: Path) -> Iterator[None]:
       folder: the run's folder.
 
     Raises:
-      ValueError: it cannot be written to, or a live process holds it.
+      ValueError: it cannot be written to, a live process holds it, or a folder in it
+        is a symbolic link.
     """
+    for name in ("checkpoints", "figures", "tensorboard"):
+        if (folder / name).is_symlink():
+            raise ValueError(
+                f"{folder / name} is a symbolic link, and a run writes and deletes in "
+                "its own folder only: put a folder in its place, or choose --run_dir"
+            )
     lock = FileLock(folder / ".lock", blocking=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -179,17 +186,16 @@ def finite(content: Any) -> Any:
 
 def _remove_drafts(folder: Path) -> None:
     """Remove what a process that was killed while writing left behind."""
-    for path in folder.glob(".*.draft"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in folder.glob(".*.removed"):
-        shutil.rmtree(path)
+    for pattern in (".*.draft", ".*.removed", "checkpoints/.*.draft"):
+        for path in folder.glob(pattern):
+            discard(path)
 
 
 def _remove_run(folder: Path) -> None:
     """Remove what a run and its evaluation wrote; its mark, config.json, last."""
     folders = [folder / n for n in ("checkpoints", "corrupt", "figures", "tensorboard")]
     for path in (*folders, *folder.glob("model-*")):
-        shutil.rmtree(path, ignore_errors=True)
+        discard(path)
     names = ("results.json", "evaluation.json", "metrics.jsonl", "config.json")
     for name in names:
-        (folder / name).unlink(missing_ok=True)
+        discard(folder / name)

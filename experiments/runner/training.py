@@ -30,13 +30,12 @@ from experiments.runner import checkpoints, processes, run_folder, signals
 from experiments.runner.checkpoints import History
 from experiments.runner.command_line import Interrupted, say
 from experiments.runner.flags import RunFlags
-from experiments.runner.metrics import Metrics
+from experiments.runner.metrics import NAMES, Metrics
 from vae_jax import ModelSpec, TrainState
 
 SECONDS_PER_PIECE = 2.0
 # By then a posterior that is going to collapse at the start has done so.
 STEPS_BEFORE_JUDGING = 800
-NAMES = ("elbo", "log_likelihood", "kl_divergence")
 
 Figures = dict[str, Any]
 """Numbers of one model, or lists of many."""
@@ -143,13 +142,14 @@ class Run:
         Returns:
           A state, and the history of the epoch that it stands in.
         """
-        state, history = checkpoints.restore_newest(
+        state, history, rows = checkpoints.restore_newest(
             self.folder, state, history, self._spec
         )
         epoch, position = divmod(int(state.step), self._num_steps)
         if processes.is_first():
             step = int(state.step) - position
-            self._metrics = Metrics(self.folder, epoch=epoch, step=step)
+            self._metrics = Metrics(self.folder, epoch=epoch, step=step, known=rows)
+            checkpoints.keep_best_and_newest(self.folder, self.rows)
         return state, history
 
     def epochs(self, state: TrainState) -> Iterator[int]:
@@ -331,7 +331,7 @@ class Run:
             row["images_per_second"] for row in self.rows if row["split"] == "train"
         ]
         results = figures | {
-            "images_per_second": self.images_per_second or speeds[-1],
+            "images_per_second": self.images_per_second or (speeds or [None])[-1],
             "seconds_to_first_step": self._seconds_to_first_step,
             "epochs": self._num_epochs,
             "step": int(state.step),

@@ -1,13 +1,13 @@
-"""Do the defaults train every ordinary network, or does the posterior collapse?
+"""Test common networks for posterior collapse with the default settings.
 
     python -m experiments.collapse_grid
 
-trains networks of one to three layers, narrow and wide, ReLU and tanh, dense, gated
-and convolutional, with 2 to 128 latents, each by `experiments.mnist` with its defaults
-for some 900 steps: a posterior that collapses does so within the first hundred. With
-`--beta_warmup_epochs=0` it shows which of them the warm-up saves. The table goes to
-the screen and to `table.md`; the same command goes on where it stopped. Exit code 1 if
-any collapsed.
+trains networks with one to three layers, narrow and wide, ReLU and tanh, dense, gated
+and convolutional, with 2 to 128 latents. Each is a run of `experiments.mnist` with its
+defaults for about 900 steps; a posterior that collapses does so within the first
+hundred. `--beta_warmup_epochs=0` shows which networks depend on the warm-up. The table
+is printed and written to `table.md`. Run the same command to resume. Exits with status
+1 if any posterior collapsed.
 """
 
 import math
@@ -27,7 +27,7 @@ class Config:
     """Train a grid of networks with the defaults and count the collapsed ones."""
 
     datasets: tuple[str, ...] = ("mnist", "fashion_mnist", "digits")
-    """Data sets; those that cannot be had are left out."""
+    """Data sets; those not available are skipped."""
     data_dir: str = "data"
     """Folder of data files; downloads go there."""
     steps: flags.Count = 900
@@ -37,11 +37,11 @@ class Config:
     seed: flags.Natural = 0
     """As for experiments.mnist."""
     run_dir: str = "runs/collapse_grid"
-    """Folder of the runs and of the table."""
+    """Folder for the runs and the table."""
 
 
 class Network(NamedTuple):
-    """A network of the grid, by the flags of experiments.mnist."""
+    """Network of the grid, as flags of `experiments.mnist`."""
 
     network: str
     hidden_dims: tuple[int, ...]
@@ -50,12 +50,12 @@ class Network(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A name for its folder."""
+        """Name of the network in its run folder."""
         widths = "-".join(map(str, self.hidden_dims))
         return f"{self.network}-{self.activation}-{widths}-{self.latent_dim}"
 
 
-# Gates take the place of an activation: the flag is at its default there.
+# Gated networks have gates instead of an activation: the flag keeps its default.
 NETWORKS = (
     Network("mlp", (100,), "relu", 2),
     Network("mlp", (400,), "relu", 20),
@@ -79,16 +79,16 @@ NETWORKS = (
 
 
 def run(config: Config) -> list[dict[str, Any]]:
-    """Train the grid, print and write its table.
+    """Train the grid; print and write its table.
 
     Args:
       config: the configuration.
 
     Returns:
-      A row for each network and data set.
+      One row for each network and data set.
 
     Raises:
-      ValueError: no data set can be had, or a flag without meaning.
+      ValueError: no data set is available, or a flag is invalid.
       CommandFailed: a posterior collapsed.
     """
     flags.check(config)
@@ -109,7 +109,7 @@ def run(config: Config) -> list[dict[str, Any]]:
 
 
 def available(config: Config) -> dict[str, int]:
-    """Names of the data sets that can be had, with their numbers of examples."""
+    """Available data sets, by name, with their numbers of training examples."""
     sizes = {}
     for name in config.datasets:
         try:
@@ -117,14 +117,16 @@ def available(config: Config) -> dict[str, int]:
         except data.DataUnavailable as error:
             say(f"without {name}: {error}")
     if not sizes:
-        raise ValueError(f"none of --datasets {', '.join(config.datasets)} can be had")
+        raise ValueError(
+            f"none of --datasets {', '.join(config.datasets)} is available"
+        )
     return sizes
 
 
 def train(
     config: Config, dataset: str, num_examples: int, network: Network
 ) -> dict[str, Any]:
-    """One run of experiments.mnist, and its row of the table."""
+    """Run `experiments.mnist` for one network; return its row of the table."""
     steps_per_epoch = math.ceil(num_examples / mnist.Config.batch_size)
     results = mnist.run(
         mnist.Config(
@@ -152,7 +154,7 @@ def train(
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The grid as a table in Markdown."""
+    """Format the rows as a Markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0])]
     for row in rows:
         figures = {name: f"{row[name]:.2f}" for name in ("test ELBO", "KL")}
@@ -162,7 +164,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command, with these arguments or those of the process."""
+    """Run the command with the given arguments, by default those of the process."""
     execute(run, parse(Config, argv, command="python -m experiments.collapse_grid"))
 
 

@@ -1,7 +1,8 @@
 """Figures of a trained model as PNG files, drawn with matplotlib.
 
-Most are grids of examples, `cells` `[R, C, D]` with row 0 on top, which the model
-makes and `draw`, `draw_grid` for one data set, draws. No global state is touched.
+Most are grids of examples, `cells` `[R, C, D]` with row 0 at the top, computed by the
+model and drawn by `draw`, which is `draw_grid` for a given data set. No global state of
+matplotlib is changed.
 """
 
 import textwrap
@@ -25,8 +26,8 @@ from vae_jax import Params
 from vae_jax.types import AnyArray, Key, Labels
 
 DPI = 150
-CELL = 84  # pixels of a drawn example, at least: MNIST's are drawn 3 x 3 each
-GAP, BREAK = 4, 18  # pixels between examples; and besides, between groups of them
+CELL = 84  # Minimum side of a drawn example in pixels; MNIST is enlarged 3 x 3.
+GAP, BREAK = 4, 18  # Pixels between examples, and additional pixels between groups.
 ACTIVE_VARIANCE = 0.01  # Burda, Grosse & Salakhutdinov 2016, section 5.2
 CURVES = {"elbo": "ELBO", "log_likelihood": "log-likelihood", "kl_divergence": "KL"}
 
@@ -46,12 +47,19 @@ def draw_all(
     metrics: list[dict],
     key: Key,
 ) -> list[Path]:
-    """Draw every figure of a run into `folder`, made if absent; return the files.
+    """Draw every figure of a run into `folder`, created if absent; return the files.
 
-    They show the test set `x`, `[n, D]` with its labels `[n]`, if it is in [0, 1], as
-    images of a `data_shape` (height, width) or (height, width, 1 or 3), else as step
-    curves, and `metrics`: dicts with `epoch`, `split` ("train", "test") and the entries
-    of `CURVES` in nats per example or None. A conditional model is given the labels.
+    Args:
+      folder: folder of the figures.
+      params: the trained model.
+      dataset_name: name of the data set, for the titles.
+      data_shape: shape of an example. (height, width) and (height, width, 1 or 3) are
+        drawn as images, other shapes as step curves.
+      x: test set, `[n, D]`; examples are drawn only if they are pixels (`are_pixels`).
+      labels: labels of the test set, `[n]`, or None; a conditional model uses them.
+      metrics: dicts with `epoch`, `split` ("train" or "test") and the entries of
+        `CURVES`, in nats per example or None.
+      key: PRNG key, consumed once.
     """
     x, given = np.asarray(x), partial(labels_of, params)
     has_pictures = are_pixels(params, x)
@@ -59,7 +67,7 @@ def draw_all(
     order = varied_order(labels)
     encoded = np.linspace(0, len(x) - 1, min(len(x), 5000)).astype(int)
     posterior = jax.jit(vae_jax.encode)(params, x[encoded], **given(labels[encoded]))
-    # Of several stochastic layers, the one next to the data.
+    # With several stochastic layers, use the one next to the data.
     means = np.asarray(jax.tree.leaves(posterior.mean)[0])
     keys = jax.random.split(key)
     autoencoder = isinstance(params.spec.posterior, vae_jax.PointMass)
@@ -72,7 +80,7 @@ def draw_all(
         )
         figures["samples"] = draw_samples(draw, params, keys[1], caveat)
         figures["interpolations"] = draw_interpolations(draw, params, x, labels, order)
-    # Of bits there is nothing between 0 and 1 to walk through.
+    # Binary latents have no values between 0 and 1 to traverse.
     is_real = params.spec.posterior.latent_space != "binary"
     if is_real and has_pictures:
         figures["traversals"] = draw_traversals(draw, params, means, labels[:1])
@@ -88,13 +96,13 @@ def draw_all(
 
 
 def are_pixels(params: Params, x: np.ndarray) -> bool:
-    """Whether examples are pixels in [0, 1], and not rows of a table, as counts are."""
+    """Whether examples are pixels in [0, 1] rather than counts or other reals."""
     is_unit = bool(np.all((x >= 0) & (x <= 1)))
     return is_unit and not params.spec.likelihood.support.whole
 
 
 def varied_order(labels: np.ndarray) -> np.ndarray:
-    """Indices `[n]` of the examples such that the labels `[n]` take turns."""
+    """Order the examples so that the labels `[n]` take turns; return indices `[n]`."""
     by_label = np.argsort(labels, kind="stable")
     _, counts = np.unique(labels, return_counts=True)
     turn = np.concatenate([np.arange(count) for count in counts])
@@ -108,7 +116,7 @@ def draw_reconstructions(
     key: Key,
     labels: np.ndarray | None = None,
 ) -> Figure:
-    """Rows of up to ten examples `[n, D]`, each above the row of reconstructions."""
+    """Draw rows of up to ten examples `[n, D]`, each above its reconstructions."""
     columns = min(10, len(x))
     count = len(x) // columns * columns
     x = x[:count]
@@ -125,7 +133,7 @@ def draw_reconstructions(
 
 
 def draw_samples(draw: Callable, params: Params, key: Key, caveat: str) -> Figure:
-    """Means of p(x|z) at 100 draws from the prior."""
+    """Draw the means of p(x|z) at 100 samples from the prior."""
     sample = jax.jit(vae_jax.generate, static_argnames="num_samples")
     classes = np.arange(100) % 10 % max(params.spec.num_classes, 1)
     drawn = sample(params, key, num_samples=100, **labels_of(params, classes))
@@ -136,7 +144,10 @@ def draw_samples(draw: Callable, params: Params, key: Key, caveat: str) -> Figur
 
 
 def draw_interpolations(draw: Callable, params: Params, x, labels, order) -> Figure:
-    """Decoded lines between neighbours in `order`, of different labels if possible."""
+    """Draw interpolations between neighbours in `order` with different labels.
+
+    If all labels are equal, any neighbours are used.
+    """
     pairs = np.stack([order, np.roll(order, -1)], axis=1)
     differ = labels[pairs[:, 0]] != labels[pairs[:, 1]]
     pairs = pairs[differ] if differ.any() else pairs
@@ -157,7 +168,10 @@ def draw_interpolations(draw: Callable, params: Params, x, labels, order) -> Fig
 def draw_traversals(
     draw: Callable, params: Params, means: np.ndarray, label: np.ndarray | None = None
 ) -> Figure:
-    """Decoded paths on which one unit leaves `means[0]`, the most varied one on top."""
+    """Draw traversals of single units, with the other units fixed at `means[0]`.
+
+    Rows are sorted by the variance of the unit's posterior mean, largest first.
+    """
     finite = np.where(np.isfinite(means), means, 0).astype(np.float64)
     variances = finite.var(axis=0)
     active = int(np.sum(variances > ACTIVE_VARIANCE))
@@ -184,7 +198,7 @@ def draw_traversals(
 
 
 def draw_manifold(draw: Callable, params: Params, caveat: str) -> Figure:
-    """The plane of two latents, in steps of equal probability: z1 right, z2 up."""
+    """Draw the decoded plane of two latents, on a grid of equal prior probability."""
     values = [NormalDist().inv_cdf((n + 0.5) / 20) for n in range(20)]
     z = np.stack(np.meshgrid(values, values[::-1]), axis=-1)
     ticks = [f"{value:.2f}" for value in values]
@@ -198,7 +212,7 @@ def draw_manifold(draw: Callable, params: Params, caveat: str) -> Figure:
 
 
 def draw_latent_scatter(means, labels, dataset_name: str) -> Figure:
-    """Posterior means `[n, 2]`, coloured by label `[n]` if there are several."""
+    """Draw posterior means `[n, 2]`, coloured by label `[n]` if there are several."""
     subtitle = (
         f"Means of q(z|x) of {len(means):,} test examples; circle: 95% of N(0, I)"
     )
@@ -223,7 +237,7 @@ def draw_latent_scatter(means, labels, dataset_name: str) -> Figure:
 
 
 def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
-    """The ELBO and its two terms against the epoch, in nats per example."""
+    """Draw the ELBO and its two terms against the epoch, in nats per example."""
     subtitle = "ELBO = log-likelihood E[log p(x|z)] - KL(q(z|x) || p(z))"
     figure = new_figure((1500, 430), f"{dataset_name}: training", subtitle)
     for panel, (name, label) in enumerate(CURVES.items()):
@@ -235,7 +249,7 @@ def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
         for split, style in (("train", ".--"), ("test", ".-")):
             rows = [row for row in metrics if row["split"] == split]
             curve = [(row["epoch"], row.get(name)) for row in rows]
-            curves.append(np.array(curve, float).reshape(-1, 2).T)  # None becomes nan.
+            curves.append(np.array(curve, float).reshape(-1, 2).T)  # None becomes NaN.
             axes.plot(*curves[-1], style, label=split)
         axes.set_ylim(focus(np.concatenate(curves, axis=1)))
         axes.legend()
@@ -243,7 +257,10 @@ def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
 
 
 def focus(points: np.ndarray) -> tuple[float, float] | None:
-    """Limits of y without the first tenth of epochs, where it flattens the rest."""
+    """Limits of y without the first tenth of epochs, if those compress the rest.
+
+    None if the automatic limits are adequate.
+    """
     epochs, values = points[:, np.isfinite(points[1])]
     if len(values) == 0:
         return None
@@ -265,7 +282,7 @@ def draw_grid(
     breaks: tuple[Sequence[int], Sequence[int]] = ((), ()),
     axis_labels: tuple[str, str] = ("", ""),
 ) -> Figure:
-    """Draw examples `[R, C, D]`; each pair of options: for columns and for rows."""
+    """Draw examples `[R, C, D]`; pairs of options are for columns and for rows."""
     tiles = to_tiles(cells, data_shape)
     subtitle += "; the curves run from 0 to 1" if len(data_shape) == 1 else ""
     rows, columns, height, width, _ = tiles.shape
@@ -291,7 +308,7 @@ def draw_grid(
 
 
 def to_tiles(cells: np.ndarray, data_shape: tuple[int, ...]) -> np.ndarray:
-    """Pixels `[R, C, height, width, 3]` of images or step curves; red: not finite."""
+    """Pixels `[R, C, height, width, 3]` of images or step curves; non-finite is red."""
     shape = (*data_shape, 1)[:3]
     if len(data_shape) in (2, 3) and shape[2] in (1, 3):
         pixels = cells.reshape(*cells.shape[:2], *shape)
@@ -306,26 +323,26 @@ def to_tiles(cells: np.ndarray, data_shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _resize(pixels: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """Repeats or skips pixels, so that `size` of them become `CELL` to 2 `CELL`."""
+    """Repeat or skip pixels, so that `size` of them become `CELL` to 2 `CELL`."""
     if size > 2 * CELL:
         return np.take(pixels, range(0, pixels.shape[axis], size // CELL), axis)
     return np.repeat(pixels, -(-CELL // size), axis)
 
 
 def _starts(count: int, step: int, breaks: Sequence[int]) -> np.ndarray:
-    """Start of each of `count` tiles, with more room before those in `breaks`."""
+    """Start of each of `count` tiles, with extra space before those in `breaks`."""
     return step * np.arange(count) + BREAK * np.isin(range(count), breaks).cumsum()
 
 
 def new_figure(size: Sequence[int], title: str, subtitle: str) -> Figure:
-    """A figure with `size` pixels of room below its titles."""
+    """Make a figure with `size` pixels of space below its titles."""
     width = max(size[0], 600)
     title = textwrap.fill(title, width // 14)
     subtitle = textwrap.fill(subtitle, int(width / 10.5))
     title_height = 28 * (title.count("\n") + 1)
     height = size[1] + 38 + title_height + 24 * (subtitle.count("\n") + 1)
     figure = Figure((width / DPI, height / DPI))
-    # A data set's name may hold a dollar sign, which is no mathematics.
+    # A dollar sign in the name of a data set does not start a formula.
     write = partial(figure.text, 16 / width, va="top", parse_math=False)
     write(1 - 12 / height, title, size=11, weight="bold")
     write(1 - (18 + title_height) / height, subtitle, size=8.5, color="0.35")
@@ -333,7 +350,7 @@ def new_figure(size: Sequence[int], title: str, subtitle: str) -> Figure:
 
 
 def add_axes(figure: Figure, left: int, bottom: int, width: int, height: int) -> Axes:
-    """Axes at a place given in pixels."""
+    """Add axes at a position given in pixels."""
     pixels = np.tile(DPI * figure.get_size_inches(), 2)
     x, y, dx, dy = np.array((left, bottom, width, height)) / pixels
     return figure.add_axes((x, y, dx, dy))

@@ -1,4 +1,4 @@
-"""Turns of a sweep: as many models in one program as there is memory for."""
+"""Turns of a sweep: train as many models in one program as fit in memory."""
 
 import dataclasses
 import math
@@ -15,17 +15,17 @@ import numpy as np
 import vae_jax
 from vae_jax.types import PyTree
 
-# Of the memory that is free, what the program may take.
+# Fraction of the free memory that the program may use.
 MEMORY_SHARE = 0.8
 
 
 class Chunks(NamedTuple):
-    """The models shared out among turns of one program.
+    """Assignment of models to turns of one program.
 
     Attributes:
-      indices: models of each turn, `[C, K]`; the last turn repeats the last model
-        until it is as long as the others.
-      reason: a sentence for the user.
+      indices: models of each turn, `[C, K]`; the last turn is padded by repeating the
+        last model.
+      reason: explanation for the user.
     """
 
     indices: np.ndarray
@@ -35,7 +35,7 @@ class Chunks(NamedTuple):
     def of(
         cls, num_models: int, *, at_once: int, num_devices: int, reason: str
     ) -> "Chunks":
-        """Share the models out in as few turns as possible, all of one length."""
+        """Assign the models to as few turns as possible, all of the same length."""
         turns = math.ceil(num_models / at_once)
         length = math.ceil(num_models / turns / num_devices) * num_devices
         indices = np.minimum(np.arange(turns * length), num_models - 1)
@@ -53,20 +53,20 @@ def place(
     at_once: int | None,
     num_devices: int,
 ) -> tuple[Chunks, Callable[..., Any]]:
-    """Compile the steps of an epoch, for as many models at once as there is memory for.
+    """Compile the steps of an epoch for as many models at once as fit in memory.
 
     Args:
       step: `f(state, batch, setting)`.
-      state: of all models.
-      order: of an epoch.
-      examples: the data set.
-      history: before the first step of an epoch.
-      settings: of all models.
-      at_once: `--models_at_once`; None for as many as there is memory for.
-      num_devices: devices to share the models.
+      state: state of all models.
+      order: order of an epoch.
+      examples: data set.
+      history: history before the first step of an epoch.
+      settings: settings of all models.
+      at_once: `--models_at_once`; None for as many as fit in memory.
+      num_devices: number of devices over which the models are distributed.
 
     Returns:
-      How the models are shared out, and `f(state, order, history, stop) -> (state,
+      The assignment of models to turns, and `f(state, order, history, stop) -> (state,
       history)`.
     """
     devices = jax.local_devices()[:num_devices]
@@ -90,18 +90,18 @@ def compile_chunks(
     num_devices: int,
     state_bytes: int,
 ) -> tuple[Chunks, Any]:
-    """Compile the program of as many models at once as there is memory for.
+    """Compile the program for as many models at once as fit in memory.
 
     Args:
-      compiled: `f(indices)`, the compiled program of these models.
-      num_models: M.
-      at_once: `--models_at_once`; None for as many as there is memory for.
-      num_devices: devices to share the models.
-      state_bytes: of the state of all models, which several turns hold beside the
-        program.
+      compiled: `f(indices)`, which compiles the program of these models.
+      num_models: number of models, M.
+      at_once: `--models_at_once`; None for as many as fit in memory.
+      num_devices: number of devices over which the models are distributed.
+      state_bytes: size of the state of all models, which is held in addition to the
+        program if there are several turns.
 
     Returns:
-      How the models are shared out, and the program.
+      The assignment of models to turns, and the program.
     """
     free, asked = free_bytes(), at_once is not None
     reason = "all of them"
@@ -127,7 +127,7 @@ def compile_chunks(
 
 
 def program_bytes(program: Any) -> int:
-    """Bytes that a compiled program holds on a device while it runs."""
+    """Device memory in bytes that a compiled program uses while it runs."""
     memory = program.memory_analysis()
     return (
         memory.temp_size_in_bytes
@@ -138,7 +138,7 @@ def program_bytes(program: Any) -> int:
 
 
 def free_bytes() -> int:
-    """Memory that is free where the models will be: the accelerator's or the host's."""
+    """Free memory in bytes of the accelerator, or of the host if there is none."""
     statistics = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in statistics:
         return statistics["bytes_limit"] - statistics["bytes_in_use"]
@@ -153,21 +153,22 @@ def free_bytes() -> int:
 def in_chunks(
     jitted: Any, data: PyTree, settings: PyTree
 ) -> tuple[Callable[..., tuple], Callable[..., Any]]:
-    """`jit_sweep`'s function for some of the models, and what compiles it for them.
+    """Apply a `jit_sweep` function to chunks of the models.
 
     Args:
-      jitted: what `jit_sweep` gave.
-      data: the data set.
-      settings: of all models, `[M, ...]`.
+      jitted: function returned by `jit_sweep`.
+      data: data set.
+      settings: settings of all models, `[M, ...]`.
 
     Returns:
-      `f(program, chunks, state, order, history, stop)`, which takes the chunks in
-      turn, and `f(indices, state, order, history)`, the program of these models.
+      `f(program, chunks, state, order, history, stop)`, which runs the chunks in turn,
+      and `f(indices, state, order, history)`, which compiles the program of these
+      models.
     """
     device = jax.local_devices()[0]
 
-    # Each of these is one program: an operation an array would cost a short epoch
-    # many times what its steps do.
+    # Each of these is one program: in a short epoch, one operation per array would
+    # take many times longer than the steps.
     @jax.jit
     def taken(indices, state, order, history):
         return (
@@ -179,7 +180,7 @@ def in_chunks(
 
     @partial(jax.jit, donate_argnums=0)
     def put_back(state, history, indices, new_state, new_history):
-        # The step is everyone's, and the next turn begins where this one did.
+        # The step number is shared by all models, and every turn starts from the same.
         state = jax.tree.map(
             lambda whole, new: whole.at[indices].set(new) if whole.ndim else whole,
             state,

@@ -1,4 +1,4 @@
-"""The table and the two figures of `experiments.sweep`."""
+"""Table and figures of `experiments.sweep`."""
 
 import math
 import os
@@ -19,15 +19,15 @@ Row = dict[str, Any]
 
 
 def over_seeds(rows: Sequence[Row], swept: Sequence[str]) -> list[Row]:
-    """Means and standard errors of each setting over its finite models.
+    """Mean and standard error of each setting over its finite models.
 
     Args:
-      rows: one for each model, its settings and its measures.
-      swept: names of the settings.
+      rows: one row per model, with its settings and measures.
+      swept: names of the swept settings.
 
     Returns:
-      One row for each setting, in the order of the models; a measure is a mapping of
-      `mean` and `standard_error`, each None where it is undefined.
+      One row per setting, in the order of the models. A measure is a mapping with
+      `mean` and `standard_error`, each None if undefined.
     """
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -49,14 +49,14 @@ def _mean(group: Sequence[Row], name: str) -> dict[str, float | None]:
 
 
 def not_finite(rows: Sequence[Row], metrics: Sequence[Row]) -> list[dict[str, int]]:
-    """The models that are not finite, and the first epoch of which that is known.
+    """Models that are not finite, and the first epoch with a non-finite ELBO.
 
     Args:
-      rows: one for each model.
-      metrics: the rows of metrics.jsonl.
+      rows: one row per model.
+      metrics: rows of metrics.jsonl.
 
     Returns:
-      `model` and `epoch` of each.
+      `model` and `epoch` of each; `epoch` is None if every logged ELBO is finite.
     """
     found = []
     for model, row in enumerate(rows):
@@ -72,7 +72,7 @@ def not_finite(rows: Sequence[Row], metrics: Sequence[Row]) -> list[dict[str, in
 
 
 def collapsed(rows: Sequence[Row]) -> list[int]:
-    """Numbers of the models that are finite and have no active unit."""
+    """Indices of the finite models without an active unit."""
     return [
         number
         for number, row in enumerate(rows)
@@ -81,12 +81,12 @@ def collapsed(rows: Sequence[Row]) -> list[int]:
 
 
 def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str:
-    """The settings, best first, for a screen.
+    """Format the settings as a table, best first, with remarks.
 
     Args:
-      results: what results.json holds.
-      folder: the sweep's folder.
-      remedies: what to change if a posterior collapsed.
+      results: content of results.json.
+      folder: folder of the sweep.
+      remedies: flags to change if a posterior collapsed.
 
     Returns:
       Lines of text.
@@ -129,13 +129,13 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
 
 
 def best_model(models: Sequence[Row]) -> int | None:
-    """Number of the model with the highest test ELBO; None where none is finite."""
+    """Index of the model with the highest test ELBO; None if none is finite."""
     finite = [number for number, model in enumerate(models) if model["finite"]]
     return max(finite, key=lambda number: models[number]["test_elbo"], default=None)
 
 
 def describe(model: Row, swept: Sequence[str]) -> str:
-    """The settings of a model: `beta 0.3, seed 2`."""
+    """Describe the settings of a model: `beta 0.3, seed 2`."""
     return ", ".join(f"{name} {model[name]:g}" for name in (*swept, "seed"))
 
 
@@ -145,12 +145,12 @@ def _rank(row: Row) -> float:
 
 
 def draw_all(folder: Path, results: dict[str, Any], metrics: Sequence[Row]) -> None:
-    """Draw the figures of a sweep into `folder`, made if absent.
+    """Draw the figures of a sweep into `folder`, which is created if absent.
 
     Args:
-      folder: where to.
-      results: what results.json holds.
-      metrics: the rows of metrics.jsonl.
+      folder: folder of the figures.
+      results: content of results.json.
+      metrics: rows of metrics.jsonl.
     """
     figures = {
         "rate_distortion": draw_rate_distortion(results),
@@ -161,7 +161,7 @@ def draw_all(folder: Path, results: dict[str, Any], metrics: Sequence[Row]) -> N
 
 
 def draw_rate_distortion(results: dict[str, Any]) -> Figure:
-    """Distortion against rate, a point for each setting, bars over its seeds."""
+    """Draw distortion against rate, one point per setting, with errors over seeds."""
     rows = [row for row in results["settings"] if row["rate"]["mean"] is not None]
     figure = Figure((8, 6), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -194,7 +194,7 @@ def draw_rate_distortion(results: dict[str, Any]) -> Figure:
 
 
 def _draw_equal_elbo(axes) -> None:
-    """Lines on which rate and distortion have one sum."""
+    """Draw lines of constant rate + distortion."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     for total in np.linspace(left + low, right + high, 9)[1:-1]:
         axes.plot([left, right], [total - left, total - right], color="0.85", zorder=0)
@@ -202,7 +202,7 @@ def _draw_equal_elbo(axes) -> None:
 
 
 def draw_training_curves(results: dict[str, Any], metrics: Sequence[Row]) -> Figure:
-    """The test ELBO of every model against the epoch, a colour for each setting."""
+    """Draw the test ELBO of every model by epoch, one colour per setting."""
     figure = Figure((8, 6), dpi=120, layout="constrained")
     axes = figure.subplots()
     rows, swept = results["settings"], results["swept"]
@@ -245,6 +245,6 @@ def _colors(count: int) -> np.ndarray:
 
 
 def _add_legend(axes, count: int) -> None:
-    """Beside the axes; none where it would hide them."""
+    """Add a legend next to the axes, unless it would be too long."""
     if 0 < count <= ROWS_SHOWN:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")

@@ -1,4 +1,4 @@
-"""The grid of networks that the defaults must train."""
+"""`experiments.collapse_grid`: its networks, its table, its errors."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from vae_jax import data
 
 @pytest.fixture
 def runs(monkeypatch):
-    """The configurations that are run; those of 128 latents collapse."""
+    """Record the configurations that are run; those with 128 latents collapse."""
     seen = []
 
     def run(config):
@@ -51,7 +51,7 @@ def test_every_network_is_trained_and_a_collapsed_one_is_an_error(
     with pytest.raises(CommandFailed, match="16 of 36 networks collapsed"):
         collapse_grid.run(Config(run_dir=str(tmp_path), steps=900))
     assert len(runs) == len({config.run_dir for config in runs}) == 36
-    # With the defaults, for as many epochs as 900 steps of 12 an epoch take.
+    # The defaults are used; 900 steps at 12 per epoch are 75 epochs.
     assert {(config.beta_warmup_epochs, config.epochs) for config in runs} == {
         (None, 75)
     }

@@ -1,4 +1,4 @@
-"""The figures: every file for every kind of data, and the right thing in its place."""
+"""Figures of a run: files for every kind of data, and the content of each."""
 
 import struct
 
@@ -16,7 +16,7 @@ from vae_jax import MLP, Gaussian, Linear, ModelSpec, Params, PointMass
 ALWAYS = {"training_curves", "reconstructions", "samples", "interpolations"}
 ALWAYS |= {"traversals"}
 IN_THE_PLANE = {"manifold", "latent_scatter"}
-NAME = "prices in $_$"  # no formula, though it looks like one
+NAME = "prices in $_$"  # Must not be parsed as a formula.
 
 ROWS = [
     {
@@ -39,7 +39,7 @@ def small(shape, latent_dim, **choices):
     return ModelSpec(latent_dim=latent_dim, data_shape=shape, **choices)
 
 
-# spec, number of examples, labels, rows of metrics
+# Spec, number of examples, labels, rows of metrics.
 CASES = {
     "plane-with-labels": (small((28, 28), 2), 43, np.arange(43) % 10, ROWS),
     "twenty-units": (
@@ -76,7 +76,7 @@ def png_size(file):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures made during a test, with their titles."""
+    """Figures made during a test, with their titles and subtitles."""
     made = []
 
     def new_figure(size, title, subtitle):
@@ -111,7 +111,7 @@ def test_draws_every_file(case, tmp_path, drawn):
         assert title.startswith(NAME)
         if title.endswith("samples"):
             assert ("not trained for" in subtitle) == (case == "autoencoder")
-        # Nothing written sticks out of the figure, and no panel covers the titles.
+        # No text extends beyond the figure, and no panel covers the titles.
         renderer = FigureCanvasAgg(figure).get_renderer()
         titles = [text.get_window_extent(renderer) for text in figure.texts]
         panels = [axes.get_tightbbox(renderer) for axes in figure.axes]
@@ -147,12 +147,12 @@ def test_draws_a_model_that_diverged(tmp_path):
 
 
 def captured(cells, title, subtitle, **options):
-    """Stands for `draw_grid` and returns what it was given."""
+    """Stand-in for `draw_grid` that returns its arguments."""
     return np.asarray(cells), options | {"title": title, "subtitle": subtitle}
 
 
 def identity(dim, posterior=None) -> Params:
-    """A model whose latents are its data, as long as nothing is mixed up."""
+    """Model whose encoder and decoder are the identity."""
     kernel = np.eye(dim, dtype=np.float32)
     if posterior is None:
         posterior = vae_jax.DiagonalGaussian()
@@ -246,7 +246,7 @@ def test_interpolations_join_examples_of_different_labels():
 
 def test_grid_puts_cells_and_labels_where_they_belong():
     cells = np.zeros((2, 3, 6))
-    cells[0, 2] = [1, 1, 1, 0, 0, 0]  # its upper row of pixels
+    cells[0, 2] = [1, 1, 1, 0, 0, 0]  # Its upper row of pixels.
     figure = figures.draw_grid(
         cells,
         "title",
@@ -286,7 +286,7 @@ def test_curves_are_as_high_as_their_values(dim):
     assert 84 <= tile.shape[1] <= 168
     is_area = tile[:, :, 0] < 128
     heights = is_area.mean(axis=0)
-    # The area stands on the floor, without holes.
+    # The area starts at the bottom and has no holes.
     assert np.all(np.diff(is_area.astype(int), axis=0) >= 0)
     assert heights[0] == pytest.approx(0.25, abs=0.02)
     assert heights[-1] == pytest.approx(values[-1], abs=0.02)

@@ -1,4 +1,4 @@
-"""Every distribution is a pytree that keeps what `types.Distribution` declares."""
+"""Every distribution is a pytree that fulfils the contract of `types.Distribution`."""
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ def test_the_gradient_flows_through_the_draws_where_it_is_declared(drawn):
     moves = any(np.any(leaf) for leaf in jax.tree.leaves(gradient(distribution)))
     if distribution.is_reparameterizable:
         assert moves
-    # Of a mixture the component stands still, not the draw of it.
+    # In a mixture only the choice of component has no gradient.
     elif not isinstance(distribution, MixtureDistribution):
         assert not moves
 
@@ -131,7 +131,7 @@ def test_noise_is_mapped_to_draws_and_back_where_it_is_declared(drawn):
 
 
 def test_values_outside_of_the_support_are_refused_or_nan():
-    # Of real numbers a model that diverged draws NaN itself: nothing to refuse.
+    # Real-valued distributions give NaN for NaN and do not raise.
     assert np.all(np.isnan(CASES["diagonal"].log_prob(jnp.full((2, 3), np.nan))))
     for name, outside in {"bits": 2.0, "grey": -0.1}.items():
         value = jnp.full((2, 3), outside)

@@ -10,7 +10,7 @@ import scipy.stats
 from vae_jax import ContinuousBernoulli
 from vae_jax.distributions import continuous_bernoulli
 
-# Around the joints of its series (0.2 in log_prob and mean, 0.001 in sample), and far.
+# Near the switch to the series (0.2 in log_prob and mean, 0.001 in sample), and far.
 LOGITS = np.float32([-30, -3, -0.21, -0.19, -1.1e-3, 0, 0.9e-3, 0.05, 0.199, 0.201, 8])
 
 

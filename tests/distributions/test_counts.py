@@ -1,4 +1,4 @@
-"""Probabilities of counts against SciPy in float64, over all that data may hold."""
+"""Probabilities of counts against SciPy in float64, over the whole range of data."""
 
 import itertools
 
@@ -24,7 +24,7 @@ INVERSE_DISPERSIONS = (1e-6, 1e-3, 0.1, 1, 10, 1e3, 1e5, 1e7, 1e9)
 
 
 def grid(*axes):
-    """Every combination, each `[n, 1]`, as float32 has it."""
+    """Every combination of the axes, each `[n, 1]`, rounded to float32."""
     points = np.array(list(itertools.product(*axes)), np.float32)
     return points.T[..., None]
 
@@ -37,13 +37,13 @@ def log_poisson(x, mean):
 def log_negative_binomial(x, mean, r):
     x, mean, r = np.float64(x), np.float64(mean), np.float64(r)
     gammaln = scipy.special.gammaln
-    # The first difference loses 1e-6 nats of float64 at r = 1e9.
+    # In float64 the first difference loses 1e-6 nats at r = 1e9.
     coefficient = gammaln(x + r) - gammaln(r) - gammaln(x + 1)
     return coefficient - r * np.log1p(mean / r) + x * (np.log(mean) - np.log(mean + r))
 
 
 def assert_exact(found, expected):
-    """Within 1e-3 nats or 1e-5 of the value, whichever is larger."""
+    """Assert agreement within 1e-3 nats or 1e-5 relative, whichever is larger."""
     assert found.dtype == jnp.float32
     error = np.abs(np.float64(found) - expected.sum(-1))
     assert np.all(error <= np.maximum(1e-3, 1e-5 * np.abs(expected.sum(-1))))
@@ -65,7 +65,7 @@ def test_negative_binomial_in_float32():
 
 
 def test_gradients_of_the_negative_binomial_in_float32():
-    """By the log of each parameter, which is what a network says."""
+    """With respect to the log of each parameter, which is a network's output."""
     x, mean, r = map(np.float64, grid(COUNTS, MEANS, INVERSE_DISPERSIONS))
 
     def total(mean, r):

@@ -79,7 +79,7 @@ def test_gaussian_log_prob_gradients_are_the_textbooks():
 
 
 def quadrature_kl(mean_0, log_var_0, mean_1, log_var_1):
-    """KL of two diagonal Gaussians, dimension by dimension on a grid."""
+    """KL of two diagonal Gaussians, by quadrature in each dimension."""
     total = 0.0
     for m0, v0, m1, v1 in zip(mean_0, log_var_0, mean_1, log_var_1, strict=True):
         log_q = scipy.stats.norm.logpdf(GRID, m0, np.exp(v0 / 2))
@@ -123,7 +123,7 @@ def test_gaussian_kl_shapes_and_the_special_case(shape):
 
 
 def test_gaussian_kl_is_zero_to_itself_and_never_negative():
-    """Also where the two are equal but for a few last digits, in float32."""
+    """Also for float32 arguments that differ only in the last digits."""
     mean, log_var = normals(5, (10_000, 1), (10_000, 1))
     itself = kl_divergence(mean, log_var, mean, log_var)
     np.testing.assert_array_equal(itself, 0.0)
@@ -135,14 +135,14 @@ def test_gaussian_kl_is_zero_to_itself_and_never_negative():
 
 
 def test_gaussian_kl_keeps_its_digits_between_nearly_equal_variances():
-    """exp(r) - 1 - r in float32 has none left at r = 1e-3; expm1 keeps three."""
+    """At r = 1e-3, exp(r) - 1 - r loses all digits in float32; expm1 keeps three."""
     log_var = np.full((1,), 1e-3, np.float32)
     actual = kl_to_standard_normal(np.zeros_like(log_var), log_var)
     assert actual == pytest.approx(0.5 * (np.expm1(1e-3) - 1e-3), rel=1e-3)
 
 
 def test_gaussian_kl_is_not_the_formula_with_log_var_for_exp_log_var():
-    """1/2 sum(log_var + mean^2 - 1 - log_var): -1/2 at the prior, no gradient."""
+    """With log_var for exp(log_var), a misprint, it would be -1/2 per unit at 0."""
     zero, log_var = np.zeros(3, np.float32), np.float32([-1.0, 0.0, 2.0])
     assert kl_to_standard_normal(zero, zero) == 0
     gradient = jax.grad(kl_to_standard_normal, argnums=1)(zero, log_var)
@@ -164,7 +164,7 @@ def test_gaussian_samples_have_the_moments(key, assert_mean):
     assert z.shape == (10_000, 4, 3) and z.dtype == np.float32
     assert_mean(z, mean)
     assert_mean((z - mean) ** 2, np.exp(log_var))
-    # Every sample, example and dimension has noise of its own.
+    # The noise is independent over samples, examples and dimensions.
     noise = ((z - mean) / np.exp(log_var / 2)).reshape(10_000, -1)
     assert_mean(noise * np.roll(noise, 1, axis=1), 0.0)
     assert_mean((noise[1:] * noise[:-1]), 0.0)
@@ -208,7 +208,7 @@ def test_bernoulli_log_prob_is_scipys(shape):
 
 
 def reference_log_prob(x, logits):
-    """In float64, by log p = -log(1 + exp(-l)) and log(1 - p) = -log(1 + exp(l))."""
+    """Float64 reference: log p = -log(1 + exp(-l)), log(1 - p) = -log(1 + exp(l))."""
     logits = np.float64(logits)
     return -x * np.logaddexp(0, -logits) - (1 - x) * np.logaddexp(0, logits)
 
@@ -220,7 +220,7 @@ def test_bernoulli_log_prob_is_exact_to_rounding_in_float32(x, magnitude):
     logits = np.float32([[magnitude], [-magnitude]])
     x = np.full_like(logits, x)
     value, gradient = bernoulli_value_and_grad(x, logits)
-    # Below the smallest normal number, 1.2e-38, float32 has no digits to keep.
+    # Below the smallest normal number, 1.2e-38, float32 loses precision.
     expected = reference_log_prob(x, logits)[:, 0]
     np.testing.assert_allclose(value, expected, rtol=3e-7, atol=1.2e-38)
     probability = scipy.special.expit(np.float64(logits))
@@ -229,7 +229,7 @@ def test_bernoulli_log_prob_is_exact_to_rounding_in_float32(x, magnitude):
 
 @pytest.mark.parametrize("jacobian", [jax.jacfwd, jax.jacrev], ids=["fwd", "rev"])
 def test_bernoulli_derivatives_of_every_order_and_mode(jacobian):
-    """x - p by the logit, l by the outcome, -p (1 - p) twice by the logit."""
+    """x - p by the logit, l by the outcome, -p (1 - p) by the logit twice."""
     x = np.float32([0.0, 0.3, 1.0] * 6)[:, None]
     logits = np.repeat(np.float32([-1e3, -20.0, 0.0, 1.5, 20.0, 1e3]), 3)[:, None]
 
@@ -306,7 +306,7 @@ def test_bernoulli_kl_is_zero_to_itself_and_finite_where_saturated():
     ids=["bernoulli", "categorical"],
 )
 def test_kl_of_nearly_equal_logits_is_never_negative(of_logits, outcomes, probability):
-    """Nor cut off: its gradient is q - p, however the value was rounded."""
+    """It is not clipped either: the gradient is q - p even if the value rounds to 0."""
     logits, steps = normals(16, *[(10_000, 1, *outcomes)] * 2)
     divergence = jax.jit(jax.vmap(jax.value_and_grad(of_logits.kl_divergence, 1)))
     for size in np.float32([1e-7, 1e-6, 1e-4]):
@@ -327,7 +327,7 @@ def test_bernoulli_entropy_is_scipys(shape):
 
 
 def test_bernoulli_entropy_keeps_its_digits_where_saturated():
-    """p is 1 or 1 - p is 1 in float32, and neither is what the entropy is about."""
+    """In float32 p or 1 - p rounds to 1, but the entropy keeps its digits."""
     logits = np.float32([[-1e3], [-50.0], [-20.0], [0.0], [20.0], [50.0], [1e3]])
     rare = scipy.special.expit(-np.abs(np.float64(logits)))
     expected = scipy.special.entr(rare) - (1 - rare) * np.log1p(-rare)

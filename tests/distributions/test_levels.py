@@ -1,4 +1,4 @@
-"""Distributions over levels: SciPy's, and sums over every outcome."""
+"""Distributions over levels, against SciPy and sums over all outcomes."""
 
 import functools
 import itertools
@@ -107,7 +107,7 @@ def test_discretized_logistics_draw_what_they_say(assert_mean):
 
 
 def test_discretized_logistics_stay_finite_far_out():
-    """Where both ends of an interval round to the same probability."""
+    """Also where both ends of an interval round to the same probability."""
     x = jnp.asarray(LEVELS, jnp.float32)[:, None]
     total = jax.jit(
         jax.value_and_grad(lambda parts: log_prob_of(x, np.zeros((1, 1)), *parts).sum())
@@ -121,7 +121,7 @@ def test_discretized_logistics_stay_finite_far_out():
     "family", [Categorical(5), DiscretizedLogistic(5, num_components=2)], ids=repr
 )
 def test_families_read_their_outputs_parameter_by_parameter(family, assert_mean):
-    """[P, D] flattened: what a convolutional decoder's output layer gives."""
+    """Outputs are [P, D] flattened, as from a convolutional decoder."""
     outputs = RNG.normal(size=(1, 1, family.num_outputs(2))).astype("f")
     likelihood = family.build({}, jnp.asarray(outputs))
     by_pixel = outputs.reshape(-1, 2).T

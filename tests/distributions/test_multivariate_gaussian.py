@@ -1,4 +1,4 @@
-"""Gaussians with correlations against SciPy and NumPy, values, gradients and edges."""
+"""Correlated Gaussians against SciPy and NumPy: values, gradients, edge cases."""
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ def test_a_covariance_gives_its_factor():
 
 
 def test_a_covariance_without_density_is_refused():
-    """Three dimensions of noise on a line: the matrix of a g(eps) = (eps, eps, eps)."""
+    """A singular covariance: z = (eps, eps, eps) lies on a line in three dimensions."""
     line = jnp.ones((3, 1))
     for singular in (line @ line.T, jnp.diag(jnp.array([1.0, 0.0])), -jnp.eye(2)):
         with pytest.raises(ValueError, match="positive definite, got one with the eig"):

@@ -1,4 +1,4 @@
-"""Auxiliary outputs of an integrand: estimated beside it, and of no consequence."""
+"""Auxiliary outputs of an integrand are estimated and do not affect its gradient."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ MEAN, LOG_VAR, LOGITS = (RNG.normal(size=(2, 3)).astype(np.float32) for _ in ran
 GAUSSIAN = DiagonalGaussianDistribution(MEAN, LOG_VAR)
 BITS = BernoulliDistribution(LOGITS)
 
-# Estimator and distribution; the value of an antithetic or exact one differs by name.
+# Estimator and a distribution it supports.
 ESTIMATORS = {
     "value_only": (estimators.value_only, GAUSSIAN),
     "reparameterization": (estimators.reparameterization, GAUSSIAN),
@@ -58,7 +58,7 @@ def test_every_estimator_is_here():
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_auxiliary_outputs_are_estimated_and_change_nothing(name):
-    """As the same estimator has them for an integrand, without a gradient."""
+    """They equal the estimate of a plain integrand and have no gradient."""
     estimator, posterior = ESTIMATORS[name]
     options = {"num_samples": 1 if name == "sigma_points" else 2}
 
@@ -135,7 +135,7 @@ X = RNG.integers(0, 2, (3, 5)).astype(np.float32)
     ids=["pathwise", "DReG", "VIMCO"],
 )
 def test_what_is_logged_costs_no_product_of_matrices(spec, estimator):
-    """Counted in the program of a gradient, with what is logged and without."""
+    """The gradient's program has as many products with logged terms as without."""
     params, key = init(spec, jax.random.key(0)), jax.random.key(1)
     options = {"num_samples": 4, "estimator": estimator}
     objective = importance_weighted_objective(**options)

@@ -1,4 +1,4 @@
-"""Estimators for bits: one bit in closed form, three by enumeration, and NumPyro."""
+"""Estimators for bits, against closed forms, enumeration and NumPyro."""
 
 import functools
 import itertools
@@ -37,13 +37,13 @@ from vae_jax.estimators import (
 )
 
 P = functools.partial
-# Half the time; the program runs slower.
+# Halves compile time at the cost of a slower program.
 QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0}
 
 # One bit: means and variances in closed form
 
 LOGITS = np.array([-3.1, -1.2, -0.3, 0.1, 0.4, 1.7, 2.6])
-# (f(0), f(1)), both signs of the difference.
+# (f(0), f(1)) with both signs of the difference.
 VALUES = np.array([[0.7, 1.9], [1.3, -0.4]])
 NUM_DRAWS = 50_000
 
@@ -58,7 +58,7 @@ def parabola(b, f0, f1):
 
 @functools.cache
 def one_bit_program(estimator, integrand):
-    """Value and gradient of independent examples, `[draws, logits]`."""
+    """Values and gradients of independent examples, `[draws, logits]`."""
 
     @P(jax.jit, compiler_options=QUICK_TO_COMPILE)
     def program(logits, f0, f1):
@@ -184,11 +184,11 @@ def test_the_control_of_rebar_takes_away_most_of_the_variance(rebar_draws):
     assert np.all(controlled < plain / 3)
 
 
-# Relaxations: what they are, not what they are meant to be
+# Relaxations: the gradient of the relaxed expectation, which is biased
 
 
 def relaxed_gradient(logit, temperature, slope):
-    """E[slope(s, b) ds/dl], s = sigmoid((l + logit u) / t), by SciPy's quadrature."""
+    """E[slope(s, b) ds/dl] for s = sigmoid((l + logit u) / t), by quadrature."""
 
     def integrand(noise):
         z = (logit + noise) / temperature
@@ -239,7 +239,7 @@ def test_straight_through_is_exact_for_a_line_and_biased_for_a_parabola(assert_m
     assert set(np.unique(values)) == {0.5, 1.5}
 
 
-# Three bits that the integrand couples: a sum over the eight states by hand
+# Three bits coupled by the integrand, against an explicit sum over eight states
 
 BENDS = np.array([[0.4, -1.1, 0.6], [0.0, 0.3, 0.9], [0.0, 0.0, -0.5]])
 THREE = np.array([[0.3, -1.4, 0.8], [-0.6, 1.1, 2.0]])
@@ -264,7 +264,7 @@ def coupled(b, xp):
 
 @functools.cache
 def three_bits(estimator, num_repeats):
-    """Values and gradients; the first half of the batch is one example repeated."""
+    """Values and gradients for a batch of two examples, each repeated `num_repeats`."""
 
     @P(jax.jit, compiler_options=QUICK_TO_COMPILE)
     def program(logits, theta, first_half):
@@ -296,7 +296,7 @@ def three_bits(estimator, num_repeats):
 
 @pytest.fixture(scope="module")
 def by_hand():
-    """E f, and its gradients by the logits and by theta."""
+    """E f and its gradients with respect to the logits and theta."""
     states = np.array(list(itertools.product([0.0, 1.0], repeat=3)))
     found = []
     for logits, theta in zip(THREE, THETAS, strict=True):
@@ -333,7 +333,7 @@ BIASED = {
 
 @pytest.mark.parametrize("name", [*UNBIASED, *BIASED])
 def test_values_are_plain_and_gradients_stay_with_their_example(name):
-    """The value of 1e8 b exactly; theta, in which f is linear, has its gradient."""
+    """The value of 1e8 b is exact, and so is the gradient by theta, linear in f."""
     found = three_bits({**UNBIASED, **BIASED}[name], HALF)
     values = found["values"]
     if name == "leave_one_out":
@@ -358,11 +358,11 @@ def test_too_many_bits_are_not_enumerated(key):
         jax.eval_shape(estimate, jnp.zeros((2, 13)))
 
 
-# Bounds of several samples
+# Bounds with several samples
 
 
 def test_the_gradient_of_a_bound_over_bits_is_the_sum_over_pairs_of_states(assert_mean):
-    """Log mean of two weights of one bit, whose four outcomes are summed by hand."""
+    """Log mean of two weights of one bit, by an explicit sum over four outcomes."""
     logits, log_p = np.array([-0.7, 1.2]), np.array([-2.0, -0.5])
 
     def bound(logit):
@@ -418,7 +418,7 @@ def bits_model():
 
 
 def expected_gradient(params, x, bound):
-    """Of the mean over x of E_q[log p(x, z) - log q], by central differences."""
+    """Value and gradient of the mean over x of the ELBO, by central differences."""
     states = np.array(list(itertools.product([0.0, 1.0], repeat=3)))
     leaves, structure = jax.tree.flatten(jax.tree.map(np.float64, params))
 
@@ -503,11 +503,11 @@ def test_the_default_estimator_refuses_bits_and_says_what_to_use(bits_model, key
 
 
 def test_numpyros_surrogate_is_the_score_function_with_log_q_constant(assert_mean):
-    """TraceGraph_ELBO of one multivariate site, one particle: no baseline is taken.
+    """TraceGraph_ELBO with one multivariate site and one particle uses no baseline.
 
-    It leaves the gradient of log q in the cost out, whose expectation is 0; so it is
-    `score_function` of log p - stop_gradient(log q). Used as it is, log q brings minus
-    one score: NumPyro's estimator with a baseline of 1.
+    It omits the gradient of log q in the cost, whose expectation is 0, so it equals
+    `score_function` of log p - stop_gradient(log q). Without stop_gradient, log q
+    contributes minus one score, which equals NumPyro's estimator with a baseline of 1.
     """
     numpyro = pytest.importorskip("numpyro")
     dist = pytest.importorskip("numpyro.distributions")

@@ -1,4 +1,4 @@
-"""Estimates of expectations: values and gradients on integrands that are known."""
+"""Values and gradients of the estimators on integrands with known expectations."""
 
 import dataclasses
 import functools
@@ -60,10 +60,10 @@ SLOPE = np.float32([1.5, -0.5])
 NUM_KEYS = 5000
 
 P = functools.partial
-# Half the time; the program runs slower.
+# Halves compile time at the cost of a slower program.
 QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0}
 
-# name: (f, E f, d/d mean, d/d log_var, both of E f)
+# name: (f, E f, dE f/d mean, dE f/d log_var)
 INTEGRANDS = {
     "constant": (lambda z: jnp.ones(z.shape[:-1]), 1.0, 0 * MEAN, 0 * MEAN),
     "linear": (lambda z: z @ SLOPE, (MEAN @ SLOPE)[0], SLOPE[None], 0 * MEAN),
@@ -84,7 +84,7 @@ INTEGRANDS = {
 
 @pytest.fixture(scope="module")
 def draws():
-    """Value and gradients of one sample, for every integrand and many keys."""
+    """One-sample values and gradients, for every integrand and many keys."""
 
     def one(key):
         def estimate(mean, log_var, name):
@@ -105,7 +105,7 @@ def test_reparameterization_has_the_exact_expectations(name, draws, assert_mean)
     _, *expected = INTEGRANDS[name]
     actual = value, by_mean, by_log_var
     for samples, expectation in zip(actual, expected, strict=True):
-        if np.ptp(samples, axis=0).max() < 1e-6:  # The same for every sample: exact.
+        if np.ptp(samples, axis=0).max() < 1e-6:  # Deterministic, so exact.
             np.testing.assert_allclose(samples[0], expectation, atol=1e-6)
         else:
             assert_mean(samples, expectation)
@@ -200,7 +200,7 @@ def log_ratio_to_target(z, log_q, target):
 
 @functools.cache
 def one_dimensional(make_estimator, integrand, num_draws):
-    """Gradients by mean and standard deviation, a draw for each example of a batch."""
+    """Draw gradients by mean and standard deviation, one per example of a batch."""
 
     @P(jax.jit, compiler_options=QUICK_TO_COMPILE if num_draws < 10_000 else None)
     def program(key, mean, deviation, k, baseline):
@@ -264,7 +264,7 @@ def mean_baseline_variances(a, s, n):
     return exact[0] + noise / s**2, exact[1] + 2 * noise / s**2
 
 
-# name: (estimator, its variances by mean and by s, with a = mean - k)
+# name: (estimator, its variances by mean and by s), with a = mean - k
 CLOSED_FORMS = {
     "reparameterization": (
         given(reparameterization),
@@ -317,7 +317,7 @@ CLOSED_FORMS = {
 }
 
 
-# Multiples of s^2 that a baseline adds to a^2: the mean of f, and the two optima.
+# Baselines a^2 + c s^2, by c: the mean of f, and the optima for mean and s.
 BASELINES = {
     "exact mean as baseline": 1,
     "exact mean as baseline of 3": 1,
@@ -354,7 +354,7 @@ def test_the_delta_method_leaves_no_variance_on_a_quadratic(num_coefficient_samp
 
 
 def test_an_optimal_baseline_costs_the_error_of_its_constant(assert_mean):
-    """The optimum's variance, and E[(b - b*)^2] E[score^2] with b drawn by NumPy."""
+    """Variance: that of the optimum plus E[(b - b*)^2] E[score^2], b drawn by NumPy."""
     rng = np.random.default_rng(0)
     mean, s, k = SETTINGS[0]
     a = mean - k
@@ -381,7 +381,7 @@ def test_an_optimal_baseline_costs_the_error_of_its_constant(assert_mean):
 
 
 def test_the_pathwise_estimator_is_not_always_the_best(assert_mean):
-    """On cos(k x) with a large k s the score function has the smaller variance."""
+    """On cos(k x) with large k s the score function has the smaller variance."""
     mean, s, k = 1.0, 1.5, 1.3
     damped, turn = np.exp(-2 * k**2 * s**2), np.cos(2 * k * mean)
     exact = -k * np.exp(-(k**2) * s**2 / 2) * np.sin(k * mean)
@@ -399,7 +399,7 @@ def test_the_pathwise_estimator_is_not_always_the_best(assert_mean):
 
 @pytest.fixture(scope="module")
 def landing():
-    """Gradients of E[log target - log q] by mean and deviation, for two q."""
+    """Draw gradients of E[log target - log q] by mean and standard deviation."""
 
     @P(jax.jit, static_argnums=0)
     def program(estimator, mean, deviation, target):
@@ -438,7 +438,7 @@ def test_the_path_derivative_lands_without_noise(landing):
     assert by_s.std() > 0.1
 
 
-# Several dimensions, an integrand that couples them, the value exact
+# Several dimensions coupled by the integrand, with exact values
 
 
 GAUSSIAN = {
@@ -473,10 +473,10 @@ def coupled(z, xp):
 
 @functools.cache
 def three_dimensional(name):
-    """Values and gradients for a batch of two different halves, the same within each.
+    """Values and gradients for a batch of two examples, each repeated HALF times.
 
-    The integrand has a part of interest, a single latent, and a huge multiple of it,
-    of which nothing may get into the gradient of the first.
+    The integrand has three parts: "f" is the one of interest, "z" is a single latent,
+    and "huge" is 1e8 times it, which must not affect the gradient of "f".
     """
 
     def program(mean, log_var, theta, first_half, key):
@@ -507,9 +507,9 @@ def three_dimensional(name):
 
 @pytest.fixture(scope="module")
 def quadrature():
-    """E[f], and its gradients by mean, log-variance and theta: E[f score].
+    """E[f] and its gradients by mean and log-variance, E[f score], and by theta.
 
-    Gauss and Hermite's rule in each of the three dimensions.
+    Gauss-Hermite quadrature in each of the three dimensions.
     """
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     noise = np.stack(np.meshgrid(nodes, nodes, nodes), axis=-1).reshape(-1, 3)
@@ -547,11 +547,11 @@ def test_every_gaussian_estimator_has_the_gradient_by_quadrature(
 
 @pytest.mark.parametrize("name", GAUSSIAN)
 def test_what_the_integrand_holds_gets_the_plain_gradient(name):
-    """F is linear in theta, so theta times the gradient by it is the value."""
+    """f is linear in theta, so theta times the gradient by theta is the value."""
     found = three_dimensional(name)
     theta = np.repeat(THETAS, HALF)
     value = found["values"]["f"]
-    # The rounding of differences of numbers near 1.
+    # Rounding of differences of numbers near 1.
     np.testing.assert_allclose(
         theta * found["gradients"][2], value, rtol=1e-5, atol=1e-6
     )
@@ -568,7 +568,7 @@ def test_no_gradient_leaks_from_one_example_to_another(name):
 
 @pytest.mark.parametrize("name", GAUSSIAN)
 def test_the_value_is_the_plain_estimate_however_large_the_surrogate(name):
-    """To the bit of one sample, whose value is 1e8 times that of the part z."""
+    """With one sample, exactly to the bit: "huge" is 1e8 times "z"."""
     values = three_dimensional(name)["values"]
     expected = np.float32(1e8) * values["z"]
     if getattr(GAUSSIAN[name], "keywords", {}).get("num_samples", 1) == 1:
@@ -577,7 +577,7 @@ def test_the_value_is_the_plain_estimate_however_large_the_surrogate(name):
         np.testing.assert_allclose(values["huge"], expected, rtol=1e-6, atol=20)
 
 
-# Bounds of several samples: log p(x) by two samples, against quadrature
+# Bounds with two samples, against quadrature
 
 TARGET = {"prior_mean": 0.4, "prior_log_var": 0.5}
 OBSERVED, NOISE_LOG_VAR = 1.1, -0.7
@@ -594,7 +594,7 @@ def log_joint(z, prior_mean, prior_log_var, xp):
 
 
 def bound_by_quadrature(parameters):
-    """E[log mean of two weights] with Gauss and Hermite's rule, in float64."""
+    """E[log mean of two weights] by Gauss-Hermite quadrature, in float64."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(120)
     weights = weights / weights.sum()
     mean, log_var = parameters["mean"], parameters["log_var"]
@@ -652,7 +652,7 @@ def bound_program(name, with_prior):
 
 
 def bound_draws(name, parameters, with_prior=False):
-    """The bound and its gradient, a draw for each example."""
+    """Draw the bound and its gradient, one per example."""
     ones = np.ones((100_000, 1), np.float32)
     batch = {name: np.float32(value) * ones for name, value in parameters.items()}
     return jax.tree.map(np.asarray, bound_program(name, with_prior)(batch))
@@ -668,7 +668,7 @@ def test_the_gradient_of_a_bound_is_that_by_quadrature(name, assert_mean):
 
 
 def weight_of_the_first(name, first, second):
-    """R less R with the first replaced, less the share of the first in R."""
+    """Bound minus the bound with the first weight replaced, minus its own share."""
     bound = np.logaddexp(first, second) - np.log(2)
     baseline = {"vimco": second, "score_function, baseline": -1.5}[name]
     replaced = np.logaddexp(baseline, second) - np.log(2)
@@ -677,7 +677,7 @@ def weight_of_the_first(name, first, second):
 
 @pytest.mark.parametrize("name", ["vimco", "score_function, baseline"])
 def test_each_sample_is_weighed_by_what_it_adds_to_the_bound(name, assert_mean):
-    """The variance by quadrature; log q in the integrand takes a score as well."""
+    """Variance by quadrature; log q in the integrand contributes a score as well."""
     parameters = {**MEASURED, **TARGET}
     nodes, weights = np.polynomial.hermite_e.hermegauss(120)
     weights = np.outer(weights, weights) / weights.sum() ** 2
@@ -762,7 +762,7 @@ ON_MODELS = {
 
 
 def model_gradients(objective, key, num_draws):
-    """Gradients of an objective, as independent draws, `[num_draws, ...]`."""
+    """Draw independent gradients of an objective, `[num_draws, ...]`."""
     params, x = random_params(TINY), example_data(TINY)[:2]
     keys = jax.random.split(key, num_draws)
     draws = jax.jit(
@@ -773,7 +773,7 @@ def model_gradients(objective, key, num_draws):
 
 
 def assert_same_means(some, others):
-    """Two sets of draws of a tree, within 5 standard errors of the difference."""
+    """Assert that the means of two sets of draws agree within 5 standard errors."""
     for one, other in zip(jax.tree.leaves(some), jax.tree.leaves(others), strict=True):
         variance = one.var(axis=0) / len(one) + other.var(axis=0) / len(other)
         difference = np.abs(one.mean(axis=0) - other.mean(axis=0))
@@ -796,7 +796,7 @@ QUICKER = ("score_function", "path_derivative", "doubly_reparameterized")
     ],
 )
 def test_the_elbos_gradient_is_the_same_by_every_estimator(name, default_gradients):
-    """Encoder, decoder and prior; the pathwise ones estimate the KL as they must."""
+    """For encoder, decoder and prior; pathwise estimators use a Monte Carlo KL."""
     estimator = ON_MODELS[name]
     kl = "auto" if name in list(ON_MODELS)[:6] else "monte_carlo"
     options = {"num_samples": 2} if name == "leave_one_out" else {}
@@ -826,7 +826,7 @@ CONDITIONAL = replace(TINY, prior=ClassConditionalPrior(2), num_classes=2, laten
 
 
 def bound_of_two_samples(params, x, labels):
-    """E[log mean of two weights] summed over examples, by Gauss and Hermite's rule."""
+    """E[log mean of two weights] summed over examples, by Gauss-Hermite quadrature."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     weights = weights / weights.sum()
     q = encode(params, x, labels=labels)
@@ -839,7 +839,7 @@ def bound_of_two_samples(params, x, labels):
 def test_the_prior_of_each_class_is_doubly_reparameterized_at_the_labels(
     x64, assert_mean
 ):
-    """As documented, with as many examples as classes, in another order."""
+    """Two examples and two classes, with the labels in reverse order."""
     labels = np.array([1, 0])
     params = jax.tree.map(lambda leaf: np.float64(leaf), random_params(CONDITIONAL))
     x = np.float64(example_data(CONDITIONAL)[:2])
@@ -874,7 +874,7 @@ def test_an_elbo_with_its_divergence_in_closed_form_refuses_the_path_derivative(
         jax.eval_shape(P(elbo, estimator=path_derivative), params, x, key)
 
 
-# What every estimator allows
+# Transformations and dtypes
 
 
 BITS = {
@@ -905,7 +905,7 @@ def smooth_integrand(theta, z, log_q):
 
 @pytest.mark.parametrize(("family", "name"), EVERY)
 def test_every_estimator_transforms_and_stays_float64(family, name, x64):
-    """Gradients under `vmap` over parameters and keys, of three samples, by tracing."""
+    """Traces gradients with three samples under `vmap` over parameters and keys."""
     estimator = (GAUSSIAN if family == "gaussian" else BITS)[name]
 
     def estimate(parameters, theta, key):
@@ -930,11 +930,11 @@ def test_every_estimator_transforms_and_stays_float64(family, name, x64):
     assert "f32[" not in str(program)
 
 
-# What they refuse
+# Errors
 
 
 def traced(estimator, integrand, posterior, key, **options):
-    """Refusals happen while tracing, without a compiled program."""
+    """Trace an estimate; errors are raised without compiling a program."""
 
     def estimate(posterior, key):
         return estimator(integrand, posterior, key, **options)
@@ -1196,7 +1196,7 @@ def test_a_singular_covariance_is_refused_where_it_is_known(log_var, key):
 
 
 def quadratic(z, log_q):
-    """Linear, squared, crossed and cubed terms, whose expectation has a closed form."""
+    """Linear, square, cross and cubic terms, with a closed-form expectation."""
     crossed = jnp.prod(z, axis=-1)
     return jnp.sum(z + 2 * z**2 + z**3, axis=-1) + crossed
 
@@ -1233,7 +1233,7 @@ def test_sigma_points_know_the_log_density_and_nothing_of_the_fourth_degree(x64)
     np.testing.assert_allclose(entropy, expected, rtol=1e-12)
     two = DiagonalGaussianDistribution(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
     fourth = sigma_points(lambda z, log_q: jnp.sum(z**4, -1), two, jax.random.key(0))
-    # L sigma^4 of each unit, in place of 3 sigma^4.
+    # L sigma^4 per unit, instead of the exact 3 sigma^4.
     assert fourth[0] == pytest.approx(4.0)
 
 

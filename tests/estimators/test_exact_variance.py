@@ -1,4 +1,4 @@
-"""Exact variances of the estimators, against quadrature and sums written out."""
+"""Exact variances of the estimators, against quadrature and explicit sums."""
 
 import itertools
 
@@ -63,7 +63,7 @@ def test_gaussian_moments_are_those_of_quadrature(integrand, setting):
 
 
 def integrands(f, slope, k, score, path):
-    """Of each field of `ScoreMoments`, in its order."""
+    """Integrands of the fields of `ScoreMoments`, in their order."""
     return [
         lambda x: f(x, k),
         lambda x: f(x, k) ** 2,
@@ -75,7 +75,7 @@ def integrands(f, slope, k, score, path):
     ]
 
 
-# mu = 1, sigma = 1.5, k = -3: worked by hand from the polynomials in a = 4.
+# Computed by hand at mu = 1, sigma = 1.5, k = -3, from polynomials in a = 4.
 WORKED = {
     "mu": (9, 371.5278, 150.5, 141.5, 141.5, 48.6667, 17.4873),
     "sigma": (82, 1354.0556, 766, 694, 456, 203.6667, 73),
@@ -130,10 +130,10 @@ def test_arm_and_disarm_are_integrals_over_the_uniform_number(logit):
     pair = dict(logit=logit, f0=f[0], f1=f[1])
     u = (np.arange(200_000) + 0.5) / 200_000
     bit, antithetic = (u < p).astype(int), (1 - u < p).astype(int)
-    # d log q(b) by the logit at each end, weighted by 1/2: ARM before it is integrated.
+    # ARM for a given u: half the sum of f(b) d log q(b)/d logit over both bits.
     arm = (f[bit] - f[antithetic]) * (0.5 - u)
     differs = bit != antithetic
-    # E[ARM | both bits], which is DisARM: mean of 1/2 - u over where they differ.
+    # DisARM is E[ARM | both bits]: the mean of 1/2 - u where they differ.
     share = np.abs(0.5 - u[differs]).mean() if differs.any() else 0
     disarm = np.where(
         differs, (f[bit] - f[antithetic]) * np.where(bit == 1, share, -share), 0

@@ -1,4 +1,4 @@
-"""Moments over draws against NumPy and SciPy on the same draws, and their errors."""
+"""Moments over draws and their errors, against NumPy and SciPy on the same draws."""
 
 import functools
 
@@ -11,7 +11,7 @@ import scipy.stats
 from vae_jax.estimators import gradient_moments
 
 P = functools.partial
-# Half the time; the program runs slower.
+# Halves compile time at the cost of a slower program.
 QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0}
 NUM_DRAWS = 3001
 NOTHING = np.float32(0)
@@ -19,7 +19,7 @@ SCALES = np.float32([[0.5, -2.0, 3.0], [1.0, 4.0, 0.1]])
 
 
 def skewed(key, offset):
-    """Exponential and correlated: a matrix, a scalar and a pair."""
+    """Draw correlated exponential variables: a matrix, a scalar and a pair."""
     numbers = jax.random.exponential(key, (2, 3))
     pair = jnp.stack([numbers[0, 0] - 2 * numbers[1, 1], numbers[1, 2]])
     return {"matrix": SCALES * numbers + offset, "rest": (numbers[0, 1], pair)}
@@ -39,7 +39,7 @@ def draws_of(key, num_draws, offset=NOTHING):
 
 @pytest.fixture(scope="module")
 def stored():
-    """The figures in 512-draw chunks, and the draws that they are of."""
+    """Moments in chunks of 512 draws, and the draws themselves."""
     key = jax.random.key(0)
     draws = draws_of(key, NUM_DRAWS)
     return moments_of(key, NUM_DRAWS, 512), jax.tree.map(np.float64, draws)
@@ -63,7 +63,7 @@ def test_parameters_have_numpys_mean_and_variance(stored):
 
 
 def test_the_standard_errors_follow_from_scipys_moments(stored):
-    """Kurtosis gives that of the variance, skewness that of the ratio."""
+    """The error of the variance depends on the kurtosis, that of the ratio on both."""
     found, draws = stored
     n = NUM_DRAWS
 
@@ -115,7 +115,7 @@ def test_leaves_have_the_norm_of_the_mean_and_the_sum_of_variances(stored):
 
 
 def test_a_leaf_of_one_number_has_the_figures_of_the_number(stored):
-    """Its errors are taken around the mean of the first chunk, hence the tolerance."""
+    """Its errors are computed around the mean of the first chunk: wide tolerance."""
     found, _ = stored
     for field, of_leaf, of_parameter in zip(
         found.leaves._fields, found.leaves, found.parameters, strict=True
@@ -128,7 +128,7 @@ def test_a_leaf_of_one_number_has_the_figures_of_the_number(stored):
 
 @pytest.mark.parametrize("chunk_size", [100, 5000])
 def test_the_figures_do_not_depend_on_the_chunks(chunk_size, stored):
-    """One leaves a single draw for the last chunk, one is larger than needed."""
+    """A chunk size leaving one draw for the last chunk, and one above the total."""
     found = moments_of(jax.random.key(0), NUM_DRAWS, chunk_size)
     assert_trees_are_close(found.parameters, stored[0].parameters, 1e-3)
     for field, of_leaf, expected in zip(
@@ -146,7 +146,7 @@ def test_two_draws_are_enough(key):
 
 
 def test_a_huge_offset_keeps_the_digits(key):
-    """Mean 1e4, deviations from 0.1: naive sums of squares would lose it all."""
+    """Mean 1e4, deviations from 0.1: naive sums of squares would cancel."""
     offset = np.float32(1e4)
     figures = moments_of(key, NUM_DRAWS, 512, offset).parameters
     draws = np.float64(draws_of(key, NUM_DRAWS, offset)["matrix"])
@@ -163,7 +163,7 @@ def test_a_huge_offset_keeps_the_digits(key):
 
 @pytest.fixture(scope="module")
 def repeated():
-    """The figures of 200 keys, each of 2000 draws of exponential variables."""
+    """Moments for 200 keys, each of 2000 draws of exponential variables."""
 
     def draw(key):
         return 2.0 + jnp.float32([1.0, 3.0]) * jax.random.exponential(key, (2,))
@@ -189,7 +189,7 @@ def test_the_standard_errors_are_the_spread_of_repetitions(kind, field, repeated
 
 @pytest.mark.parametrize("kind", ["parameters", "leaves"])
 def test_the_estimates_are_unbiased(kind, repeated, assert_mean):
-    """Exponential of mean c has variance c^2."""
+    """An exponential variable with mean c has variance c^2."""
     figures = getattr(repeated, kind)
     mean, variance = np.array([3.0, 5.0]), np.array([1.0, 9.0])
     if kind == "leaves":
@@ -199,7 +199,7 @@ def test_the_estimates_are_unbiased(kind, repeated, assert_mean):
 
 
 def test_the_norm_of_a_mean_of_zero_is_not_its_noise(key):
-    """Without the correction it would be sqrt(variance / n) at least."""
+    """Without the correction it would be about sqrt(variance / n)."""
     figures = jax.jit(
         lambda key: gradient_moments(
             lambda key: jax.random.normal(key, (100,)), key, num_draws=1000

@@ -1,4 +1,4 @@
-"""Reductions over samples: the Renyi bound through order 1, in 50 decimal digits."""
+"""Reductions over samples; the Renyi bound around order 1 in 50-digit arithmetic."""
 
 import decimal
 from decimal import Decimal
@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 EPSILON = np.finfo(np.float32).eps
 DISTANCES = [sign * 10.0**-k for k in range(1, 8) for sign in (1, -1)]
 
-# Log-weights [8, 2] with spreads from a hundredth of a nat to hundreds of nats.
+# Log-weights [8, 2] with spreads from 0.01 to hundreds of nats.
 LOG_WEIGHTS = {
     "narrow": 0.01 * RNG.normal(size=(8, 2)),
     "ordinary": RNG.normal(size=(8, 2)),
@@ -25,7 +25,7 @@ LOG_WEIGHTS = {name: v.astype(np.float32) for name, v in LOG_WEIGHTS.items()}
 
 
 def exact(t, column):
-    """The bound at order 1 - t, and its derivatives by the values and the order."""
+    """Bound at order 1 - t, and its derivatives by the values and the order."""
     with decimal.localcontext(decimal.Context(prec=50)):
         v, t = [Decimal(float(value)) for value in column], Decimal(float(t))
         mean = sum(v) / len(v)
@@ -47,7 +47,7 @@ def exact_columns(t, values):
 
 @pytest.fixture(scope="module")
 def by_traced_order():
-    """The bound and its gradients by values and order, at many orders."""
+    """Bound and its gradients by values and order, for many traced orders."""
 
     def everything(alpha, values):
         def bound(alpha, values):

@@ -1,4 +1,4 @@
-"""Estimators on distributions that share parameters: each example by itself."""
+"""Estimators treat examples separately when a distribution shares parameters."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ ON_ANY_DENSITY = {
 }
 
 
-# The others need no scores of their own, and seconds to compile.
+# The others do not need per-example scores and take seconds to compile.
 @pytest.mark.parametrize(
     "name",
     [
@@ -38,7 +38,7 @@ ON_ANY_DENSITY = {
     ],
 )
 def test_the_gradient_of_an_example_does_not_depend_on_the_others(name):
-    """Of all parameters of a model whose upper encoders serve every example."""
+    """For all parameters of a model whose upper encoders are shared by all examples."""
     spec = dict(SPECS)["three-stochastic-layers"]
     params, x = random_params(spec), example_data(spec)[:2]
     changed = np.stack([x[0], 1 - x[1]])
@@ -73,7 +73,7 @@ NOISE = np.float32(np.random.default_rng(2).normal(size=(8, 3, 2)))
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SharedScale(Distribution):
-    """N(mean, exp(log_scale)^2) of given noise, the scale the same for all examples."""
+    """N(mean, exp(log_scale)^2) from fixed noise; all examples share the scale."""
 
     log_scale: jax.Array  # [1, L]
     mean: jax.Array  # [B, L]
@@ -83,7 +83,7 @@ class SharedScale(Distribution):
         return jnp.sum(-0.5 * noise**2 - self.log_scale, axis=-1)
 
     def sample_and_log_prob(self, key, num_samples):
-        """The last `num_samples` of the noise: those of 5 and of 3 differ."""
+        """Use the last `num_samples` rows of the noise: 5 and 3 samples differ."""
         z = self.mean + jnp.exp(self.log_scale) * NOISE[-num_samples:]
         return z, self.log_prob(z)
 
@@ -108,7 +108,7 @@ def test_the_optimal_baseline_is_that_of_each_example_by_brute_force():
     arguments = np.float32(log_scale), np.float32(mean)
 
     def expected(example):
-        """(f - b) score of three samples, b = E[f score^2] / E[score^2] of five."""
+        """(f - b) score of 3 samples, with b = E[f score^2] / E[score^2] of 5."""
         scale, noise = np.exp(log_scale[0]), np.float64(NOISE[:, example])
         f = sizes[example] * ((mean[example] + scale * noise) ** 2).sum(-1)[:, None]
         score = np.concatenate([noise**2 - 1, noise / scale], axis=-1)
@@ -125,7 +125,7 @@ def test_the_optimal_baseline_is_that_of_each_example_by_brute_force():
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SharedLogits(Distribution):
-    """Bits whose logits are those of the example plus some that all share."""
+    """Bits whose logits are per-example logits plus shared ones."""
 
     shared: jax.Array  # [1, L]
     own: jax.Array  # [B, L]

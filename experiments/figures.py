@@ -96,7 +96,7 @@ def draw_all(
 
 
 def are_pixels(params: Params, x: np.ndarray) -> bool:
-    """Whether examples are pixels in [0, 1] rather than counts or other reals."""
+    """Whether examples are pixels in [0, 1] rather than counts or arbitrary reals."""
     is_unit = bool(np.all((x >= 0) & (x <= 1)))
     return is_unit and not params.spec.likelihood.support.whole
 

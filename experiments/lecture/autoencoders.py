@@ -112,7 +112,7 @@ def squared_error(params: Params, x: Array) -> Array:
 
 
 def linear_checks(x: Array, key: Key, config: Config) -> list[Check]:
-    """Compare tied and untied linear autoencoders with scikit-learn's PCA."""
+    """Checks of tied and untied linear autoencoders against scikit-learn's PCA."""
     size = config.linear_dim
     pca = PCA(size, svd_solver="full").fit(x)
     axes = np.asarray(pca.components_).T

@@ -291,7 +291,7 @@ def test_S1_L81_two_terms_of_the_product_rule():
 
 
 def test_S1_L93_the_score_at_each_sample(gradients):
-    """With the score of one sample for all others, the estimate has mean 0."""
+    """The score of one sample times the mean value of the others has mean 0."""
     z = np.random.default_rng(0).normal(1.0, 1.5, (20_000, 8))
     score, values = (z - 1) / 1.5**2, (z + 3) ** 2
     right, printed = (

@@ -173,7 +173,9 @@ def falling(x: Array, key: Key) -> tuple[Figures, list[Check]]:
     lowest = found.log_evidence.min() - found.log_evidence[0]
     rise = found.elbo[jnp.argmin(found.log_evidence)] - found.elbo[0]
     return found, [
-        Check("S0-8", "best decoder, bad encoder: log p(x) falls", lowest, 0, 0, "<"),
+        Check(
+            "S0-8", "best decoder, untrained encoder: log p(x) falls", lowest, 0, 0, "<"
+        ),
         Check("S0-8", "meanwhile the ELBO rises by", rise, 0.5, relation=">"),
     ]
 
@@ -306,8 +308,8 @@ def predictive_checks(params: Params, x: Array, key: Key, num_draws: int):
     off = jnp.abs(draws.mean(axis=0) - mean).max()
     spread_off = jnp.abs(jnp.cov(draws, rowvar=False) - covariance).max()
     return [
-        Check("S0-4", "draws of p(x'|x): mean less exact", off, 0, bound),
-        Check("S0-4", "draws of p(x'|x): covariance less exact", spread_off, 0, bound),
+        Check("S0-4", "draws of p(x'|x): mean minus exact", off, 0, bound),
+        Check("S0-4", "draws of p(x'|x): covariance minus exact", spread_off, 0, bound),
     ]
 
 
@@ -366,7 +368,7 @@ def draw_training(first: Figures, second: Figures) -> Figure:
     axes.text(shown * 1.03, elbo[0], "encoder and decoder")
     axes.set_ylim(elbo[0] - 1, log_evidence[-1] + 1)
     axes.set(xlabel="training steps", ylabel="nats, mean over the data")
-    axes.set_title("Raising the ELBO closes the gap, then lifts log p(x)")
+    axes.set_title("Raising the ELBO closes the gap, then raises log p(x)")
     axes.legend(loc="center right")
     return figure
 
@@ -395,7 +397,7 @@ def draw_grids(found: dict[str, list[float]], num_points: int) -> Figure:
         sizes = np.arange(1, len(errors) + 1)
         axes.semilogy(sizes, np.maximum(errors, 1e-16), "o-", color=color, label=name)
     axes.set(xlabel="latent dimensions", ylabel="error of log p(x), nats")
-    axes.set_title(f"An integral by {num_points:,} points")
+    axes.set_title(f"Integration with {num_points:,} points")
     axes.legend()
     return figure
 

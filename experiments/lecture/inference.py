@@ -277,7 +277,7 @@ def draw_curves(curves: dict[str, Curve]) -> Figure:
             color = COLORS[name]
             if len(values) == 1:
                 axes.axhline(
-                    values[0], color=color, ls="--", label=f"{name}: none for x"
+                    values[0], color=color, ls="--", label=f"{name}: no evaluations"
                 )
             else:
                 axes.loglog(
@@ -287,7 +287,7 @@ def draw_curves(curves: dict[str, Curve]) -> Figure:
         axes.grid(color="0.9")
     panels[0].legend(fontsize=8)
     figure.suptitle(
-        "A chain comes as near as one waits; a diagonal q stops short in the deviation"
+        "MCMC error keeps decreasing; a diagonal q keeps an error in the deviation"
     )
     return figure
 

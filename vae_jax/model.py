@@ -1,7 +1,7 @@
-"""The steps of a variational autoencoder as functions of `Params`.
+"""Components of a variational autoencoder as pure functions of `Params`.
 
-`encode`, `reparameterize` and `decode` are what the objectives compose, and so can
-anyone. Kingma & Welling 2014.
+Objectives are composed of `encode`, `reparameterize` and `decode` (Kingma & Welling
+2014).
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ from vae_jax.types import (
     PyTree,
 )
 
-# Of a posterior that starts narrow: a deviation of 0.22.
+# Initial log-variance of a posterior that starts narrow: standard deviation 0.22.
 INITIAL_LOG_VAR = -3.0
 
 
@@ -43,15 +43,15 @@ def _decoder_module(spec: ModelSpec):
     return networks.with_output_layer(spec.decoder, num_outputs, spec.data_shape)
 
 
-# Weights of the classes sum to 1 within this: bfloat16 rounds them by less.
+# Tolerance on the sum of the class weights; the rounding error of bfloat16 is smaller.
 _WEIGHT_TOLERANCE = 0.01
 
 
 def _class_weights(spec: ModelSpec, labels: Labels, batch: int | None = None) -> Labels:
-    """Labels as weights `[B, C]`, NaN where traced ones name no class.
+    """Convert labels to class weights `[B, C]`; NaN for invalid traced labels.
 
-    Refuses labels where the model has none, their lack, what is no label, and another
-    number of them than `batch`.
+    Raises ValueError for labels given to an unconditional model, missing or invalid
+    labels, and a number of labels other than `batch`.
     """
     if spec.num_classes == 0:
         if labels is not None:
@@ -86,12 +86,12 @@ def _class_weights(spec: ModelSpec, labels: Labels, batch: int | None = None) ->
         return jnp.where(exists[:, None], weights, jnp.nan)
     if not exists.all():
         raise ValueError(f"labels must be {expected}, got {known[~exists][0]}")
-    # Still known to the prior, which JAX's own functions would hide under tracing.
+    # A NumPy array, so that the prior can validate it even under tracing.
     return weights
 
 
 def _encoder_inputs(spec: ModelSpec, x: Array, labels: Labels) -> Array:
-    """Observations `[B, D]` as the encoder takes them, labels beside them."""
+    """Encoder inputs for observations `[B, D]`, with labels concatenated."""
     x = spec.likelihood.encoder_inputs(x)
     labels = _class_weights(spec, labels, x.shape[0])
     if labels is None:
@@ -101,7 +101,7 @@ def _encoder_inputs(spec: ModelSpec, x: Array, labels: Labels) -> Array:
 
 
 def _decoder_inputs(spec: ModelSpec, z: Latents, labels: Labels) -> Array:
-    """Latents `[S, B, L]` of the layer next to the data, labels beside them."""
+    """Latents `[S, B, L]` of the layer nearest the data, with labels concatenated."""
     z = z[0] if isinstance(z, tuple) else z
     labels = _class_weights(spec, labels, z.shape[-2] if z.ndim > 1 else None)
     return z if labels is None else networks.beside(z, labels, None)
@@ -110,34 +110,35 @@ def _decoder_inputs(spec: ModelSpec, z: Latents, labels: Labels) -> Array:
 def init(
     spec: ModelSpec, key: Key, *, x: Array | None = None, dtype: Any = jnp.float32
 ) -> Params:
-    """Initial parameters of a model.
+    """Initialise the parameters of a model.
 
-    With data, the decoder's output bias starts at what the likelihood makes of the
-    data's mean: log-odds of the means clipped to [0.001, 0.999] for Bernoulli, the
-    mean itself for a Gaussian. On MNIST this is worth about a nat at the end. A
-    variance that is learned starts at the data's.
+    With data, the decoder's output bias is initialised from the data mean: the
+    log-odds of the mean clipped to [0.001, 0.999] for a Bernoulli likelihood, the mean
+    itself for a Gaussian. On MNIST this improves the final result by about a nat. A
+    learned variance is initialised to that of the data.
 
-    Such a model gives the best answer there is without z. Where z is mostly noise, as
-    at posterior variance 1 beside means that hardly vary yet, networks of several ReLU
-    layers or of many latents learn to ignore it for good: posterior collapse, KL 0, no
-    `active_units`. So a Gaussian posterior starts narrow, at log-variance -3. The
-    weight of the KL still pulls the other way; where it matters, raise it from 0 over
-    some hundred steps: `ELBO(beta=LinearWarmup(1.0, num_steps=400))`.
+    The decoder then starts at the best prediction that ignores z. If z is mostly noise
+    at that point (posterior variance 1, and means that hardly vary between examples),
+    networks with several ReLU layers or many latents may learn to ignore it
+    permanently: posterior collapse, with a KL of 0 and no `active_units`. With data, a
+    Gaussian posterior therefore starts narrow, at log-variance -3. The KL term still
+    favours collapse; if that is a problem, raise its weight from 0 over a few hundred
+    steps: `ELBO(beta=LinearWarmup(1.0, num_steps=400))`.
 
     Args:
-      spec: the model's choices.
+      spec: model specification.
       key: PRNG key, consumed once.
-      x: data to start at, `[n, D]`, in [0, 1] for the likelihoods of such values; of a
-        single example there is no variance, and a learned one starts at 1. None for
-        biases of zero.
-      dtype: of all parameters; float64 needs JAX's x64 mode.
+      x: data for the initialisation, `[n, D]`, in [0, 1] if the likelihood requires
+        it. With a single example, whose variance is 0, a learned variance starts at 1.
+        None sets all biases to zero.
+      dtype: dtype of all parameters; float64 requires JAX's x64 mode.
 
     Returns:
-      `Params` that carry the spec.
+      `Params` with this spec.
 
     Raises:
-      ValueError: `x` is empty, not finite, or beyond what the likelihood takes;
-        float64 without x64 mode.
+      ValueError: `x` is empty, not finite, or outside the support of the likelihood;
+        `dtype` is float64 without x64 mode.
 
     Example:
       >>> import jax
@@ -164,8 +165,9 @@ def init(
     )
     likelihood = spec.likelihood.init(likelihood_key, dim=spec.data_dim)
     if x is not None:
-        # Before the cast, which hides NumPy's arrays under tracing. Of levels the
-        # interval: a mean of data serves as data.
+        # Before the cast, which turns NumPy arrays into tracers under tracing.
+        # Quantized data are checked against their interval only, so that a data mean
+        # is accepted as `x`.
         spec.likelihood.support.interval.require(x)
         x = as_float(x, dtype)
         decoder, likelihood = _start_at_data(spec, decoder, likelihood, x)
@@ -186,9 +188,9 @@ def init(
 def _start_at_data(
     spec: ModelSpec, decoder: PyTree, likelihood: PyTree, x: Array
 ) -> tuple[PyTree, PyTree]:
-    """Sets the output bias, and the variance of a likelihood that learns one.
+    """Set the output bias, and the variance of a likelihood that learns one.
 
-    A convolutional output shares its bias between the positions of an image.
+    A convolutional output layer shares its bias across the positions of an image.
     """
     chex.assert_shape(x, (None, spec.data_dim))
     if x.shape[0] == 0:
@@ -205,10 +207,10 @@ def _start_at_data(
 
 
 def _start_narrow(spec: ModelSpec, encoder: PyTree) -> PyTree:
-    """Sets the encoder's bias of the log-variances, where the posterior has such.
+    """Set the bias of the encoder's log-variances, if the posterior has any.
 
-    An encoder that gives outputs position by position shares its bias between latents,
-    means and log-variances, and stays as it is.
+    An encoder with one output vector per position shares its bias between latents,
+    means and log-variances; it is left unchanged.
     """
     bias, latent_dim = networks.output_bias(encoder), spec.latent_dim
     whole = bias.size == spec.posterior.num_outputs(latent_dim)
@@ -219,18 +221,19 @@ def _start_narrow(spec: ModelSpec, encoder: PyTree) -> PyTree:
 
 
 def check_observations(params: Params, x: Array, *, labels: Labels = None) -> None:
-    """Raise if known data are none of the model's: observations or their labels.
+    """Raise ValueError if concrete observations or labels are invalid for a model.
 
-    Traced ones lead to NaN; this is for functions that trace what their caller knows.
+    Invalid traced values give NaN instead. Functions that trace their arguments
+    internally call this first, while the values are still concrete.
 
     Args:
       params: model parameters.
-      x: observations, `[B, D]`, in the `support` that the likelihood declares.
-      labels: of a conditional model, as for `encode`.
+      x: observations, `[B, D]`, in the `support` of the likelihood.
+      labels: labels of a conditional model; see `encode`.
 
     Raises:
-      ValueError: NaN, an infinity, or a value outside the support; labels as for
-        `encode`, and where the prior does not take them.
+      ValueError: `x` holds NaN, an infinity, or a value outside the support; labels
+        are invalid (see `encode`) or rejected by the prior.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -245,7 +248,7 @@ def check_observations(params: Params, x: Array, *, labels: Labels = None) -> No
 
 
 def _check_dtype(name: str, dtype: Any) -> None:
-    """Refuses a dtype that JAX would replace by a narrower one."""
+    """Raise ValueError if JAX would replace the dtype by a narrower one."""
     if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
         raise ValueError(
             f"{name}={jnp.dtype(dtype).name} needs JAX's x64 mode: call "
@@ -254,19 +257,19 @@ def _check_dtype(name: str, dtype: Any) -> None:
 
 
 def trainable(params: Params) -> Params:
-    """Which leaves training updates, as a tree of booleans.
+    """Boolean mask of the leaves that training updates.
 
-    Real-valued settings of a family (its `hyperparameters`: a fixed variance, say)
-    are leaves so that they can be saved and swept, and are False here. No gradient
-    reaches them, so an optimizer moves them only by what needs none: weight decay. In a
-    loop of your own `optax.masked(optax.adamw(1e-3), trainable)` leaves them alone;
-    `train_step` does so with any optimizer.
+    Real-valued settings of a family (its `hyperparameters`, such as a fixed variance)
+    are leaves so that they can be saved and swept; their mask is False. Their gradient
+    is zero, so only updates independent of the gradient, such as weight decay, would
+    change them. `train_step` masks them for any optimizer; in a custom loop, use
+    `optax.masked(optax.adamw(1e-3), trainable)`.
 
     Args:
-      params: the parameters.
+      params: model parameters.
 
     Returns:
-      The same tree with True or False for each leaf; what `optax.masked` takes.
+      The same tree with True or False for each leaf, as `optax.masked` expects.
 
     Example:
       >>> import jax
@@ -288,17 +291,18 @@ def trainable(params: Params) -> Params:
 
 
 def with_constant_settings(family: Any, own: PyTree) -> PyTree:
-    """A family's own parameters, its settings without a gradient.
+    """Stop the gradient of a family's real-valued settings.
 
-    Whatever differentiates a model, and by whatever optimizer it is trained, a setting
-    (`trainable`) has the gradient 0.
+    The gradient with respect to a setting (see `trainable`) is then 0 wherever the
+    model is differentiated.
 
     Args:
-      family: a posterior, prior or likelihood of a spec.
-      own: its part of the parameters.
+      family: posterior, prior or likelihood of a spec.
+      own: its subtree of the parameters.
 
     Returns:
-      The same tree; `jax.lax.stop_gradient` of the entries in `hyperparameters`.
+      The same tree, with `jax.lax.stop_gradient` applied to the entries named in
+      `hyperparameters`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -318,18 +322,17 @@ def with_constant_settings(family: Any, own: PyTree) -> PyTree:
 
 
 def as_float(x: Array, dtype: Any) -> Array:
-    """Casts observations to the dtype of the parameters; integers are refused.
+    """Cast boolean observations to the dtype of the parameters; reject integers.
 
     Args:
       x: floats or booleans, any shape.
       dtype: a floating dtype.
 
     Returns:
-      `x` in `dtype` if it is boolean, else unchanged.
+      `x` in `dtype` if it is boolean, otherwise unchanged.
 
     Raises:
-      ValueError: `x` holds integers, of which nobody knows how many levels they
-        have.
+      ValueError: `x` holds integers, whose number of levels is unknown.
 
     Example:
       >>> import jax.numpy as jnp
@@ -347,21 +350,20 @@ def as_float(x: Array, dtype: Any) -> Array:
 
 
 def encode(params: Params, x: Array, *, labels: Labels = None) -> Posterior:
-    """The posterior q(z|x) of a batch (Kingma & Welling 2014, section 2.1).
+    """Posterior q(z|x) of a batch (Kingma & Welling 2014, section 2.1).
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
-      labels: of a conditional model (`num_classes`): integers `[B]`, or weights of
-        the classes `[B, C]` that sum to 1. Of traced ones that name no class all that
-        follows is NaN.
+      labels: labels of a conditional model (`num_classes`): integers `[B]`, or class
+        weights `[B, C]` that sum to 1. Invalid traced labels propagate as NaN.
 
     Returns:
       A `types.Distribution` with arrays `[B, ...]`.
 
     Raises:
-      ValueError: `x` holds integers; labels where the model has none, their lack, or
-        what is no label; a `compute_dtype` of float64 without JAX's x64 mode.
+      ValueError: `x` holds integers; labels are given to an unconditional model,
+        missing, or invalid; `compute_dtype` is float64 without JAX's x64 mode.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -375,13 +377,13 @@ def encode(params: Params, x: Array, *, labels: Labels = None) -> Posterior:
 
 
 def _build(family: Family, own: PyTree, outputs: Array) -> Distribution:
-    """The family's distribution of a network's outputs."""
+    """Build the family's distribution from a network's outputs."""
     built = family.build(with_constant_settings(family, own), outputs)
     return require_distribution(family, built)
 
 
 def require_distribution(family: Any, built: Any) -> Distribution:
-    """What a family or a prior built; refuses another class than a distribution."""
+    """Return `built`; raise ValueError if it is not a `Distribution`."""
     if not isinstance(built, Distribution):
         raise ValueError(
             f"{family!r} must build a distribution, got {type(built).__name__}: its "
@@ -391,7 +393,7 @@ def require_distribution(family: Any, built: Any) -> Distribution:
 
 
 def encoder_outputs(params: Params, x: Array, *, labels: Labels = None) -> Array:
-    """Outputs of the encoder network, `[B, num_outputs]`; arguments as `encode`."""
+    """Outputs of the encoder network, `[B, num_outputs]`; see `encode`."""
     _check_dtype("compute_dtype", params.spec.compute_dtype)
     x = as_float(x, jax.tree.leaves(params.encoder)[0].dtype)
     chex.assert_shape(x, (None, params.spec.data_dim))
@@ -404,15 +406,15 @@ def encoder_outputs(params: Params, x: Array, *, labels: Labels = None) -> Array
 
 
 def reparameterize(posterior: Posterior, key: Key, *, num_samples: int = 1) -> Latents:
-    """Samples z = g(eps, x) of a posterior, differentiable in its parameters.
+    """Draw samples z = g(eps, x), differentiable in the posterior's parameters.
 
-    For the diagonal Gaussian z = mean + exp(log_var / 2) * eps, eps ~ N(0, I)
+    For the diagonal Gaussian, z = mean + exp(log_var / 2) * eps with eps ~ N(0, I)
     (Kingma & Welling 2014, section 2.4).
 
     Args:
-      posterior: what `encode` returned, batch B.
+      posterior: distribution returned by `encode`, batch B.
       key: PRNG key, consumed once.
-      num_samples: samples S of each.
+      num_samples: number S of samples per example.
 
     Returns:
       Latents `[S, B, L]`.
@@ -429,17 +431,17 @@ def reparameterize(posterior: Posterior, key: Key, *, num_samples: int = 1) -> L
 
 
 def decode(params: Params, z: Latents, *, labels: Labels = None) -> Distribution:
-    """The likelihood p(x|z) at given latents.
+    """Likelihood p(x|z) at given latents.
 
     Args:
       params: model parameters.
-      z: latents, `[..., L]`, usually `[S, B, L]`; of several stochastic layers, a
-        tuple or the layer next to the data alone.
-      labels: as for `encode`.
+      z: latents, `[..., L]`, usually `[S, B, L]`. With several stochastic layers, a
+        tuple of all layers or only the layer nearest the data.
+      labels: see `encode`.
 
     Returns:
-      A `types.Distribution` with arrays `[..., D]`: `log_prob(x)` of `x` `[B, D]` is
-      `[S, B]`.
+      A `types.Distribution` with arrays `[..., D]`. For `z` `[S, B, L]` and `x`
+      `[B, D]`, `log_prob(x)` is `[S, B]`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -453,7 +455,7 @@ def decode(params: Params, z: Latents, *, labels: Labels = None) -> Distribution
 
 
 def decoder_outputs(params: Params, z: Latents, *, labels: Labels = None) -> Array:
-    """Outputs of the decoder network, `[..., num_outputs]`; arguments as `decode`."""
+    """Outputs of the decoder network, `[..., num_outputs]`; see `decode`."""
     _check_dtype("compute_dtype", params.spec.compute_dtype)
     return networks.apply(
         _decoder_module(params.spec),
@@ -464,11 +466,11 @@ def decoder_outputs(params: Params, z: Latents, *, labels: Labels = None) -> Arr
 
 
 def at_labels(params: Params, labels: Labels) -> Params:
-    """The model with its prior at given labels, where it depends on them.
+    """Condition the prior on labels, if it depends on them.
 
     Args:
       params: model parameters.
-      labels: as for `encode`.
+      labels: see `encode`.
 
     Returns:
       `Params` for `build_prior` and `draw_prior`.
@@ -489,13 +491,14 @@ def at_labels(params: Params, labels: Labels) -> Params:
 
 
 def build_prior(params: Params) -> Distribution:
-    """The prior p(z) of a model that is `at_labels`.
+    """Prior p(z) of a model.
 
     Args:
-      params: model parameters; of a prior that depends on labels, at those labels.
+      params: model parameters, conditioned with `at_labels` if the prior depends on
+        labels.
 
     Returns:
-      A `types.Distribution`, a batch of one, or one for each label.
+      A `types.Distribution` with a batch of one, or of one per label.
 
     Example:
       >>> import jax
@@ -514,19 +517,20 @@ def build_prior(params: Params) -> Distribution:
 
 
 def draw_prior(params: Params, key: Key, *, num_samples: int) -> Latents:
-    """Draws of the prior of a model that is `at_labels`, one for each label if any.
+    """Draw from the prior; one draw per label if the prior depends on labels.
 
     Args:
-      params: model parameters; of a prior that depends on labels, at those labels.
+      params: model parameters, conditioned with `at_labels` if the prior depends on
+        labels.
       key: PRNG key, consumed once.
-      num_samples: how many.
+      num_samples: number of samples.
 
     Returns:
       `[num_samples, L]`.
 
     Raises:
-      ValueError: another number of labels; a prior without the axis of its batch, or
-        of another batch or size.
+      ValueError: the number of labels is not `num_samples`; the draws lack the batch
+        axis of the prior or have a wrong shape.
 
     Example:
       >>> import jax
@@ -549,8 +553,8 @@ def draw_prior(params: Params, key: Key, *, num_samples: int) -> Latents:
 
 
 def _check_draws(spec: ModelSpec, z: Latents, num_samples: int) -> None:
-    """Refuses draws `[S, ..., L]` without the batch of the prior, or of another."""
-    # None where it may be any: a batch of labels, and the sizes of several layers.
+    """Raise ValueError if the draws of a prior do not have the expected shape."""
+    # None allows any size: a batch of labels, the sizes of several layers.
     batch = None if spec.prior.depends_on_labels else 1
     size = None if spec.prior.layers is not None else spec.latent_dim
     wanted = (num_samples, batch, size)
@@ -567,18 +571,18 @@ def _check_draws(spec: ModelSpec, z: Latents, num_samples: int) -> None:
 
 
 def log_prior(params: Params, z: Latents, *, labels: Labels = None) -> Array:
-    """Log p(z) in nats, summed over the latent dimensions.
+    """Prior log-density log p(z) in nats, summed over the latent dimensions.
 
     Args:
       params: model parameters.
-      z: latents, `[S, B, L]`; of several stochastic layers, a tuple of all of them.
-      labels: as for `encode`.
+      z: latents, `[S, B, L]`; with several stochastic layers, a tuple of all layers.
+      labels: see `encode`.
 
     Returns:
       `[S, B]`.
 
     Raises:
-      ValueError: latents of another size or other layers than the model's.
+      ValueError: the size or the layers of `z` are not the model's.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -592,7 +596,7 @@ def log_prior(params: Params, z: Latents, *, labels: Labels = None) -> Array:
 
 
 def _check_latents(spec: ModelSpec, z: Latents) -> None:
-    """Refuses latents of another size; a prior of several layers asks by itself."""
+    """Raise ValueError if `z` is not `[..., L]`; hierarchical priors check theirs."""
     if spec.prior.layers is not None:
         return
     shape = None if isinstance(z, tuple) else jnp.shape(z)
@@ -607,14 +611,14 @@ def _check_latents(spec: ModelSpec, z: Latents) -> None:
 def reconstruct(
     params: Params, x: Array, key: Key, *, sample: bool = False, labels: Labels = None
 ) -> Array:
-    """Encodes, samples z and decodes: x' ~ p(x'|x) = E_q(z|x)[p(x'|z)].
+    """Encode, sample z and decode: x' ~ p(x'|x) = E_q(z|x)[p(x'|z)].
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
       key: PRNG key, consumed once.
       sample: draw x' from the likelihood instead of taking its mean at z.
-      labels: as for `encode`.
+      labels: see `encode`.
 
     Returns:
       `[B, D]`.
@@ -640,14 +644,14 @@ def generate(
     sample: bool = False,
     labels: Labels = None,
 ) -> Array:
-    """Draws z from the prior and decodes it.
+    """Draw z from the prior and decode it.
 
     Args:
       params: model parameters.
       key: PRNG key, consumed once.
-      num_samples: how many.
+      num_samples: number of samples.
       sample: draw x from the likelihood instead of taking its mean at z.
-      labels: as for `encode`, one for each.
+      labels: one label per sample; see `encode`.
 
     Returns:
       `[num_samples, D]`.
@@ -670,14 +674,14 @@ def generate(
 def interpolate(
     params: Params, x0: Array, x1: Array, *, num_steps: int, labels: Labels = None
 ) -> Array:
-    """Decodes the straight line between the posterior means of two batches.
+    """Decode along the straight line between the posterior means of two batches.
 
     Args:
       params: model parameters.
-      x0: observations to start from, `[B, D]`.
-      x1: observations to end at, `[B, D]`.
-      num_steps: points of the line, both ends included.
-      labels: as for `encode`; of both.
+      x0: observations at the start, `[B, D]`.
+      x1: observations at the end, `[B, D]`.
+      num_steps: number of points on the line, including both ends.
+      labels: labels of both batches; see `encode`.
 
     Returns:
       Means of the likelihood, `[num_steps, B, D]`.

@@ -2,11 +2,11 @@
 
     log p(x) = E_q[log p(x|z)] - KL(q(z|x) || p(z)) + KL(q(z|x) || p(z|x))
 
-The first two terms are the ELBO; the third is never negative, so the ELBO is a
-lower bound, tight where q is the true posterior. Raising it over the encoder alone
-closes the gap; raising it over the decoder lifts the bound, which need not lift
-log p(x) at every step. Everything is summed over data and latent dimensions,
-averaged over the batch, and to be maximised.
+The first two terms are the ELBO. The third is non-negative, so the ELBO is a lower
+bound, tight when q(z|x) is the true posterior. Maximising it over the encoder alone
+closes the gap; maximising it over the decoder raises the bound, though not
+necessarily log p(x), at every step. All quantities are summed over data and latent
+dimensions and averaged over the batch. They are maximised.
 """
 
 from typing import NamedTuple
@@ -43,7 +43,7 @@ KL_CHOICES = ("auto", "analytic", "monte_carlo")
 
 
 class ELBOTerms(NamedTuple):
-    """The ELBO of each example and its two terms, in nats.
+    """Per-example ELBO and its two terms, in nats.
 
     Attributes:
       elbo: log_likelihood - beta * kl_divergence, `[B]`.
@@ -57,12 +57,12 @@ class ELBOTerms(NamedTuple):
 
 
 class ImportanceWeightedTerms(NamedTuple):
-    """A bound of several samples of each example, and the ELBO's terms, in nats.
+    """Per-example multi-sample bound and the ELBO's two terms, in nats.
 
     Attributes:
       bound: the reduced log-weights, `[B]`.
-      log_likelihood: estimate of E_q(z|x)[log p(x|z)], `[B]`; constant.
-      kl_divergence: KL(q(z|x) || p(z)) or its estimate, `[B]`; constant.
+      log_likelihood: estimate of E_q(z|x)[log p(x|z)], `[B]`, without gradient.
+      kl_divergence: KL(q(z|x) || p(z)) or its estimate, `[B]`, without gradient.
     """
 
     bound: Array
@@ -82,32 +82,33 @@ def elbo_terms(
     posterior: Posterior | None = None,
     labels: Labels = None,
 ) -> ELBOTerms:
-    """The ELBO of each example and its two terms, in nats.
+    """Per-example ELBO and its two terms, in nats.
 
     E_q(z|x)[log p(x|z)] - beta * KL(q(z|x) || p(z)) with the expectation estimated
-    from samples (Kingma & Welling 2014, eq. 3). The KL is taken in closed form where
-    the pair of families has one (their estimator B, eq. 7), or estimated from the
-    same samples as mean log q(z|x) - log p(z) (their estimator A, eq. 6).
+    from samples (Kingma & Welling 2014, eq. 3). The KL term uses the closed form
+    registered for the pair of distributions, if any (their estimator B, eq. 7), and
+    is otherwise estimated from the same samples as the mean of
+    log q(z|x) - log p(z) (their estimator A, eq. 6).
 
     Args:
       params: model parameters; their spec selects networks and families.
       x: observations, `[B, D]`, in [0, 1] for a Bernoulli likelihood.
       key: PRNG key, consumed once.
       beta: weight of the KL (Higgins et al. 2017), a number or a traced scalar.
-      num_samples: posterior samples of each observation, S.
-      kl: `auto` (closed form where there is one), `analytic`, or `monte_carlo`.
-      estimator: gives value and gradient of the expectation (`types.Estimator`).
-      posterior: q(z|x) in place of `encode(params, x)`: parameters of each example's
-        own, without amortization.
-      labels: of a conditional model, as for `encode`.
+      num_samples: number S of posterior samples per observation.
+      kl: `auto` (closed form if available), `analytic`, or `monte_carlo`.
+      estimator: estimator of the expectation and its gradient (`types.Estimator`).
+      posterior: q(z|x) to use instead of `encode(params, x)`, for example with
+        non-amortized parameters per example.
+      labels: labels of a conditional model; see `encode`.
 
     Returns:
       `ELBOTerms`, each `[B]`.
 
     Raises:
-      ValueError: `beta` is not a scalar; `num_samples` below 1; `kl` unknown,
-        `analytic` for a pair without closed form, or `monte_carlo` for a posterior
-        without density.
+      ValueError: `beta` is not a scalar; `num_samples` is below 1; `kl` is unknown,
+        is `analytic` for a pair without a closed form, or requires a Monte Carlo
+        estimate for a posterior without a density.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -154,23 +155,23 @@ def elbo(
     """Monte Carlo evidence lower bound, averaged over the batch, in nats.
 
     Estimates E_q(z|x)[log p(x|z)] - beta * KL(q(z|x) || p(z)) (Kingma & Welling 2014,
-    eq. 3; with beta, Higgins et al. 2017). To be maximised.
+    eq. 3; with beta, Higgins et al. 2017).
 
     Args:
       params: model parameters; their spec selects networks and families.
       x: observations, `[B, D]`, in [0, 1] for a Bernoulli likelihood.
       key: PRNG key, consumed once.
       beta: weight of the KL, a number or a traced scalar; 1 gives the ELBO.
-      num_samples: posterior samples of each observation, S.
-      kl: `auto` (closed form where there is one), `analytic`, or `monte_carlo`.
-      estimator: gives value and gradient of the expectation (`types.Estimator`).
-      labels: of a conditional model, as for `encode`.
+      num_samples: number S of posterior samples per observation.
+      kl: `auto` (closed form if available), `analytic`, or `monte_carlo`.
+      estimator: estimator of the expectation and its gradient (`types.Estimator`).
+      labels: labels of a conditional model; see `encode`.
 
     Returns:
       A scalar. Larger is better; negate it to minimise.
 
     Raises:
-      ValueError: as `elbo_terms`.
+      ValueError: see `elbo_terms`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -193,13 +194,15 @@ def elbo(
 
 
 def log_joint(params: Params, x: Array, z: Latents, *, labels: Labels = None) -> Array:
-    """Log p(x, z) = log p(x|z) + log p(z) in nats: the posterior, but for a constant.
+    """Log joint density log p(x, z) = log p(x|z) + log p(z), in nats.
+
+    As a function of z, it is the log posterior up to an additive constant.
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
       z: latents, `[S, B, L]`.
-      labels: of a conditional model, as for `encode`.
+      labels: labels of a conditional model; see `encode`.
 
     Returns:
       `[S, B]`.
@@ -228,11 +231,11 @@ def log_weight(
       params: model parameters.
       x: observations, `[B, D]`.
       z: latents drawn from q, `[S, B, L]`.
-      log_q: their log-density under q, `[S, B]`.
-      labels: of a conditional model, as for `encode`.
+      log_q: log-density of `z` under q, `[S, B]`.
+      labels: labels of a conditional model; see `encode`.
 
     Returns:
-      `[S, B]`; the mean of its exponential over samples is unbiased for p(x).
+      `[S, B]`; the sample mean of its exponential is an unbiased estimate of p(x).
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -257,25 +260,26 @@ def importance_weighted_terms(
     reduction: Reduction = log_mean_exp,
     labels: Labels = None,
 ) -> ImportanceWeightedTerms:
-    """Importance-weighted bound and the ELBO's terms of each example, in nats.
+    """Per-example importance-weighted bound and the ELBO's two terms, in nats.
 
-    `importance_weighted_bound` is its batch mean. The terms are of the same samples,
-    which are drawn and decoded once, and constants: for a training step to log.
+    `importance_weighted_bound` is the batch mean of the bound. The ELBO's terms are
+    estimated from the same samples, which are drawn and decoded once. They carry no
+    gradient and are meant for logging.
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
       key: PRNG key, consumed once.
-      num_samples: importance samples S of each observation.
-      estimator: gives value and gradient of the bound (`types.Estimator`).
-      reduction: of the log-weights `[S, B]` to `[B]`.
-      labels: of a conditional model, as for `encode`.
+      num_samples: number S of importance samples per observation.
+      estimator: estimator of the bound and its gradient (`types.Estimator`).
+      reduction: reduction of the log-weights, `[S, B]` to `[B]`.
+      labels: labels of a conditional model; see `encode`.
 
     Returns:
       `ImportanceWeightedTerms`, each `[B]`.
 
     Raises:
-      ValueError: as `importance_weighted_bound`.
+      ValueError: see `importance_weighted_bound`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -327,24 +331,24 @@ def importance_weighted_bound(
     """Importance-weighted bound on log p(x), averaged over the batch, in nats.
 
     E[log 1/S sum_s p(x, z_s) / q(z_s|x)] with z_s ~ q(z|x) (Burda, Grosse &
-    Salakhutdinov 2016, eq. 8). The ELBO at S = 1, not below it for more, and it tends
-    to log p(x). Another reduction makes another bound of the same log-weights:
-    `estimators.Grouped`, `Combined` and `Renyi`.
+    Salakhutdinov 2016, eq. 8). It equals the ELBO at S = 1, does not decrease with S,
+    and converges to log p(x). Other reductions of the same log-weights give other
+    bounds: `estimators.Grouped`, `Combined` and `Renyi`.
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
       key: PRNG key, consumed once.
-      num_samples: importance samples S of each observation.
-      estimator: gives value and gradient (`types.Estimator`).
-      reduction: of the log-weights `[S, B]` to `[B]`.
-      labels: of a conditional model, as for `encode`.
+      num_samples: number S of importance samples per observation.
+      estimator: estimator of the bound and its gradient (`types.Estimator`).
+      reduction: reduction of the log-weights, `[S, B]` to `[B]`.
+      labels: labels of a conditional model; see `encode`.
 
     Returns:
       A scalar. Larger is better; negate it to minimise.
 
     Raises:
-      ValueError: `num_samples` below 1, or a posterior without density.
+      ValueError: `num_samples` is below 1, or the posterior has no density.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -376,24 +380,24 @@ def partially_importance_weighted_terms(
     estimator: Estimator = reparameterization,
     labels: Labels = None,
 ) -> ImportanceWeightedTerms:
-    """`importance_weighted_terms`, the encoder trained on groups of samples (PIWAE).
+    """Per-example terms of the partially importance-weighted bound (PIWAE), in nats.
 
-    `partially_importance_weighted_bound` is the batch mean of its bound.
+    `partially_importance_weighted_bound` is the batch mean of the bound.
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
       key: PRNG key, consumed once.
-      num_samples: importance samples S of each observation.
-      num_groups: M, which must divide S.
-      estimator: gives value and gradient (`types.Estimator`).
-      labels: of a conditional model, as for `encode`.
+      num_samples: number S of importance samples per observation.
+      num_groups: number M of groups; must divide S.
+      estimator: estimator of the bound and its gradient (`types.Estimator`).
+      labels: labels of a conditional model; see `encode`.
 
     Returns:
       `ImportanceWeightedTerms`, each `[B]`.
 
     Raises:
-      ValueError: as `partially_importance_weighted_bound`.
+      ValueError: see `partially_importance_weighted_bound`.
 
     Example:
       See `importance_weighted_terms`.
@@ -419,27 +423,27 @@ def partially_importance_weighted_bound(
     estimator: Estimator = reparameterization,
     labels: Labels = None,
 ) -> Array:
-    """The importance-weighted bound, its encoder trained on groups of samples (PIWAE).
+    """Partially importance-weighted bound (PIWAE), averaged over the batch, in nats.
 
-    The value is `importance_weighted_bound` of all samples, averaged over the batch, in
-    nats, and so is the gradient of decoder, prior and likelihood; that of encoder and
-    posterior is of `estimators.Grouped(num_groups)`, which has more signal (Rainforth
-    et al. 2018, section 4).
+    The value, and the gradient with respect to decoder, prior and likelihood, are
+    those of `importance_weighted_bound` on all samples. The gradient with respect to
+    encoder and posterior is that of the reduction `estimators.Grouped(num_groups)`,
+    which has a higher signal-to-noise ratio (Rainforth et al. 2018, section 4).
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
       key: PRNG key, consumed once.
-      num_samples: importance samples S of each observation.
-      num_groups: M, which must divide S.
-      estimator: gives value and gradient (`types.Estimator`).
-      labels: of a conditional model, as for `encode`.
+      num_samples: number S of importance samples per observation.
+      num_groups: number M of groups; must divide S.
+      estimator: estimator of the bound and its gradient (`types.Estimator`).
+      labels: labels of a conditional model; see `encode`.
 
     Returns:
       A scalar. Larger is better; negate it to minimise.
 
     Raises:
-      ValueError: as `importance_weighted_bound`, and where M does not divide S.
+      ValueError: see `importance_weighted_bound`; also if M does not divide S.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -463,11 +467,11 @@ def partially_importance_weighted_bound(
 
 
 def require_density(posterior: Posterior, purpose: str) -> None:
-    """Raise if a posterior has no density (a point mass).
+    """Raise ValueError if a posterior has no density (a point mass).
 
     Args:
-      posterior: what `encode` returned.
-      purpose: what needs the density, for the message.
+      posterior: distribution returned by `encode`.
+      purpose: computation that needs the density, for the message.
 
     Raises:
       ValueError: the posterior has no density.
@@ -480,7 +484,7 @@ def require_density(posterior: Posterior, purpose: str) -> None:
 
 
 def _select_kl(posterior: Posterior, prior: Distribution, kl: str):
-    """The closed form to use, or None for an estimate from samples."""
+    """Return the closed-form KL to use, or None for a Monte Carlo estimate."""
     if kl not in KL_CHOICES:
         raise ValueError(f"kl must be one of {', '.join(KL_CHOICES)}, got {kl!r}")
     closed_form = closed_form_kl(type(posterior), type(prior))

@@ -1,7 +1,7 @@
-"""`ModelSpec` names the five choices of a model; `Params` carries them with the arrays.
+"""`ModelSpec`, the specification of a model, and `Params`, its parameters.
 
-`Params` is a pytree whose spec is static, so that `elbo(params, x, key)` works for
-every architecture with no model object passed around.
+`Params` is a pytree with the spec as static metadata, so `elbo(params, x, key)` works
+for every architecture without passing a model object around.
 """
 
 import dataclasses
@@ -22,32 +22,32 @@ COMPUTE_DTYPES = (None, "bfloat16", "float16", "float32", "float64")
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Five choices, three sizes, a dtype; the defaults are the MNIST reference model.
+    """Specification of a model; the defaults are the MNIST reference model.
 
-    A spec holds integers, strings, tuples, classes and Linen modules only, so that
-    it hashes and two equal specs share their compiled programs. Real-valued
+    A spec holds only integers, strings, tuples, classes and Linen modules. It is
+    therefore hashable, and equal specs share their compiled programs. Real-valued
     settings are leaves of `Params`.
 
     Attributes:
-      encoder: a Linen module from `[B, D]` to features (`types.Network`).
-      decoder: a Linen module from `[B, L]` to features.
-      posterior: the family of q(z|x).
-      prior: the family of p(z).
-      likelihood: the family of p(x|z).
-      latent_dim: L.
+      encoder: Linen module from `[B, D]` to features (`types.Network`).
+      decoder: Linen module from `[B, L]` to features.
+      posterior: family of q(z|x).
+      prior: family of p(z).
+      likelihood: family of p(x|z).
+      latent_dim: latent dimension L.
       data_shape: shape of one example; D is its product.
-      num_classes: C of a conditional model, whose functions take `labels`: encoder
-        and decoder are given them beside their input, a prior that depends on them
-        as well; 0 for a model without.
-      compute_dtype: what encoder and decoder compute in, `"bfloat16"` for accelerators
-        whose products are faster in it; parameters, gradients, samples and densities
-        keep their own dtype. None computes in that of the parameters.
+      num_classes: number C of classes of a conditional model, whose functions take
+        `labels`. Labels are concatenated to the inputs of encoder and decoder, and
+        passed to a prior that depends on them. 0 for an unconditional model.
+      compute_dtype: dtype in which encoder and decoder compute, such as `"bfloat16"`
+        on accelerators with faster bfloat16 matrix products. Parameters, gradients,
+        samples and densities keep their dtype. None uses the dtype of the parameters.
 
     Raises:
-      ValueError: a field cannot be hashed, is of the wrong kind, a size is not
-        positive, the dtype has no such name, or posterior and prior do not go together:
-        they differ in the values of their latents (`types.Family`) or in their
-        stochastic layers, or the prior needs a density or labels that the model lacks.
+      ValueError: a field is not hashable or has the wrong type; a size is not
+        positive; the dtype is unknown; or posterior and prior are incompatible: they
+        differ in the values of their latents (`types.Family`) or in their stochastic
+        layers, or the prior requires a density or labels that the model lacks.
 
     Example:
       >>> from vae_jax import MLP, ModelSpec
@@ -97,7 +97,10 @@ class ModelSpec:
 
 
 def _check_network(name: str, network: Any) -> None:
-    """Refuses what is no Linen module, which an adapter need not subclass."""
+    """Raise ValueError if `network` lacks the methods of a Linen module.
+
+    An adapter need not subclass `flax.linen.Module`.
+    """
     _check_instance(name, network)
     missing = [method for method in ("init", "apply") if not hasattr(network, method)]
     if missing:
@@ -106,7 +109,7 @@ def _check_network(name: str, network: Any) -> None:
 
 
 def _check_choice(name: str, choice: Any, base: type) -> None:
-    """Refuses what does not subclass its base, which has the defaults."""
+    """Raise ValueError if `choice` does not subclass `base`, which has the defaults."""
     _check_instance(name, choice)
     if not isinstance(choice, base):
         raise ValueError(
@@ -122,7 +125,7 @@ def _check_instance(name: str, choice: Any) -> None:
 
 
 def _check_sides(spec: "ModelSpec") -> None:
-    """Refuses a family on a side of the model that it does not declare."""
+    """Raise ValueError if a family does not declare the role that it is used in."""
     if spec.posterior.latent_space is None:
         raise ValueError(
             f"posterior {spec.posterior!r} is no family of q(z|x): it declares no "
@@ -146,7 +149,7 @@ def _check_hash(name: str, choice: Any) -> None:
 
 
 def _check_latents(spec: "ModelSpec") -> None:
-    """Refuses a posterior and a prior that are not about the same latents."""
+    """Raise ValueError if posterior and prior have incompatible latents."""
     pair = f"posterior {spec.posterior} and prior {spec.prior}"
     spaces = (spec.posterior.latent_space, spec.prior.latent_space)
     if spaces[1] is None and not spec.prior.is_mixture_of_posteriors:
@@ -158,9 +161,8 @@ def _check_latents(spec: "ModelSpec") -> None:
         raise ValueError(f"{pair} must have the same stochastic layers")
     if spaces[1] not in (None, spaces[0]):
         raise ValueError(
-            f"{pair} must be about the same latents, and those of the first are "
-            f"{spaces[0]}, of the second {spaces[1]}; FactorizedBernoulli() goes with "
-            "FactorizedBernoulliPrior()"
+            f"{pair} must be about the same latents, got {spaces[0]} and {spaces[1]}; "
+            "FactorizedBernoulli() goes with FactorizedBernoulliPrior()"
         )
     if spec.prior.is_mixture_of_posteriors and not spec.posterior.has_log_prob:
         raise ValueError(
@@ -171,7 +173,7 @@ def _check_latents(spec: "ModelSpec") -> None:
 
 
 def _check_labels(spec: "ModelSpec") -> None:
-    """Refuses a prior that takes labels in a model without, and the reverse."""
+    """Raise ValueError if the labels of prior and model are incompatible."""
     prior = spec.prior
     if prior.num_classes not in (None, spec.num_classes):
         raise ValueError(
@@ -201,18 +203,18 @@ def _check_size(name: str, size: Any) -> None:
 )
 @dataclass(frozen=True)
 class Params:
-    """Parameters of a model: subtrees of arrays, and the spec they belong to.
+    """Parameters of a model: subtrees of arrays and the spec that they belong to.
 
-    A pytree whose `spec` is static: `jit`, `grad`, `vmap` and optax see arrays
-    only, every function knows the architecture, and trees of two specs never mix.
+    A pytree whose `spec` is static: `jit`, `grad`, `vmap` and optax act on the arrays
+    only, and combining the trees of two different specs raises an error.
 
     Attributes:
       encoder: weights of the encoder network.
       decoder: weights of the decoder network.
-      posterior: parameters of the posterior family; empty for most.
+      posterior: parameters of the posterior family; empty for most families.
       prior: parameters of the prior; empty for N(0, I).
-      likelihood: parameters of the likelihood; a Gaussian's log-variance.
-      spec: the model's choices; static.
+      likelihood: parameters of the likelihood, such as a Gaussian's log-variance.
+      spec: model specification; static.
     """
 
     encoder: PyTree
@@ -223,5 +225,5 @@ class Params:
     spec: ModelSpec
 
     def replace(self, **changes: PyTree) -> "Params":
-        """A copy with some of the fields replaced."""
+        """Return a copy with some fields replaced."""
         return dataclasses.replace(self, **changes)

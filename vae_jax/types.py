@@ -1,15 +1,15 @@
-"""Aliases, base classes of distributions and families, and protocols of functions.
+"""Type aliases, base classes of distributions and families, and function protocols.
 
-A `ModelSpec` names families: frozen, hashable dataclasses without arrays. What a family
-builds is a `Distribution`, a pytree of arrays. A user's own class subclasses `Family`,
-`Prior` or `Distribution`, supplies the methods that are missing, and declares as class
-attributes what it can do beyond them; the defaults of these attributes stand here.
+A `ModelSpec` names families: frozen, hashable dataclasses without arrays. A family
+builds a `Distribution`, a pytree of arrays. A custom class subclasses `Family`, `Prior`
+or `Distribution`, implements the missing methods, and declares optional capabilities as
+class attributes, whose defaults are defined here.
 
-Shapes are written with one letter an axis: `S` Monte Carlo samples, `B` batch,
-`D` data, `L` latent, `N` devices, `M` models of a sweep. Samples come first:
-`z` is `[S, B, L]`. A model with several stochastic layers has a tuple of such
-arrays for `z`; nothing outside its posterior, prior and decoder looks inside.
-All log-densities are in nats and summed over data or latent dimensions.
+Shapes use one letter per axis: `S` Monte Carlo samples, `B` batch, `D` data, `L`
+latent, `N` devices, `M` models of a sweep. The sample axis comes first: `z` is
+`[S, B, L]`. In a model with several stochastic layers, `z` is a tuple of such arrays,
+which only its posterior, prior and decoder unpack. All log-densities are in nats and
+summed over data or latent dimensions.
 """
 
 from abc import ABC, abstractmethod
@@ -22,64 +22,66 @@ import numpy as np
 
 Array = jax.Array
 AnyArray = jax.Array | np.ndarray
-"""An array of JAX or of NumPy, where either is taken."""
+"""A JAX or NumPy array, where both are accepted."""
 Labels = AnyArray | None
-"""Integers `[B]` or weights of classes `[B, C]`; None for a model without labels."""
+"""Integers `[B]` or class weights `[B, C]`; None for a model without labels."""
 Key = jax.Array
-"""A typed PRNG key, as `jax.random.key(seed)` makes it; consumed once."""
+"""A typed PRNG key, as returned by `jax.random.key(seed)`; consumed once."""
 PyTree = Any
 Latents = Any
-"""`z`: an array `[S, B, L]`, or a tuple of such for several stochastic layers."""
+"""`z`: an array `[S, B, L]`, or a tuple of arrays for several stochastic layers."""
 Encode = Callable[[Array], "Distribution"]
 Declared = Any
-"""An attribute that a subclass sets, makes a field of its own, or computes.
+"""An attribute that a subclass sets, redeclares as a field, or computes.
 
-A type checker takes `support = REAL`, without an annotation, for all three.
+Type checkers accept all three, including `support = REAL` without an annotation.
 """
 
 
 class Network(Protocol):
-    """A Linen module between arrays; `networks.py` adds the output layer.
+    """A Linen module from arrays to arrays; `networks.py` adds the output layer.
 
-    A user's own `flax.linen.Module` needs nothing but `__call__`. As an encoder it
-    is given `x` as `[B, D]`, as a decoder latents as `[B, L]`, and it returns
-    features `[B, H]` or, per position of an image, `[B, height, width, H]`. The
-    output layer is then one dense map of the last axis (a 1x1 convolution for an
-    image) to as many numbers as the family asks for. A module that declares a field
-    `data_shape` and leaves it at None is given the spec's.
+    A custom `flax.linen.Module` needs only `__call__`. An encoder receives `x` as
+    `[B, D]`, a decoder receives latents as `[B, L]`. It returns features `[B, H]` or,
+    per position of an image, `[B, height, width, H]`. The output layer is a dense map
+    of the last axis (a 1x1 convolution for an image) to the number of outputs that the
+    family requires. If a module has a field `data_shape` with value None, it is set to
+    that of the spec.
     """
 
     def __call__(self, inputs: Array, /) -> Array:
-        """Maps `[B, D]` or `[B, L]` to features `[B, ..., H]`."""
+        """Map `[B, D]` or `[B, L]` to features `[B, ..., H]`."""
         ...
 
 
 class Distribution:
     """A distribution over the last axis of its arrays: q(z|x), p(z) or p(x|z).
 
-    A subclass is a pytree of arrays. It defines `mean`, and of `sample` and
-    `sample_and_log_prob` one at least: each is made of the other. Where it replaces
-    `log_prob` or the draws of a parent it declares `has_entropy`, `mean_is_exact` and
-    `maps_noise` anew, as those of the parent need not hold.
+    A subclass is a pytree of arrays. It defines `mean` and at least one of `sample` and
+    `sample_and_log_prob`; each has a default in terms of the other. A subclass that
+    overrides `log_prob` or the sampling methods of a parent must declare `has_entropy`,
+    `mean_is_exact` and `maps_noise` again, because the values of the parent need not
+    hold.
 
-    The last axis holds the dimensions, the axes before it a batch: `[B, L]` for q(z|x),
-    `[1, L]` or `[B, L]` for p(z), `[S, B, D]` for p(x|z). Of q(z|x) every array leads
-    with the batch, so that an estimator may form a gradient for each example by itself;
-    what all examples share (the weights of a flow) leads with an axis of 1.
+    The last axis holds the dimensions; leading axes are batch axes: `[B, L]` for
+    q(z|x), `[1, L]` or `[B, L]` for p(z), `[S, B, D]` for p(x|z). The first axis of
+    every array of q(z|x) is the batch, so that estimators can form per-example
+    gradients; arrays shared by all examples (the weights of a flow) have a leading axis
+    of size 1.
 
     Attributes:
-      mean: E[v], or a point to show (`mean_is_exact`), `[..., L]`.
+      mean: E[v], or a representative point (see `mean_is_exact`), `[..., L]`.
       has_density: samples have a density or a probability. A point mass has none, so
         importance weights and a Monte Carlo KL do not exist.
-      has_log_prob: `log_prob` takes any point. A flow may know the density of its own
-        samples only.
+      has_log_prob: `log_prob` is defined at any point. A flow may have a tractable
+        density only at its own samples.
       has_entropy: `entropy` has a closed form.
-      mean_is_exact: `mean` is the expectation. Where it is not, what needs the
-        expectation estimates it from samples (`active_units`).
-      is_reparameterizable: the gradient flows through the samples. It does not through
-        discrete ones, which the pathwise estimators refuse.
-      is_enumerable: `enumerate_support` gives all values.
-      maps_noise: `from_noise` takes standard normal noise to samples and `to_noise`
+      mean_is_exact: `mean` is the expectation. If False, functions that need the
+        expectation estimate it from samples (`active_units`).
+      is_reparameterizable: gradients flow through the samples. False for discrete
+        samples, which the pathwise estimators reject.
+      is_enumerable: `enumerate_support` returns all values.
+      maps_noise: `from_noise` maps standard normal noise to samples and `to_noise` maps
         samples to noise.
     """
 
@@ -93,7 +95,7 @@ class Distribution:
     maps_noise: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any):
-        """Drops what a class inherits from a parent whose density or draws it replaces.
+        """Reset the inherited capabilities that an overridden method may invalidate.
 
         Raises:
           TypeError: `has_log_prob` without `has_density`.
@@ -115,7 +117,7 @@ class Distribution:
             )
 
     def sample(self, key: Key, num_samples: int) -> Latents:
-        """Draws `num_samples` of each distribution of the batch, `[S, ..., L]`."""
+        """Draw `num_samples` from each distribution of the batch, `[S, ..., L]`."""
         if type(self).sample_and_log_prob is Distribution.sample_and_log_prob:
             raise NotImplementedError(
                 f"{type(self).__name__} has neither sample nor sample_and_log_prob"
@@ -123,10 +125,10 @@ class Distribution:
         return self.sample_and_log_prob(key, num_samples)[0]
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Latents, Array]:
-        """Draws `[S, ..., L]` and their log-density, `[S, ...]`.
+        """Draw samples `[S, ..., L]` with their log-density, `[S, ...]`.
 
         The gradient with respect to the arrays must flow through the density and,
-        unless the distribution declares otherwise, through the samples.
+        unless `is_reparameterizable` is False, through the samples.
         """
         value = self.sample(key, num_samples)
         return value, self.log_prob(value)
@@ -134,8 +136,8 @@ class Distribution:
     def log_prob(self, value: Latents) -> Array:
         """Log-density of values `[..., L]` that broadcast with the batch, `[...]`.
 
-        Normalised, in nats, summed over the last axis. Values outside of the support
-        are refused where they are known, and NaN where they are traced.
+        Normalised, in nats, summed over the last axis. Concrete values outside the
+        support raise ValueError; traced ones give NaN.
         """
         raise NotImplementedError(f"{type(self).__name__} has no log_prob")
 
@@ -148,34 +150,34 @@ class Distribution:
         raise NotImplementedError(f"{type(self).__name__} has no enumerate_support")
 
     def from_noise(self, noise: Array) -> Array:
-        """The sample that standard normal noise becomes, `[..., L]`."""
+        """Map standard normal noise to a sample, `[..., L]`."""
         raise NotImplementedError(f"{type(self).__name__} has no from_noise")
 
     def to_noise(self, value: Array) -> Array:
-        """The noise that becomes the sample, the inverse of `from_noise`."""
+        """Map a sample to its noise, the inverse of `from_noise`."""
         raise NotImplementedError(f"{type(self).__name__} has no to_noise")
 
 
 class Family(ABC):
-    """The distributions that outputs of a network become; a choice of a `ModelSpec`.
+    """A map from network outputs to distributions; a field of a `ModelSpec`.
 
-    One class serves as q(z|x), of the encoder's outputs, and as p(x|z), of the
-    decoder's, where it declares both `latent_space` and `support`.
+    A class that declares both `latent_space` and `support` serves as q(z|x), built from
+    the encoder's outputs, and as p(x|z), built from the decoder's.
 
     Attributes:
       hyperparameters: entries of the family's own parameters that are real-valued
-        settings and not weights: training leaves them alone.
-      latent_space: the values of z, `"real"`, `"binary"` or a name of the user's own;
-        None for a family of p(x|z) only. A `ModelSpec` refuses a posterior and a prior
-        that differ: a probability and a density have no ratio.
-      support: the values of x (`distributions.support.Support`); None for a family of
-        q(z|x) only. Data outside are refused where they are known.
-      has_log_prob: what it builds has `log_prob` at any point. A prior whose density is
-        made of posteriors needs it.
-      layers: the stochastic layers above the first, where z is a tuple; None where z
-        is one array.
+        settings rather than weights; training does not change them.
+      latent_space: values of z: `"real"`, `"binary"` or a custom name; None for a
+        family of p(x|z) only. A `ModelSpec` rejects a posterior and a prior that
+        differ, since the ratio of a probability and a density is undefined.
+      support: values of x (`distributions.support.Support`); None for a family of
+        q(z|x) only. Concrete data outside the support raise ValueError.
+      has_log_prob: the distributions it builds have `log_prob` at any point, which a
+        prior that is a mixture of posteriors requires.
+      layers: stochastic layers above the first, if z is a tuple; None if z is one
+        array.
       begins_with_gaussian: the encoder's outputs begin with the mean and the
-        log-variance, before `bound_log_var`, of each latent: `init(x=...)` then starts
+        log-variance (before `bound_log_var`) of each latent; `init(x=...)` then starts
         the posterior narrow.
     """
 
@@ -188,37 +190,38 @@ class Family(ABC):
 
     @abstractmethod
     def num_outputs(self, dim: int) -> int:
-        """How many numbers a network must give for `dim` dimensions.
+        """Number of network outputs for `dim` dimensions.
 
-        P * D, if a convolutional decoder is to give them.
+        Must be a multiple P * D for use with a convolutional decoder.
         """
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """Parameters of the family's own (a flow's weights); `{}` for none."""
+        """Initialise the family's own parameters (a flow's weights); `{}` if none."""
         return {}
 
     @abstractmethod
     def build(self, params: PyTree, outputs: Array) -> Distribution:
-        """The distribution of a network's outputs, `[..., num_outputs]`.
+        """Build the distribution from a network's outputs, `[..., num_outputs]`.
 
-        The P parameters of all dimensions follow one another: `[P, D]` flattened.
+        The outputs are `[P, D]` flattened: P parameters, each for all D dimensions.
         """
 
     def output_bias(self, data_mean: Array) -> Array:
-        """The decoder's output bias that starts it at the data's mean, `[P * D]`."""
+        """Output bias that initialises the decoder at the data mean, `[P * D]`."""
         return jnp.zeros(self.num_outputs(data_mean.size), data_mean.dtype)
 
     def encoder_inputs(self, x: Array) -> Array:
-        """Observations as an encoder takes them where this is p(x|z), `[B, D]`."""
+        """Transform observations to encoder inputs if this is p(x|z), `[B, D]`."""
         return x
 
     def start_at_variance(
         self, params: PyTree, bias: Array, data_variance: Array
     ) -> tuple[PyTree, Array]:
-        """Own parameters and output bias at which a variance starts at the data's.
+        """Initialise a learned variance at that of the data.
 
-        `init(x=...)` calls it with the bias of `output_bias` and the variance of each
-        dimension, `[D]`. A family that learns no variance gives both back.
+        `init(x=...)` calls it with the bias from `output_bias` and the variance of each
+        dimension, `[D]`. Returns the own parameters and the output bias, unchanged for
+        a family without a learned variance.
         """
         return params, bias
 
@@ -228,21 +231,22 @@ Posterior = Distribution
 
 
 class Prior(ABC):
-    """The choice of p(z); fixed, or with parameters of its own.
+    """The prior p(z), fixed or with learned parameters; a field of a `ModelSpec`.
 
     Attributes:
-      hyperparameters: as for `Family`.
-      latent_space: as for `Family`; None for a mixture of posteriors, which is about
-        the values of whatever posterior it is paired with.
-      layers: as for `Family`.
-      depends_on_labels: its parameters differ by class (`given`).
-      num_classes: those of its labels; None for any number.
-      is_mixture_of_posteriors: its density is made of those of `encode`. It needs a
-        posterior with `log_prob`, and a model without labels, as it has none to give.
-      is_reparameterizable: the gradient of E_p[f(z)] by the prior's parameters flows
-        through its draws: none of them decides what is chosen (a component, a bit).
-        Where it does not, the gradient is taken from `log_prob`, which is right for
-        every prior and noisier.
+      hyperparameters: see `Family`.
+      latent_space: see `Family`; None for a mixture of posteriors, which takes the
+        latent space of the posterior it is paired with.
+      layers: see `Family`.
+      depends_on_labels: the parameters differ by class (see `given`).
+      num_classes: number of classes of its labels; None for any number.
+      is_mixture_of_posteriors: the density is a mixture of posteriors from `encode`.
+        This requires a posterior with `log_prob` and a model without labels, as
+        `encode` is called without labels.
+      is_reparameterizable: the gradient of E_p[f(z)] with respect to the prior's
+        parameters flows through its draws: no parameter determines a discrete choice (a
+        component, a bit). If False, the score-function gradient is used, which is
+        unbiased for every prior but noisier.
     """
 
     hyperparameters: Declared = ()
@@ -254,11 +258,11 @@ class Prior(ABC):
     is_reparameterizable: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any):
-        """Refuses a class whose methods or declarations would be ignored.
+        """Raise TypeError for a class whose methods or declarations would be ignored.
 
         Raises:
-          TypeError: methods of a distribution; one of `given` and `depends_on_labels`
-            without the other.
+          TypeError: the class defines methods of a distribution, or only one of `given`
+            and `depends_on_labels`.
         """
         super().__init_subclass__(**options)
         for name in ("log_prob", "sample", "sample_and_log_prob"):
@@ -278,42 +282,42 @@ class Prior(ABC):
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
     ) -> dict[str, PyTree]:
-        """Parameters of the prior; `{}` for none."""
+        """Initialise the parameters of the prior; `{}` if none."""
         return {}
 
     @abstractmethod
     def build(
         self, prior_params: PyTree, *, latent_dim: int, encode: Encode
     ) -> Distribution:
-        """P(z), a batch of one; of parameters that are `given` labels, of B.
+        """Build p(z), a batch of one, or of B for parameters `given` labels.
 
-        `encode` is handed to it because the density of a VampPrior is a mixture of
-        the encoder's posteriors at learned pseudo-inputs.
+        `encode` is passed because the density of a VampPrior is a mixture of the
+        encoder's posteriors at learned pseudo-inputs.
         """
 
     def given(self, prior_params: PyTree, labels: AnyArray) -> PyTree:
-        """The parameters at labels `[B, C]`, for `build`, with a batch axis."""
+        """Select the parameters for labels `[B, C]`, with a batch axis, for `build`."""
         return prior_params
 
 
 class Estimator(Protocol):
-    """A Monte Carlo estimate of E_q[f(z)] with a gradient of its own.
+    """A Monte Carlo estimator of E_q[f(z)] and of its gradient.
 
-    The value is always the plain estimate; the gradient is the estimator's:
-    `stop_gradient(value) + (surrogate - stop_gradient(surrogate))` keeps the first
-    exact however large the second is.
+    The value is always the plain Monte Carlo estimate; the gradient depends on the
+    estimator. `stop_gradient(value) + (surrogate - stop_gradient(surrogate))` keeps the
+    value exact however large the surrogate is.
 
-    The integrand is called with latents `[S, B, L]` and their log q `[S, B]` and
-    returns an array `[S, B]` or a pytree of such; each is estimated. `reduction`
-    takes `[S, B]` to `[B]`: the mean for an expectation, log-mean-exp for an
-    importance-weighted bound, so that multi-sample estimators obey the same
-    protocol as single-sample ones.
+    The integrand is called with latents `[S, B, L]` and their log q `[S, B]`. It
+    returns an array `[S, B]` or a pytree of such arrays, and each is estimated.
+    `reduction` maps `[S, B]` to `[B]`: the mean for an expectation, log-mean-exp for an
+    importance-weighted bound. Single-sample and multi-sample estimators thus share one
+    protocol.
 
-    With `has_aux` the integrand returns a pair `(values, aux)`, as for
-    `jax.value_and_grad`, and so does the estimator: auxiliary outputs, arrays `[S, B]`
-    too, are estimated from the same draws as expectations, constants. What a training
-    step logs costs no second pass that way. Other options are keywords of an
-    estimator's own, given with `functools.partial`.
+    With `has_aux`, the integrand returns a pair `(values, aux)`, as for
+    `jax.value_and_grad`, and so does the estimator. The auxiliary outputs, also
+    `[S, B]`, are averaged over the same samples and carry no gradient, so a training
+    step can log them without a second pass. Estimator-specific options are keyword
+    arguments, set with `functools.partial`.
     """
 
     def __call__(
@@ -327,20 +331,21 @@ class Estimator(Protocol):
         reduction: Callable[[Array], Array] = ...,
         has_aux: bool = ...,
     ) -> PyTree:
-        """Returns the estimate for each example, `[B]` for each `[S, B]`."""
+        """Return the per-example estimate, `[B]` for each `[S, B]`."""
         ...
 
 
 class Objective(Protocol):
-    """What a training step maximises.
+    """A training objective, to be maximised.
 
-    `step` is the number of the training step, for schedules. The scalar is the
-    batch mean in nats; `metrics` are scalars to log, batch means as well.
+    `step` is the training step, for schedules. The returned scalar is the batch mean in
+    nats; `metrics` are scalars to log, also batch means.
 
-    `axis_name` is the mapped axis of devices, given where there are several. Of a mean
-    over examples the devices' gradients are averaged, and it may be ignored. What is
-    not linear in such a mean averages it over that axis first (`jax.lax.pmean`), so
-    that N devices are one; what compares examples with one another refuses.
+    `axis_name` is the mapped device axis, set when training on several devices. An
+    objective that is a mean over examples can ignore it, since the gradients of the
+    devices are averaged. A nonlinear function of a batch mean must average that mean
+    over the axis first (`jax.lax.pmean`), so that N devices give the same result as
+    one. An objective that compares examples with each other must raise an error.
     """
 
     def __call__(
@@ -353,5 +358,5 @@ class Objective(Protocol):
         *,
         axis_name: str | None = None,
     ) -> tuple[Array, dict[str, Array]]:
-        """Returns the value to maximise and the figures to log."""
+        """Return the value to maximise and the metrics to log."""
         ...

@@ -1,7 +1,7 @@
 """Replacements for the KL term: free bits, capacity, total correlation, MMD.
 
-Penalties fight posterior collapse, aim the rate at a target, or charge for parts of it;
-evaluation knows nothing of them.
+A penalty counteracts posterior collapse, sets a target for the rate, or reweights parts
+of the KL. Penalties apply to training only; evaluation does not use them.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -35,68 +35,67 @@ class Penalty(Protocol):
         *,
         axis_name: str | None = None,
     ) -> Array:
-        """Charge in nats, averaged over the batch; `ELBO` weighs it by beta.
+        """Return the penalty, averaged over the batch; `ELBO` multiplies it by beta.
 
         Args:
-          params: model parameters; the prior's part is taken at the labels.
+          params: model parameters, with the prior conditioned on the labels.
           posterior: q(z|x) of the batch.
           kl_divergence: KL of each example or its estimate, `[B]`.
           key: PRNG key, consumed once.
-          step: number of the training step.
-          axis_name: the axis of devices, as for `types.Objective`; given where there
-            are several.
+          step: training step.
+          axis_name: name of the device axis, set on several devices; see
+            `types.Objective`.
         """
         ...
 
 
 def mean_kl(params, posterior, kl_divergence, key, step, *, axis_name=None) -> Array:
-    """The KL itself, averaged over the batch: the ELBO's own penalty. See `Penalty`."""
+    """KL divergence averaged over the batch, the default penalty. See `Penalty`."""
     return jnp.mean(kl_divergence)
 
 
 def _batch_mean(values: Array, axis_name: str | None) -> Array:
     """Mean over the examples `[B, ...]` of all devices.
 
-    What is nonlinear in it is then the same on each of them, and the average of their
-    gradients that of one device.
+    A nonlinear function of this mean has the same value on every device, and the
+    devices' average gradient equals that of a single device.
     """
     mean = jnp.mean(values, axis=0)
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
 
 def _require_one_device(name: str, axis_name: str | None) -> None:
-    """Raise if examples that a penalty compares are on several devices.
+    """Raise ValueError if the examples that a penalty compares span several devices.
 
     Raises:
       ValueError: the axis has several devices.
     """
     if axis_name is not None and jax.lax.axis_size(axis_name) > 1:
         raise ValueError(
-            f"{name} compares the examples of a batch with one another, and those of "
-            f"{jax.lax.axis_size(axis_name)} devices are apart: train on one device"
+            f"{name} compares the examples of a batch with one another, but they are "
+            f"split over {jax.lax.axis_size(axis_name)} devices: train on one device"
         )
 
 
 @register_options(static=("per",))
 @dataclass(frozen=True)
 class FreeBits:
-    """KL below an allowance costs as much as the allowance, so that none is saved.
+    """Free bits: a lower threshold on the KL, below which its gradient is 0.
 
-    per unit: sum_j max(nats, mean_b KL_j), the batch's mean KL of each unit (Kingma et
-    al. 2016, eq. 15); per example: mean_b max(nats, KL_b), the whole KL of each. Always
-    of the KL in closed form: the maximum of an estimate is too large on average, and
-    its gradient is not 0 below the allowance.
+    Per unit: sum_j max(nats, mean_b KL_j), with the batch mean of the KL of unit j
+    (Kingma et al. 2016, eq. 15). Per example: mean_b max(nats, KL_b), with the total KL
+    of example b. Only the closed-form KL is used: the maximum of an estimate is biased
+    upwards, and its gradient is not 0 below the threshold.
 
-    Its gradient is 0 where the KL is below the allowance. Called with a posterior and
-    prior without a closed-form KL, or per unit with one that is not a product over
-    units, it raises a `ValueError`.
+    When called, it raises a `ValueError` if the KL between posterior and prior has no
+    closed form or, per unit, if the posterior does not factorize over units.
 
     Attributes:
-      nats: the allowance, of a unit or of an example; a number or a traced scalar.
+      nats: threshold per unit or per example; a number or a traced scalar.
       per: `unit` or `example`.
 
     Raises:
-      ValueError: `nats` is not a scalar, or an unknown `per`.
+      ValueError: `nats` is not a scalar, or `per` is unknown.
 
     Example:
       >>> from vae_jax import ELBO, FreeBits
@@ -116,7 +115,8 @@ class FreeBits:
 
     def __call__(self, params, posterior, kl_divergence, key, step, *, axis_name=None):
         """See `Penalty`."""
-        # Again: a stack of settings that no `vmap` takes apart is built of leaves.
+        # Checked again: unflattening bypasses __post_init__, so a stack of settings
+        # outside `vmap` would reach this point.
         require_scalar("nats", self.nats)
         prior = build_prior(params)
         if self.per == "unit":
@@ -127,8 +127,8 @@ class FreeBits:
             raise ValueError(
                 "free bits of each example need a closed-form KL, and "
                 f"{type(posterior).__name__} and {params.spec.prior} have none: "
-                "register one (register_kl), choose another pair, or aim the mean KL "
-                "at a target (capacity)"
+                "register one (register_kl), choose another pair, or set a target for "
+                "the mean KL (capacity)"
             )
         kls = closed_form(posterior, prior)
         return jnp.mean(jnp.maximum(kls, self.nats))
@@ -139,13 +139,13 @@ class FreeBits:
 class Capacity:
     """Distance of the mean KL from a target: |KL - C| (Burgess et al. 2018).
 
-    KL is the mean over the batch. Where it is estimated from samples, for want of a
-    closed form, so is the distance: within a standard error of the target it is about
-    that error, not 0. With a large beta the rate follows the target.
+    KL is the mean over the batch. If it has no closed form, it is estimated from
+    samples, and near the target the distance is about the standard error of the
+    estimate instead of 0. With a large beta, the rate follows the target.
 
     Attributes:
-      nats: C, a number, a traced scalar, or a schedule of the step, which is how it is
-        meant.
+      nats: target C: a number, a traced scalar, or a schedule of the step (the intended
+        use).
 
     Raises:
       ValueError: `nats` is not a scalar.
@@ -171,21 +171,22 @@ class Capacity:
 @register_options()
 @dataclass(frozen=True)
 class TotalCorrelation:
-    """Parts of the KL at weights of their own (beta-TCVAE).
+    """Separately weighted parts of the KL (beta-TCVAE).
 
-    alpha MI + weight TC + gamma unit KL (Chen, Li, Grosse & Duvenaud 2018, eq. 4), from
-    one sample of each example (two of bits); all at 1 give the KL in expectation. The
-    parts are those of the batch: `aggregate.kl_decomposition` says what the size of the
-    data set would add to them. Called on several devices, or with a posterior that is
-    not a product over units, it raises a `ValueError`.
+    alpha MI + weight TC + gamma unit KL (Chen, Li, Grosse & Duvenaud 2018, eq. 4),
+    estimated from one sample per example (two for discrete latents). With all weights
+    at 1, the expectation is the KL. The parts are those of the batch; see
+    `aggregate.kl_decomposition` on the size of the data set. When called, it raises a
+    `ValueError` on several devices, or if the posterior does not factorize over units.
 
     Attributes:
-      weight: of the total correlation, their beta; a number or a traced scalar.
+      weight: weight of the total correlation (beta in the paper); a number or a traced
+        scalar.
       mutual_information: weight of the mutual information of x and z.
-      unit_kl: weight of the KLs of the units.
+      unit_kl: weight of the sum of the units' KLs.
 
     Raises:
-      ValueError: a weight that is not a scalar.
+      ValueError: a weight is not a scalar.
 
     Example:
       >>> from vae_jax import ELBO, TotalCorrelation
@@ -216,20 +217,22 @@ class TotalCorrelation:
 @register_options()
 @dataclass(frozen=True)
 class MaximumMeanDiscrepancy:
-    """MMD of the aggregate posterior and the prior, beside a share of the KL.
+    """MMD between aggregate posterior and prior, plus a weighted KL.
 
-    kl_weight KL + weight MMD^2(q(z), p(z)), one sample of each example against as many
-    of the prior (`aggregate.posterior_mmd`). InfoVAE (Zhao, Song & Ermon 2019) with
-    alpha and lambda has the weights alpha + lambda - 1 and 1 - alpha; without the KL it
-    is the WAE of Tolstikhin et al. 2018, also for a point mass. Called on several
-    devices, or with a batch of one example, it raises a `ValueError`.
+    kl_weight KL + weight MMD^2(q(z), p(z)), with one sample per example and as many
+    from the prior (`aggregate.posterior_mmd`). InfoVAE (Zhao, Song & Ermon 2019) with
+    parameters alpha and lambda corresponds to weight = alpha + lambda - 1 and kl_weight
+    = 1 - alpha. With kl_weight = 0, it is the WAE of Tolstikhin et al. 2018, also for a
+    point-mass posterior. When called, it raises a `ValueError` on several devices, or
+    for a batch of one example.
 
     Attributes:
-      weight: of the squared MMD, which is not in nats; a number or a traced scalar.
-      kl_weight: of the KL.
+      weight: weight of the squared MMD, which is not in nats; a number or a traced
+        scalar.
+      kl_weight: weight of the KL.
 
     Raises:
-      ValueError: a weight that is not a scalar.
+      ValueError: a weight is not a scalar.
 
     Example:
       >>> from vae_jax import ELBO, MaximumMeanDiscrepancy

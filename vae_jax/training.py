@@ -1,11 +1,11 @@
-"""Training as pure functions: a state, a step, and a loop of steps in one program.
+"""Training as pure functions: a state, a step, and a compiled loop of steps.
 
-The minus sign that turns an objective to be maximised into a loss to be minimised
-stands here, in `train_step`, and nowhere else. Noise is counter-based: step t uses
-`fold_in(state.key, t)`, then `fold_in(_, device_index)`, so a state is all there is
-to save, and a run resumed from it equals one that never stopped. With JAX's
-default generator `fold_in(key, i)` is `split(key, n)[i]`: a root has one child for each
-purpose (`run_keys`), and counters are folded into that child alone.
+`train_step` is the only place where the sign of an objective is flipped to obtain a
+loss. Noise is counter-based: step t uses `fold_in(state.key, t)`, then
+`fold_in(_, device_index)`. The state is therefore all that must be saved, and a resumed
+run is identical to an uninterrupted one. With JAX's default generator,
+`fold_in(key, i)` equals `split(key, n)[i]`; a root key therefore has one child per
+purpose (`run_keys`), and counters are folded only into these children.
 """
 
 from collections.abc import Callable
@@ -29,14 +29,14 @@ Preprocess = Callable[[PyTree, Key], PyTree]
 
 
 class RunKeys(NamedTuple):
-    """Children of a run's root key, one for each purpose.
+    """Children of a run's root key, one per purpose.
 
     Attributes:
-      weights: draws the initial parameters.
-      noise: root of the noise of the steps.
-      order: root of the orders of the examples.
-      data: draws a data set that is binarized once.
-      evaluation: root of the evaluation of the trained model.
+      weights: key for the initial parameters.
+      noise: root key of the training noise.
+      order: root key of the shuffling of the examples.
+      data: key for binarizing a data set once.
+      evaluation: root key of the evaluation of the trained model.
     """
 
     weights: Key
@@ -47,13 +47,13 @@ class RunKeys(NamedTuple):
 
 
 def run_keys(key: Key) -> RunKeys:
-    """Children of the root key of a run, one for each purpose.
+    """Split the root key of a run into one child per purpose.
 
-    `init_state` takes `noise` of the key that it is given and `shuffled_epoch` takes
-    `order`, so that one root may serve both.
+    `init_state` uses the child `noise` of its key and `shuffled_epoch` the child
+    `order`, so both can be given the same root.
 
     Args:
-      key: root of the run.
+      key: root key of the run.
 
     Returns:
       `RunKeys`.
@@ -69,13 +69,13 @@ def run_keys(key: Key) -> RunKeys:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """State of a training run, all that is needed to resume it.
+    """State of a training run, sufficient to resume it.
 
     Attributes:
       params: model parameters.
       opt_state: state of the optax optimizer.
       step: number of steps taken, a scalar int32.
-      key: root of the training noise; never changes.
+      key: root key of the training noise; never changes.
       average: moving average of the parameters since step 0, or None.
     """
 
@@ -87,7 +87,7 @@ class TrainState:
 
     @property
     def evaluation_params(self) -> Params:
-        """The parameters to evaluate: the average where one is kept."""
+        """Parameters to evaluate: the average if one is kept."""
         return self.params if self.average is None else self.average
 
 
@@ -98,15 +98,14 @@ def init_state(
     optimizer: optax.GradientTransformation,
     average: bool = False,
 ) -> TrainState:
-    """The state before the first step.
+    """Initialise the training state.
 
     Args:
-      params: initial parameters; the state holds a copy, as a step that donates its
-        state (`jit_step`) deletes what is in it.
-      key: root of a run; the noise of its steps comes from the child `noise`
-        (`run_keys`).
-      optimizer: an optax optimizer; the same goes to `train_step`.
-      average: keep a moving average of the parameters.
+      params: initial parameters. The state holds a copy, because a step that donates
+        its state (`jit_step`) deletes the buffers in it.
+      key: root key of a run; the training noise uses its child `noise` (`run_keys`).
+      optimizer: optax optimizer; pass the same one to `train_step`.
+      average: whether to keep a moving average of the parameters.
 
     Returns:
       A `TrainState` at step 0.
@@ -126,8 +125,8 @@ def init_state(
         key=run_keys(key).noise,
         average=params if average else None,
     )
-    # A copy of each leaf: a state that is donated may neither hold a buffer twice (an
-    # optimizer may begin at the parameters, too) nor one that the caller goes on with.
+    # Copy each leaf: a donated state must not hold a buffer twice (an optimizer state
+    # may contain the parameters) nor share one with the caller.
     return jax.tree.map(jnp.copy, state)
 
 
@@ -141,29 +140,28 @@ def train_step(
     average_decay: float | Array = 0.999,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One step of gradient ascent on an objective.
+    """Take one optimizer step that maximises an objective.
 
     Args:
-      state: the state before the step.
+      state: state before the step.
       batch: this device's examples, `[B, ...]`; `Labelled` for a conditional model.
-      objective: what to maximise (`types.Objective`).
-      optimizer: an optax optimizer, the one that `init_state` was given.
-      preprocess: `f(batch, key) -> x`, for what is drawn afresh at every step
-        (dynamic binarization); None takes the batch as it is.
-      average_decay: decay d of the moving average, where the state keeps one: after
-        step t the parameters of step s weigh (1 - d) d^(t - s) / (1 - d^t), so that
-        those before the first step weigh nothing (Kingma & Ba 2015, section 3).
-      axis_name: name of the mapped axis of devices; gradients and metrics are
-        averaged over it, and the objective is given it. None where there is one
-        device.
+      objective: objective to maximise (`types.Objective`).
+      optimizer: optax optimizer, the one passed to `init_state`.
+      preprocess: `f(batch, key) -> x`, applied at every step with a new key, for
+        example dynamic binarization. None leaves the batch unchanged.
+      average_decay: decay d of the moving average, if the state keeps one. After step
+        t, the parameters of step s have weight (1 - d) d^(t - s) / (1 - d^t); the
+        initial parameters have weight 0 (Kingma & Ba 2015, section 3).
+      axis_name: name of the mapped device axis. Gradients and metrics are averaged
+        over it, and it is passed to the objective. None for a single device.
 
     Returns:
-      The state after the step, and scalars: `objective` (the value that was
-      maximised) and what the objective logs.
+      The state after the step, and a dict of scalars: `objective` (the maximised
+      value) and the objective's own metrics.
 
     Raises:
-      ValueError: `average_decay` outside [0, 1), where a state keeps an average; on
-        several devices, an objective that does not take `axis_name`.
+      ValueError: `average_decay` is outside [0, 1) and the state keeps an average; or
+        there are several devices and the objective does not take `axis_name`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, vae_jax
@@ -192,13 +190,13 @@ def train_step(
 
     gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
     if axis_name is not None:
-        # After the gradient, never of the loss: only this form is right under vmap,
-        # pmap and shard_map alike (test_parallel.py holds them together). A mean inside
-        # the loss, of a statistic of the batch, is an objective's own.
+        # Average the gradients, never the loss inside the gradient: only this form is
+        # correct under vmap, pmap and shard_map alike (see test_parallel.py). An
+        # objective may average batch statistics inside the loss itself.
         gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
     params = _for_optax(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, params)
-    # Also what needs no gradient (weight decay) must leave settings alone.
+    # Mask updates that do not depend on the gradient (weight decay) for settings.
     updates = jax.tree.map(
         lambda update, train: update if train else jnp.zeros_like(update),
         updates,
@@ -213,22 +211,22 @@ def train_step(
 
 
 def _for_optax(params: Params) -> Any:
-    """The parameters: optax declares nests of dicts and lists only, and takes any."""
+    """Return the parameters, untyped: optax accepts any pytree but annotates fewer."""
     return params
 
 
 def _share_of_newest(decay: float | Array, count: Array) -> Array:
-    """Weight of the last of `count` values in their bias-corrected moving average."""
+    """Weight of the newest of `count` values in a bias-corrected moving average."""
     require_value("average_decay", decay, lambda d: (d >= 0) & (d < 1), "in [0, 1)")
     return (1 - decay) / -jnp.expm1(count * jnp.log(decay))
 
 
 class Epoch(NamedTuple):
-    """Indices of the examples of each step of an epoch: every example once.
+    """Example indices for each step of an epoch; every example occurs once.
 
     Attributes:
       batches: indices of the full batches, `[T, B]`.
-      rest: indices of a last, smaller batch, `[R]` with R < B; none where R = 0.
+      rest: indices of the last, smaller batch, `[R]` with R < B; empty if R = 0.
     """
 
     batches: Array
@@ -236,7 +234,7 @@ class Epoch(NamedTuple):
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Examples in each step of the epoch."""
+        """Number of examples in each step of the epoch."""
         rest = self.rest.shape[-1]
         return (self.batches.shape[-1],) * self.batches.shape[-2] + (rest,) * (rest > 0)
 
@@ -244,16 +242,16 @@ class Epoch(NamedTuple):
 def shuffled_epoch(
     key: Key, epoch: int | Array, *, num_examples: int, batch_size: int
 ) -> Epoch:
-    """A random order of the data set for one epoch, cut into batches.
+    """Shuffle the example indices for one epoch and split them into batches.
 
     Args:
-      key: root of a run; epoch e uses `fold_in(run_keys(key).order, e)`.
-      epoch: number of the epoch.
-      num_examples: n.
-      batch_size: B.
+      key: root key of a run; epoch e uses `fold_in(run_keys(key).order, e)`.
+      epoch: epoch number.
+      num_examples: number n of examples.
+      batch_size: number B of examples per batch.
 
     Returns:
-      An `Epoch` in which each of 0, ..., n - 1 stands once.
+      An `Epoch` that contains each of 0, ..., n - 1 once.
 
     Example:
       >>> import jax
@@ -281,28 +279,28 @@ def train_epoch(
 ) -> tuple[TrainState, Metrics]:
     """Take the steps of an epoch, up to `stop`, in one compiled loop.
 
-    Where it begins follows from `state.step`, and `stop` is an argument of the
-    program: an epoch may be run whole or in pieces of any length, without compiling
-    again and with the same result to the bit. With `stop=0` it only compiles.
+    The first step follows from `state.step`, and `stop` may be a traced argument. An
+    epoch can thus be run in pieces of any length, without recompilation and with
+    bit-identical results. `stop=0` compiles without taking a step.
 
     Args:
-      state: a state at or within the epoch.
-      epoch: the order of the examples; this device's share of it.
+      state: state at the start of or within the epoch.
+      epoch: example indices of each step; this device's share of them.
       data: the whole data set on the device, `[n, ...]`, or `Labelled`.
-      history: figures of the epoch's steps so far (`empty_history`).
-      stop: step of the epoch to stop before; all steps where it is beyond the end.
-      step: `train_step` with its options given.
-      first_step: `state.step` at the start of the epoch. None where all epochs of the
-        run have as many steps as this one; then it follows from `state.step`.
-      axis_name: name of the mapped axis of devices, passed on to the step.
+      history: metrics of the epoch's steps so far (`empty_history`).
+      stop: step of the epoch to stop before; past the end, all steps are taken.
+      step: `train_step` with its options bound.
+      first_step: `state.step` at the start of the epoch. None if every epoch of the run
+        has as many steps as this one; it then follows from `state.step`.
+      axis_name: name of the mapped device axis, passed to the step.
 
     Returns:
-      The state, and the history with the figures of the steps taken. They are nan at a
-      step whose indices are not all of examples that there are.
+      The state, and the history with the metrics of the steps taken. The metrics of a
+      step with an out-of-range index are NaN.
 
     Raises:
-      ValueError: a history of another number of steps; indices of examples that there
-        are not, where they are known.
+      ValueError: the history has a different number of steps; concrete indices are out
+        of range.
 
     Example:
       >>> import functools, jax, jax.numpy as jnp, optax, vae_jax
@@ -332,8 +330,8 @@ def train_epoch(
     for name, values in history.items():
         if values.shape[0] != num_steps:
             raise ValueError(
-                f"history must have a figure for each of the epoch's {num_steps} "
-                f"steps, got {values.shape[0]} of {name}: was it of other batches? "
+                f"history must have a value for each of the epoch's {num_steps} "
+                f"steps, got {values.shape[0]} of {name}: make it for these batches "
                 "(empty_history)"
             )
 
@@ -342,7 +340,7 @@ def train_epoch(
         indices = indices_of(position)
         batch = jax.tree.map(lambda leaf: leaf[indices], data)
         state, metrics = take_step(state, batch)
-        # JAX takes the nearest example in place of one that there is not.
+        # JAX clamps out-of-range indices to the nearest example.
         exist = jnp.all((indices >= 0) & (indices < num_examples))
         history = {
             name: values.at[position].set(jnp.where(exist, metrics[name], jnp.nan))
@@ -358,7 +356,7 @@ def train_epoch(
         carry = jax.lax.fori_loop(start, last, batches, carry)
     if num_steps > num_batches:
         rest = partial(body, lambda position: epoch.rest)
-        # Once or never: the loop is the condition.
+        # At most one iteration: the loop serves as a conditional.
         first = jnp.maximum(start, num_batches)
         carry = jax.lax.fori_loop(first, jnp.minimum(stop, num_steps), rest, carry)
     return carry
@@ -372,23 +370,23 @@ def empty_history(
     *,
     first_step: int | Array | None = None,
 ) -> Metrics:
-    """Room for the figures of an epoch's steps, -inf where no step was taken yet.
+    """Allocate the metrics of an epoch's steps, filled with -inf.
 
-    (Not nan, at which `jax_debug_nans` would stop.)
+    The fill value is not NaN because `jax_debug_nans` would raise an error.
 
     Args:
-      step: `train_step` with its options given.
-      state: a state at the start of an epoch.
+      step: `train_step` with its options bound.
+      state: state at the start of an epoch.
       epoch: any epoch.
       data: the data set, `[n, ...]`.
-      first_step: as for `train_epoch`.
+      first_step: see `train_epoch`.
 
     Returns:
-      `[T]` for each figure that the step gives.
+      `[T]` for each metric that the step returns, with T the number of steps.
 
     Raises:
-      ValueError: a state within an epoch of that many steps, or indices of examples
-        that there are not, where they are known.
+      ValueError: the concrete step of the state is not at the start of an epoch of that
+        many steps, or concrete indices are out of range.
 
     Example:
       See `train_epoch`.
@@ -396,7 +394,7 @@ def empty_history(
     num_steps = len(epoch.batch_sizes)
     check_start(state, num_steps, first_step)
     _check_indices(epoch, jax.tree.leaves(data)[0].shape[0])
-    # A batch as the steps meet it, so that a compiled step is traced once for both.
+    # Shaped like the batch of a step, so that a compiled step is traced only once.
     first = jax.tree.map(lambda leaf: leaf[: epoch.batch_sizes[0]], data)
     _, metrics = jax.eval_shape(step, state, first)
     return {
@@ -408,10 +406,10 @@ def empty_history(
 def check_start(
     state: TrainState, num_steps: int, first_step: int | Array | None = None
 ) -> None:
-    """Raise if a state is not at the start of an epoch, where its step is known.
+    """Raise ValueError if the concrete step of a state is not at the start of an epoch.
 
-    `train_epoch` would begin in the middle: it takes the epochs of a run for equally
-    long.
+    `train_epoch` would start in the middle of the epoch, because it assumes that all
+    epochs of a run have the same number of steps.
     """
     if isinstance(state.step, Tracer) or first_step is not None:
         return
@@ -420,12 +418,13 @@ def check_start(
         raise ValueError(
             f"state.step must be a multiple of the {num_steps} steps of an epoch, got "
             f"{step}: if the batches changed, or the history of the steps that were "
-            "taken is lost, give train_epoch and empty_history the epoch's first_step"
+            "taken is lost, pass the epoch's first_step to train_epoch and "
+            "empty_history"
         )
 
 
 def _check_indices(epoch: Epoch, num_examples: int) -> None:
-    """Raise for indices that JAX would clamp or wrap, where they are known."""
+    """Raise ValueError for concrete indices that JAX would clamp or wrap."""
     if any(isinstance(indices, Tracer) for indices in epoch):
         return
     indices = np.concatenate([np.ravel(part) for part in epoch])

@@ -1,10 +1,11 @@
-"""Objectives of training: the bounds of `objectives` as values that compare and sweep.
+"""Training objectives: the bounds of `objectives` as comparable, sweepable dataclasses.
 
 An objective is called as `objective(params, batch, key, step, axis_name=...)`
-(`types.Objective`) and returns the value to maximise, a batch mean in nats, and scalars
-to log. Those here log `elbo` (at beta 1, whatever is trained), `log_likelihood` and
-`kl_divergence`. They are frozen dataclasses and pytrees (`options`): as an argument of
-a compiled program, static or not, an equal one compiles nothing again.
+(`types.Objective`) and returns the value to maximise, a batch mean in nats, and scalar
+metrics. The objectives in this module log `elbo` (at beta 1, regardless of the value
+that is maximised), `log_likelihood` and `kl_divergence`. They are frozen dataclasses
+and pytrees (`options`): passing an equal objective to a compiled program, as a static
+or a traced argument, does not recompile it.
 """
 
 import inspect
@@ -37,11 +38,11 @@ Metrics = dict[str, Array]
 
 
 class Labelled(NamedTuple):
-    """Examples with their labels: a batch, or a data set, of a conditional model.
+    """Examples with labels: a batch or data set for a conditional model.
 
     Attributes:
-      x: `[B, D]`.
-      labels: integers `[B]`, or weights of the classes `[B, C]`.
+      x: observations, `[B, D]`.
+      labels: integers `[B]`, or class weights `[B, C]`.
     """
 
     x: Array
@@ -51,21 +52,21 @@ class Labelled(NamedTuple):
 @register_options(static=("num_samples", "kl"))
 @dataclass(frozen=True, kw_only=True)
 class ELBO:
-    """The ELBO as an objective of training, beta possibly on a schedule.
+    """ELBO as a training objective, optionally with a schedule for beta.
 
     Attributes:
       beta: weight of the KL: a number, a traced scalar, or a schedule, a function of
-        the step (`LinearWarmup`, `Cyclic`, or one of optax).
-      penalty: what is charged for the KL, times beta (`FreeBits`, `Capacity`, or a
-        function of your own, as in `penalties`); by default the KL.
-      num_samples: posterior samples of each observation.
-      kl: as for `elbo_terms`.
-      estimator: gives value and gradient of the expectation (`types.Estimator`).
+        the step (`LinearWarmup`, `Cyclic`, or an optax schedule).
+      penalty: replacement for the KL, multiplied by beta (`FreeBits`, `Capacity`, or
+        any `penalties.Penalty`); by default the KL.
+      num_samples: number of posterior samples per observation.
+      kl: see `elbo_terms`.
+      estimator: estimator of the expectation and its gradient (`types.Estimator`).
 
     Raises:
-      ValueError: `beta` is not a scalar, or `num_samples` is below 1. When it is
-        called: as `elbo_terms`, and on several devices for a penalty that compares
-        examples with one another, or one that does not take `axis_name`.
+      ValueError: `beta` is not a scalar, or `num_samples` is below 1. When called: see
+        `elbo_terms`; on several devices, also for a penalty that compares examples with
+        each other or does not take `axis_name`.
 
     Example:
       >>> from vae_jax import ELBO, LinearWarmup
@@ -86,11 +87,11 @@ class ELBO:
         check_num_samples(self.num_samples)
 
     def __call__(self, params, batch, key, step, *, axis_name=None):
-        """Value to maximise and figures to log. See `types.Objective`."""
+        """Return the value to maximise and the metrics. See `types.Objective`."""
         weight = at_step("beta", self.beta, step)
         x, labels = _parts(batch)
         posterior = encode(params, x, labels=labels)
-        # The KL draws nothing: this objective and `elbo` have one value at one key.
+        # `mean_kl` uses no key: this objective equals `elbo` at the same key.
         terms_key, penalty_key = (
             (key, key) if self.penalty is mean_kl else jax.random.split(key)
         )
@@ -113,7 +114,7 @@ class ELBO:
             step,
             **over_devices("penalty", self.penalty, axis_name),
         )
-        # Of the two means, not a third mean: XLA would go over all pixels again.
+        # Combine the two means: with a third mean, XLA would reduce all pixels again.
         return metrics["log_likelihood"] - weight * charge, metrics
 
 
@@ -130,35 +131,35 @@ def _mean_bound(
     axis_name: str | None = None,
     **options: Any,
 ) -> tuple[Array, Metrics]:
-    """Mean bound of several samples, and figures to log, of the same samples."""
+    """Batch mean of a multi-sample bound, and metrics of the same samples."""
     x, labels = _parts(batch)
     found = terms(params, x, key, labels=labels, **options)
     return jnp.mean(found.bound), _logged(found)
 
 
 class _Bound:
-    """A bound whose options are the fields of the objective."""
+    """Base class of multi-sample bounds; the fields are the options of `_terms`."""
 
     _terms: ClassVar[Callable[..., ImportanceWeightedTerms]]
 
     def __call__(self, params, batch, key, step, *, axis_name=None):
-        """Value to maximise and figures to log. See `types.Objective`."""
+        """Return the value to maximise and the metrics. See `types.Objective`."""
         return _mean_bound(self._terms, params, batch, key, step, **vars(self))
 
 
 @register_options(static=("num_samples",))
 @dataclass(frozen=True, kw_only=True)
 class IWAE(_Bound):
-    """The importance-weighted bound as an objective of training.
+    """Importance-weighted bound as a training objective.
 
     Attributes:
-      num_samples: importance samples of each observation.
-      reduction: of their log-weights: `estimators.Grouped` makes it MIWAE, `Combined`
-        CIWAE, `Renyi` a Renyi bound.
-      estimator: gives value and gradient of the bound (`types.Estimator`).
+      num_samples: number of importance samples per observation.
+      reduction: reduction of the log-weights: `estimators.Grouped` gives MIWAE,
+        `Combined` CIWAE, `Renyi` a Renyi bound.
+      estimator: estimator of the bound and its gradient (`types.Estimator`).
 
     Raises:
-      ValueError: `num_samples` below 1. When it is called: as
+      ValueError: `num_samples` is below 1. When called: see
         `importance_weighted_bound`.
 
     Example:
@@ -182,16 +183,18 @@ class IWAE(_Bound):
 @register_options(static=("num_samples", "num_groups"))
 @dataclass(frozen=True, kw_only=True)
 class PIWAE(_Bound):
-    """The importance-weighted bound, its encoder trained on groups of samples.
+    """Partially importance-weighted bound as a training objective.
+
+    The encoder is trained on groups of samples.
 
     Attributes:
-      num_samples: importance samples of each observation.
-      num_groups: M, which must divide them.
-      estimator: gives value and gradient of the bound (`types.Estimator`).
+      num_samples: number of importance samples per observation.
+      num_groups: number M of groups; must divide `num_samples`.
+      estimator: estimator of the bound and its gradient (`types.Estimator`).
 
     Raises:
-      ValueError: `num_samples` below 1, or `num_groups` does not divide it. When it is
-        called: as `partially_importance_weighted_bound`.
+      ValueError: `num_samples` is below 1, or `num_groups` does not divide it. When
+        called: see `partially_importance_weighted_bound`.
 
     Example:
       >>> from vae_jax import PIWAE
@@ -215,18 +218,18 @@ def importance_weighted_objective(
     terms: Callable[..., ImportanceWeightedTerms] = importance_weighted_terms,
     **options: Any,
 ) -> Objective:
-    """A bound of several samples as an objective of training.
+    """Multi-sample bound as a training objective.
 
     Args:
-      num_samples: importance samples of each observation.
-      terms: `importance_weighted_terms`, which makes it `IWAE`,
-        `partially_importance_weighted_terms`, which makes it `PIWAE`, or a function of
-        your own of their arguments.
+      num_samples: number of importance samples per observation.
+      terms: `importance_weighted_terms` (gives `IWAE`),
+        `partially_importance_weighted_terms` (gives `PIWAE`), or a custom function with
+        the same arguments.
       **options: further options of that function.
 
     Returns:
-      An `Objective`. It logs what `ELBO` logs, of the same samples. Of a function of
-      your own it compares by identity.
+      An `Objective`. It logs the same metrics as `ELBO`, from the samples of the bound.
+      With a custom function, it compares by identity.
 
     Example:
       >>> import vae_jax
@@ -246,18 +249,18 @@ def importance_weighted_objective(
 def over_devices(
     name: str, function: Callable[..., Any], axis_name: str | None
 ) -> dict[str, str]:
-    """Keyword that names the axis of devices; none on one device.
+    """Return the keyword arguments that pass the device axis to a function.
 
     Args:
-      name: what the function is, for the message.
-      function: an objective or a penalty.
-      axis_name: the axis, or None.
+      name: kind of function, for the message.
+      function: objective or penalty.
+      axis_name: name of the device axis, or None on a single device.
 
     Returns:
-      Keywords to call it with.
+      Keyword arguments for the function; empty on a single device.
 
     Raises:
-      ValueError: several devices, and a function that does not take it.
+      ValueError: `axis_name` is given and the function does not take it.
 
     Example:
       >>> from vae_jax import ELBO
@@ -272,15 +275,14 @@ def over_devices(
     if not any(p.name == "axis_name" or p.kind is p.VAR_KEYWORD for p in parameters):
         raise ValueError(
             f"on several devices the {name} {label} must take the keyword "
-            "axis_name: average what it takes of the batch as a whole over that axis "
-            "(jax.lax.pmean) before anything nonlinear; a mean over examples needs no "
-            "more than to accept it"
+            "axis_name: average batch statistics over that axis (jax.lax.pmean) before "
+            "any nonlinear function of them; a mean over examples can ignore it"
         )
     return {"axis_name": axis_name}
 
 
 def _check_reduction(reduction: Reduction, num_samples: int) -> None:
-    """Raise if a reduction does not take a number of samples."""
+    """Raise ValueError if a reduction does not accept this number of samples."""
     check_num_samples(num_samples)
     jax.eval_shape(reduction, jax.ShapeDtypeStruct((num_samples, 1), jnp.float32))
 
@@ -290,7 +292,7 @@ def _parts(batch: Array | Labelled) -> tuple[Array, Array | None]:
 
 
 def _logged(terms: ELBOTerms | ImportanceWeightedTerms) -> Metrics:
-    """Batch means of the terms; the ELBO at beta 1."""
+    """Batch means of the terms, and the ELBO at beta 1."""
     log_likelihood = jnp.mean(terms.log_likelihood)
     kl_divergence = jnp.mean(terms.kl_divergence)
     return {

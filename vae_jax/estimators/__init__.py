@@ -1,9 +1,10 @@
-"""Gradients of expectations: estimates of E_q[f(z)] whose gradient is a choice.
+"""Gradient estimators for expectations E_q[f(z)].
 
-`types.Estimator` is the contract: the value is the plain Monte Carlo estimate, the
-gradient the estimator's. Options of an estimator are given with `functools.partial`.
-They serve a model's ELBO (`elbo(..., estimator=leave_one_out)`) and any other
-expectation alike. Mohamed, Rosca, Figurnov & Mnih 2020 survey them.
+All follow `types.Estimator`: the value is the plain Monte Carlo estimate, and the
+gradient depends on the estimator. Options of an estimator are set with
+`functools.partial`. Estimators apply to a model's ELBO
+(`elbo(..., estimator=leave_one_out)`) and to any other expectation. Mohamed, Rosca,
+Figurnov & Mnih 2020 is a survey.
 """
 
 from vae_jax.estimators.contract import value_only

@@ -1,9 +1,9 @@
-"""Parts that the estimators share: draws, scores, surrogates, refusals.
+"""Shared parts of the estimators: samples, scores, surrogates, validation.
 
-An estimate's value is the plain Monte Carlo estimate and its gradient a choice. The
-integrand is called with latents whose gradient is cut, so the value brings the
-gradient of what the integrand holds besides them (a decoder's weights, and log q
-where it is used); a surrogate, 0 in value, brings that of the distribution.
+The value of an estimate is the plain Monte Carlo estimate. The integrand is called with
+latents whose gradient is stopped, so the value carries only the gradient with respect
+to everything else in the integrand (a decoder's weights, and log q if it is used). A
+surrogate, whose value is 0, adds the gradient with respect to the distribution.
 """
 
 import operator
@@ -23,10 +23,10 @@ from vae_jax.types import Array, Key, Latents, Posterior, PyTree
 Wanted = TypeVar("Wanted", bound=Posterior)
 
 Integrand = Callable[[Latents, Array], PyTree]
-"""f(z, log_q): latents `[S, B, L]`, their log q `[S, B]`, to `[S, B]` or a tree.
+"""f(z, log_q): maps latents `[S, B, L]` and their log q `[S, B]` to `[S, B]` or a tree.
 
-With `has_aux` it returns a pair, as for `jax.value_and_grad`: the second tree, of
-arrays `[S, B]` too, is estimated from the same draws as constants.
+With `has_aux` it returns a pair, as for `jax.value_and_grad`. The second tree, also of
+arrays `[S, B]`, is averaged over the same samples and carries no gradient.
 """
 
 
@@ -39,22 +39,22 @@ def value_only(
     reduction: Reduction = sample_mean,
     has_aux: bool = False,
 ) -> PyTree:
-    """The plain Monte Carlo estimate of E_q[f(z)], a constant: for evaluation.
+    """Plain Monte Carlo estimate of E_q[f(z)] without a gradient, for evaluation.
 
     Args:
       integrand: f, called with latents `[S, B, L]` and their log q `[S, B]`; returns
         `[S, B]` or a pytree of such.
       posterior: q, a batch of B distributions of any kind.
       key: PRNG key, consumed once.
-      num_samples: samples S.
-      reduction: from `[S, B]` to `[B]`.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
+      num_samples: number S of samples.
+      reduction: reduction of `[S, B]` to `[B]`.
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
-      ValueError: `num_samples` below 1.
+      ValueError: `num_samples` is below 1.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -72,7 +72,7 @@ def value_only(
 
 
 def with_surrogate(value: Array, surrogate: Array) -> Array:
-    """The value, exactly, with the surrogate's gradient added to its own."""
+    """Return the exact value with the surrogate's gradient added to its own."""
     chex.assert_equal_shape([value, surrogate])
     return value + (surrogate - jax.lax.stop_gradient(surrogate))
 
@@ -80,10 +80,10 @@ def with_surrogate(value: Array, surrogate: Array) -> Array:
 def constant_draws(
     posterior: Posterior, key: Key, num_samples: int, estimator: str
 ) -> tuple[Latents, Array]:
-    """Latents `[S, B, L]` without a gradient, their log q `[S, B]` with one.
+    """Draw latents `[S, B, L]` without a gradient, and their log q `[S, B]` with one.
 
     Raises:
-      ValueError: `num_samples` below 1, or q has no density at a given point.
+      ValueError: `num_samples` is below 1, or q has no density at a given point.
     """
     check_num_samples(num_samples)
     require_log_prob(posterior, estimator)
@@ -94,7 +94,7 @@ def constant_draws(
 def values_of(
     integrand: Integrand, z: Latents, log_q: Array, has_aux: bool
 ) -> tuple[PyTree, PyTree]:
-    """Values and auxiliary outputs of the integrand; None in place of the latter.
+    """Values and auxiliary outputs (None without `has_aux`) of the integrand.
 
     Each must be `[S, B]`: a stray axis would broadcast silently.
     """
@@ -107,7 +107,7 @@ def values_of(
 def with_auxiliary(
     estimates: PyTree, aux: PyTree, has_aux: bool, mean: Reduction = sample_mean
 ) -> PyTree:
-    """The estimates alone, or beside those of the auxiliary outputs, constants."""
+    """Return the estimates, paired with the auxiliary means if `has_aux`."""
     if not has_aux:
         return estimates
     return estimates, jax.lax.stop_gradient(jax.tree.map(mean, aux))
@@ -116,7 +116,7 @@ def with_auxiliary(
 def at_frozen(
     integrand: Integrand, posterior: Posterior, has_aux: bool = False
 ) -> Callable[[Latents], tuple[PyTree, PyTree]]:
-    """`values_of` as a function of z alone, the distribution held constant."""
+    """`values_of` as a function of z only, with the distribution held constant."""
     frozen = jax.lax.stop_gradient(posterior)
     return lambda z: values_of(integrand, z, frozen.log_prob(z), has_aux)
 
@@ -126,16 +126,18 @@ def latent_gradients(
     z: Latents,
     coefficients: Callable[[Array], Array],
 ) -> tuple[PyTree, PyTree, PyTree]:
-    """f(z), and for each leaf of it the gradient of sum_s c_s f(z_s) by z, constant.
+    """f(z), and the gradient of sum_s c_s f(z_s) with respect to z for each leaf of f.
 
     Args:
-      function: from `[S, B, L]` to `[S, B]` or a tree of such, and auxiliary outputs.
+      function: maps `[S, B, L]` to `[S, B]` or a tree of such arrays, and auxiliary
+        outputs.
       z: latents, `[S, B, L]`.
       coefficients: c as a function of a leaf's values, `[S, B]` to `[S, B]`.
 
     Returns:
-      The values, which are differentiable in what the function holds; a list with
-      one tree like `z` for each leaf of the values; and the auxiliary outputs.
+      The values, differentiable with respect to the parameters of the function; a list
+      of constant gradients, one tree like `z` for each leaf of the values; and the
+      auxiliary outputs.
     """
     values, pull_back, aux = jax.vjp(function, jax.lax.stop_gradient(z), has_aux=True)
     leaves, structure = jax.tree.flatten(values)
@@ -148,7 +150,7 @@ def latent_gradients(
 
 
 def along_path(gradients: PyTree, path: Latents) -> Array:
-    """Sum over samples and latents of constant gradient times path, `[B]`."""
+    """Inner product of constant gradients with the samples, `[B]`."""
     products = jax.tree.map(
         lambda gradient, z: jnp.sum(gradient * z, axis=(0, -1)), gradients, path
     )
@@ -156,9 +158,9 @@ def along_path(gradients: PyTree, path: Latents) -> Array:
 
 
 def along_parameters(gradients: PyTree, posterior: Posterior) -> Array:
-    """Sum of constant gradient times parameter of the distribution, `[B]`.
+    """Inner product of constant gradients and parameters of the distribution, `[B]`.
 
-    The gradients have the batch axis also where the examples share a parameter.
+    The gradients have a batch axis even for parameters shared by all examples.
     """
     products = jax.tree.map(
         lambda gradient, leaf: jnp.sum(
@@ -171,17 +173,17 @@ def along_parameters(gradients: PyTree, posterior: Posterior) -> Array:
 
 
 def each_its_own(posterior: Posterior, batch_size: int) -> Posterior:
-    """The posterior with a copy for each example of what they share, `[B, ...]`."""
+    """Broadcast shared parameters of a posterior to every example, `[B, ...]`."""
     return jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape[1:])), posterior
     )
 
 
 def scores(posterior: Posterior, z: Latents) -> PyTree:
-    """D log q(z_s) / d parameter of every sample: the posterior's leaves, `[S, B, ..]`.
+    """Scores d log q(z_s) / d parameter of every sample, a posterior of `[S, B, ...]`.
 
-    They are constants. What the examples share (leaves `[1, ...]`) is copied for each
-    of them first: its score is that of the example, not the sum over the batch.
+    The scores are constants. Shared parameters (leaves `[1, ...]`) are copied for each
+    example first, so that their score is per example rather than summed over the batch.
     """
     batch_size = jax.tree.leaves(z)[0].shape[1]
     frozen = each_its_own(jax.lax.stop_gradient(posterior), batch_size)
@@ -194,18 +196,18 @@ def scores(posterior: Posterior, z: Latents) -> PyTree:
 
 
 def beside(values: Array, score: Array) -> Array:
-    """Values `[S, B]`, as constants, in a shape to multiply a score `[S, B, ...]`."""
+    """Expand constant values `[S, B]` to broadcast with a score `[S, B, ...]`."""
     values = jax.lax.stop_gradient(values)
     return values.reshape(values.shape + (1,) * (score.ndim - 2))
 
 
 def nonzero(denominator: Array) -> Array:
-    """A denominator, 1 where it is 0: what it divides is 0 there as well."""
+    """Replace zeros of a denominator by 1, for numerators that are 0 there as well."""
     return jnp.where(denominator == 0, 1, denominator)
 
 
 def reduction_gradient(reduction: Reduction) -> Callable[[Array], Array]:
-    """D R / d v_s as a function of the values: 1/S for a mean, weights for a bound."""
+    """Gradient d R / d v_s as a function of v: 1/S for a mean, weights for a bound."""
     return lambda values: jax.lax.stop_gradient(
         jax.grad(lambda values: jnp.sum(reduction(values)))(values)
     )
@@ -214,18 +216,18 @@ def reduction_gradient(reduction: Reduction) -> Callable[[Array], Array]:
 def check_num_samples(
     num_samples: int, *, minimum: int = 1, name: str = "num_samples", why: str = ""
 ) -> None:
-    """Refuses fewer samples than an estimator can work with."""
+    """Raise ValueError if there are fewer samples than the estimator needs."""
     if num_samples < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {num_samples}{why}")
 
 
 def check_temperature(temperature: float | Array) -> None:
-    """Refuses a temperature that is not positive, unless it is traced."""
+    """Raise ValueError if a concrete temperature is not positive."""
     require_value("temperature", temperature, lambda known: known > 0, "positive")
 
 
 def require_mean(reduction: Reduction, estimator: str, instead: str) -> None:
-    """Refuses a bound of several samples where only an expectation will do."""
+    """Raise ValueError if the reduction is not the mean."""
     if reduction is not sample_mean:
         raise ValueError(
             f"{estimator} estimates a plain expectation, not a bound that several "
@@ -234,7 +236,7 @@ def require_mean(reduction: Reduction, estimator: str, instead: str) -> None:
 
 
 def require_log_prob(posterior: Posterior, estimator: str) -> None:
-    """Refuses a distribution whose density is not known, or known to be singular."""
+    """Raise ValueError if a distribution has no density, or a singular covariance."""
     if not posterior.has_log_prob:
         raise ValueError(
             f"{estimator} needs log q(z) at a given z, and {_name(type(posterior))} "
@@ -248,7 +250,7 @@ def require_log_prob(posterior: Posterior, estimator: str) -> None:
 
 
 def _is_singular(posterior: Posterior) -> bool:
-    """Where it can be known: not while it is compiled."""
+    """Return whether a diagonal covariance is singular; False if it is traced."""
     if not isinstance(posterior, DiagonalGaussianDistribution):
         return False
     try:
@@ -258,7 +260,7 @@ def _is_singular(posterior: Posterior) -> bool:
 
 
 def require_differentiable_samples(posterior: Posterior, estimator: str) -> None:
-    """Refuses a discrete distribution."""
+    """Raise ValueError if the samples are discrete."""
     if not posterior.is_reparameterizable:
         raise ValueError(
             f"{estimator} differentiates through the samples, and those of "
@@ -268,7 +270,10 @@ def require_differentiable_samples(posterior: Posterior, estimator: str) -> None
 
 
 def require_type(posterior: Posterior, wanted: type[Wanted], estimator: str) -> Wanted:
-    """The posterior. Another class is refused, a subclass too, by its density."""
+    """Return the posterior; raise ValueError if its class is not exactly `wanted`.
+
+    Subclasses are rejected because they may have a different density.
+    """
     if not isinstance(posterior, wanted) or type(posterior) is not wanted:
         raise ValueError(
             f"{estimator} is known for {_name(wanted)} only, got "
@@ -280,19 +285,19 @@ def require_type(posterior: Posterior, wanted: type[Wanted], estimator: str) -> 
 def require_derivative(
     function: Callable[[Latents], PyTree], z: Latents, estimator: str
 ) -> None:
-    """Refuses an integrand that uses its samples and has no derivative by them.
+    """Raise ValueError if the integrand uses z but its derivative is identically zero.
 
-    Known while tracing, and free in a compiled program: rounding, comparisons and
-    integers have derivatives that JAX knows to be zero. One that does not use its
-    samples passes, as its derivative is rightly zero.
+    The check happens during tracing and costs nothing in a compiled program: JAX
+    replaces the derivatives of rounding, comparisons and integers by symbolic zeros. An
+    integrand that does not use z passes, since its derivative is correctly zero.
 
     Args:
-      function: the integrand, of latents alone.
-      z: an example; its shape counts, not its values.
-      estimator: who asks, for the message.
+      function: the integrand as a function of latents only.
+      z: example latents; only the shapes and dtypes matter.
+      estimator: name of the estimator, for the message.
 
     Raises:
-      ValueError: some part of it has no derivative.
+      ValueError: an output uses z but has no derivative.
     """
 
     def derivative(direction: Latents) -> PyTree:
@@ -313,7 +318,7 @@ def require_derivative(
 def outputs_that_use_it(
     function: Callable[[Latents], PyTree], argument: PyTree
 ) -> list[bool]:
-    """Whether each output depends on the argument, as far as the jaxpr tells."""
+    """Whether each output depends on the argument, according to the jaxpr."""
     jaxpr = jax.make_jaxpr(function)(argument).jaxpr
     reached = set(jaxpr.invars)
     for equation in jaxpr.eqns:

@@ -1,4 +1,4 @@
-"""A control variate for the score function: the delta method, for Gaussians."""
+"""Control variate for the score-function estimator: the delta method for Gaussians."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -37,30 +37,30 @@ def delta_control_variate(
     has_aux: bool = False,
     num_coefficient_samples: int = 0,
 ) -> PyTree:
-    """The score-function estimate with a control variate by the delta method.
+    """Score-function estimate with a control variate from the delta method.
 
-    f score - c (h score - d/d phi E[h]), h the second-order expansion of f at the mean
-    of q, whose expectation under a Gaussian is known (Paisley, Blei & Jordan 2012;
-    Mohamed, Rosca, Figurnov & Mnih 2020, section 7). Unbiased; without variance where f
-    is quadratic and c = 1. Cost: f once a sample, and L + 1 derivatives of f at the
-    mean for the whole Hessian.
+    f score - c (h score - d/d phi E[h]), with h the second-order expansion of f at the
+    mean of q, whose expectation under a Gaussian is known (Paisley, Blei & Jordan 2012;
+    Mohamed, Rosca, Figurnov & Mnih 2020, section 7). Unbiased, with zero variance if f
+    is quadratic and c = 1. Cost: one evaluation of f per sample, and L + 1 derivatives
+    of f at the mean for the full Hessian.
 
     Args:
-      integrand: f, twice differentiable where the gain is to be had.
+      integrand: f; must be twice differentiable for the variance to be reduced.
       posterior: q, a batch of B diagonal Gaussians.
       key: PRNG key, consumed once.
-      num_samples: samples S.
+      num_samples: number S of samples.
       reduction: must be the mean.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
-      num_coefficient_samples: samples of their own from which c is estimated for each
-        parameter, as Cov(f score, control) / Var(control); 0 takes c = 1.
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
+      num_coefficient_samples: number of separate samples from which c is estimated for
+        each parameter, as Cov(f score, control) / Var(control); 0 sets c = 1.
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
-      ValueError: `num_samples` below 1, or `num_coefficient_samples` 1; q is no
-        diagonal Gaussian; another reduction.
+      ValueError: `num_samples` is below 1, or `num_coefficient_samples` is 1; q is not
+        a diagonal Gaussian; `reduction` is not the mean.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -110,11 +110,11 @@ def delta_control_variate(
 
 
 class _Expansion(NamedTuple):
-    """A function around the mean of a Gaussian, to second order.
+    """Second-order expansion of a function at the mean of a Gaussian.
 
     Attributes:
-      mean: where, `[B, L]`.
-      variance: of the Gaussian, `[B, L]`.
+      mean: point of expansion, `[B, L]`.
+      variance: variance of the Gaussian, `[B, L]`.
       value: `[B]`.
       gradient: `[B, L]`.
       hessian: `[L, B, L]`.
@@ -131,7 +131,7 @@ def _expansions(
     function: Callable[[Latents], tuple[PyTree, PyTree]],
     posterior: DiagonalGaussianDistribution,
 ) -> list[_Expansion]:
-    """One for each part of what the function returns; constants."""
+    """Constant expansions, one per leaf of the function's values."""
     mean, log_var = jax.lax.stop_gradient((posterior.mean, posterior.log_var))
     basis = jnp.eye(mean.shape[-1], dtype=mean.dtype)
 
@@ -139,7 +139,7 @@ def _expansions(
         def value(mean: Array) -> Array:
             return jax.tree.leaves(function(mean[None])[0])[index][0]
 
-        # Examples do not meet in f, so one gradient of the sum is that of each.
+        # Examples are independent in f: the gradient of the sum is per example.
         gradient = jax.grad(lambda mean: jnp.sum(value(mean)))
 
         def column(direction: Array) -> Array:
@@ -159,7 +159,7 @@ def _terms_and_controls(
     z: Array,
     sample_scores: DiagonalGaussianDistribution,
 ) -> tuple[list[PyTree], list[PyTree]]:
-    """F score, and h score - d/d phi E[h]: like the scores, for each part."""
+    """Terms f score and controls h score - d/d phi E[h], per leaf of the values."""
     terms = [
         jax.tree.map(lambda score, v=value: beside(v, score) * score, sample_scores)
         for value in jax.tree.leaves(values)
@@ -184,7 +184,7 @@ def _terms_and_controls(
 
 
 def _coefficients(terms: list[PyTree], controls: list[PyTree]) -> list[PyTree]:
-    """Cov(term, control) / Var(control) over samples, for each parameter."""
+    """Regression coefficients Cov(term, control) / Var(control) over samples."""
 
     def coefficient(term: Array, control: Array) -> Array:
         control = control - sample_mean(control)

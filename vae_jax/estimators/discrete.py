@@ -1,8 +1,8 @@
 """Estimators for discrete latents: independent bits, q = prod Bernoulli(sigmoid(l)).
 
-`score_function`, `mean_baseline`, `leave_one_out` and `optimal_baseline` serve them as
-they serve any distribution. Those here know more about a bit, or replace it by
-something that has a derivative.
+`score_function`, `mean_baseline`, `leave_one_out` and `optimal_baseline` apply to any
+distribution. The estimators in this module exploit the structure of Bernoulli
+variables or replace them by a differentiable relaxation.
 """
 
 import jax
@@ -39,25 +39,26 @@ def exact_enumeration(
     reduction: Reduction = sample_mean,
     has_aux: bool = False,
 ) -> PyTree:
-    """E_q[f(z)] itself and its gradient, by a sum over all values of z.
+    """Exact E_q[f(z)] and its gradient, by summation over all values of z.
 
-    sum_z q(z) f(z). No noise: the yardstick of the others. Cost: f, 2^L times.
+    sum_z q(z) f(z). Deterministic; the reference for the other estimators. Cost: 2^L
+    evaluations of f.
 
     Args:
       integrand: f, called with latents `[2^L, B, L]` and their log q; returns
-        `[2^L, B]` or a pytree of such.
-      posterior: q, a batch of B distributions with a `support()` of few states.
-      key: not used; there is nothing to draw.
-      num_samples: not used.
+        `[2^L, B]` or a pytree of such arrays.
+      posterior: q, a batch of B enumerable distributions (`enumerate_support`).
+      key: unused.
+      num_samples: unused.
       reduction: must be the mean.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
 
     Returns:
       The expectations, `[B]` for each part.
 
     Raises:
-      ValueError: q has no `support`, or one of more than 2^12 states; another
-        reduction.
+      ValueError: q is not enumerable, or has more than 2^12 states; `reduction` is not
+        the mean.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -73,7 +74,7 @@ def exact_enumeration(
             f"exact_enumeration needs the support of q, and {type(posterior).__name__} "
             "has none"
         )
-    # What the examples share leads with an axis of 1.
+    # Arrays shared by all examples have a leading axis of size 1.
     batch_size = max(leaf.shape[0] for leaf in jax.tree.leaves(posterior))
     z = posterior.enumerate_support()
     z = jnp.broadcast_to(z, (z.shape[0], batch_size, *z.shape[2:]))
@@ -98,30 +99,33 @@ def gumbel_softmax(
     temperature: float | Array = 0.5,
     hard: bool = False,
 ) -> PyTree:
-    """The gradient through a relaxed sample, sigmoid((l + logistic noise) / t).
+    """Gradient through a relaxed sample, sigmoid((l + logistic noise) / t).
 
     d/d l f(sigmoid((l + logit u) / t)), the two-class Gumbel-softmax or binary concrete
-    distribution (Jang, Gu & Poole 2017; Maddison, Mnih & Teh 2017). Biased: it is the
-    gradient of another expectation; the bias vanishes with t, while the variance grows
-    like 1 / t. The value and the gradient of what f holds are those at the bits.
-    Cost: f twice a sample, and its derivative.
+    distribution (Jang, Gu & Poole 2017; Maddison, Mnih & Teh 2017). Biased, since it is
+    the gradient of an expectation under the relaxed distribution; as t decreases, the
+    bias vanishes and the variance grows like 1 / t. The value, and the gradient with
+    respect to parameters inside f, are evaluated at the bits. Cost: two evaluations of
+    f per sample, and one of its derivative.
 
     Args:
       integrand: f, defined and differentiable between 0 and 1.
       posterior: q, a batch of B factorised Bernoulli distributions.
       key: PRNG key, consumed once.
-      num_samples: samples S.
-      reduction: from `[S, B]` to `[B]`.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
+      num_samples: number S of samples.
+      reduction: reduction of `[S, B]` to `[B]`.
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
       temperature: t, positive.
-      hard: take f's derivative at the bit instead of its relaxation (straight-through
-        Gumbel-softmax); f is then evaluated at bits only, and biased at every t.
+      hard: evaluate the derivative of f at the bit instead of at its relaxation
+        (straight-through Gumbel-softmax). f is then evaluated only at bits, and the
+        gradient is biased at every t.
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
-      ValueError: `num_samples` below 1; a temperature of 0 or less; q is not Bernoulli.
+      ValueError: `num_samples` is below 1; `temperature` is not positive; q is not
+        Bernoulli.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -151,25 +155,25 @@ def straight_through(
     reduction: Reduction = sample_mean,
     has_aux: bool = False,
 ) -> PyTree:
-    """The gradient as if the bit were its probability: d f / d z at the bit, d p / d l.
+    """Straight-through gradient: the bit is differentiated as its probability.
 
-    sum_d (d f / d z_d)(z) p_d (1 - p_d) (Bengio, Leonard & Courville 2013). Biased,
-    unless f is linear in each bit and does not couple them. Cost: f once a sample, and
-    its derivative.
+    (d f / d z_d)(z) p_d (1 - p_d) for each logit l_d (Bengio, Leonard & Courville
+    2013). Biased unless f is linear in the bits, without interactions. Cost: one
+    evaluation of f and one of its derivative per sample.
 
     Args:
       integrand: f, with a derivative at 0 and 1.
       posterior: q, a batch of B factorised Bernoulli distributions.
       key: PRNG key, consumed once.
-      num_samples: samples S.
-      reduction: from `[S, B]` to `[B]`.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
+      num_samples: number S of samples.
+      reduction: reduction of `[S, B]` to `[B]`.
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
-      ValueError: `num_samples` below 1; q is not Bernoulli.
+      ValueError: `num_samples` is below 1; q is not Bernoulli.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -199,30 +203,31 @@ def rebar(
     temperature: float | Array = 0.5,
     scale: float | Array = 1.0,
 ) -> PyTree:
-    """The score function with the relaxed sample as its control variate.
+    """REBAR: score function with a control variate from the relaxed sample.
 
     [f(b) - c f(s(z'))] d log q(b) + c d f(s(z)) - c d f(s(z')), where b = 1[z > 0] with
     z = l + logistic noise, z' is distributed like z given b, and s(z) = sigmoid(z / t)
-    (Tucker, Mnih, Maddison, Lawson & Sohl-Dickstein 2017). z and z' share their noise:
-    they are one number and differ by how l moves them. Unbiased for every t and c,
-    which their paper tunes to the least variance. Cost: f twice a sample, and its
-    derivative once.
+    (Tucker, Mnih, Maddison, Lawson & Sohl-Dickstein 2017). z and z' use the same noise:
+    they are equal in value, but depend on l differently. Unbiased for every t and c,
+    which the paper tunes to minimise the variance. Cost: two evaluations of f per
+    sample, and one of its derivative.
 
     Args:
       integrand: f, defined and differentiable between 0 and 1.
       posterior: q, a batch of B factorised Bernoulli distributions.
       key: PRNG key, consumed once.
-      num_samples: samples S.
+      num_samples: number S of samples.
       reduction: must be the mean.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
       temperature: t, positive.
-      scale: c; 0 leaves `score_function`.
+      scale: c; 0 gives `score_function`.
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
-      ValueError: `num_samples` below 1; q is not Bernoulli; another reduction.
+      ValueError: `num_samples` is below 1; `temperature` is not positive; q is not
+        Bernoulli; `reduction` is not the mean.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -264,13 +269,13 @@ def rebar(
 
 
 def _given_bits(z: Array, bits: Array, logits: Array) -> Array:
-    """The same z, as a function of the logits at a fixed bit (their appendix C).
+    """Return z as a function of the logits given the bits (appendix C of the paper).
 
     With v uniform, z' = softplus(logit v + softplus(l)) for a one and
-    - softplus(- logit v + softplus(-l)) for a zero; v is what makes it z.
+    - softplus(- logit v + softplus(-l)) for a zero; v is chosen such that z' = z.
     """
     size = jnp.abs(z)
-    inverse = size + jnp.log(-jnp.expm1(-size))  # Of softplus.
+    inverse = size + jnp.log(-jnp.expm1(-size))  # Inverse of softplus.
     up, down = jax.nn.softplus(logits), jax.nn.softplus(-logits)
     noise = jnp.where(bits == 1, inverse - up, down - inverse)
     noise = jax.lax.stop_gradient(noise)
@@ -288,26 +293,27 @@ def arm(
     reduction: Reduction = sample_mean,
     has_aux: bool = False,
 ) -> PyTree:
-    """Augment-REINFORCE-merge: an antithetic pair of bits from one uniform number.
+    """Augment-REINFORCE-merge (ARM): an antithetic pair of bits per uniform number.
 
-    [f(1[u > 1 - p]) - f(1[u < p])] (u - 1/2) by the logits (Yin & Zhou 2019). Unbiased.
-    The value is the mean over the pair. Cost: f twice a sample; `disarm` costs the same
-    and has no larger variance.
+    The gradient with respect to the logits is [f(1[u > 1 - p]) - f(1[u < p])] (u - 1/2)
+    (Yin & Zhou 2019). Unbiased. The value is the mean over the pair. Cost: two
+    evaluations of f per pair. `disarm` has the same cost and no larger variance.
 
     Args:
-      integrand: f, called with latents `[S, B, L]` and their log q `[S, B]`; returns
-        `[S, B]` or a pytree of such.
+      integrand: f, called with the latents of all pairs `[2 S, B, L]` and their log q
+        `[2 S, B]`; returns `[2 S, B]` or a pytree of such arrays.
       posterior: q, a batch of B factorised Bernoulli distributions.
       key: PRNG key, consumed once.
-      num_samples: pairs S.
+      num_samples: number S of pairs.
       reduction: must be the mean.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
 
     Returns:
-      The estimates, `[B]` for each `[S, B]`.
+      The estimates, `[B]` for each `[2 S, B]`.
 
     Raises:
-      ValueError: `num_samples` below 1; q is not Bernoulli; another reduction.
+      ValueError: `num_samples` is below 1; q is not Bernoulli; `reduction` is not the
+        mean.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -335,27 +341,28 @@ def disarm(
     reduction: Reduction = sample_mean,
     has_aux: bool = False,
 ) -> PyTree:
-    """Antithetic bits with the uniform number integrated out.
+    """DisARM: antithetic pairs of bits with the uniform number integrated out.
 
     1/2 [f(b) - f(b')] (-1)^b' 1[b != b'] sigmoid(|l|) for each logit l (Dong, Mnih &
-    Tucker 2020; with U2G of Yin, Ho, Yan, Qian & Zhou 2020). Unbiased, its variance
-    never above that of `arm`, nor, for one bit, above `leave_one_out` with two samples.
-    The value is the mean over the pair. Cost: f twice a sample. The first choice for
-    bits.
+    Tucker 2020; also U2G of Yin, Ho, Yan, Qian & Zhou 2020). Unbiased. The variance is
+    at most that of `arm` and, for a single bit, at most that of `leave_one_out` with
+    two samples. The value is the mean over the pair. Cost: two evaluations of f per
+    pair. It is the default choice for Bernoulli latents.
 
     Args:
       integrand: f, as in `arm`.
       posterior: q, a batch of B factorised Bernoulli distributions.
       key: PRNG key, consumed once.
-      num_samples: pairs S.
+      num_samples: number S of pairs.
       reduction: must be the mean.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
 
     Returns:
-      The estimates, `[B]` for each `[S, B]`.
+      The estimates, `[B]` for each `[2 S, B]`.
 
     Raises:
-      ValueError: `num_samples` below 1; q is not Bernoulli; another reduction.
+      ValueError: `num_samples` is below 1; q is not Bernoulli; `reduction` is not the
+        mean.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -386,7 +393,7 @@ def _antithetic(
     weights,
     name: str,
 ) -> PyTree:
-    """The gradient sum_d [f(b) - f(b')] weight_d, b = 1[u < p], b' = 1[1 - u < p]."""
+    """Gradient [f(b) - f(b')] weight_d per logit; b = 1[u < p], b' = 1[1 - u < p]."""
     check_num_samples(num_samples)
     require_mean(reduction, name, "leave_one_out")
     posterior = require_type(posterior, BernoulliDistribution, name)
@@ -418,7 +425,7 @@ def _through(
     reduction: Reduction,
     has_aux: bool,
 ) -> PyTree:
-    """R(f) at the bits, its gradient f's derivative at a point along a path."""
+    """R(f) at the bits; its gradient is f's derivative at `point` times d `path`."""
     _, gradients, _ = latent_gradients(
         at_frozen(integrand, posterior, has_aux), point, reduction_gradient(reduction)
     )

@@ -1,10 +1,11 @@
-"""Exact means and variances of the estimators, for integrands that allow them.
+"""Exact means and variances of the estimators for simple integrands.
 
-The variance of a score-function estimator, whatever its baseline, follows from six
-moments of f and the score (`ScoreMoments`); that of the pathwise estimator from a
-seventh. `gaussian_moments` has them in closed form for three integrands under
-N(mu, sigma^2), `bernoulli_moments` for any function of a bit. All in float64, by
-NumPy; variances are those of one sample, to be divided by their number.
+The variance of a score-function estimator with any baseline follows from six moments of
+f and the score (`ScoreMoments`); that of the pathwise estimator requires a seventh.
+`gaussian_moments` gives them in closed form for three integrands under N(mu, sigma^2),
+`bernoulli_moments` for any function of one bit. All computations use NumPy in float64.
+Unless stated otherwise, variances are those of one sample; divide by the number of
+samples.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ class ScoreMoments(NamedTuple):
       s2: E[s^2], the Fisher information.
       fs2: E[f s^2].
       f2s2: E[f^2 s^2].
-      path2: E[(f' dx/d parameter)^2] where x is reparameterized, else None.
+      path2: E[(f' dx/d parameter)^2] if x is reparameterized, otherwise None.
     """
 
     f: float
@@ -44,8 +45,9 @@ def gaussian_moments(
     """Moments under N(mu, sigma^2) of (x - k)^2, exp(-k x^2) or cos(k x).
 
     The scores are eps / sigma and (eps^2 - 1) / sigma with x = mu + sigma eps. Each
-    factor is a polynomial times exp(-c x^2 + i t x), which tilts the density of eps to
-    another Gaussian, of complex mean where t is not 0, whose moments are polynomials.
+    integrand is a polynomial times exp(-c x^2 + i t x). The exponential tilts the
+    density of eps to another Gaussian (with a complex mean for t != 0), whose moments
+    are known.
 
     Args:
       integrand: `quadratic`, `exponential` or `cos`.
@@ -57,8 +59,8 @@ def gaussian_moments(
       `ScoreMoments` for `mu` and for `sigma`.
 
     Raises:
-      ValueError: an unknown integrand; a `sigma` that is not positive; an exponential
-        whose second moment is infinite.
+      ValueError: `integrand` is unknown, `sigma` is not positive, or the second moment
+        of the exponential is infinite.
 
     Example:
       >>> from vae_jax.estimators.exact_variance import gaussian_moments
@@ -68,7 +70,7 @@ def gaussian_moments(
     """
     if sigma <= 0:
         raise ValueError(f"sigma must be positive, got {sigma}")
-    x = Polynomial([mu, sigma])  # Of eps.
+    x = Polynomial([mu, sigma])  # As a function of eps.
     if integrand == "quadratic":
         f, f2, slope2 = (
             [_Term((x - k) ** 2)],
@@ -116,7 +118,7 @@ def gaussian_moments(
 
 
 def bernoulli_moments(*, logit: float, f0: float, f1: float) -> ScoreMoments:
-    """Moments of a function of one bit, the score that of its logit: b - p.
+    """Moments of a function of one bit, with the score of the logit, b - p.
 
     Args:
       logit: log-odds of a one.
@@ -162,7 +164,7 @@ def score_function_variance(moments: ScoreMoments, *, baseline: float = 0.0) -> 
     """Variance of (f - b) s: E[f^2 s^2] - 2 b E[f s^2] + b^2 E[s^2] - gradient^2.
 
     Args:
-      moments: of f and the score.
+      moments: moments of f and the score.
       baseline: b, a constant.
 
     Returns:
@@ -180,18 +182,20 @@ def score_function_variance(moments: ScoreMoments, *, baseline: float = 0.0) -> 
 
 
 def optimal_constant(moments: ScoreMoments) -> float:
-    """The baseline of least variance, E[f s^2] / E[s^2]."""
+    """Variance-minimising constant baseline, E[f s^2] / E[s^2]."""
     return moments.fs2 / moments.s2
 
 
 def mean_baseline_variance(
     moments: ScoreMoments, *, num_baseline_samples: int
 ) -> float:
-    """With the mean of f from N samples: that of b = E[f], and Var(f) / N E[s^2].
+    """Variance with a baseline estimated from N samples of f.
+
+    The variance with b = E[f], plus Var(f) / N E[s^2].
 
     Args:
-      moments: of f and the score.
-      num_baseline_samples: N.
+      moments: moments of f and the score.
+      num_baseline_samples: number N of samples for the baseline.
 
     Returns:
       The variance of one sample.
@@ -210,15 +214,16 @@ def mean_baseline_variance(
 
 
 def leave_one_out_variance(moments: ScoreMoments, *, num_samples: int) -> float:
-    """Variance of the whole leave-one-out estimator of n samples.
+    """Variance of the leave-one-out estimator with n samples in total.
 
-    It is a U-statistic with the kernel (f_1 - f_2)(s_1 - s_2) / 2, so
-    2 / (n (n - 1)) [2 (n - 2) z_1 + z_2], z_1 the variance of the kernel's expectation
-    given one sample, z_2 that of the kernel (Hoeffding 1948).
+    The estimator is a U-statistic with the kernel (f_1 - f_2)(s_1 - s_2) / 2. Its
+    variance is 2 / (n (n - 1)) [2 (n - 2) z_1 + z_2], with z_1 the variance of the
+    kernel's expectation given one sample and z_2 the variance of the kernel (Hoeffding
+    1948).
 
     Args:
-      moments: of f and the score.
-      num_samples: n, at least 2.
+      moments: moments of f and the score.
+      num_samples: number n of samples, at least 2.
 
     Returns:
       The variance of the estimate from n samples.
@@ -244,15 +249,16 @@ def measure_valued_variance(
 ) -> float:
     """Variance of the measure-valued estimator on (x - k)^2 under N(mu, sigma^2).
 
-    With a = mu - k: coupled 4 a^2 (4/pi - 1) and 4 a^2 + 4 sigma^2 for mu and sigma,
-    uncoupled a^2 (8/pi - 2) + 4 sigma^2/pi and 16 a^2 + 8 sigma^2.
+    With a = mu - k, for mu and sigma respectively: 4 a^2 (4/pi - 1) and
+    4 a^2 + 4 sigma^2 with coupling, a^2 (8/pi - 2) + 4 sigma^2/pi and
+    16 a^2 + 8 sigma^2 without.
 
     Args:
       parameter: `mu` or `sigma`.
       mu: mean of x.
       sigma: standard deviation of x.
       k: the integrand's constant.
-      coupled: as in `measure_valued`.
+      coupled: see `measure_valued`.
 
     Returns:
       The variance of one sample.
@@ -293,7 +299,9 @@ def arm_variance(*, logit: float, f0: float, f1: float) -> float:
 
 
 def disarm_variance(*, logit: float, f0: float, f1: float) -> float:
-    """Variance of DisARM for one bit: r (1 - r)^2 D^2 / 2 - G^2; as `arm_variance`.
+    """Variance of DisARM for one bit: r (1 - r)^2 D^2 / 2 - G^2.
+
+    The symbols are defined in `arm_variance`.
 
     Args:
       logit: log-odds of a one.
@@ -326,10 +334,10 @@ class _Term(NamedTuple):
 
 
 def _expectation(term: _Term, factor: Polynomial, mu: float, sigma: float) -> float:
-    """E[factor(eps) term(eps)], x = mu + sigma eps, by tilting the density of eps.
+    """E[factor(eps) term(eps)] with x = mu + sigma eps, by tilting the density of eps.
 
-    exp(-c x^2 + i t x) exp(-eps^2 / 2) is, but for a weight, the density of a Gaussian
-    of variance v = 1 / (1 + 2 c sigma^2) and mean v sigma (i t - 2 c mu).
+    exp(-c x^2 + i t x) exp(-eps^2 / 2) is, up to a constant, the density of a Gaussian
+    with variance v = 1 / (1 + 2 c sigma^2) and mean v sigma (i t - 2 c mu).
     """
     c, t = term.decay, 1j * term.frequency
     variance = 1 / (1 + 2 * c * sigma**2)

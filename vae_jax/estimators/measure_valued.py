@@ -1,4 +1,4 @@
-"""Measure-valued gradients: a derivative of a density as a difference of two."""
+"""Measure-valued gradients: derivatives of densities as differences of densities."""
 
 from functools import partial
 
@@ -32,32 +32,33 @@ def measure_valued(
     has_aux: bool = False,
     coupled: bool = True,
 ) -> PyTree:
-    """The measure-valued (weak) derivative of E_q[f(z)] for diagonal Gaussians.
+    """Measure-valued (weak) derivative of E_q[f(z)] for diagonal Gaussians.
 
-    For each dimension, the others at a sample of q,
+    For each dimension, with the other dimensions at a sample of q,
       d/d mean  E f = [E f(mean + s W) - E f(mean - s W)] / (s sqrt(2 pi)),
       d/d s     E f = [E f(mean + s M) - E f(mean + s N)] / s,
-    W ~ Weibull(2, sqrt 2), M double-sided Maxwell, N normal (Pflug 1989; Mohamed,
-    Rosca, Figurnov & Mnih 2020, section 6). Coupled, both sides share W, and N = M U
-    with U uniform. Unbiased, and f need not be differentiable; cost: f, 1 + 4 L times a
-    sample, which is what speaks against it. Coupling helps a smooth f; for d/d mean it
-    raises the variance where f is steep beside its curvature.
+    with W ~ Weibull(2, sqrt 2), M double-sided Maxwell, N normal (Pflug 1989; Mohamed,
+    Rosca, Figurnov & Mnih 2020, section 6). With coupling, both sides share W, and
+    N = M U with U uniform. Unbiased, also for a non-differentiable f, but expensive:
+    1 + 4 L evaluations of f per sample. Coupling reduces the variance for a smooth f;
+    for d/d mean, it increases the variance if the slope of f dominates its curvature.
 
     Args:
-      integrand: f, called with latents `[S, B, L]` and their log q `[S, B]`; returns
-        `[S, B]` or a pytree of such.
+      integrand: f, called with latents `[S', B, L]` and their log q `[S', B]`, S' = S
+        and 4 L S; returns `[S', B]` or a pytree of such arrays.
       posterior: q, a batch of B diagonal Gaussians.
       key: PRNG key, consumed once.
-      num_samples: samples S.
+      num_samples: number S of samples.
       reduction: must be the mean.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
       coupled: whether both sides of a difference share their noise.
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
-      ValueError: `num_samples` below 1; q is no diagonal Gaussian; another reduction.
+      ValueError: `num_samples` is below 1; q is not a diagonal Gaussian; `reduction` is
+        not the mean.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -80,7 +81,7 @@ def measure_valued(
     scale = jnp.exp(0.5 * log_var)
     noises = _noises(noise_key, z.shape, z.dtype, coupled)
     moved = jnp.concatenate([_one_moved(z, mean + scale * noise) for noise in noises])
-    # [4, L, S, B], of a single call of f.
+    # [4, L, S, B], from a single call of f.
     around = jax.tree.map(
         partial(jnp.reshape, shape=(4, z.shape[-1], *z.shape[:-1])),
         at_frozen(integrand, posterior, has_aux)(moved)[0],
@@ -103,11 +104,12 @@ def measure_valued(
 def _noises(
     key: Key, shape: tuple[int, ...], dtype, coupled: bool
 ) -> tuple[Array, ...]:
-    """Right and left of the mean, double-sided Maxwell, normal: `[S, B, L]` each."""
+    """Noise right and left of the mean, double-sided Maxwell, normal: `[S, B, L]`."""
     right_key, left_key, maxwell_key, normal_key = jax.random.split(key, 4)
 
     def weibull(key: Key) -> Array:
-        # jax.random.rayleigh is the same distribution and infinite once in 2^23 draws.
+        # Same distribution as jax.random.rayleigh, which is infinite in one of 2^23
+        # draws.
         return jnp.sqrt(2 * jax.random.exponential(key, shape, dtype))
 
     right = weibull(right_key)
@@ -122,7 +124,7 @@ def _noises(
 
 
 def _one_moved(z: Array, moved: Array) -> Array:
-    """Z with one dimension moved, for each: `[L * S, B, L]`, dimension by dimension."""
+    """Replace one dimension of z by that of `moved`, for each: `[L * S, B, L]`."""
     latent_dim = z.shape[-1]
     here = jnp.eye(latent_dim, dtype=bool)[:, None, None]
     return jnp.where(here, moved, z).reshape(-1, *z.shape[1:])

@@ -1,8 +1,8 @@
 """Moments of a gradient estimator over many independent draws.
 
-Which estimator is better is a question about a variance, and an estimated variance
-has an error bar of its own; both come from the first four moments, taken in one pass
-over draws that are made by `vmap`, a chunk at a time.
+Estimators are compared by their variance, and an estimated variance has a standard
+error. Both follow from the first four moments, accumulated in one pass over draws that
+are made with `vmap` in chunks.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from vae_jax.types import Array, Key, PyTree
 
 
 class Moments(NamedTuple):
-    """Mean, variance and signal-to-noise ratio with their standard errors.
+    """Mean, variance and signal-to-noise ratio, with their standard errors.
 
     Attributes:
-      mean: of the draws.
-      variance: unbiased, of a single draw.
-      signal_to_noise: |mean| / standard deviation of a single draw; 0/0 is nan.
+      mean: mean of the draws.
+      variance: unbiased estimate of the variance of a single draw.
+      signal_to_noise: |mean| / standard deviation of a single draw; NaN for 0/0.
       mean_standard_error: sqrt(variance / n).
-      variance_standard_error: sqrt((m4 - variance^2 (n - 3) / (n - 1)) / n), m4 the
-        fourth central moment.
-      signal_to_noise_standard_error: by the delta method.
+      variance_standard_error: sqrt((m4 - variance^2 (n - 3) / (n - 1)) / n), with m4
+        the fourth central moment.
+      signal_to_noise_standard_error: standard error by the delta method.
     """
 
     mean: PyTree
@@ -36,14 +36,14 @@ class Moments(NamedTuple):
 
 
 class GradientMoments(NamedTuple):
-    """What `gradient_moments` returns.
+    """Result of `gradient_moments`.
 
     Attributes:
-      parameters: for each parameter; every field a tree like the gradient.
-      leaves: for each leaf as one vector; every field a tree like the gradient with a
-        scalar at each leaf: the norm of the mean, the sum of the variances, and their
-        ratio |mean| / sqrt(sum of variances).
-      num_draws: n.
+      parameters: moments of each parameter; every field is a tree like the gradient.
+      leaves: moments of each leaf as one vector; every field is a tree like the
+        gradient with one scalar per leaf: the norm of the mean, the sum of the
+        variances, and their ratio |mean| / sqrt(sum of variances).
+      num_draws: number n of draws.
     """
 
     parameters: Moments
@@ -51,10 +51,10 @@ class GradientMoments(NamedTuple):
     num_draws: int
 
     def cost_adjusted_variance(self, seconds_per_draw: float) -> PyTree:
-        """The sum of variances of each leaf times the cost of a draw, measured.
+        """Sum of the variances of each leaf, times the measured cost of a draw.
 
-        The variance of what a second of draws averages to: the figure by which
-        estimators of different cost compare.
+        This is the variance of the average of one second of draws, by which estimators
+        of different cost can be compared.
         """
         return jax.tree.map(
             lambda variance: variance * seconds_per_draw, self.leaves.variance
@@ -70,24 +70,24 @@ def gradient_moments(
 ) -> GradientMoments:
     """Mean, variance and signal-to-noise ratio of a random gradient, with errors.
 
-    Draw i is `gradient(fold_in(key, i))`, so two estimators are given the same keys,
-    and the figures do not depend on the chunks, but for the errors of a leaf: those are
-    taken around the mean of the first chunk, which should hold a hundred draws or more.
-    Memory is that of a chunk of draws and six trees like the gradient. To be called
-    under `jit`.
+    Draw i is `gradient(fold_in(key, i))`, so different estimators use the same keys.
+    The results do not depend on the chunk size, except for the standard errors of
+    `leaves`: these use the mean of the first chunk as a reference, which should hold at
+    least a hundred draws. Memory: one chunk of draws and six trees like the gradient.
+    Call it under `jit`.
 
     Args:
-      gradient: one draw, a tree of arrays: ``
+      gradient: one draw, a tree of arrays, such as
         `lambda key: jax.grad(elbo)(params, x, key)`.
       key: PRNG key.
-      num_draws: independent draws n, at least 2.
-      chunk_size: draws made at once.
+      num_draws: number n of independent draws, at least 2.
+      chunk_size: number of draws made at once.
 
     Returns:
       `GradientMoments`.
 
     Raises:
-      ValueError: `num_draws` below 2, or `chunk_size` below 1.
+      ValueError: `num_draws` is below 2, or `chunk_size` is below 1.
 
     Example:
       >>> import jax
@@ -113,12 +113,12 @@ def gradient_moments(
     def add_chunk(carry: tuple[list[Array], list[_Sums]], start: Array):
         pivots, sums = carry
         draws = chunk(start)
-        # Near the mean, so that no power of a difference loses its digits.
+        # A pivot near the mean, so that powers of differences keep their precision.
         pivots = [
             jnp.where(start == 0, jnp.mean(leaf, axis=0), pivot)
             for leaf, pivot in zip(draws, pivots, strict=True)
         ]
-        # The last chunk may reach beyond the draws asked for.
+        # The last chunk may extend beyond `num_draws`.
         counted = start + jnp.arange(chunk_size) < num_draws
         more = [
             _sums(leaf, pivot, counted)
@@ -143,12 +143,12 @@ def gradient_moments(
 
 
 class _Sums(NamedTuple):
-    """Sums over draws for one leaf, d a draw less the pivot.
+    """Sums over draws for one leaf, with d = draw - pivot.
 
     Attributes:
-      powers: of d, d^2, d^3 and d^4, `[4, ...]`.
-      vector: of a, a^2, t, t^2 and a t, `[5]`: a is d along the pivot's direction, t
-        the squared norm of d.
+      powers: sums of d, d^2, d^3 and d^4, `[4, ...]`.
+      vector: sums of a, a^2, t, t^2 and a t, `[5]`, with a the component of d along the
+        pivot and t the squared norm of d.
     """
 
     powers: Array
@@ -156,7 +156,7 @@ class _Sums(NamedTuple):
 
 
 def _sums(draws: Array, pivot: Array, counted: Array) -> _Sums:
-    """Of the draws `[n, ...]` that count, `[n]`."""
+    """Sums over the draws `[n, ...]` selected by `counted`, `[n]`."""
     difference = draws - pivot
     mask = counted.reshape(counted.shape + (1,) * pivot.ndim)
     difference = jnp.where(mask, difference, 0)
@@ -190,11 +190,11 @@ def _by_parameter(sums: _Sums, pivot: Array, n: int) -> Moments:
 
 
 def _by_leaf(sums: _Sums, pivot: Array, n: int) -> Moments:
-    """As for a parameter, along the direction of the mean and with all the variance."""
+    """Moments along the direction of the mean, with the total variance."""
     first = sums.powers[0] / n
     along, along_square, total, total_square, product = sums.vector / n
     variance = (total - jnp.sum(first**2)) * n / (n - 1)
-    # The squared norm of a noisy mean is too large by its variance.
+    # The squared norm of a noisy mean is biased upwards by its variance.
     square = jnp.sum((pivot + first) ** 2) - variance / n
     return _moments(
         mean=jnp.sqrt(jnp.maximum(square, 0)),
@@ -215,7 +215,10 @@ def _moments(
     variance_variance: Array,
     covariance: Array,
 ) -> Moments:
-    """The ratio and the errors; the last three are n times (co)variances of the two."""
+    """Ratio and standard errors of mean and variance.
+
+    The last three arguments are n times the (co)variances of mean and variance.
+    """
     ratio = mean / jnp.sqrt(variance)
     ratio_variance = (
         mean_variance / variance

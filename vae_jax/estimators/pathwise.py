@@ -1,9 +1,10 @@
-"""Estimators that differentiate through the samples.
+"""Pathwise estimators, which differentiate through the samples.
 
-They need samples that are differentiable in the parameters and an integrand that is
-differentiable in the samples. Of the gradient of E_q[f(z, log q(z))] by q's
-parameters they keep less and less: everything, all but the score, and for bounds of
-several samples the score as well, reparameterized a second time.
+They require samples differentiable in the parameters of q and an integrand
+differentiable in the samples. They differ in the score term of the gradient of
+E_q[f(z, log q(z))] with respect to q's parameters: `reparameterization` keeps it,
+`path_derivative` drops it, and `doubly_reparameterized` reparameterizes it a second
+time, for multi-sample bounds.
 """
 
 from collections.abc import Callable
@@ -43,28 +44,31 @@ def reparameterization(
     reduction: Reduction = sample_mean,
     has_aux: bool = False,
 ) -> PyTree:
-    """The pathwise estimate of E_q[f(z)]: the gradient flows through the samples.
+    """Pathwise estimate of E_q[f(z)]: the gradient flows through the samples.
 
     d/d phi E_q[f(z)] = E_eps[d/d phi f(g_phi(eps))]
-    (Kingma & Welling 2014, section 2.4). Unbiased where f is differentiable; cost: f
-    and its derivative, once a sample. The first choice wherever it applies, though
-    not always the one of least variance: cos(k z) with a large k is a counter-example.
+    (Kingma & Welling 2014, section 2.4). Unbiased if f is differentiable. Cost: one
+    evaluation of f and of its derivative per sample. It is the default choice where
+    applicable, but not always the estimator of lowest variance; f(z) = cos(k z) with a
+    large k is a counter-example.
 
     Args:
       integrand: f, called with latents `[S, B, L]` and their log q `[S, B]`; returns
-        `[S, B]` or a pytree of such.
+        `[S, B]` or a pytree of such arrays.
       posterior: q, a batch of B distributions.
       key: PRNG key, consumed once.
-      num_samples: samples S.
-      reduction: from `[S, B]` to `[B]`; the mean, or `log_mean_exp` for a bound.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
+      num_samples: number S of samples.
+      reduction: reduction of `[S, B]` to `[B]`: the mean, or `log_mean_exp` for a
+        bound.
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
-      ValueError: `num_samples` below 1; discrete samples; an integrand that uses its
-        samples in steps only, so that no derivative tells of it.
+      ValueError: `num_samples` is below 1; the samples are discrete; or the integrand
+        uses its samples only through piecewise constant functions, whose derivative is
+        zero.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -97,31 +101,32 @@ def path_derivative(
     has_aux: bool = False,
     allow_biased: bool = False,
 ) -> PyTree:
-    """The pathwise estimate without the score: "sticking the landing".
+    """Pathwise estimate without the score term ("sticking the landing").
 
-    For f(z) = log p(x, z) - log q(z) the total derivative holds the term
-    - d/d phi log q_phi(z) at fixed z, which is 0 in expectation and noise otherwise;
-    it is left out, and the variance is 0 where q is the true posterior (Roeder, Wu &
-    Duvenaud 2017). Unbiased for a mean. For a bound that several samples share the term
-    is not 0 in expectation and the gradient biased: use `doubly_reparameterized`. Cost:
-    that of `reparameterization`.
+    For f(z) = log p(x, z) - log q(z), the total derivative includes the score term
+    - d/d phi log q_phi(z) at fixed z, whose expectation is 0. Dropping it gives a
+    gradient of zero variance if q is the true posterior (Roeder, Wu & Duvenaud 2017).
+    Unbiased for the mean. For a multi-sample bound the expectation of the term is not
+    0, and the gradient is biased: use `doubly_reparameterized`. Cost: that of
+    `reparameterization`.
 
     Args:
-      integrand: f, which must use its log q; for the ELBO that is `kl="monte_carlo"`.
+      integrand: f, which must use its log q (`kl="monte_carlo"` for the ELBO).
       posterior: q, a batch of B distributions.
       key: PRNG key, consumed once.
-      num_samples: samples S.
-      reduction: from `[S, B]` to `[B]`; the mean.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
-      allow_biased: take another reduction of several samples, whose gradient is biased.
+      num_samples: number S of samples.
+      reduction: reduction of `[S, B]` to `[B]`; must be the mean unless S is 1 or
+        `allow_biased` is set.
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
+      allow_biased: whether to accept other reductions, whose gradient is biased.
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
-      ValueError: as `reparameterization`; q without density; an integrand that does
-        not use log q, for which the two estimators are one; another reduction of
-        several samples without `allow_biased`.
+      ValueError: see `reparameterization`; also if q has no density, the integrand does
+        not use log q (the estimator then equals `reparameterization`), or several
+        samples are reduced by anything but the mean without `allow_biased`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -144,8 +149,8 @@ def path_derivative(
     return with_auxiliary(jax.tree.map(reduction, values), aux, has_aux)
 
 
-# From the derivatives of a reduction to the weights of its paths: with v = log w and
-# R_s = d R / d v_s the score term, reparameterized again, leaves R_s - R_ss.
+# Weights of the paths as a function of the reduction's gradient: with v = log w and
+# R_s = d R / d v_s, reparameterizing the score term again leaves R_s - R_ss.
 _PATH_WEIGHTS: dict[Reduction, Callable[[Array], Array]] = {
     sample_mean: lambda first: first,
     log_mean_exp: lambda first: first**2,
@@ -162,35 +167,38 @@ def doubly_reparameterized(
     has_aux: bool = False,
     prior: Posterior | None = None,
 ) -> PyTree:
-    """The doubly reparameterized gradient (DReG) of an importance-weighted bound.
+    """Doubly reparameterized gradient (DReG) of an importance-weighted bound.
 
-    For q's parameters  sum_s wn_s^2 d log w_s/d z_s d z_s/d phi,  wn the normalised
-    weights (Tucker, Lawson, Gu & Maddison 2019): unbiased, and its signal-to-noise
-    ratio grows with S where that of the plain gradient falls (Rainforth et al. 2018).
-    For a mean it is `path_derivative`. The parameters that the integrand holds get
-    their usual gradient. Cost: one backward pass more than `reparameterization`.
+    The gradient with respect to q's parameters is
+    sum_s wn_s^2 d log w_s/d z_s d z_s/d phi, with wn the normalised weights (Tucker,
+    Lawson, Gu & Maddison 2019). It is unbiased, and its signal-to-noise ratio increases
+    with S, whereas that of the plain gradient decreases (Rainforth et al. 2018). For
+    the mean, it equals `path_derivative`. Parameters inside the integrand receive their
+    usual gradient. Cost: one more backward pass than `reparameterization`.
 
-    With `prior`, its parameters theta get the generalised form (Bauer & Mnih 2021)
+    With `prior`, the prior's parameters theta receive the generalised form (Bauer &
+    Mnih 2021)
     sum_s [wn_s d log p(x|z_s)/d z_s - wn_s^2 d log w_s/d z_s] d T_theta/d theta, where
-    T_theta maps noise to the prior's samples and is taken at the noise of z_s.
+    T_theta maps noise to the prior's samples and is evaluated at the noise of z_s.
 
     Args:
       integrand: log w, which must use its log q.
       posterior: q, a batch of B distributions.
       key: PRNG key, consumed once.
-      num_samples: samples S.
+      num_samples: number S of samples.
       reduction: `log_mean_exp`, or the mean.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
-      prior: a learned p(z) with `from_noise`, `to_noise` and `log_prob`; of a
-        conditional model the prior at the labels of the examples. The integrand must
-        hold its parameters constant, or they get two gradients: see the last example.
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
+      prior: learned p(z) with `from_noise`, `to_noise` and `log_prob`; for a
+        conditional model, the prior at the examples' labels. The integrand must hold
+        its parameters constant, or their gradient is counted twice; see the last
+        example.
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
-      ValueError: as `path_derivative`; another reduction; a prior that cannot map
-        samples to noise.
+      ValueError: see `path_derivative`; also if `reduction` is neither of the two, or
+        the prior cannot map samples to noise.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -272,7 +280,7 @@ def doubly_reparameterized(
 def _ratio_gradient(
     z: Array, posterior: Posterior, prior: Posterior, weights: Array
 ) -> Array:
-    """Weights * d log(q(z) / p(z)) / d z, `[S, B, L]`."""
+    """Weighted gradient of log(q(z) / p(z)) with respect to z, `[S, B, L]`."""
 
     def log_ratio(z: Array) -> tuple[Array, None]:
         return posterior.log_prob(z) - prior.log_prob(z), None
@@ -288,7 +296,7 @@ def _differentiable_draws(
     has_aux: bool,
     name: str,
 ) -> Latents:
-    """Samples of a distribution and an integrand that the estimator applies to."""
+    """Draw samples after checking that the estimator applies."""
     check_num_samples(num_samples)
     require_differentiable_samples(posterior, name)
     require_log_prob(posterior, name)

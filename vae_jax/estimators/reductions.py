@@ -1,11 +1,10 @@
-"""Reductions over the sample axis: the mean, or a bound that the samples share.
+"""Reductions over the sample axis: the mean and multi-sample bounds.
 
-A reduction takes values `[S, B]` to `[B]` and moves with a constant:
-R(v + c) = R(v) + c.
-Applied to log-weights log p(x, z) - log q(z|x), `sample_mean` gives the ELBO,
-`log_mean_exp` the importance-weighted bound, and the others what lies between. Those
-with settings are pytrees: a real-valued setting is a leaf and may be traced, the rest
-is static, and equal reductions compare equal.
+A reduction maps values `[S, B]` to `[B]` and is equivariant to shifts:
+R(v + c) = R(v) + c. Applied to log-weights log p(x, z) - log q(z|x), `sample_mean`
+gives the ELBO, `log_mean_exp` the importance-weighted bound, and the others
+interpolate. Reductions with settings are pytrees: real-valued settings are leaves and
+may be traced, other settings are static, and equal reductions compare equal.
 """
 
 from collections.abc import Callable
@@ -22,14 +21,14 @@ Reduction = Callable[[Array], Array]
 
 
 def sample_mean(values: Array) -> Array:
-    """Mean over samples, `[S, B]` to `[B]`: the estimate of an expectation."""
+    """Mean over samples, `[S, B]` to `[B]`: an unbiased estimate of the expectation."""
     return jnp.mean(values, axis=0)
 
 
 def log_mean_exp(values: Array) -> Array:
     """Log of the mean of exponentials over samples, `[S, B]` to `[B]`.
 
-    log 1/S sum_s exp(v_s), with the largest taken out so that nothing overflows.
+    log 1/S sum_s exp(v_s), computed without overflow by subtracting the maximum.
 
     Args:
       values: log-weights, `[S, B]`.
@@ -50,18 +49,18 @@ def log_mean_exp(values: Array) -> Array:
 @register_options(static=("num_groups",))
 @dataclass(frozen=True)
 class Grouped:
-    """The mean over groups of samples of each group's `log_mean_exp` (MIWAE).
+    """Mean over groups of samples of each group's `log_mean_exp` (MIWAE).
 
     1/M sum_m log 1/K sum_k w_mk with S = M K samples (Rainforth et al. 2018, "Tighter
-    variational bounds are not necessarily better"). One group is `log_mean_exp`, S of
-    them the mean.
+    variational bounds are not necessarily better"). With one group, it is
+    `log_mean_exp`; with S groups, the mean.
 
     Attributes:
-      num_groups: M, which must divide the number of samples.
+      num_groups: number M of groups; must divide the number of samples.
 
     Raises:
-      ValueError: `num_groups` below 1; when it is applied, samples that do not divide
-        into groups.
+      ValueError: `num_groups` is below 1; when called, if it does not divide the number
+        of samples.
 
     Example:
       >>> import jax.numpy as jnp
@@ -77,7 +76,7 @@ class Grouped:
             raise ValueError(f"num_groups must be at least 1, got {self.num_groups}")
 
     def __call__(self, values: Array) -> Array:
-        """Reduces `[S, B]` to `[B]`."""
+        """Reduce `[S, B]` to `[B]`."""
         if values.shape[0] % self.num_groups:
             raise ValueError(
                 f"num_groups must divide num_samples {values.shape[0]}, got "
@@ -90,15 +89,15 @@ class Grouped:
 @register_options()
 @dataclass(frozen=True)
 class Combined:
-    """A convex combination of the ELBO and the importance-weighted bound (CIWAE).
+    """Convex combination of the ELBO and the importance-weighted bound (CIWAE).
 
     weight * mean + (1 - weight) * log_mean_exp (Rainforth et al. 2018).
 
     Attributes:
-      weight: of the mean, between 0 and 1; a number or a traced scalar.
+      weight: weight of the mean, in [0, 1]; a number or a traced scalar.
 
     Raises:
-      ValueError: a `weight` outside [0, 1].
+      ValueError: `weight` is outside [0, 1].
 
     Example:
       >>> import jax.numpy as jnp
@@ -115,7 +114,7 @@ class Combined:
         )
 
     def __call__(self, values: Array) -> Array:
-        """Reduces `[S, B]` to `[B]`."""
+        """Reduce `[S, B]` to `[B]`."""
         bound = (1 - self.weight) * log_mean_exp(values)
         return self.weight * sample_mean(values) + bound
 
@@ -123,15 +122,15 @@ class Combined:
 @register_options()
 @dataclass(frozen=True)
 class Renyi:
-    """The variational Renyi bound of order alpha, `[S, B]` to `[B]`, in nats.
+    """Variational Renyi bound of order alpha, `[S, B]` to `[B]`, in nats.
 
-    1 / (1 - alpha) log 1/S sum_s w_s^(1 - alpha) (Li & Turner 2016, eq. 8). Alpha 0 is
-    `log_mean_exp`, alpha to 1 the mean; negative alpha lies above log p(x) as S grows.
-    Value and derivatives are accurate to rounding for every alpha, 1 and its
-    neighbourhood included.
+    1 / (1 - alpha) log 1/S sum_s w_s^(1 - alpha) (Li & Turner 2016, eq. 8). Alpha = 0
+    gives `log_mean_exp`, the limit alpha -> 1 the mean. For negative alpha, the limit
+    S -> infinity lies above log p(x). Value and derivatives are accurate to rounding
+    error for every alpha, including 1 and its neighbourhood.
 
     Attributes:
-      alpha: the order, a number or a traced scalar.
+      alpha: order of the bound; a number or a traced scalar.
 
     Raises:
       ValueError: `alpha` is infinite or NaN.
@@ -150,31 +149,31 @@ class Renyi:
         require_value("alpha", self.alpha, np.isfinite, "finite", "; 0 is log_mean_exp")
 
     def __call__(self, values: Array) -> Array:
-        """Reduces `[S, B]` to `[B]`."""
+        """Reduce `[S, B]` to `[B]`."""
         return _scaled_log_mean_exp(values, 1 - self.alpha)
 
 
 def _scaled_log_mean_exp(values: Array, scale: float | Array) -> Array:
-    """Log mean exp(scale * v) / scale over samples, the mean at scale 0.
+    """log(mean(exp(scale * v))) / scale over samples; the mean at scale 0.
 
-    The quotient loses its digits where the exponents are all small. There it is taken
-    as the integral over r in [0, 1] of the mean of v with weights exp(r * scale * v),
-    which has neither a difference nor a division, by Gauss and Legendre's rule.
+    The quotient is inaccurate if all exponents are small. It is then computed as the
+    integral over r in [0, 1] of the mean of v with weights exp(r * scale * v), by
+    Gauss-Legendre quadrature, which involves neither a cancellation nor a division.
     """
     scale = jnp.asarray(scale, values.dtype)
-    # A reduction moves with a constant: the largest value is taken out.
+    # The maximum is subtracted and added back: reductions are equivariant to shifts.
     largest = jax.lax.stop_gradient(jnp.max(values, axis=0))
     largest = jnp.where(jnp.isfinite(largest), largest, 0)
     values = values - largest
     spread = jax.lax.stop_gradient(-jnp.min(values, axis=0))
     is_near = jnp.abs(scale) * spread <= 1
-    # The branch that is not taken must be finite as well, or its gradient is NaN.
+    # The branch not taken must be finite as well, or the gradient is NaN.
     close, divisor = jnp.where(is_near, values, 0), jnp.where(is_near, 1, scale)
 
     def tilted_mean(share: Array) -> Array:
         return jnp.sum(jax.nn.softmax(share * scale * close, axis=0) * close, axis=0)
 
-    # Exponents that differ by 1 at most leave an error of 12.6^(-2 n) with n nodes.
+    # For exponents that differ by at most 1, n nodes have an error of 12.6^(-2 n).
     num_nodes = 8 if values.dtype == jnp.float64 else 4
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
     shares = jnp.asarray((nodes + 1) / 2, values.dtype)

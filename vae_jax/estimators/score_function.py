@@ -1,11 +1,11 @@
-"""Score-function estimators: values of f and the gradient of log q, nothing else.
+"""Score-function estimators, which use only values of f and the gradient of log q.
 
     d/d phi E_q[f(z)] = E_q[f(z) d/d phi log q_phi(z)]
 
-(Williams 1992: REINFORCE). They serve any distribution with a density, discrete ones
-and integrands without derivative included, and their variance grows with f^2 and the
-number of latents. What they subtract from f decides how much of it is left: anything
-that does not depend on the sample leaves the expectation as it is.
+(Williams 1992: REINFORCE). They apply to any distribution with a density, including
+discrete ones, and to integrands without a derivative. Their variance grows with f^2 and
+the number of latents. They differ in the baseline subtracted from f, which reduces the
+variance; a baseline independent of the sample leaves the expectation unchanged.
 """
 
 import jax
@@ -39,32 +39,32 @@ def score_function(
     has_aux: bool = False,
     baseline: PyTree = None,
 ) -> PyTree:
-    """The score-function estimate, with no baseline or a given one.
+    """Score-function estimate with an optional baseline (REINFORCE).
 
     1/S sum_s (f(z_s) - b) d/d phi log q_phi(z_s)   (Mohamed, Rosca, Figurnov & Mnih
-    2020, section 4). Unbiased whatever b is, as long as it does not depend on z. For a
-    reduction R of several samples the weight of sample s is R(f_1 .. f_S) less R with
-    f_s replaced by b, which for the mean is (f_s - b) / S. Cost: f, without its
-    derivative.
+    2020, section 4). Unbiased for any b that does not depend on z. For a reduction R of
+    several samples, the weight of sample s is R(f_1, ..., f_S) minus R with f_s
+    replaced by b; for the mean this is (f_s - b) / S. Cost: one evaluation of f per
+    sample, without its derivative.
 
     Args:
       integrand: f, called with latents `[S, B, L]` and their log q `[S, B]`; returns
-        `[S, B]` or a pytree of such.
+        `[S, B]` or a pytree of such arrays.
       posterior: q, a batch of B distributions.
       key: PRNG key, consumed once.
-      num_samples: samples S.
-      reduction: from `[S, B]` to `[B]`, and R(f + c) = R(f) + c for a constant c.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
-      baseline: b, a number or `[B]`, perhaps a learned function of x (with
-        `baseline_loss`); constant for the gradient. A tree of them where f returns a
-        tree. None stands for 0.
+      num_samples: number S of samples.
+      reduction: reduction of `[S, B]` to `[B]` with R(f + c) = R(f) + c for constant c.
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
+      baseline: b, a number or `[B]`, possibly a learned function of x (with
+        `baseline_loss`); treated as a constant. If f returns a tree, a tree of
+        baselines. None is equivalent to 0.
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
-      ValueError: `num_samples` below 1; q has no density; a baseline of another shape,
-        or one for an integrand of several parts.
+      ValueError: `num_samples` is below 1; q has no density; the baseline has the wrong
+        shape, or a tree structure other than that of the integrand's values.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -93,26 +93,26 @@ def mean_baseline(
     has_aux: bool = False,
     num_baseline_samples: int = 1,
 ) -> PyTree:
-    """The score-function estimate with the mean of f as its baseline.
+    """Score-function estimate with the mean of f as the baseline.
 
-    The mean comes from samples of its own: from those of the estimate it would bias
-    the gradient by (S - 1) / S. Unbiased; with N of them the variance is that of the
-    exact mean plus Var(f) / N E[score^2] / S. Cost: f, S + N times.
+    The mean is estimated from N separate samples; with the estimate's own samples, the
+    gradient would be scaled by (S - 1) / S. Unbiased. The variance is that with the
+    exact mean plus Var(f) / N E[score^2] / S. Cost: S + N evaluations of f.
 
     Args:
       integrand: f, as in `score_function`.
       posterior: q, a batch of B distributions.
       key: PRNG key, consumed once.
-      num_samples: samples S.
-      reduction: from `[S, B]` to `[B]`.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
-      num_baseline_samples: samples N of the mean.
+      num_samples: number S of samples.
+      reduction: reduction of `[S, B]` to `[B]`.
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
+      num_baseline_samples: number N of samples for the mean.
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
-      ValueError: a number of samples below 1; q has no density.
+      ValueError: a number of samples is below 1; q has no density.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -142,28 +142,28 @@ def leave_one_out(
     reduction: Reduction = sample_mean,
     has_aux: bool = False,
 ) -> PyTree:
-    """The score-function estimate, each sample against the mean of the others.
+    """Score-function estimate with the mean of the other samples as the baseline.
 
     1/(S - 1) sum_s (f(z_s) - mean f) d/d phi log q_phi(z_s): RLOO (Kool, van Hoof &
-    Welling 2019; Salimans & Knowles 2014). Under a reduction the weight of sample s is
-    R(f_1 .. f_S) less R with f_s replaced by the mean of the others; with
-    `log_mean_exp` and f = log w, whose mean is the geometric mean of the weights, that
-    is VIMCO (Mnih & Rezende 2016). Unbiased. Cost: f, S times; under a
-    reduction S^2 sums besides.
+    Welling 2019; Salimans & Knowles 2014). For another reduction R, the weight of
+    sample s is R(f_1, ..., f_S) minus R with f_s replaced by the mean of the others.
+    With `log_mean_exp` and f = log w, whose mean is the log of the geometric mean of
+    the weights, this is VIMCO (Mnih & Rezende 2016). Unbiased. Cost: S evaluations of
+    f; for reductions other than the mean, also S^2 additions.
 
     Args:
       integrand: f, as in `score_function`.
       posterior: q, a batch of B distributions.
       key: PRNG key, consumed once.
-      num_samples: samples S, at least 2.
-      reduction: from `[S, B]` to `[B]`.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
+      num_samples: number S of samples, at least 2.
+      reduction: reduction of `[S, B]` to `[B]`.
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
-      ValueError: `num_samples` below 2; q has no density.
+      ValueError: `num_samples` is below 2; q has no density.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -185,7 +185,7 @@ def leave_one_out(
     return with_auxiliary(estimates, aux, has_aux)
 
 
-# By its name in the literature on bounds of several samples.
+# The name in the literature on multi-sample bounds.
 vimco = leave_one_out
 
 
@@ -199,26 +199,27 @@ def optimal_baseline(
     has_aux: bool = False,
     num_baseline_samples: int = 32,
 ) -> PyTree:
-    """The score-function estimate with the constant of least variance.
+    """Score-function estimate with the variance-minimising constant baseline.
 
-    b* = E[f score^2] / E[score^2], another one for each parameter of q (Mohamed,
-    Rosca, Figurnov & Mnih 2020, section 7), estimated from samples of its own.
-    Unbiased. Cost: f, S + N times, and a score for each sample and parameter.
+    b* = E[f score^2] / E[score^2], separately for each parameter of q (Mohamed, Rosca,
+    Figurnov & Mnih 2020, section 7), estimated from N separate samples. Unbiased. Cost:
+    S + N evaluations of f, and a score per sample and parameter.
 
     Args:
       integrand: f, as in `score_function`.
       posterior: q, a batch of B distributions.
       key: PRNG key, consumed once.
-      num_samples: samples S.
+      num_samples: number S of samples.
       reduction: must be the mean.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
-      num_baseline_samples: samples N of the constants.
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
+      num_baseline_samples: number N of samples for the baselines.
 
     Returns:
       The estimates, `[B]` for each `[S, B]`.
 
     Raises:
-      ValueError: a number of samples below 1; q has no density; another reduction.
+      ValueError: a number of samples is below 1; q has no density; `reduction` is not
+        the mean.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -259,8 +260,8 @@ def optimal_baseline(
 def baseline_loss(baseline: Array, estimate: Array) -> Array:
     """Mean squared error of a learned baseline, averaged over the batch.
 
-    Minimised by E_q[f] as a function of x; its gradient reaches the baseline alone, so
-    it may be added to any loss (Mnih & Gregor 2014: NVIL).
+    Minimised by E_q[f] as a function of x. Its gradient flows only to the baseline, so
+    it can be added to any loss (Mnih & Gregor 2014: NVIL).
 
     Args:
       baseline: b(x), `[B]`.
@@ -281,7 +282,7 @@ def baseline_loss(baseline: Array, estimate: Array) -> Array:
 def _with_scores(
     values: PyTree, log_q: Array, baselines: PyTree, reduction: Reduction
 ) -> PyTree:
-    """R(f), its gradient by q through log q; a baseline `[S, B]` or `[B]` a sample."""
+    """R(f) with its score-function gradient; baselines are `[S, B]` or `[B]`."""
 
     def estimate(values: Array, baseline: Array) -> Array:
         weights = _improvements(*jax.lax.stop_gradient((values, baseline)), reduction)
@@ -292,9 +293,9 @@ def _with_scores(
 
 def _improvements(values: Array, baseline: Array, reduction: Reduction) -> Array:
     """R(v) - R(v with v_s replaced by b_s) for every s, `[S, B]`."""
-    if reduction is sample_mean:  # The same without S^2 sums.
+    if reduction is sample_mean:  # The same without S^2 additions.
         return (values - baseline) / values.shape[0]
-    # What all have in common changes no difference and costs its digits.
+    # Center the values: a common constant cancels, but would cost precision.
     center = jnp.mean(values, axis=0)
     values = values - center
     baseline = jnp.broadcast_to(baseline, values.shape) - center
@@ -305,7 +306,7 @@ def _improvements(values: Array, baseline: Array, reduction: Reduction) -> Array
 
 
 def _like(baseline: PyTree, values: PyTree) -> PyTree:
-    """A baseline for each part of the values."""
+    """Expand a baseline to the tree structure of the values and check its shapes."""
     if baseline is None:
         return jax.tree.map(lambda _: 0.0, values)
     structure = jax.tree.structure(values)

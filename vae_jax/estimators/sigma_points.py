@@ -1,4 +1,4 @@
-"""Expectations under a Gaussian without noise, exact for quadratic integrands."""
+"""Deterministic Gaussian expectations, exact for quadratic integrands."""
 
 import math
 
@@ -26,28 +26,29 @@ def sigma_points(
     reduction: Reduction = sample_mean,
     has_aux: bool = False,
 ) -> PyTree:
-    """E_q[f(z)] of a diagonal Gaussian by 2 L points: no noise, no error if quadratic.
+    """E_q[f(z)] of a diagonal Gaussian from 2 L sigma points (unscented transform).
 
     1 / (2 L) sum_l f(mean + sqrt(L) sigma_l e_l) + f(mean - sqrt(L) sigma_l e_l)
-    (Julier & Uhlmann 1997, with kappa 0). The points have q's mean and covariance, so
-    polynomials up to the third degree are exact, with their gradients; others are
-    off by a bias that no number of samples removes. With it the ELBO of a
-    linear-Gaussian model is a number without noise.
+    (Julier & Uhlmann 1997, with kappa 0). The points have the mean and covariance of q,
+    so the result and its gradient are exact for polynomials up to the third degree;
+    other integrands have a bias. The ELBO of a linear-Gaussian model is then
+    deterministic and exact.
 
     Args:
       integrand: f, called with latents `[2 L, B, L]` and their log q `[2 L, B]`;
-        returns `[2 L, B]` or a pytree of such.
+        returns `[2 L, B]` or a pytree of such arrays.
       posterior: q, a batch of B diagonal Gaussians.
-      key: not used; there to obey the contract.
-      num_samples: 1; the points are what they are.
-      reduction: the mean; no other makes sense of the points.
-      has_aux: whether f returns auxiliary outputs too (`types.Estimator`).
+      key: unused; part of the `types.Estimator` protocol.
+      num_samples: must be 1; the points are fixed.
+      reduction: must be the mean.
+      has_aux: whether f also returns auxiliary outputs (`types.Estimator`).
 
     Returns:
       The expectations, `[B]` for each `[2 L, B]`.
 
     Raises:
-      ValueError: another distribution, `num_samples` other than 1, another reduction.
+      ValueError: q is not a diagonal Gaussian, `num_samples` is not 1, or `reduction`
+        is not the mean.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -62,7 +63,7 @@ def sigma_points(
     if num_samples != 1:
         raise ValueError(f"num_samples of sigma_points must be 1, got {num_samples}")
     if reduction is not sample_mean:
-        raise ValueError("sigma_points have a mean and no other reduction")
+        raise ValueError("sigma_points take sample_mean and no other reduction")
     size = posterior.mean.shape[-1]
     axes = math.sqrt(size) * jnp.eye(size, dtype=posterior.mean.dtype)
     z = posterior.from_noise(jnp.concatenate([axes, -axes])[:, None])

@@ -1,9 +1,9 @@
 """Distributions as pytrees, and densities and divergences on plain arrays.
 
-A file holds the functions on arrays of a distribution (`log_prob`, `sample`,
-`kl_divergence`, `entropy`) and the class that calls them (`types.Distribution`).
-Every function sums over the data or latent dimensions, works under `jit`, `grad` and
-`vmap`, and computes in the dtype of its inputs. All figures are in nats.
+Each file defines a distribution as functions of arrays (`log_prob`, `sample`,
+`kl_divergence`, `entropy`) and a class that calls them (`types.Distribution`). All
+functions sum over the data or latent dimensions, work under `jit`, `grad` and `vmap`,
+and compute in the dtype of their inputs. All values are in nats.
 """
 
 from vae_jax.distributions import (

@@ -1,8 +1,8 @@
 """Independent Bernoulli variables, parameterized by their logits.
 
-No probability is ever formed and then put through a logarithm: with
-log sigmoid(l) = min(l, 0) - log1p(exp(-|l|)) every figure is exact to rounding,
-and every gradient finite, for logits of any finite size.
+Log-probabilities are computed from logits without forming probabilities:
+log sigmoid(l) = min(l, 0) - log1p(exp(-|l|)). All values are accurate to rounding
+error, and all gradients finite, for any finite logits.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from vae_jax.distributions.rounding import without_negative
 from vae_jax.distributions.support import UNIT_INTERVAL
 from vae_jax.types import Array, Distribution, Key
 
-# 4096 states: a decoder still takes them all in one call.
+# 4096 states, which a decoder can process in one call.
 MAX_ENUMERABLE_BITS = 12
 
 
@@ -29,7 +29,7 @@ def _log_prob(x: Array, logits: Array) -> Array:
 
 @_log_prob.defjvp
 def _log_prob_jvp(primals, tangents):
-    """d/d logits = x - p, written by hand: |l| and min have no gradient at 0."""
+    """Custom derivative x - p by the logits: |l| and min have no derivative at 0."""
     x, logits = primals
     x_dot, logits_dot = tangents
     gradient = x - jax.nn.sigmoid(logits)
@@ -40,15 +40,15 @@ def log_prob(x: Array, logits: Array) -> Array:
     """Log-probability of independent Bernoulli variables in nats, over the last axis.
 
     sum_d [x_d log p_d + (1 - x_d) log(1 - p_d)] with p = sigmoid(logits)
-    (Kingma & Welling 2014, appendix C.1). For `x` strictly between 0 and 1 this is
-    minus a cross-entropy and not the logarithm of a probability.
+    (Kingma & Welling 2014, appendix C.1). For `x` strictly between 0 and 1, this is a
+    negative cross-entropy rather than a log-probability.
 
     Args:
       x: outcomes in [0, 1], `[..., D]`.
-      logits: log-odds, `[..., D]` or anything that broadcasts with `x`.
+      logits: log-odds, `[..., D]`, broadcasting with `x`.
 
     Returns:
-      Log-probabilities, `[...]`; NaN for outcomes outside.
+      Log-probabilities, `[...]`; NaN for outcomes outside [0, 1].
 
     Example:
       >>> import jax.numpy as jnp
@@ -66,7 +66,7 @@ def log_prob(x: Array, logits: Array) -> Array:
 
 
 def sample(logits: Array, key: Key) -> Array:
-    """Draws 0 or 1 for every logit, in the dtype of the logits.
+    """Draw 0 or 1 for every logit, in the dtype of the logits.
 
     Args:
       logits: log-odds, `[..., D]`.
@@ -95,7 +95,7 @@ def kl_divergence(logits_0: Array, logits_1: Array) -> Array:
       logits_1: log-odds of q, broadcasting with the first.
 
     Returns:
-      Divergences, `[...]`, never negative.
+      Divergences, `[...]`, non-negative.
 
     Example:
       >>> import jax.numpy as jnp
@@ -127,20 +127,20 @@ def entropy(logits: Array) -> Array:
       >>> print(f"{bernoulli.entropy(jnp.zeros(1)):.6f}")
       0.693147
     """
-    rarer = -jnp.abs(logits)  # Even in the logit, and on this side nothing cancels.
+    rarer = -jnp.abs(logits)  # Even in the logit; no cancellation for negative ones.
     return jnp.sum(jax.nn.softplus(rarer) - rarer * jax.nn.sigmoid(rarer), axis=-1)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BernoulliDistribution(Distribution):
-    """prod_l Bernoulli(sigmoid(logits_l)): bits, discrete.
+    """Independent bits, prod_l Bernoulli(sigmoid(logits_l)).
 
-    No gradient flows through its samples; `estimators` has the choices for those.
-    `log_prob` takes all of [0, 1], as grey values are scored by a cross-entropy.
+    No gradient flows through the samples; see `estimators` for discrete latents.
+    `log_prob` accepts all of [0, 1], so that grey values are scored by a cross-entropy.
 
     Attributes:
-      logits: `[..., L]`.
+      logits: log-odds, `[..., L]`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -157,7 +157,7 @@ class BernoulliDistribution(Distribution):
 
     @property
     def mean(self) -> Array:
-        """The probabilities of a one, `[..., L]`."""
+        """Probabilities of a one, `[..., L]`."""
         return jax.nn.sigmoid(self.logits)
 
     def sample(self, key: Key, num_samples: int) -> Array:

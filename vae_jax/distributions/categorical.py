@@ -1,4 +1,4 @@
-"""The categorical distribution, from logits."""
+"""Categorical distribution, parameterized by logits."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,11 +17,11 @@ def log_prob(value: Array, logits: Array) -> Array:
     sum_d log softmax(logits_d)[v_d].
 
     Args:
-      value: categories 0 to K - 1 as integers, `[..., D]`.
-      logits: any real numbers, `[..., D, K]`; the leading axes broadcast.
+      value: categories as integers from 0 to K - 1, `[..., D]`.
+      logits: unnormalised log-probabilities, `[..., D, K]`; the leading axes broadcast.
 
     Returns:
-      `[...]`; NaN for a value that is no category.
+      `[...]`; NaN for an invalid category.
 
     Example:
       >>> import jax.numpy as jnp
@@ -35,19 +35,19 @@ def log_prob(value: Array, logits: Array) -> Array:
     exists = (value >= 0) & (value < logits.shape[-1])
     value = jnp.broadcast_to(jnp.where(exists, value, 0), shape)[..., None]
     chosen = jnp.take_along_axis(log_probs, value, axis=-1)[..., 0]
-    # A product, so that the gradient is NaN as well.
+    # Multiply instead of `where`, so that the gradient is NaN as well.
     return jnp.sum(chosen * jnp.where(exists, 1.0, jnp.nan), axis=-1)
 
 
 def sample(logits: Array, key: Key) -> Array:
-    """Draws a category for each entry, as an integer.
+    """Draw a category for each entry, as an integer.
 
     Args:
       logits: `[..., D, K]`.
       key: PRNG key, consumed once.
 
     Returns:
-      Integers 0 to K - 1, `[..., D]`.
+      Integers from 0 to K - 1, `[..., D]`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -59,7 +59,7 @@ def sample(logits: Array, key: Key) -> Array:
 
 
 def entropy(logits: Array) -> Array:
-    """Entropy of independent categories in nats, summed over the last but one axis.
+    """Entropy of independent categories in nats, summed over the second to last axis.
 
     - sum_d sum_k p_dk log p_dk.
 
@@ -80,16 +80,16 @@ def entropy(logits: Array) -> Array:
 
 
 def kl_divergence(logits_0: Array, logits_1: Array) -> Array:
-    """KL(p_0 || p_1) of independent categories in nats, summed over the last but one.
+    """KL(p_0 || p_1) of independent categories in nats, summed over dimensions.
 
     sum_d sum_k p0_dk (log p0_dk - log p1_dk).
 
     Args:
-      logits_0: of the first distribution, `[..., D, K]`.
-      logits_1: of the second.
+      logits_0: logits of p_0, `[..., D, K]`.
+      logits_1: logits of p_1, `[..., D, K]`.
 
     Returns:
-      `[...]`, never negative.
+      `[...]`, non-negative.
 
     Example:
       >>> import jax.numpy as jnp
@@ -104,7 +104,7 @@ def kl_divergence(logits_0: Array, logits_1: Array) -> Array:
 
 
 def _times_probability(log_probs: Array, values: Array) -> Array:
-    """P v, 0 where p is 0 although v is infinite there; nor a nan in its gradient."""
+    """Return p v, and 0 if p is 0 and v infinite; the gradient is not NaN either."""
     possible = log_probs > -jnp.inf
     probability = jnp.exp(log_probs)
     return probability * jnp.where(possible, values, 0)
@@ -113,10 +113,12 @@ def _times_probability(log_probs: Array, values: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CategoricalDistribution(Distribution):
-    """prod_l softmax(logits_l)[v_l (n - 1)], v one of n levels of [0, 1].
+    """Independent categories, prod_l softmax(logits_l)[v_l (n - 1)].
+
+    Each v_l is one of n evenly spaced levels of [0, 1].
 
     Attributes:
-      logits: `[..., L, n]`.
+      logits: unnormalised log-probabilities, `[..., L, n]`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -147,7 +149,7 @@ class CategoricalDistribution(Distribution):
         support = Support(0.0, 1.0, num_levels)
         support.require(value)
         value = jnp.asarray(value, self.logits.dtype)
-        # -1 is no category: NaN.
+        # -1 is an invalid category and gives NaN.
         level = jnp.where(
             support.contains(value), jnp.round(value * (num_levels - 1)), -1
         )

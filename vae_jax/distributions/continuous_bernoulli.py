@@ -1,8 +1,9 @@
 """Independent continuous Bernoulli variables on [0, 1], parameterized by logits.
 
 p(x) = C(l) exp(l x) with C(l) = l / (exp(l) - 1) (Loaiza-Ganem & Cunningham 2019, with
-l = log(lambda / (1 - lambda))). With h = l / 2 all figures are a uniform variable's, at
-h = 0, and even or odd functions of h; near 0 they are taken from their series.
+l = log(lambda / (1 - lambda))). With h = l / 2, the variable is uniform at h = 0, and
+log-normalizer and mean are even and odd functions of h, computed from their power
+series near 0.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from vae_jax.distributions.support import UNIT_INTERVAL
 from vae_jax.types import Array, Distribution, Key
 
-# Where three terms of the series are exact to the rounding of float32.
+# Below this |h|, three terms of the series are exact to float32 rounding.
 _SMALL = 0.1
 
 
@@ -27,7 +28,7 @@ def log_prob(x: Array, logits: Array) -> Array:
       logits: log-odds of the parameter lambda, broadcasting with `x`.
 
     Returns:
-      Log-densities, `[...]`; NaN for values outside.
+      Log-densities, `[...]`; NaN for values outside [0, 1].
 
     Example:
       >>> import jax.numpy as jnp
@@ -41,7 +42,7 @@ def log_prob(x: Array, logits: Array) -> Array:
 
 
 def mean(logits: Array) -> Array:
-    """E[x] = 1/2 + (coth(h) - 1/h) / 2 with h = logits / 2, of each variable.
+    """Mean of each variable, 1/2 + (coth(h) - 1/h) / 2 with h = logits / 2.
 
     Args:
       logits: log-odds of the parameter lambda, `[..., D]`.
@@ -57,16 +58,16 @@ def mean(logits: Array) -> Array:
     """
     half = 0.5 * logits
     small = jnp.abs(half) < _SMALL
-    # The branch that is not taken must be finite, too, or its gradient is nan.
+    # The branch not taken must be finite as well, or the gradient is NaN.
     large = jnp.where(small, 1.0, half)
     series = half / 3 - half**3 / 45 + 2 * half**5 / 945
     return 0.5 + 0.5 * jnp.where(small, series, 1 / jnp.tanh(large) - 1 / large)
 
 
 def sample(logits: Array, key: Key) -> Array:
-    """Draws by the inverse of the distribution function, differentiable in the logits.
+    """Draw by inverting the distribution function, differentiable in the logits.
 
-    x = log(1 + u (exp(l) - 1)) / l, of -|l| so that nothing overflows.
+    x = log(1 + u (exp(l) - 1)) / l, evaluated at -|l| to avoid overflow.
 
     Args:
       logits: log-odds of the parameter lambda, `[..., D]`.
@@ -86,12 +87,12 @@ def sample(logits: Array, key: Key) -> Array:
     falling = -jnp.abs(jnp.where(small, 1.0, logits))
     inverse = jnp.log1p(u * jnp.expm1(falling)) / falling
     x = jnp.where(logits > 0, 1 - inverse, inverse)
-    # To first order in the logit, around the uniform variable.
+    # First-order expansion in the logit around the uniform variable.
     return jnp.where(small, u - 0.5 * logits * u * (u - 1), x)
 
 
 def _log_sinhc(half: Array) -> Array:
-    """log(sinh(h) / h), even, about |h| for large h."""
+    """log(sinh(h) / h), an even function that grows like |h|."""
     small = jnp.abs(half) < _SMALL
     size = jnp.abs(jnp.where(small, 1.0, half))
     square = jnp.square(half)
@@ -103,10 +104,10 @@ def _log_sinhc(half: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ContinuousBernoulliDistribution(Distribution):
-    """prod_l C(logits_l) exp(logits_l v_l) on [0, 1], a density of grey values.
+    """Density of grey values, prod_l C(logits_l) exp(logits_l v_l) on [0, 1].
 
     Attributes:
-      logits: `[..., L]`.
+      logits: log-odds of the parameter lambda, `[..., L]`.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,8 +1,8 @@
 """Information measures of finite distributions, from probabilities, in nats.
 
-A distribution is an array whose last axis holds the probabilities of K outcomes. What
-is impossible adds nothing to a mean: 0 log 0 is 0. `categorical` has the same from
-logits, for networks. Cover & Thomas 2006, chapter 2.
+A distribution is an array whose last axis holds the probabilities of K outcomes.
+Impossible outcomes contribute 0 to a mean: 0 log 0 = 0. `categorical` provides the same
+measures from logits, for networks. Cover & Thomas 2006, chapter 2.
 """
 
 import chex
@@ -13,7 +13,7 @@ from vae_jax.types import Array
 
 
 def information(probability: Array) -> Array:
-    """The information of an event in nats: -log p, infinite for an impossible one.
+    """Information content of an event, -log p in nats; infinite for p = 0.
 
     Args:
       probability: p, any shape.
@@ -31,7 +31,7 @@ def information(probability: Array) -> Array:
 
 
 def entropy(probabilities: Array) -> Array:
-    """Entropy in nats: the mean information, - sum_k p_k log p_k.
+    """Entropy in nats, - sum_k p_k log p_k.
 
     Args:
       probabilities: `[..., K]`.
@@ -52,11 +52,11 @@ def cross_entropy(probabilities_0: Array, probabilities_1: Array) -> Array:
     """Cross-entropy in nats, - sum_k p_k log q_k: the entropy of p plus KL(p || q).
 
     Args:
-      probabilities_0: p, the distribution that is averaged over, `[..., K]`.
+      probabilities_0: p, the distribution of the expectation, `[..., K]`.
       probabilities_1: q, `[..., K]`.
 
     Returns:
-      `[...]`, infinite where q excludes what p does not.
+      `[...]`, infinite if q_k = 0 and p_k > 0 for some k.
 
     Example:
       >>> import jax.numpy as jnp
@@ -70,17 +70,17 @@ def cross_entropy(probabilities_0: Array, probabilities_1: Array) -> Array:
 
 
 def kl_divergence(probabilities_0: Array, probabilities_1: Array) -> Array:
-    """KL(p || q) in nats, sum_k p_k log(p_k / q_k); not symmetric, 0 only for p = q.
+    """KL(p || q) in nats, sum_k p_k log(p_k / q_k).
 
-    Probabilities add up to 1 to rounding, so that of two nearly equal ones it may come
-    out below 0 by as much: 3e-7 in float32.
+    Since probabilities sum to 1 only up to rounding error, the result for nearly equal
+    distributions may be negative by a similar amount (3e-7 in float32).
 
     Args:
       probabilities_0: p, `[..., K]`.
       probabilities_1: q, `[..., K]`.
 
     Returns:
-      `[...]`, infinite where q excludes what p does not.
+      `[...]`, infinite if q_k = 0 and p_k > 0 for some k.
 
     Example:
       >>> import jax.numpy as jnp
@@ -98,7 +98,9 @@ def kl_divergence(probabilities_0: Array, probabilities_1: Array) -> Array:
 
 
 def jensen_shannon_divergence(probabilities_0: Array, probabilities_1: Array) -> Array:
-    """Half of KL(p || m) + KL(q || m) with m = (p + q) / 2, in nats: symmetric.
+    """Jensen-Shannon divergence in nats, [KL(p || m) + KL(q || m)] / 2.
+
+    m = (p + q) / 2. Symmetric in p and q.
 
     Args:
       probabilities_0: p, `[..., K]`.
@@ -121,14 +123,13 @@ def jensen_shannon_divergence(probabilities_0: Array, probabilities_1: Array) ->
 
 
 def posterior(log_prior: Array, log_likelihood: Array) -> tuple[Array, Array]:
-    """Bayes' rule for a latent of K values: p(z|x) and the evidence log p(x) in nats.
+    """Bayes' rule for a latent with K values: p(z|x) and the log evidence in nats.
 
-    p(z|x) = p(x|z) p(z) / p(x) with p(x) = sum_z p(x|z) p(z), all by logarithms, so
-    that small likelihoods lose nothing.
+    p(z|x) = p(x|z) p(z) / p(x) with p(x) = sum_z p(x|z) p(z), computed with logarithms
+    to avoid underflow.
 
     Args:
-      log_prior: log p(z), `[..., K]`; the values of z exclude each other and there
-        are no others.
+      log_prior: log p(z), `[..., K]`, with probabilities that sum to 1.
       log_likelihood: log p(x|z), `[..., K]`; the leading axes broadcast.
 
     Returns:
@@ -150,9 +151,9 @@ def posterior(log_prior: Array, log_likelihood: Array) -> tuple[Array, Array]:
 
 
 def _mean_where_possible(probabilities: Array, *factors: tuple[Array, int]) -> Array:
-    """Sum_k p_k sum_i sign_i log factor_ik over the k with p_k > 0, and no nan.
+    """Sum of p_k sum_i sign_i log factor_ik over the k with p_k > 0, without NaN.
 
-    What is impossible is taken out before the logarithm, for its gradient as well.
+    Impossible outcomes are masked before the logarithm, so that the gradient is finite.
     """
     possible = probabilities > 0
     values = sum(sign * jnp.log(jnp.where(possible, f, 1)) for f, sign in factors)

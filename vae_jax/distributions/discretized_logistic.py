@@ -1,8 +1,9 @@
-"""A mixture of logistics whose mass is gathered at evenly spaced levels of [0, 1].
+"""Mixture of logistics, discretized to evenly spaced levels of [0, 1].
 
-Salimans, Karpathy, Chen & Kingma 2017, section 2.1, for values of one channel: a level
-has the mass of the interval around it, the first and the last that of all beyond them.
-So figures are probabilities of the 8-bit pixels, not densities.
+Salimans, Karpathy, Chen & Kingma 2017, section 2.1, for a single channel. A level has
+the probability mass of the interval around it; the first and the last interval extend
+to infinity. Values are therefore probabilities of, for example, 8-bit pixels rather
+than densities.
 """
 
 from dataclasses import dataclass, field
@@ -20,21 +21,21 @@ def log_prob(
 ) -> Array:
     """Log-probability of levels in nats, summed over the last axis.
 
-    sum_d log sum_k w_dk [F((v_d + h - m_dk) / s_dk) - F((v_d - h - m_dk) / s_dk)], F
-    the sigmoid, h = 1 / (2 (n - 1)), and the intervals at 0 and 1 open to the outside.
-    F(b) - F(a) = F(b) F(-a) (1 - exp(a - b)) keeps its digits where both are near 0 or
-    near 1.
+    sum_d log sum_k w_dk [F((v_d + h - m_dk) / s_dk) - F((v_d - h - m_dk) / s_dk)], with
+    F the sigmoid, h = 1 / (2 (n - 1)), and the intervals at 0 and 1 extended to
+    infinity. F(b) - F(a) is computed as F(b) F(-a) (1 - exp(a - b)), which is accurate
+    even if both are near 0 or near 1.
 
     Args:
-      value: levels / (n - 1), so in [0, 1], `[..., D]`; rounding errors of up to a
-        tenth of a step are taken to the nearest level.
-      logits: of the weights, `[..., D, K]`.
+      value: levels / (n - 1), in [0, 1], `[..., D]`; values within a tenth of a step
+        are rounded to the nearest level.
+      logits: logits of the weights, `[..., D, K]`.
       mean: m, `[..., D, K]`.
       log_scale: log s, `[..., D, K]`.
-      num_levels: n, 256 for 8 bits.
+      num_levels: number n of levels, 256 for 8 bits.
 
     Returns:
-      `[...]`; NaN for a value that is no level.
+      `[...]`; NaN for a value that is not a level.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,15 +64,16 @@ def log_prob(
 def mean_level(
     logits: Array, mean: Array, log_scale: Array, *, num_levels: int
 ) -> Array:
-    """The expectation of the levels, as numbers in [0, 1].
+    """Expectation of the levels, as numbers in [0, 1].
 
-    E[v] = 1 / (n - 1) sum_j P(level >= j), j = 1, ..., n - 1, a level at a time.
+    E[v] = 1 / (n - 1) sum_j P(level >= j) over j = 1, ..., n - 1, summed in a loop over
+    levels.
 
     Args:
-      logits: of the weights, `[..., D, K]`.
+      logits: logits of the weights, `[..., D, K]`.
       mean: m, `[..., D, K]`.
       log_scale: log s, `[..., D, K]`.
-      num_levels: n.
+      num_levels: number n of levels.
 
     Returns:
       `[..., D]`.
@@ -100,14 +102,14 @@ def mean_level(
 def sample(
     logits: Array, mean: Array, log_scale: Array, key: Key, *, num_levels: int
 ) -> Array:
-    """Draws levels, as numbers in [0, 1].
+    """Draw levels, as numbers in [0, 1].
 
     Args:
-      logits: of the weights, `[..., D, K]`.
+      logits: logits of the weights, `[..., D, K]`.
       mean: m, `[..., D, K]`.
       log_scale: log s, `[..., D, K]`.
       key: PRNG key, consumed once.
-      num_levels: n.
+      num_levels: number n of levels.
 
     Returns:
       Levels / (n - 1), `[..., D]`.
@@ -134,13 +136,13 @@ def sample(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DiscretizedLogisticDistribution(Distribution):
-    """Products over dimensions of discretized logistic mixtures.
+    """Independent discretized logistic mixtures.
 
     Attributes:
-      logits: of the weights of the components, `[..., L, K]`.
-      location: of the components, `[..., L, K]`.
-      log_scale: of the components, `[..., L, K]`.
-      num_levels: n; static.
+      logits: logits of the component weights, `[..., L, K]`.
+      location: locations of the components, `[..., L, K]`.
+      log_scale: log-scales of the components, `[..., L, K]`.
+      num_levels: number n of levels; static.
 
     Example:
       >>> import jax.numpy as jnp

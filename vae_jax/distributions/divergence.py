@@ -1,8 +1,8 @@
-"""Closed-form KLs of pairs of distributions, and the registry that finds them.
+"""Closed-form KL divergences of pairs of distributions, and their registry.
 
-`register_kl` is how a pair gets its closed form, here or in a user's own file;
-where none is registered the objectives estimate the KL from samples. A pair is of the
-classes themselves: a subclass may have another density, so it inherits no closed form.
+`register_kl` registers a closed form for a pair of classes, in this file or in user
+code; for other pairs, the objectives estimate the KL from samples. Subclasses do not
+inherit a closed form, since their density may differ.
 """
 
 from collections.abc import Callable
@@ -25,33 +25,34 @@ from vae_jax.types import Array, Distribution
 
 Q = TypeVar("Q")
 P = TypeVar("P")
-# Of the two classes that it is registered for.
+# A function of instances of the two classes that it is registered for.
 KLDivergence = Callable[[Any, Any], Array]
-# The function, and whether it is one of products over units.
+# The function, and whether both distributions factorize over units.
 _closed_forms: dict[tuple[type, type], tuple[KLDivergence, bool]] = {}
 
 
 def register_kl(
     q_type: type[Q], p_type: type[P], *, factorized: bool = False
 ) -> Callable[[Callable[[Q, P], Array]], Callable[[Q, P], Array]]:
-    """Registers the closed-form KL(q || p) of a pair of distributions, as a decorator.
+    """Register the closed-form KL(q || p) of a pair of distributions, as a decorator.
 
     The function is called as `f(q, p)` and returns nats summed over the dimensions,
-    `[B]`. It holds for these two classes and not for their subclasses, which may have
-    another density: a subclass that shares it is registered as well.
+    `[B]`. It applies to exactly these two classes. A subclass with the same density
+    must be registered separately.
 
     Args:
-      q_type: the class of q, a `types.Distribution` that a family builds.
-      p_type: the class of p, which a prior builds; `object` stands for any, where the
+      q_type: class of q, a `types.Distribution` that a family builds.
+      p_type: class of p, which a prior builds. `object` matches any class for which the
         pair itself is not registered.
-      factorized: whether both are products over units and every array of both has the
-        latent dimension last, so that `unit_kl` may take them unit by unit.
+      factorized: whether both distributions factorize over units and all their arrays
+        have the latent dimension last, so that `unit_kl` can be computed.
 
     Returns:
-      The decorator, which gives its function back unchanged.
+      A decorator that returns its function unchanged.
 
     Raises:
-      ValueError: a family, a prior or anything else that is no class of distributions.
+      ValueError: an argument is not a class of distributions, for example a family or a
+        prior.
 
     Example:
       >>> from vae_jax import register_kl
@@ -82,11 +83,11 @@ def _require_distributions(name: str, given: Any) -> None:
 
 
 def closed_form_kl(q_type: type, p_type: type) -> KLDivergence | None:
-    """The KL registered for a pair of classes; None where none is.
+    """Return the KL function registered for a pair of classes, or None.
 
     Args:
-      q_type: the class of q.
-      p_type: the class of p.
+      q_type: class of q.
+      p_type: class of p.
 
     Returns:
       A function `f(q, p) -> [B]`, or None.
@@ -100,7 +101,7 @@ def closed_form_kl(q_type: type, p_type: type) -> KLDivergence | None:
 
 
 def _registered(q_type: type, p_type: type) -> tuple[KLDivergence | None, bool]:
-    """What is registered for these classes, or for q and any p."""
+    """Look up the entry of a pair of classes, or that of q with any p."""
     of_any = _closed_forms.get((q_type, object), (None, False))
     return _closed_forms.get((q_type, p_type), of_any)
 
@@ -109,15 +110,16 @@ def unit_kl(q: Distribution, p: Distribution) -> Array:
     """KL(q_l || p_l) of each example and unit in nats, not summed.
 
     Args:
-      q: a product over units: diagonal Gaussian or Bernoulli, batch B.
-      p: likewise, a batch of one or of B, with a closed-form KL registered as
-        `factorized`.
+      q: distribution that factorizes over units (diagonal Gaussian or Bernoulli), batch
+        B.
+      p: likewise, with a batch of one or B; the closed-form KL of the pair must be
+        registered as `factorized`.
 
     Returns:
       `[B, L]`.
 
     Raises:
-      ValueError: another pair.
+      ValueError: no factorized closed-form KL is registered for the pair.
 
     Example:
       >>> import jax.numpy as jnp
@@ -133,7 +135,7 @@ def unit_kl(q: Distribution, p: Distribution) -> Array:
             "the KL of a unit is known for factorized posteriors with a closed-form "
             f"KL, got {type(q).__name__} and {type(p).__name__}"
         )
-    # Each unit as a distribution of its own, in one dimension.
+    # Treat each unit as a separate one-dimensional distribution.
     return closed_form(*jax.tree.map(lambda leaf: leaf[..., None], (q, p)))
 
 
@@ -150,7 +152,7 @@ def _diagonal_to_diagonal(
 def _full_to_diagonal(
     q: FullGaussianDistribution, p: DiagonalGaussianDistribution
 ) -> Array:
-    """The diagonal one's, and the squares below the diagonal in deviations of p."""
+    """Diagonal KL plus the squared entries below the diagonal, scaled by p."""
     rows, _ = np.tril_indices(p.mean.shape[-1], -1)
     _, log_var = jnp.broadcast_arrays(p.mean, p.log_var)
     below = q.below * jnp.exp(-0.5 * log_var)[..., rows]
@@ -162,7 +164,7 @@ def _full_to_diagonal(
 def _low_rank_to_diagonal(
     q: LowRankGaussianDistribution, p: DiagonalGaussianDistribution
 ) -> Array:
-    """The diagonal one's, and what F adds to the trace and the determinant."""
+    """Diagonal KL plus the contributions of F to trace and determinant."""
     diagonal = gaussian.diagonal_kl_divergence(q.mean, q.log_var, p.mean, p.log_var)
     factor = q.factor * jnp.exp(-0.5 * p.log_var)[..., None]
     squares = jnp.sum(jnp.square(factor), axis=(-2, -1))
@@ -180,5 +182,5 @@ def _bernoulli_to_bernoulli(
 
 @register_kl(PointMassDistribution, object)
 def _point_mass_to_any(q: PointMassDistribution, p: object) -> Array:
-    """0 by definition: the objective of an autoencoder has no such term."""
+    """Return 0 by definition, which gives the objective of an autoencoder."""
     return jnp.zeros(q.mean.shape[:-1], q.mean.dtype)

@@ -1,7 +1,7 @@
 """Gaussian densities with diagonal covariance, parameterized by the log-variance.
 
-The log-variance is any real number, so that no constraint and no square root
-stands between a network and a valid density. Kingma & Welling 2014, appendix B.
+The log-variance is unconstrained, so any network output gives a valid density. Kingma &
+Welling 2014, appendix B.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ def diagonal_log_prob(value: Array, mean: ArrayLike, log_var: Array) -> Array:
 
     Args:
       value: points, `[..., L]`.
-      mean: means, `[..., L]` or anything that broadcasts with `value`.
-      log_var: log-variances, likewise.
+      mean: means, `[..., L]`, broadcasting with `value`.
+      log_var: log-variances, broadcasting with `value`.
 
     Returns:
       Log-densities, `[...]`.
@@ -45,7 +45,7 @@ def diagonal_log_prob(value: Array, mean: ArrayLike, log_var: Array) -> Array:
 def diagonal_sample(
     mean: Array, log_var: Array, key: Key, *, num_samples: int = 1
 ) -> Array:
-    """Draws z = mean + exp(log_var / 2) * eps with eps ~ N(0, I).
+    """Draw z = mean + exp(log_var / 2) * eps with eps ~ N(0, I).
 
     Differentiable in `mean` and `log_var` (Kingma & Welling 2014, section 2.4).
 
@@ -53,7 +53,7 @@ def diagonal_sample(
       mean: means, `[..., L]`.
       log_var: log-variances, the same shape.
       key: PRNG key, consumed once.
-      num_samples: draws S.
+      num_samples: number S of draws.
 
     Returns:
       Samples `[S, ..., L]`.
@@ -76,17 +76,17 @@ def diagonal_kl_divergence(
     """KL(N_0 || N_1) of diagonal Gaussians in nats, summed over the last axis.
 
     1/2 sum_d [s0^2/s1^2 - 1 - log(s0^2/s1^2) + (m0 - m1)^2 / s1^2].
-    With r = log s0^2 - log s1^2 the first three terms are expm1(r) - r, which
-    loses no digits where the two variances are nearly equal.
+    With r = log s0^2 - log s1^2, the first three terms are computed as expm1(r) - r,
+    which is accurate for nearly equal variances.
 
     Args:
-      mean_0: means of the first distribution, `[..., L]`.
-      log_var_0: its log-variances.
-      mean_1: means of the second, broadcasting with the first.
-      log_var_1: its log-variances.
+      mean_0: means of N_0, `[..., L]`.
+      log_var_0: log-variances of N_0.
+      mean_1: means of N_1, broadcasting with those of N_0.
+      log_var_1: log-variances of N_1.
 
     Returns:
-      Divergences, `[...]`, never negative.
+      Divergences, `[...]`, non-negative.
 
     Example:
       >>> import jax.numpy as jnp
@@ -104,16 +104,16 @@ def diagonal_kl_to_standard_normal(mean: Array, log_var: Array) -> Array:
     """KL(N(mean, diag(exp(log_var))) || N(0, I)) in nats, summed over the last axis.
 
     1/2 sum_d [exp(log_var) + mean^2 - 1 - log_var]
-    (Kingma & Welling 2014, eq. 10 and appendix B). Some lecture notes print
-    `log_var` where `exp(log_var)` belongs: then the variance drops out altogether
-    and the "divergence" of N(0, I) from itself is -1/2 a dimension in place of 0.
+    (Kingma & Welling 2014, eq. 10 and appendix B). Some lecture notes print `log_var`
+    instead of `exp(log_var)`; the variance then cancels, and the "divergence" of
+    N(0, I) from itself is -1/2 per dimension instead of 0.
 
     Args:
       mean: means, `[..., L]`.
       log_var: log-variances, the same shape.
 
     Returns:
-      Divergences, `[...]`, never negative.
+      Divergences, `[...]`, non-negative.
 
     Example:
       >>> import jax.numpy as jnp
@@ -149,11 +149,11 @@ def diagonal_entropy(log_var: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DiagonalGaussianDistribution(Distribution):
-    """N(mean, diag(exp(log_var))).
+    """Diagonal Gaussian N(mean, diag(exp(log_var))).
 
     Attributes:
-      mean: `[..., L]`.
-      log_var: the same shape, or what broadcasts with it: one variance for all.
+      mean: means, `[..., L]`.
+      log_var: log-variances, broadcasting with `mean`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -186,8 +186,9 @@ class DiagonalGaussianDistribution(Distribution):
     def log_prob(self, value: Array) -> Array:
         """See `Distribution.log_prob`.
 
-        - |v - mean|^2 / (2 s^2) - L/2 log(2 pi s^2): squared error with weight one
-        means s^2 = 1/2, and the constant counts where models are compared.
+        For one variance s^2, - |v - mean|^2 / (2 s^2) - L/2 log(2 pi s^2). An
+        unweighted squared error corresponds to s^2 = 1/2; the constant matters when
+        models are compared.
         """
         return diagonal_log_prob(value, self.mean, self.log_var)
 
@@ -196,9 +197,9 @@ class DiagonalGaussianDistribution(Distribution):
         return diagonal_entropy(self._log_var)
 
     def from_noise(self, noise: Array) -> Array:
-        """The sample that standard normal noise becomes, `[..., L]`."""
+        """See `Distribution.from_noise`."""
         return self.mean + jnp.exp(0.5 * self.log_var) * noise
 
     def to_noise(self, value: Array) -> Array:
-        """The noise that becomes the sample, the inverse of `from_noise`."""
+        """See `Distribution.to_noise`."""
         return (value - self.mean) * jnp.exp(-0.5 * self.log_var)

@@ -1,4 +1,4 @@
-"""Mixtures of distributions of one class."""
+"""Mixtures of distributions of the same class."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,11 +12,11 @@ from vae_jax.types import Array, Distribution, Key
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MixtureDistribution(Distribution):
-    """sum_k w_k p_k, a batch of one.
+    """Mixture sum_k w_k p_k, a batch of one.
 
     Attributes:
-      log_weights: log w_k, normalised, `[K]`.
-      components: p_k, a batch of K.
+      log_weights: normalised log w_k, `[K]`.
+      components: p_k, a batch of K distributions.
 
     Example:
       >>> import jax.numpy as jnp
@@ -34,27 +34,27 @@ class MixtureDistribution(Distribution):
 
     @property
     def mean_is_exact(self) -> bool:
-        """Where the components' means are."""
+        """Whether the means of the components are exact."""
         return self.components.mean_is_exact
 
     @property
     def mean(self) -> Array:
-        """sum_k w_k E_k[v], `[1, L]`."""
+        """Mean sum_k w_k E_k[v], `[1, L]`."""
         self._require_batch()
         return (jnp.exp(self.log_weights) @ self.components.mean)[None]
 
     def sample(self, key: Key, num_samples: int) -> Array:
-        """See `Distribution.sample`; a component, and a draw of it.
+        """See `Distribution.sample`; draws a component, then a sample from it.
 
         Raises:
-          ValueError: an array of the components does not lead with their axis.
+          ValueError: an array of the components lacks the leading component axis.
         """
         self._require_batch()
         component_key, noise_key = jax.random.split(key)
         component = jax.random.categorical(
             component_key, self.log_weights, shape=(num_samples,)
         )
-        # What all components share leads with an axis of 1.
+        # Arrays shared by all components have a leading axis of size 1.
         chosen = jax.tree.map(
             lambda leaf: leaf[jnp.minimum(component, leaf.shape[0] - 1)],
             self.components,
@@ -62,14 +62,14 @@ class MixtureDistribution(Distribution):
         return chosen.sample(noise_key, 1)[0][:, None]
 
     def _require_batch(self) -> None:
-        """Refuses arrays of which an index would pick a unit for a component."""
+        """Raise ValueError if an array lacks the leading component axis."""
         count = self.log_weights.shape[0]
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.components):
             if leaf.ndim < 2 or leaf.shape[0] not in (1, count):
                 name = f"components{jax.tree_util.keystr(path)}"
                 raise ValueError(
                     f"{name} must lead with the axis of the {count} components, "
-                    f"[{count}, ...], or [1, ...] for what they share, got shape "
+                    f"[{count}, ...], or [1, ...] if they share it, got shape "
                     f"{list(leaf.shape)}"
                 )
 

@@ -1,8 +1,8 @@
-"""Gaussian densities with correlations: a Cholesky factor, or low rank plus diagonal.
+"""Gaussians with full (Cholesky factor) or low-rank-plus-diagonal covariance.
 
-A full covariance is given by a lower triangular factor with positive diagonal, so that
-it is a covariance whatever a network says. `cholesky_factor` is the way there from a
-matrix, and refuses one that is singular.
+A full covariance is given by a lower triangular factor with positive diagonal, which is
+valid for any network output. `cholesky_factor` computes it from a covariance matrix and
+rejects singular ones.
 """
 
 import math
@@ -21,22 +21,22 @@ from vae_jax.types import Array, Distribution, Key
 
 
 def cholesky_factor(covariance: Array) -> Array:
-    """The lower triangular factor A of a covariance A A', which must not be singular.
+    """Lower triangular factor A of a non-singular covariance A A'.
 
     Args:
-      covariance: symmetric and positive definite, `[..., L, L]`; no tracer, as its
-        values decide.
+      covariance: symmetric and positive definite, `[..., L, L]`; must not be a tracer,
+        because its values are checked.
 
     Returns:
       A, `[..., L, L]`.
 
     Raises:
-      ValueError: it is not symmetric, or not positive definite to rounding: a
-        distribution on fewer dimensions than L has no density; or it is a tracer.
+      ValueError: the covariance is not symmetric, is not numerically positive definite
+        (a Gaussian on a subspace has no density), or is a tracer.
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax.distributions import multivariate_gaussian
+      >>> from vae_jax.distributions import multivariate_gaussian
       >>> print(multivariate_gaussian.cholesky_factor(jnp.array([[4.0, 2], [2, 2]])))
       [[2. 0.]
        [1. 1.]]
@@ -51,7 +51,7 @@ def cholesky_factor(covariance: Array) -> Array:
     rounding = covariance.shape[-1] * jnp.finfo(covariance.dtype).eps * size
     if jnp.any(jnp.abs(covariance - covariance.mT) > rounding):
         raise ValueError("covariance must be symmetric")
-    # A singular matrix may pass a Cholesky by rounding; its eigenvalues tell.
+    # A Cholesky of a singular matrix may succeed by rounding; check the eigenvalues.
     smallest = jnp.min(jnp.linalg.eigvalsh(covariance))
     if not smallest > rounding:
         raise ValueError(
@@ -76,7 +76,7 @@ def full_log_prob(value: Array, mean: Array, scale_tril: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax.distributions import multivariate_gaussian
+      >>> from vae_jax.distributions import multivariate_gaussian
       >>> zero = jnp.zeros(2)
       >>> log_prob = multivariate_gaussian.full_log_prob(zero, zero, jnp.eye(2))
       >>> print(f"{log_prob:.6f}")
@@ -91,13 +91,13 @@ def full_log_prob(value: Array, mean: Array, scale_tril: Array) -> Array:
 def full_sample(
     mean: Array, scale_tril: Array, key: Key, *, num_samples: int = 1
 ) -> Array:
-    """Draws z = mean + A eps with eps ~ N(0, I), differentiable in both.
+    """Draw z = mean + A eps with eps ~ N(0, I), differentiable in `mean` and A.
 
     Args:
       mean: means, `[..., L]`.
       scale_tril: A, `[..., L, L]`.
       key: PRNG key, consumed once.
-      num_samples: draws S.
+      num_samples: number S of draws.
 
     Returns:
       Samples `[S, ..., L]`.
@@ -119,20 +119,20 @@ def full_kl_divergence(
     """KL(N_0 || N_1) of Gaussians with full covariance in nats, summed over L.
 
     1/2 [tr(S1^-1 S0) + (m1 - m0)' S1^-1 (m1 - m0) - L + log |S1| / |S0|]
-    (Kullback 1959, chapter 9), in terms of the factors of S0 and S1.
+    (Kullback 1959, chapter 9), computed from the factors of S0 and S1.
 
     Args:
-      mean_0: means of the first distribution, `[..., L]`.
-      scale_tril_0: its factors, `[..., L, L]`.
-      mean_1: means of the second.
-      scale_tril_1: its factors.
+      mean_0: means of N_0, `[..., L]`.
+      scale_tril_0: factors of S0, `[..., L, L]`.
+      mean_1: means of N_1.
+      scale_tril_1: factors of S1.
 
     Returns:
-      Divergences, `[...]`, never negative.
+      Divergences, `[...]`, non-negative.
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax.distributions import multivariate_gaussian
+      >>> from vae_jax.distributions import multivariate_gaussian
       >>> zero, eye = jnp.zeros(2), jnp.eye(2)
       >>> print(multivariate_gaussian.full_kl_divergence(zero + 1, eye, zero, eye))
       1.0
@@ -157,7 +157,7 @@ def full_entropy(scale_tril: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax.distributions import multivariate_gaussian
+      >>> from vae_jax.distributions import multivariate_gaussian
       >>> print(f"{multivariate_gaussian.full_entropy(jnp.eye(1)):.6f}")
       1.418939
     """
@@ -167,7 +167,7 @@ def full_entropy(scale_tril: Array) -> Array:
 def precision_log_prob(value: Array, mean: Array, precision_tril: Array) -> Array:
     """Log-density of N(mean, (A A')^-1) in nats, summed over the last axis.
 
-    -1/2 |A' (v - m)|^2 + sum_d log A_dd - L/2 log 2 pi: nothing is solved for.
+    -1/2 |A' (v - m)|^2 + sum_d log A_dd - L/2 log 2 pi, without a linear solve.
 
     Args:
       value: points, `[..., L]`.
@@ -179,7 +179,7 @@ def precision_log_prob(value: Array, mean: Array, precision_tril: Array) -> Arra
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax.distributions import multivariate_gaussian
+      >>> from vae_jax.distributions import multivariate_gaussian
       >>> one = jnp.ones(1)
       >>> found = multivariate_gaussian.precision_log_prob(one, one, 2 * jnp.eye(1))
       >>> print(f"{found:.6f}")
@@ -190,7 +190,7 @@ def precision_log_prob(value: Array, mean: Array, precision_tril: Array) -> Arra
 
 
 def precision_sample(mean: Array, precision_tril: Array, key: Key) -> Array:
-    """A draw of each N(mean, (A A')^-1): mean + A'^-1 eps with eps ~ N(0, I).
+    """Draw mean + A'^-1 eps with eps ~ N(0, I), one sample of each N(mean, (A A')^-1).
 
     Args:
       mean: means, `[..., L]`.
@@ -220,10 +220,11 @@ def low_rank_log_prob(
 ) -> Array:
     """Log-density of N(mean, F F' + diag(exp(log_var))) in nats, summed over L.
 
-    By the determinant lemma log |S| = log |D| + log |C| with the R x R matrix
-    C = I + F' D^-1 F. The square is the least |D^-1/2 (v - m - F u)|^2 + |u|^2 over u
-    (ridge regression), at u = C^-1 F' D^-1 (v - m): nothing cancels, and an error of u
-    counts in its square only, where Woodbury's difference of squares loses digits.
+    By the determinant lemma, log |S| = log |D| + log |C| with the R x R matrix
+    C = I + F' D^-1 F. The quadratic form is the minimum over u of
+    |D^-1/2 (v - m - F u)|^2 + |u|^2 (ridge regression), attained at
+    u = C^-1 F' D^-1 (v - m). Unlike the difference of squares of the Woodbury identity,
+    this involves no cancellation, and an error of u enters only quadratically.
 
     Args:
       value: points, `[..., L]`.
@@ -236,7 +237,7 @@ def low_rank_log_prob(
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax.distributions import multivariate_gaussian
+      >>> from vae_jax.distributions import multivariate_gaussian
       >>> zero = jnp.zeros(2)
       >>> print(
       ...     multivariate_gaussian.low_rank_log_prob(
@@ -260,14 +261,14 @@ def low_rank_log_prob(
 def low_rank_sample(
     mean: Array, log_var: Array, factor: Array, key: Key, *, num_samples: int = 1
 ) -> Array:
-    """Draws mean + exp(log_var / 2) eps + F eps', differentiable in all three.
+    """Draw mean + exp(log_var / 2) eps + F eps', differentiable in all parameters.
 
     Args:
       mean: means, `[..., L]`.
       log_var: log of the diagonal, `[..., L]`.
       factor: F, `[..., L, R]`.
       key: PRNG key, consumed once.
-      num_samples: draws S.
+      num_samples: number S of draws.
 
     Returns:
       Samples `[S, ..., L]`.
@@ -299,7 +300,7 @@ def low_rank_log_det(log_var: Array, factor: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax.distributions import multivariate_gaussian
+      >>> from vae_jax.distributions import multivariate_gaussian
       >>> factor = jnp.zeros((2, 1))
       >>> print(multivariate_gaussian.low_rank_log_det(jnp.ones(2), factor))
       2.0
@@ -309,18 +310,18 @@ def low_rank_log_det(log_var: Array, factor: Array) -> Array:
 
 
 def lower_triangular(diagonal: Array, below: Array) -> Array:
-    """A lower triangular matrix from its entries.
+    """Build a lower triangular matrix from its entries.
 
     Args:
-      diagonal: `[..., L]`.
-      below: the entries below the diagonal, row by row, `[..., L (L - 1) / 2]`.
+      diagonal: entries on the diagonal, `[..., L]`.
+      below: entries below the diagonal, row by row, `[..., L (L - 1) / 2]`.
 
     Returns:
       `[..., L, L]`.
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax.distributions import multivariate_gaussian
+      >>> from vae_jax.distributions import multivariate_gaussian
       >>> print(multivariate_gaussian.lower_triangular(jnp.ones(2), jnp.array([3.0])))
       [[1. 0.]
        [3. 1.]]
@@ -334,7 +335,7 @@ def lower_triangular(diagonal: Array, below: Array) -> Array:
 
 
 def entries_below(matrix: Array) -> Array:
-    """The entries below the diagonal, row by row, as `lower_triangular` takes them.
+    """Entries below the diagonal, row by row, in the order of `lower_triangular`.
 
     Args:
       matrix: `[..., L, L]`.
@@ -344,7 +345,7 @@ def entries_below(matrix: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax.distributions import multivariate_gaussian
+      >>> from vae_jax.distributions import multivariate_gaussian
       >>> matrix = jnp.array([[1.0, 0.0], [3.0, 2.0]])
       >>> print(multivariate_gaussian.entries_below(matrix))
       [3.]
@@ -354,12 +355,12 @@ def entries_below(matrix: Array) -> Array:
 
 
 def dimension_of(num_entries: int) -> int:
-    """The dimension L whose mean and triangular factor have so many entries.
+    """Dimension L of a Gaussian from the number of entries of mean and factor.
 
-    L + L (L + 1) / 2 = n.
+    Solves L + L (L + 1) / 2 = n.
 
     Args:
-      num_entries: n.
+      num_entries: total number n of entries.
 
     Returns:
       L.
@@ -373,7 +374,7 @@ def dimension_of(num_entries: int) -> int:
 
 
 def times(matrix: Array, vector: Array) -> Array:
-    """Matrix times vector over leading axes that broadcast.
+    """Matrix-vector product with broadcasting over leading axes.
 
     Args:
       matrix: `[..., L, R]`.
@@ -384,7 +385,7 @@ def times(matrix: Array, vector: Array) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax.distributions.multivariate_gaussian import times
+      >>> from vae_jax.distributions.multivariate_gaussian import times
       >>> times(jnp.ones((4, 2, 3)), jnp.ones((5, 4, 3))).shape
       (5, 4, 2)
     """
@@ -392,7 +393,7 @@ def times(matrix: Array, vector: Array) -> Array:
 
 
 def _solve(scale_tril: Array, vector: Array, transposed: bool = False) -> Array:
-    """A^-1 v or A'^-1 v for `[..., L]`; samples of one A are columns of one solve."""
+    """A^-1 v or A'^-1 v for v `[..., L]`; samples share one solve as its columns."""
     batch = scale_tril.shape[:-2]
     samples = max(0, vector.ndim - 1 - len(batch))
     batch = jnp.broadcast_shapes(batch, vector.shape[samples:-1])
@@ -422,16 +423,16 @@ def _log_det(scale_tril: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FullGaussianDistribution(Distribution):
-    """N(mean, A A'), A lower triangular with positive diagonal.
+    """Gaussian N(mean, A A'), with A lower triangular with positive diagonal.
 
     Attributes:
-      mean: `[..., L]`.
-      log_var: of the diagonal of A, whose entries are exp(log_var / 2), `[..., L]`.
-      below: the entries of A below its diagonal, row by row, `[..., L (L - 1) / 2]`.
+      mean: means, `[..., L]`.
+      log_var: the diagonal of A is exp(log_var / 2), `[..., L]`.
+      below: entries of A below its diagonal, row by row, `[..., L (L - 1) / 2]`.
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax.distributions import FullGaussianDistribution
+      >>> from vae_jax.distributions import FullGaussianDistribution
       >>> q = FullGaussianDistribution(*jnp.zeros((2, 1, 2)), jnp.ones((1, 1)))
       >>> print(q.scale_tril[0])
       [[1. 0.]
@@ -446,7 +447,7 @@ class FullGaussianDistribution(Distribution):
 
     @classmethod
     def from_factor(cls, mean: Array, scale_tril: Array) -> "FullGaussianDistribution":
-        """Of means `[..., L]` and A, `[..., L, L]`."""
+        """Build the distribution from means `[..., L]` and A, `[..., L, L]`."""
         diagonal = jnp.diagonal(scale_tril, axis1=-2, axis2=-1)
         return cls(mean, 2 * jnp.log(diagonal), entries_below(scale_tril))
 
@@ -460,7 +461,7 @@ class FullGaussianDistribution(Distribution):
         shape = (num_samples, *self.mean.shape)
         noise = jax.random.normal(key, shape, self.mean.dtype)
         z = self.mean + times(self.scale_tril, noise)
-        # Of the noise, so that nothing has to be solved for.
+        # Evaluate the density at the noise, which avoids a linear solve.
         log_density = diagonal_log_prob(noise, 0.0, jnp.zeros_like(noise))
         return z, log_density - 0.5 * jnp.sum(self.log_var, axis=-1)
 
@@ -476,16 +477,16 @@ class FullGaussianDistribution(Distribution):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LowRankGaussianDistribution(Distribution):
-    """N(mean, F F' + diag(exp(log_var))).
+    """Gaussian N(mean, F F' + diag(exp(log_var))).
 
     Attributes:
-      mean: `[..., L]`.
-      log_var: `[..., L]`.
+      mean: means, `[..., L]`.
+      log_var: log of the diagonal, `[..., L]`.
       factor: F, `[..., L, R]`.
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax.distributions import LowRankGaussianDistribution
+      >>> from vae_jax.distributions import LowRankGaussianDistribution
       >>> q = LowRankGaussianDistribution(*jnp.zeros((2, 1, 2)), jnp.zeros((1, 2, 1)))
       >>> print(f"{q.log_prob(jnp.zeros((1, 1, 2))).item():.6f}")
       -1.837877
@@ -516,15 +517,15 @@ class LowRankGaussianDistribution(Distribution):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PrecisionGaussianDistribution(Distribution):
-    """N(mean, (A A')^-1), A lower triangular with positive diagonal.
+    """Gaussian N(mean, (A A')^-1), with A lower triangular with positive diagonal.
 
     Attributes:
-      mean: `[..., L]`.
+      mean: means, `[..., L]`.
       precision_tril: A, `[..., L, L]`.
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax.distributions import PrecisionGaussianDistribution
+      >>> from vae_jax.distributions import PrecisionGaussianDistribution
       >>> p = PrecisionGaussianDistribution(jnp.ones((1, 1)), 2 * jnp.ones((1, 1, 1)))
       >>> print(f"{p.log_prob(jnp.ones((1, 1))).item():.6f}")
       -0.225791

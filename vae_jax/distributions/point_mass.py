@@ -1,4 +1,4 @@
-"""The distribution of one value, which has no density."""
+"""Point mass, a distribution without a density."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,13 +12,13 @@ from vae_jax.types import Array, Distribution, Key
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PointMassDistribution(Distribution):
-    """All the mass at one point.
+    """Point mass (Dirac delta).
 
-    It has no density: a Monte Carlo KL and importance weights do not exist, and
-    the KL is 0 by definition, which makes the ELBO an autoencoder's objective.
+    It has no density, so a Monte Carlo KL and importance weights do not exist. The KL
+    is defined as 0, which turns the ELBO into the objective of an autoencoder.
 
     Attributes:
-      mean: the points, `[..., L]`.
+      mean: points, `[..., L]`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -33,6 +33,6 @@ class PointMassDistribution(Distribution):
     mean_is_exact = True
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
-        """The points `[S, ..., L]`, and +inf `[S, ...]` for the density they lack."""
+        """Return the points `[S, ..., L]`, and +inf `[S, ...]` as their log-density."""
         z = jnp.broadcast_to(self.mean, (num_samples, *self.mean.shape))
         return z, jnp.full(z.shape[:-1], jnp.inf, z.dtype)

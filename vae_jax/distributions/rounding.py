@@ -1,4 +1,4 @@
-"""Rounding of what cannot be negative."""
+"""Rounding errors of non-negative quantities."""
 
 import jax
 import jax.numpy as jnp
@@ -7,14 +7,14 @@ from vae_jax.types import Array
 
 
 def without_negative(value: Array) -> Array:
-    """The value, 0 where rounding left it below; the gradient stays what it is.
+    """Clip negative values to 0 without changing the gradient.
 
-    A divergence between two nearly equal distributions is a sum of terms of both signs,
-    and in float32 it comes out as -1e-7 as often as 1e-7. Its derivative does not
-    cancel, so it passes, where that of a maximum would be cut off.
+    A divergence between nearly equal distributions is a sum of terms of both signs, and
+    in float32 rounding gives -1e-7 as often as 1e-7. The derivative is accurate, so it
+    is passed through, unlike that of `maximum`.
 
     Args:
-      value: any shape; infinite and NaN stay as they are.
+      value: any shape; infinities and NaN are unchanged.
 
     Returns:
       The same shape.

@@ -1,7 +1,7 @@
-"""Supports: the values that a distribution gives a density or a probability to.
+"""Supports of distributions.
 
-Outside of its support a log-density here is NaN. Where the values are known, and not
-traced, `Support.require` refuses them with what is wrong and what to do.
+Outside its support, the log-density of a distribution is NaN. For concrete (not traced)
+values, `Support.require` raises an error with an explanation instead.
 """
 
 import math
@@ -16,7 +16,7 @@ from vae_jax.types import Array
 
 Values = TypeVar("Values", Array, np.ndarray)
 
-# Of the step between two levels: float16 rounds 8-bit values by less.
+# As a fraction of the step between levels; float16 rounds 8-bit values by less.
 _LEVEL_TOLERANCE = 0.1
 _REMEDY = (
     "divide by the largest value that the data may have "
@@ -25,14 +25,14 @@ _REMEDY = (
 
 
 def known_values(x: float | Array | np.ndarray) -> np.ndarray | None:
-    """Values of an array on the host; None where they are traced or elsewhere.
+    """Concrete values of an array on the host; None if they are not available.
 
     Args:
       x: an array, traced or not, or a number.
 
     Returns:
-      The array as NumPy's; None for a tracer, and for an array of which this process
-      holds a part only.
+      A NumPy array; None for a tracer, or for an array that this process holds only
+      partially.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -51,14 +51,14 @@ def known_values(x: float | Array | np.ndarray) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class Support:
-    """An interval of real numbers, or evenly spaced levels of it.
+    """An interval of real numbers, or evenly spaced levels in it.
 
     Attributes:
-      low: the smallest value.
-      high: the largest value.
-      num_levels: n of the levels low, low + (high - low) / (n - 1), ..., high, to which
-        values may be rounded by a tenth of a step; None for all of the interval.
-      whole: only whole numbers.
+      low: smallest value.
+      high: largest value.
+      num_levels: number n of levels low, low + (high - low) / (n - 1), ..., high, from
+        which values may deviate by a tenth of a step; None for the whole interval.
+      whole: whether only whole numbers belong to the support.
 
     Example:
       >>> import jax.numpy as jnp
@@ -74,11 +74,11 @@ class Support:
 
     @property
     def interval(self) -> "Support":
-        """All values between the smallest and the largest, as means are."""
+        """The interval without discretization, which contains means of values."""
         return replace(self, num_levels=None, whole=False)
 
     def contains(self, x: Values) -> Values:
-        """Elementwise membership of finite values; NaN belongs to no support."""
+        """Elementwise membership; False for NaN."""
         inside = (x >= self.low) & (x <= self.high)
         if self.whole:
             rounded = x.round()
@@ -90,21 +90,21 @@ class Support:
         return inside & (abs(level - level.round()) <= _LEVEL_TOLERANCE)
 
     def nan_outside(self, x: Array) -> Array:
-        """The values, NaN in place of those outside."""
+        """Replace values outside the support by NaN."""
         return jnp.where(self.contains(x), x, jnp.nan)
 
     def require(
         self, x: Array | np.ndarray, name: str = "x", *, remedy: str = _REMEDY
     ) -> None:
-        """Refuses values outside, as far as they are known.
+        """Raise ValueError for concrete values outside the support.
 
         Args:
-          x: an array; of a traced one nothing is known.
-          name: of the argument, for the message.
-          remedy: what to do about values outside, for the message.
+          x: an array; traced arrays are not checked.
+          name: name of the argument, for the message.
+          remedy: advice on values outside the support, for the message.
 
         Raises:
-          ValueError: NaN, an infinity, or a value outside.
+          ValueError: `x` holds NaN, an infinity, or a value outside the support.
         """
         values = known_values(x)
         if values is None or values.size == 0:

@@ -1,7 +1,7 @@
 """Invertible maps of latents with their log-determinants, and autoregressive networks.
 
-Each step takes latents `[S, B, L]` and returns them moved, with log |det d z' / d z|
-`[S, B]` in nats: log q(z') = log q(z) - log_det (Rezende & Mohamed 2015, eq. 5).
+Each step maps latents `[S, B, L]` to z' and returns log |det d z' / d z|, `[S, B]`, in
+nats: log q(z') = log q(z) - log_det (Rezende & Mohamed 2015, eq. 5).
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 from vae_jax.distributions.multivariate_gaussian import lower_triangular, times
 from vae_jax.types import Array, Key, PyTree
 
-# How near to singular a step may come; float32 then still knows its determinant.
+# Minimum distance of a step from singularity; float32 still resolves its determinant.
 MARGIN = 1e-3
 TINY = 1e-12
 
@@ -23,12 +23,12 @@ TINY = 1e-12
 def planar(
     z: Array, direction: Array, normal: Array, offset: Array
 ) -> tuple[Array, Array]:
-    """A planar step: z + u tanh(w' z + b) (Rezende & Mohamed 2015, eq. 10).
+    """Planar step, z + u tanh(w' z + b) (Rezende & Mohamed 2015, eq. 10).
 
-    It is invertible where w' u > -1. As in their appendix A.1 the part of u along w is
-    replaced, so that w' u becomes softplus(w' u + c) - softplus(c), above -1 by a
-    thousandth. Other than theirs (c = 0) this leaves 0 where it is: the step is the
-    identity where u is 0, and does not blow up where w is.
+    The step is invertible if w' u > -1. As in appendix A.1 of the paper, the component
+    of u along w is changed such that w' u becomes softplus(w' u + c) - softplus(c),
+    which exceeds -1 by at least 0.001. Unlike the version in the paper (c = 0), this
+    maps 0 to 0: the step is the identity for u = 0 and stays bounded for w = 0.
 
     Args:
       z: latents, `[S, B, L]`.
@@ -49,7 +49,7 @@ def planar(
     wanted = jnp.sum(normal * direction, axis=-1)
     change = _above_minus_one(wanted) - wanted
     squares = jnp.sum(jnp.square(normal), axis=-1)
-    # Where w is next to nothing u may stay what it is.
+    # For negligible w, u is left unchanged.
     share = squares / (squares + TINY)
     along = share * _above_minus_one(wanted) + (1 - share) * wanted
     direction = direction + (change / (squares + TINY))[..., None] * normal
@@ -59,25 +59,26 @@ def planar(
 
 
 def _tanh_slope(value: Array) -> Array:
-    """1 - tanh(v)^2 to the last digit, where that difference would have none left."""
+    """1 - tanh(v)^2, computed without cancellation."""
     return 4 * jax.nn.sigmoid(2 * value) * jax.nn.sigmoid(-2 * value)
 
 
 def _above_minus_one(value: Array) -> Array:
-    """softplus(v + c) - softplus(c) with softplus(c) = 1 - MARGIN: accurate near 0."""
+    """softplus(v + c) - softplus(c) with softplus(c) = 1 - MARGIN, accurate near 0."""
     share = -math.expm1(MARGIN - 1)
     small = jnp.log1p(share * jnp.expm1(jnp.minimum(value, 20.0)))
     return small + jnp.maximum(value - 20.0, 0.0)
 
 
 def reflect(z: Array, vectors: Array) -> Array:
-    """Householder reflections in turn: z - 2 v v' z / |v|^2 for each v.
+    """Apply Householder reflections in sequence: z - 2 v v' z / |v|^2 for each v.
 
-    An orthogonal map, of determinant 1 or -1; its inverse takes the vectors in reverse.
+    The map is orthogonal, with determinant 1 or -1. Its inverse applies the reflections
+    in reverse order.
 
     Args:
       z: latents, `[S, B, L]`.
-      vectors: v, `[B, H, L]`; a zero vector leaves z as it is.
+      vectors: v, `[B, H, L]`; a zero vector is the identity.
 
     Returns:
       Latents `[S, B, L]`.
@@ -91,10 +92,10 @@ def reflect(z: Array, vectors: Array) -> Array:
     for index in range(vectors.shape[-2]):
         vector = vectors[..., index, :]
         squares = jnp.sum(jnp.square(vector), axis=-1, keepdims=True)
-        # Where it is 0 the vector is as well.
+        # If the norm is 0, so is the vector.
         squares = jnp.where(squares > 0, squares, 1)
-        # As a product of matrices: XLA's CPU compiler (jaxlib 0.10.2) returns other
-        # numbers for a chain of steps of many samples if this is a sum of products.
+        # A matrix product: with a sum of products, XLA's CPU compiler (jaxlib 0.10.2)
+        # returns wrong values for a chain of steps of many samples.
         along = jnp.einsum("...l,...l->...", vector, z, precision="highest")[..., None]
         z = z - 2 * vector * along / squares
     return z
@@ -107,19 +108,19 @@ def sylvester(
     inner: tuple[Array, Array],
     offset: Array,
 ) -> tuple[Array, Array]:
-    """A Sylvester step: z + Q R tanh(R2 Q' z + b), Q orthogonal, R and R2 triangular.
+    """Sylvester step, z + Q R tanh(R2 Q' z + b), Q orthogonal, R and R2 triangular.
 
     Van den Berg, Hasenclever, Tomczak & Welling 2018, eq. 13, with Q a product of
-    Householder reflections. Its log-determinant is that of a triangular matrix,
-    sum_l log(1 + slope_l R_ll R2_ll); it is invertible where R_ll R2_ll > -1, for which
-    the diagonals are bounded by a tanh.
+    Householder reflections. The log-determinant is that of a triangular matrix,
+    sum_l log(1 + slope_l R_ll R2_ll). The step is invertible if R_ll R2_ll > -1, which
+    is ensured by bounding the diagonals with a tanh.
 
     Args:
       z: latents, `[S, B, L]`.
-      reflections: the vectors of Q, `[B, H, L]`.
-      outer: the diagonal of R before the tanh, `[B, L]`, and its other entries,
+      reflections: vectors of the reflections in Q, `[B, H, L]`.
+      outer: diagonal of R before the tanh, `[B, L]`, and the other entries of R,
         `[B, L (L - 1) / 2]`.
-      inner: those of R2.
+      inner: the same for R2.
       offset: b, `[B, L]`.
 
     Returns:
@@ -150,13 +151,13 @@ def sylvester(
 def init_autoregressive(
     key: Key, *, latent_dim: int, hidden_dim: int, context_dim: int = 0
 ) -> dict[str, PyTree]:
-    """Initial weights of an `autoregressive` network of one hidden layer.
+    """Initialise the weights of an `autoregressive` network with one hidden layer.
 
     Args:
       key: PRNG key, consumed once.
-      latent_dim: L.
+      latent_dim: number L of latents.
       hidden_dim: width of the hidden layer.
-      context_dim: numbers that it is given besides the latents.
+      context_dim: number C of context inputs besides the latents.
 
     Returns:
       A dictionary of arrays.
@@ -188,16 +189,17 @@ def init_autoregressive(
 def autoregressive(
     weights: PyTree, z: Array, context: Array | None = None
 ) -> tuple[Array, Array]:
-    """Two numbers for each latent that depend on the latents before it alone.
+    """Masked autoregressive network with two outputs per latent.
 
-    A masked network of one hidden layer: a unit of degree d sees latents up to d and is
-    seen by the outputs above d (Germain, Gregor, Murray & Larochelle 2015). What it is
-    given as context reaches every output.
+    The outputs for a latent depend only on the latents before it. The network has one
+    hidden layer, in which a unit of degree d is connected to latents up to d and to
+    outputs above d (Germain, Gregor, Murray & Larochelle 2015). The context is
+    connected to every output.
 
     Args:
-      weights: of `init_autoregressive`.
+      weights: weights from `init_autoregressive`.
       z: latents, `[..., L]`.
-      context: `[..., C]`, broadcasting with the latents; None where C is 0.
+      context: `[..., C]`, broadcasting with the latents; None if C is 0.
 
     Returns:
       Two arrays `[..., L]`.
@@ -229,20 +231,20 @@ def autoregressive(
 def with_shared_weights(
     function: Callable[..., Any], weights: PyTree, z: Array, *others: Array
 ) -> Any:
-    """`function(weights, z, *others)` where weights lead with an axis of 1 or of B.
+    """Call `function(weights, z, *others)` with shared or per-example weights.
 
-    Weights that all examples share lead with an axis of 1; those of each example with
-    the batch.
+    Weights shared by all examples have a leading axis of size 1, per-example weights
+    one of size B.
 
     Args:
-      function: from weights without that axis, latents `[S, B, L]` or `[S, L]` and
-        what else it takes, to arrays that start like the latents.
+      function: maps weights without the leading axis, latents `[S, B, L]` or `[S, L]`,
+        and further arguments to arrays with the leading axes of the latents.
       weights: a tree of arrays `[1, ...]` or `[B, ...]`.
       z: latents, `[S, B, L]`.
-      *others: arrays `[B, ...]`.
+      *others: further arguments, arrays `[B, ...]`.
 
     Returns:
-      What the function returns, `[S, B, ...]`.
+      The result of the function, `[S, B, ...]`.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """Several stochastic layers: q(z_1|x) q(z_2|z_1) ..., and p(z_K) ... p(z_1|z_2).
 
-Burda, Grosse & Salakhutdinov 2016, section 5, use two. The latents are a tuple, the
-layer next to the data first; only it reaches the decoder of the spec.
+Burda, Grosse & Salakhutdinov 2016, section 5, use two. The latents are a tuple that
+starts with the layer nearest the data, which is the only input of the spec's decoder.
 """
 
 from dataclasses import dataclass, field
@@ -30,12 +30,12 @@ from vae_jax.types import (
 
 @dataclass(frozen=True)
 class StochasticLayer:
-    """A layer of latents above another, with its two networks.
+    """A stochastic layer above the first, with its two networks.
 
     Attributes:
-      latent_dim: of this layer.
-      encoder: from the layer below to q of this one.
-      decoder: from this layer to p of the one below.
+      latent_dim: latent dimension of this layer.
+      encoder: network from the layer below to q of this layer.
+      decoder: network from this layer to p of the layer below.
 
     Example:
       >>> from vae_jax import StochasticLayer
@@ -49,14 +49,14 @@ class StochasticLayer:
 
 
 def require_layers(z: Latents, sizes: tuple[int, ...]) -> None:
-    """Raise if latents are not one array for each stochastic layer.
+    """Raise ValueError if latents are not a tuple of one array per stochastic layer.
 
     Args:
-      z: latents, a tuple of `[..., L]`, the layer next to the data first.
-      sizes: L of each layer.
+      z: latents, a tuple of `[..., L]` that starts with the layer nearest the data.
+      sizes: latent dimension L of each layer.
 
     Raises:
-      ValueError: no tuple, or another number of layers, or layers of other sizes.
+      ValueError: `z` is not a tuple, or the number or sizes of its layers are wrong.
 
     Example:
       >>> import jax.numpy as jnp
@@ -78,7 +78,7 @@ def require_layers(z: Latents, sizes: tuple[int, ...]) -> None:
 def init_gaussian(
     network: Network, key: Key, *, input_dim: int, latent_dim: int
 ) -> PyTree:
-    """Initial weights of a network from latents to a diagonal Gaussian of others."""
+    """Initialise a network from latents to a diagonal Gaussian over other latents."""
     module = networks.with_output_layer(network, 2 * latent_dim, (latent_dim,))
     return networks.init(module, key, jnp.zeros((1, input_dim)))
 
@@ -86,14 +86,14 @@ def init_gaussian(
 def conditional_gaussian(
     network: Network, weights: PyTree, inputs: Array, *, latent_dim: int
 ) -> DiagonalGaussianDistribution:
-    """The diagonal Gaussian that a network makes of latents `[S, B, L]`."""
+    """Diagonal Gaussian given by a network applied to latents `[S, B, L]`."""
     module = networks.with_output_layer(network, 2 * latent_dim, (latent_dim,))
     mean, raw = jnp.split(networks.apply(module, weights, inputs), 2, axis=-1)
     return DiagonalGaussianDistribution(mean, bound_log_var(raw))
 
 
 def _sizes(latent_dim: int, layers: tuple[StochasticLayer, ...]) -> tuple[int, ...]:
-    """Units of every layer, the one next to the data first."""
+    """Number of units of every layer, starting with the one nearest the data."""
     return (latent_dim, *(layer.latent_dim for layer in layers))
 
 
@@ -104,13 +104,13 @@ def _sizes(latent_dim: int, layers: tuple[StochasticLayer, ...]) -> tuple[int, .
 )
 @dataclass(frozen=True)
 class HierarchicalDistribution(Distribution):
-    """q(z_1|x) q(z_2|z_1) ... for a batch.
+    """Hierarchical posterior q(z_1|x) q(z_2|z_1) ... of a batch.
 
     Attributes:
       first: q(z_1|x).
-      weights: of each further layer's encoder, `[1, ...]`, or `[B, ...]` where every
-        example has its own.
-      layers: the layers above the first; static.
+      weights: weights of each further layer's encoder, `[1, ...]` if shared by all
+        examples or `[B, ...]` if per example.
+      layers: layers above the first; static.
     """
 
     first: DiagonalGaussianDistribution
@@ -118,7 +118,7 @@ class HierarchicalDistribution(Distribution):
     layers: tuple[StochasticLayer, ...]
 
     def _above(self, index: int, below: Array) -> DiagonalGaussianDistribution:
-        """Q of a further layer given the one below, `[S, B, L]`."""
+        """Posterior of a further layer given the layer below, `[S, B, L]`."""
         layer = self.layers[index]
         function = partial(
             conditional_gaussian, layer.encoder, latent_dim=layer.latent_dim
@@ -128,7 +128,7 @@ class HierarchicalDistribution(Distribution):
     def sample_and_log_prob(
         self, key: Key, num_samples: int
     ) -> tuple[tuple[Array, ...], Array]:
-        """Reparameterized samples, a tuple of `[S, B, L]`, and log q, `[S, B]`."""
+        """Draw reparameterized samples, tuples of `[S, B, L]`, and log q, `[S, B]`."""
         keys = jax.random.split(key, 1 + len(self.layers))
         z, log_q = self.first.sample_and_log_prob(keys[0], num_samples)
         latents = [z]
@@ -140,7 +140,7 @@ class HierarchicalDistribution(Distribution):
         return tuple(latents), log_q
 
     def log_prob(self, value: tuple[Array, ...]) -> Array:
-        """Log q(z|x) in nats, of all layers: `[S, B]`.
+        """Log q(z|x) of all layers in nats, `[S, B]`.
 
         Raises:
           ValueError: the value is not a tuple of these layers.
@@ -154,7 +154,7 @@ class HierarchicalDistribution(Distribution):
 
     @property
     def mean(self) -> tuple[Array, ...]:
-        """The mean of each layer at the mean of the one below, `[B, L]` each."""
+        """Mean of each layer given the mean of the layer below, `[B, L]` each."""
         means = [self.first.mean]
         for index in range(len(self.layers)):
             means.append(self._above(index, means[-1][None]).mean[0])
@@ -163,12 +163,12 @@ class HierarchicalDistribution(Distribution):
 
 @dataclass(frozen=True)
 class HierarchicalGaussian(Family):
-    """The family q(z_1|x) q(z_2|z_1) ... of diagonal Gaussians.
+    """Family of hierarchical posteriors q(z_1|x) q(z_2|z_1) ... of diagonal Gaussians.
 
-    It goes with `HierarchicalGaussianPrior` of the same layers.
+    Requires a `HierarchicalGaussianPrior` with the same layers.
 
     Attributes:
-      layers: the layers above the first, whose size is the spec's `latent_dim`.
+      layers: layers above the first; the size of the first is the spec's `latent_dim`.
 
     Example:
       >>> from vae_jax import HierarchicalGaussian, HierarchicalGaussianPrior
@@ -186,11 +186,11 @@ class HierarchicalGaussian(Family):
     begins_with_gaussian: ClassVar[bool] = True
 
     def num_outputs(self, dim: int) -> int:
-        """A mean and a log-variance for each latent of the first layer."""
+        """Return 2 dim: a mean and a log-variance per latent of the first layer."""
         return DiagonalGaussian().num_outputs(dim)
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """`layer_2`, `layer_3`, ...: weights of their encoders."""
+        """Return `layer_2`, `layer_3`, ...: weights of the layers' encoders."""
         sizes = _sizes(dim, self.layers)
         return {
             f"layer_{index + 2}": init_gaussian(
@@ -203,7 +203,7 @@ class HierarchicalGaussian(Family):
         }
 
     def build(self, params: PyTree, outputs: Array) -> HierarchicalDistribution:
-        """Takes the encoder's outputs `[B, 2 L]` for the first layer."""
+        """Build the posterior from the outputs `[B, 2 L]` for the first layer."""
         shared = jax.tree.map(lambda leaf: leaf[None], params)
         return HierarchicalDistribution(
             DiagonalGaussian().build({}, outputs),
@@ -214,10 +214,10 @@ class HierarchicalGaussian(Family):
 
 @dataclass(frozen=True)
 class HierarchicalGaussianPrior(Prior):
-    """p(z) = N(z_K; 0, I) ... p(z_1|z_2), each a diagonal Gaussian of the one above.
+    """Hierarchical prior p(z) = N(z_K; 0, I) ... p(z_1|z_2) of diagonal Gaussians.
 
     Attributes:
-      layers: those of the `HierarchicalGaussian` that it goes with.
+      layers: layers above the first, equal to those of the `HierarchicalGaussian`.
 
     Example:
       See `HierarchicalGaussian`.
@@ -230,7 +230,7 @@ class HierarchicalGaussianPrior(Prior):
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
     ) -> dict[str, PyTree]:
-        """`layer_1`, `layer_2`, ...: weights of the networks that decode to them."""
+        """Return `layer_1`, `layer_2`, ...: weights of the decoders of these layers."""
         sizes = _sizes(latent_dim, self.layers)
         return {
             f"layer_{index + 1}": init_gaussian(
@@ -245,7 +245,7 @@ class HierarchicalGaussianPrior(Prior):
     def build(
         self, prior_params: PyTree, *, latent_dim: int, encode: Encode | None
     ) -> "HierarchicalPriorDistribution":
-        """The layers from the top down, a batch of one."""
+        """Build the prior, a batch of one."""
         count = len(self.layers)
         weights = tuple(prior_params[f"layer_{k + 1}"] for k in range(count))
         return HierarchicalPriorDistribution(weights, latent_dim, self.layers)
@@ -254,12 +254,12 @@ class HierarchicalGaussianPrior(Prior):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class HierarchicalPriorDistribution(Distribution):
-    """p(z_K) ... p(z_1|z_2), a batch of one.
+    """Hierarchical prior p(z_K) ... p(z_1|z_2), a batch of one.
 
     Attributes:
-      weights: of the networks that decode to each layer but the last.
-      latent_dim: units of the first layer; static.
-      layers: the layers above the first; static.
+      weights: weights of the networks that decode to each layer but the last.
+      latent_dim: latent dimension of the first layer; static.
+      layers: layers above the first; static.
     """
 
     weights: tuple[PyTree, ...]
@@ -267,7 +267,7 @@ class HierarchicalPriorDistribution(Distribution):
     layers: tuple[StochasticLayer, ...] = field(metadata={"static": True})
 
     def _below(self, index: int, above: Array) -> DiagonalGaussianDistribution:
-        """P of layer `index` given the one above it."""
+        """Prior of layer `index` given the layer above it."""
         return conditional_gaussian(
             self.layers[index].decoder,
             self.weights[index],
@@ -276,7 +276,7 @@ class HierarchicalPriorDistribution(Distribution):
         )
 
     def log_prob(self, value: tuple[Array, ...]) -> Array:
-        """Log p(z) in nats, of all layers, `[S, B]`.
+        """Log p(z) of all layers in nats, `[S, B]`.
 
         Raises:
           ValueError: the value is not a tuple of these layers.
@@ -290,7 +290,7 @@ class HierarchicalPriorDistribution(Distribution):
         return log_p
 
     def sample(self, key: Key, num_samples: int) -> tuple[Array, ...]:
-        """Draws from the top down, a tuple of `[S, 1, L]`, the lowest first."""
+        """Draw by ancestral sampling, a tuple of `[S, 1, L]`, lowest layer first."""
         top, *others = jax.random.split(key, 1 + len(self.layers))
         lowest = [*others, top]
         sizes = _sizes(self.latent_dim, self.layers)
@@ -304,13 +304,13 @@ class HierarchicalPriorDistribution(Distribution):
 
     @property
     def mean(self) -> tuple[Array, ...]:
-        """The mean of each layer at that of the one above: a point to show."""
+        """Mean of each layer given that of the layer above; not the expectation."""
         dtype = jax.tree.leaves(self.weights)[0].dtype
         sizes = _sizes(self.latent_dim, self.layers)
         return self._from_noise([jnp.zeros((1, size), dtype) for size in sizes])
 
     def _from_noise(self, noise: list[Array]) -> tuple[Array, ...]:
-        """Latents of all layers from the noise of each, the lowest first."""
+        """Map the noise of each layer to latents, with the lowest layer first."""
         latents = [noise[-1]]
         for index in reversed(range(len(self.layers))):
             below = self._below(index, latents[0])

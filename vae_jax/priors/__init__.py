@@ -1,4 +1,4 @@
-"""Choices of p(z), fixed or learned: `types.Prior`."""
+"""Priors p(z), fixed or learned (`types.Prior`)."""
 
 from vae_jax.priors.autoregressive import AutoregressiveFlow
 from vae_jax.priors.factorized import (

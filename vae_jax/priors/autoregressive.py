@@ -1,4 +1,4 @@
-"""A prior that is an autoregressive flow."""
+"""Autoregressive flow prior."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -15,11 +15,11 @@ from vae_jax.types import Array, Distribution, Encode, Key, Prior, PyTree
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AutoregressiveFlowDistribution(Distribution):
-    """N(0, I) noise moved by autoregressive steps, a batch of one.
+    """Autoregressive flow of N(0, I) noise, a batch of one.
 
     Attributes:
       steps: weights of each step's network.
-      latent_dim: L; static.
+      latent_dim: number L of latents; static.
     """
 
     steps: tuple[PyTree, ...]
@@ -28,7 +28,7 @@ class AutoregressiveFlowDistribution(Distribution):
 
     @property
     def mean(self) -> Array:
-        """Where the flow takes the mean of the noise: a point to show, `[1, L]`."""
+        """Image of the mean of the noise, `[1, L]`; not the expectation."""
         dtype = jax.tree.leaves(self.steps)[0].dtype
         return self.from_noise(jnp.zeros((1, self.latent_dim), dtype))
 
@@ -44,12 +44,12 @@ class AutoregressiveFlowDistribution(Distribution):
         return gaussian.diagonal_log_prob(noise, 0.0, jnp.zeros_like(noise)) - log_det
 
     def from_noise(self, noise: Array) -> Array:
-        """The sample that standard normal noise becomes, `[..., L]`."""
+        """See `Distribution.from_noise`."""
         for weights in self.steps:
             noise = noise[..., ::-1]
 
             def fill_in(_, z: Array, noise=noise, weights=weights) -> Array:
-                # Each pass puts one more latent right, the first one first.
+                # After pass k, the first k latents are correct.
                 mean, raw = bijectors.autoregressive(weights, z)
                 return noise * jnp.exp(0.5 * bound_log_var(raw)) + mean
 
@@ -57,11 +57,11 @@ class AutoregressiveFlowDistribution(Distribution):
         return noise
 
     def to_noise(self, value: Array) -> Array:
-        """The noise that becomes the sample, the inverse of `from_noise`."""
+        """See `Distribution.to_noise`."""
         return self._inverse(value)[0]
 
     def _inverse(self, z: Array) -> tuple[Array, Array]:
-        """The noise, and the log-determinant of the way from it."""
+        """Return the noise, and the log-determinant of the map from it to z."""
         log_det = jnp.zeros(z.shape[:-1], z.dtype)
         for weights in reversed(self.steps):
             mean, raw = bijectors.autoregressive(weights, z)
@@ -73,14 +73,14 @@ class AutoregressiveFlowDistribution(Distribution):
 
 @dataclass(frozen=True)
 class AutoregressiveFlow(Prior):
-    """p(z) of N(0, I) noise moved by autoregressive steps, all learned.
+    """Learned autoregressive flow p(z) of N(0, I) noise.
 
-    z = exp(s) eps + m with m and s of latent l given by the latents before it
-    (Papamakarios, Pavlakou & Murray 2017); the order is reversed between the steps. Its
-    density takes one pass, a draw as many as there are latents.
+    z = exp(s) eps + m, where m and s of latent l are functions of the latents before it
+    (Papamakarios, Pavlakou & Murray 2017). The order of the latents is reversed between
+    steps. Evaluating the density takes one pass per step, drawing a sample L passes.
 
     Attributes:
-      num_steps: K.
+      num_steps: number K of steps.
       hidden_dim: width of each step's network.
 
     Example:
@@ -101,7 +101,7 @@ class AutoregressiveFlow(Prior):
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
     ) -> dict[str, PyTree]:
-        """`step_0`, `step_1`, ...: weights of each step's network."""
+        """Return `step_0`, `step_1`, ...: weights of each step's network."""
         return {
             f"step_{k}": bijectors.init_autoregressive(
                 jax.random.fold_in(key, k),
@@ -114,6 +114,6 @@ class AutoregressiveFlow(Prior):
     def build(
         self, prior_params: PyTree, *, latent_dim: int, encode: Encode | None
     ) -> AutoregressiveFlowDistribution:
-        """The flow, a batch of one."""
+        """Build the flow, a batch of one."""
         steps = tuple(prior_params[f"step_{k}"] for k in range(self.num_steps))
         return AutoregressiveFlowDistribution(steps, latent_dim)

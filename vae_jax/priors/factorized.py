@@ -1,4 +1,4 @@
-"""Priors that are products over units: standard normal, and learned ones."""
+"""Priors that factorize over units: standard normal, and learned ones."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -16,7 +16,7 @@ from vae_jax.types import AnyArray, Encode, Key, Prior, PyTree
 
 @dataclass(frozen=True)
 class StandardNormal(Prior):
-    """p(z) = N(0, I), without parameters.
+    """Standard normal prior p(z) = N(0, I), without parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -32,7 +32,7 @@ class StandardNormal(Prior):
     def build(
         self, prior_params: PyTree, *, latent_dim: int, encode: Encode | None
     ) -> DiagonalGaussianDistribution:
-        """N(0, I), a batch of one."""
+        """Build N(0, I), a batch of one."""
         # Weakly typed, so that densities keep the dtype of the latents.
         zero = jnp.full((1, latent_dim), 0.0)
         return DiagonalGaussianDistribution(zero, zero)
@@ -40,7 +40,7 @@ class StandardNormal(Prior):
 
 @dataclass(frozen=True)
 class DiagonalGaussianPrior(Prior):
-    """p(z) = N(mean, diag(exp(log_var))), both learned; N(0, I) to begin with.
+    """Learned prior p(z) = N(mean, diag(exp(log_var))), initialised to N(0, I).
 
     Example:
       >>> import jax
@@ -58,13 +58,13 @@ class DiagonalGaussianPrior(Prior):
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
     ) -> dict[str, PyTree]:
-        """`mean` and `log_var`, `[L]` each."""
+        """Return `mean` and `log_var`, `[L]` each."""
         return {"mean": jnp.zeros(latent_dim), "log_var": jnp.zeros(latent_dim)}
 
     def build(
         self, prior_params: PyTree, *, latent_dim: int, encode: Encode | None
     ) -> DiagonalGaussianDistribution:
-        """N(mean, diag(exp(log_var))), a batch of one; of B where given labels."""
+        """Build N(mean, diag(exp(log_var))), a batch of one, or of B given labels."""
         shape = (-1, latent_dim)
         return DiagonalGaussianDistribution(
             prior_params["mean"].reshape(shape), prior_params["log_var"].reshape(shape)
@@ -73,7 +73,9 @@ class DiagonalGaussianPrior(Prior):
 
 @dataclass(frozen=True)
 class FactorizedBernoulliPrior(Prior):
-    """p(z) = prod_l Bernoulli(z_l; sigmoid(logits_l)), learned; fair coins at first.
+    """Learned prior p(z) = prod_l Bernoulli(z_l; sigmoid(logits_l)).
+
+    All probabilities are initialised to 1/2.
 
     Example:
       >>> import jax
@@ -90,24 +92,24 @@ class FactorizedBernoulliPrior(Prior):
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
     ) -> dict[str, PyTree]:
-        """`logits`, `[L]`."""
+        """Return `logits`, `[L]`."""
         return {"logits": jnp.zeros(latent_dim)}
 
     def build(
         self, prior_params: PyTree, *, latent_dim: int, encode: Encode | None
     ) -> BernoulliDistribution:
-        """The product of bits, a batch of one."""
+        """Build the product of Bernoulli distributions, a batch of one."""
         return BernoulliDistribution(prior_params["logits"][None])
 
 
 @dataclass(frozen=True)
 class ClassConditionalPrior(DiagonalGaussianPrior):
-    """p(z|y) = N(mean_y, diag(exp(log_var_y))), learned for each class y.
+    """Class-conditional prior p(z|y) = N(mean_y, diag(exp(log_var_y))).
 
     For a spec with `num_classes`, whose functions take `labels`.
 
     Attributes:
-      num_classes: C.
+      num_classes: number C of classes.
 
     Example:
       >>> import jax
@@ -126,23 +128,23 @@ class ClassConditionalPrior(DiagonalGaussianPrior):
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
     ) -> dict[str, PyTree]:
-        """`mean` and `log_var`, `[C, L]` each."""
+        """Return `mean` and `log_var`, `[C, L]` each."""
         shape = (self.num_classes, latent_dim)
         return {"mean": jnp.zeros(shape), "log_var": jnp.zeros(shape)}
 
     def given(self, prior_params: PyTree, labels: AnyArray) -> PyTree:
-        """The parameters of the classes that labels `[B, C]` choose, `[B, L]`.
+        """Select the parameters of the classes of labels `[B, C]`, `[B, L]`.
 
-        One class each, with weight 1: a mixture of classes is not the Gaussian between
-        them. Other weights are refused, or NaN where they are traced.
+        Each row must select one class with weight 1, because a mixture of classes is
+        not a Gaussian. Other weights raise ValueError, or give NaN if traced.
         """
         known = known_values(labels)
         weights = labels if known is None else known
         is_one = ((weights == 0) | (weights == 1)).all(axis=-1)
         if known is not None and not is_one.all():
             raise ValueError(
-                "labels must choose one class each for ClassConditionalPrior, whose "
-                "densities they do not mix: give integers [B], or weights of 0 and 1, "
+                "labels must choose one class each for ClassConditionalPrior, which "
+                "does not mix classes: give integers [B], or weights of 0 and 1, "
                 f"got {known[~is_one][0]}"
             )
         labels = jnp.where(is_one[:, None], labels, jnp.nan)

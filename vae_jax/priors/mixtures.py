@@ -1,4 +1,4 @@
-"""Priors that are mixtures: of learned Gaussians, or of the encoder's posteriors."""
+"""Mixture priors: mixtures of learned Gaussians or of the encoder's posteriors."""
 
 import math
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from vae_jax.types import Encode, Key, Prior, PyTree
 
 @dataclass(frozen=True)
 class MixtureOfGaussians(Prior):
-    """p(z) = sum_k w_k N(mean_k, S_k), all learned.
+    """Learned mixture of Gaussians p(z) = sum_k w_k N(mean_k, S_k).
 
-    S_k is diagonal with the `bound_log_var` of the leaf `log_var`, or with
-    `full_covariance` the `bound_covariance` of the leaves `log_var` and `below`.
+    S_k is diagonal, with log-variances `bound_log_var(log_var)`. With
+    `full_covariance`, its Cholesky factor is `bound_covariance(log_var, below)`.
 
     Attributes:
-      num_components: K.
-      full_covariance: whether the components have correlations.
+      num_components: number K of components.
+      full_covariance: whether the components have full covariance matrices.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -44,16 +44,17 @@ class MixtureOfGaussians(Prior):
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
     ) -> dict[str, PyTree]:
-        """`logits` `[K]`; `mean` `[K, L]`, drawn from N(0, I); `log_var` `[K, L]`.
+        """Return `logits` `[K]`, `mean` `[K, L]` and `log_var` `[K, L]`.
 
-        With full covariance `below` as well, `[K, L (L - 1) / 2]`. S_k is I at first.
+        With full covariance, also `below`, `[K, L (L - 1) / 2]`. The means are drawn
+        from N(0, I); S_k is initialised to I.
         """
         shape = (self.num_components, latent_dim)
         entries = latent_dim * (latent_dim - 1) // 2
         below = {"below": jnp.zeros((self.num_components, entries))}
         return (below if self.full_covariance else {}) | {
             "logits": jnp.zeros(self.num_components),
-            # Equal means would stay equal.
+            # Random, since equal means would stay equal during training.
             "mean": jax.random.normal(key, shape),
             "log_var": jnp.zeros(shape),
         }
@@ -61,7 +62,7 @@ class MixtureOfGaussians(Prior):
     def components(
         self, prior_params: PyTree
     ) -> DiagonalGaussianDistribution | FullGaussianDistribution:
-        """N(mean_k, S_k) of every k, a batch of K."""
+        """Build N(mean_k, S_k) for every k, a batch of K."""
         mean, log_var = prior_params["mean"], prior_params["log_var"]
         if not self.full_covariance:
             return DiagonalGaussianDistribution(mean, bound_log_var(log_var))
@@ -71,21 +72,21 @@ class MixtureOfGaussians(Prior):
     def build(
         self, prior_params: PyTree, *, latent_dim: int, encode: Encode | None
     ) -> MixtureDistribution:
-        """The mixture, a batch of one."""
+        """Build the mixture, a batch of one."""
         log_weights = jax.nn.log_softmax(prior_params["logits"])
         return MixtureDistribution(log_weights, self.components(prior_params))
 
 
 @dataclass(frozen=True)
 class VampPrior(Prior):
-    """p(z) = 1/K sum_k q(z|u_k) at learned pseudo-inputs u_k, Tomczak & Welling 2018.
+    """VampPrior p(z) = 1/K sum_k q(z|u_k) with learned pseudo-inputs u_k.
 
-    The pseudo-inputs are kept in (0, 1) by a sigmoid, like data. Training moves the
-    encoder through the prior as well. It goes with every posterior that has a density
-    at a given z, bits among them, in a model without labels.
+    Tomczak & Welling 2018. A sigmoid keeps the pseudo-inputs in (0, 1). The encoder
+    also receives gradients through the prior. The prior requires a posterior with a
+    density at any z, real or discrete, and a model without labels.
 
     Attributes:
-      num_pseudo_inputs: K.
+      num_pseudo_inputs: number K of pseudo-inputs.
 
     Example:
       >>> import jax
@@ -98,20 +99,20 @@ class VampPrior(Prior):
 
     num_pseudo_inputs: int = 500
     is_mixture_of_posteriors: ClassVar[bool] = True
-    # The component is chosen uniformly, whatever the parameters.
+    # The component is drawn uniformly, independent of the parameters.
     is_reparameterizable: ClassVar[bool] = True
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
     ) -> dict[str, PyTree]:
-        """`pseudo_inputs` `[K, D]`, before the sigmoid, drawn from N(0, I)."""
+        """Return `pseudo_inputs` `[K, D]` (before the sigmoid), drawn from N(0, I)."""
         shape = (self.num_pseudo_inputs, math.prod(data_shape))
         return {"pseudo_inputs": jax.random.normal(key, shape)}
 
     def build(
         self, prior_params: PyTree, *, latent_dim: int, encode: Encode
     ) -> MixtureDistribution:
-        """The mixture of the encoder's posteriors, a batch of one."""
+        """Build the mixture of the encoder's posteriors, a batch of one."""
         components = encode(jax.nn.sigmoid(prior_params["pseudo_inputs"]))
         count = self.num_pseudo_inputs
         return MixtureDistribution(jnp.full(count, -math.log(count)), components)

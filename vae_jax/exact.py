@@ -1,10 +1,10 @@
-"""Models whose evidence is known: linear-Gaussian, mixtures, few latents, few states.
+"""Models with known evidence: linear-Gaussian, mixtures, few latents, few states.
 
-A linear decoder with Gaussian noise is probabilistic PCA (Tipping & Bishop 1999), and
-everything about it has a closed form: a VAE with linear networks has the same optimum
-(Lucas, Tucker, Grosse & Norouzi 2019); under a mixture prior the evidence is a
-mixture as well. With one or two latents the evidence of any decoder is an integral on
-a grid; with bits for latents it is a sum.
+A linear decoder with Gaussian noise is probabilistic PCA (Tipping & Bishop 1999), whose
+evidence, posterior and maximum likelihood have closed forms. A VAE with linear networks
+has the same optimum (Lucas, Tucker, Grosse & Norouzi 2019), and under a mixture prior
+the evidence is a mixture. For other decoders, the evidence is computed by quadrature
+with one or two latents, and by enumeration with binary latents.
 """
 
 from typing import NamedTuple, TypeVar
@@ -30,12 +30,12 @@ from vae_jax.types import Array
 
 Choice = TypeVar("Choice")
 
-# In nats. Moments of p(z|x) from a worse grid are no better than its weights.
+# In nats. Above this error, the moments of p(z|x) on the grid are unreliable.
 MAX_QUADRATURE_ERROR = 0.1
 
 
 class LinearGaussian(NamedTuple):
-    """p(z) = N(0, I), p(x|z) = N(W z + b, s^2 I).
+    """Linear-Gaussian model, p(z) = N(0, I) and p(x|z) = N(W z + b, s^2 I).
 
     Attributes:
       weights: W, `[D, L]`.
@@ -49,13 +49,13 @@ class LinearGaussian(NamedTuple):
 
 
 class Quadrature(NamedTuple):
-    """Log p(x) by a sum over a grid, in nats.
+    """Log p(x) by quadrature on a grid, in nats.
 
     Attributes:
-      estimate: `[B]`.
-      error: how far the sum over every other point is from it, and how much would be
-        added beyond the ends of the grid, `[B]`; where it is not tiny the grid is too
-        coarse for the posterior or too short.
+      estimate: log p(x), `[B]`.
+      error: difference to the sum over every other point, plus the estimated
+        contribution beyond the ends of the grid, `[B]`. If it is not small, the grid is
+        too coarse for the posterior or its range too short.
     """
 
     estimate: Array
@@ -63,17 +63,18 @@ class Quadrature(NamedTuple):
 
 
 def linear_gaussian(params: Params) -> LinearGaussian:
-    """The linear-Gaussian model that a VAE's decoder is.
+    """Extract the linear-Gaussian model of a VAE's decoder.
 
     Args:
-      params: of a model with a `Linear` decoder, a `Gaussian` likelihood and a
-        `StandardNormal` prior.
+      params: parameters of a model with a `Linear` decoder, a `Gaussian` likelihood and
+        a `StandardNormal` prior.
 
     Returns:
-      The model; the encoder does not enter.
+      The model, which does not depend on the encoder.
 
     Raises:
-      ValueError: another decoder, likelihood or prior, or a conditional model.
+      ValueError: decoder, likelihood or prior is of another type, or the model is
+        conditional.
 
     Example:
       >>> import jax
@@ -100,7 +101,7 @@ def _linear_decoder(params: Params) -> LinearGaussian:
 
 
 def _choice(params: Params, name: str, wanted: type[Choice]) -> Choice:
-    """A choice of the spec, refused if it is another."""
+    """Return a field of the spec; raise ValueError if it has another type."""
     found = getattr(params.spec, name)
     # A subclass may have another density.
     if type(found) is not wanted:
@@ -111,10 +112,10 @@ def _choice(params: Params, name: str, wanted: type[Choice]) -> Choice:
 
 
 def linear_vae(model: LinearGaussian) -> Params:
-    """The VAE whose decoder is the model and whose encoder is its best diagonal q.
+    """Build the VAE with the model as its decoder and the optimal diagonal q.
 
-    That is the exact posterior's mean and, for each unit, the inverse of the diagonal
-    entry of its precision: the diagonal Gaussian of least KL(q || p(z|x)).
+    q minimises KL(q || p(z|x)) among diagonal Gaussians: it has the mean of the exact
+    posterior, and variances equal to the inverse diagonal of its precision.
 
     Args:
       model: a linear-Gaussian model.
@@ -123,12 +124,12 @@ def linear_vae(model: LinearGaussian) -> Params:
       `Params` with linear networks.
 
     Raises:
-      ValueError: a noise variance that is not positive, or a posterior variance beyond
-        exp(-20) to exp(20), the bound of a diagonal Gaussian. NaN where traced.
+      ValueError: the noise variance is not positive, or a posterior variance is outside
+        exp(-20) to exp(20), the bound of a diagonal Gaussian. NaN if traced.
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax import exact
+      >>> from vae_jax import exact
       >>> model = exact.LinearGaussian(jnp.eye(3)[:, :1], jnp.zeros(3), jnp.array(0.5))
       >>> exact.linear_vae(model).spec.latent_dim
       1
@@ -165,10 +166,11 @@ def linear_vae(model: LinearGaussian) -> Params:
 
 
 def log_evidence(model: LinearGaussian, x: Array) -> Array:
-    """Log p(x) of a linear-Gaussian model in nats, exactly.
+    """Exact log p(x) of a linear-Gaussian model in nats.
 
-    log N(x; b, C) with C = W W' + s^2 I, by way of M = W' W + s^2 I, which is L x L:
-    log |C| = (D - L) log s^2 + log |M| (Tipping & Bishop 1999, section 3).
+    log N(x; b, C) with C = W W' + s^2 I, computed from the L x L matrix
+    M = W' W + s^2 I: log |C| = (D - L) log s^2 + log |M| (Tipping & Bishop 1999,
+    section 3).
 
     Args:
       model: the model.
@@ -178,11 +180,11 @@ def log_evidence(model: LinearGaussian, x: Array) -> Array:
       `[B]`.
 
     Raises:
-      ValueError: a noise variance that is not positive. NaN where traced.
+      ValueError: the noise variance is not positive. NaN if traced.
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax import exact
+      >>> from vae_jax import exact
       >>> model = exact.LinearGaussian(jnp.zeros((2, 1)), jnp.zeros(2), jnp.array(1.0))
       >>> print(exact.log_evidence(model, jnp.zeros((1, 2))))
       [-1.837877]
@@ -192,7 +194,7 @@ def log_evidence(model: LinearGaussian, x: Array) -> Array:
     centered = x - model.bias
     precision = _precision(model)
     mean = jnp.linalg.solve(precision, (centered @ model.weights).T).T
-    # c' C^-1 c, without the cancellation of |c|^2 and what W explains of it.
+    # c' C^-1 c, without subtracting the part of |c|^2 explained by W.
     residual = jnp.sum(jnp.square(centered - mean @ model.weights.T), axis=-1)
     squares = residual / model.noise_var + jnp.sum(jnp.square(mean), axis=-1)
     log_det = (data_dim - latent_dim) * jnp.log(model.noise_var)
@@ -201,22 +203,23 @@ def log_evidence(model: LinearGaussian, x: Array) -> Array:
 
 
 def mixture_log_evidence(params: Params, x: Array) -> Array:
-    """Log p(x) of a linear decoder under a mixture prior in nats, exactly.
+    """Exact log p(x) of a linear decoder with a mixture prior in nats.
 
     log sum_k w_k N(x; W m_k + b, W S_k W' + s^2 I): each component is a
     linear-Gaussian model with the weights W A_k, where S_k = A_k A_k', and the bias
     W m_k + b (Bishop 2006, eq. 2.115).
 
     Args:
-      params: of a model with a `Linear` decoder, a `Gaussian` likelihood and a
-        `MixtureOfGaussians` prior, which `fit_mixture_prior` gives as well.
+      params: parameters of a model with a `Linear` decoder, a `Gaussian` likelihood and
+        a `MixtureOfGaussians` prior (also as set by `fit_mixture_prior`).
       x: observations, `[B, D]`.
 
     Returns:
       `[B]`.
 
     Raises:
-      ValueError: another decoder, likelihood or prior, or a conditional model.
+      ValueError: decoder, likelihood or prior is of another type, or the model is
+        conditional.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -247,7 +250,7 @@ def mixture_log_evidence(params: Params, x: Array) -> Array:
 
 
 def posterior(model: LinearGaussian, x: Array) -> tuple[Array, Array]:
-    """The true posterior p(z|x) of a linear-Gaussian model.
+    """True posterior p(z|x) of a linear-Gaussian model.
 
     N(M^-1 W' (x - b), s^2 M^-1) with M = W' W + s^2 I (Tipping & Bishop 1999, eq. 9).
 
@@ -256,14 +259,14 @@ def posterior(model: LinearGaussian, x: Array) -> tuple[Array, Array]:
       x: observations, `[B, D]`.
 
     Returns:
-      Means `[B, L]`, and the covariance `[L, L]` that all x share.
+      Means `[B, L]`, and the covariance `[L, L]`, which is the same for all x.
 
     Raises:
-      ValueError: a noise variance that is not positive. NaN where traced.
+      ValueError: the noise variance is not positive. NaN if traced.
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax import exact
+      >>> from vae_jax import exact
       >>> model = exact.LinearGaussian(jnp.ones((1, 1)), jnp.zeros(1), jnp.array(1.0))
       >>> mean, covariance = exact.posterior(model, jnp.ones((1, 1)))
       >>> print(mean, covariance)
@@ -276,9 +279,10 @@ def posterior(model: LinearGaussian, x: Array) -> tuple[Array, Array]:
 
 
 def diagonal_gap(model: LinearGaussian) -> Array:
-    """Log p(x) less the ELBO of the best diagonal q, in nats; the same for every x.
+    """Gap between log p(x) and the ELBO of the optimal diagonal q, in nats.
 
-    1/2 (sum_i log M_ii - log |M|), 0 where the columns of W are orthogonal.
+    1/2 (sum_i log M_ii - log |M|), the same for every x; 0 if the columns of W are
+    orthogonal.
 
     Args:
       model: the model.
@@ -287,11 +291,11 @@ def diagonal_gap(model: LinearGaussian) -> Array:
       A scalar.
 
     Raises:
-      ValueError: a noise variance that is not positive. NaN where traced.
+      ValueError: the noise variance is not positive. NaN if traced.
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax import exact
+      >>> from vae_jax import exact
       >>> model = exact.LinearGaussian(jnp.eye(3)[:, :2], jnp.zeros(3), jnp.array(0.5))
       >>> print(exact.diagonal_gap(model))
       0.0
@@ -302,23 +306,24 @@ def diagonal_gap(model: LinearGaussian) -> Array:
 
 
 def maximum_likelihood(x: Array, *, latent_dim: int) -> LinearGaussian:
-    """The linear-Gaussian model of greatest likelihood: probabilistic PCA.
+    """Maximum-likelihood linear-Gaussian model: probabilistic PCA.
 
-    W = U (Lambda - s^2 I)^(1/2), U and Lambda the leading eigenvectors and eigenvalues
-    of the data's covariance, s^2 the mean of the others (Tipping & Bishop 1999,
-    eq. 7-8). Any rotation of the columns of W does as well; these are orthogonal.
+    W = U (Lambda - s^2 I)^(1/2), with U and Lambda the leading eigenvectors and
+    eigenvalues of the data covariance and s^2 the mean of the other eigenvalues
+    (Tipping & Bishop 1999, eq. 7-8). The solution is unique up to a rotation in latent
+    space; here the columns of W are orthogonal.
 
     Args:
       x: data, `[n, D]`.
-      latent_dim: L, below the number of directions in which the data vary.
+      latent_dim: number L of latents, below the rank of the centered data.
 
     Returns:
       The model.
 
     Raises:
-      ValueError: `latent_dim` is not between 1 and D - 1, or the data do not vary in
-        more than `latent_dim` directions (to rounding): the likelihood then grows
-        without bound as s^2 falls to 0. NaN where traced.
+      ValueError: `latent_dim` is not between 1 and D - 1, or not below the numerical
+        rank of the centered data; the likelihood is then unbounded as s^2 -> 0. NaN if
+        traced.
 
     Example:
       >>> import jax
@@ -334,8 +339,8 @@ def maximum_likelihood(x: Array, *, latent_dim: int) -> LinearGaussian:
             f"latent_dim must be between 1 and {data_dim - 1}, got {latent_dim}"
         )
     mean = jnp.mean(x, axis=0)
-    # The singular values of the data know small variances to more digits than the
-    # eigenvalues of their covariance, which are the squares.
+    # Singular values of the data resolve smaller variances than the eigenvalues of
+    # their covariance, which are the squares.
     scaled = (x - mean) / jnp.sqrt(num_examples)
     _, deviations, directions = jnp.linalg.svd(
         jnp.linalg.qr(scaled, mode="r"), full_matrices=False
@@ -357,11 +362,12 @@ def maximum_likelihood(x: Array, *, latent_dim: int) -> LinearGaussian:
 
 
 def live_units(x: Array, *, noise_var: float | Array, beta: float | Array = 1.0):
-    """How many units a linear VAE of this noise keeps alive at its optimum.
+    """Number of active units of a linear VAE with fixed noise at its optimum.
 
-    Direction j of the data is modelled where its eigenvalue exceeds beta s^2: dividing
-    the beta-ELBO by beta gives the ELBO with noise beta s^2 (Lucas, Tucker, Grosse &
-    Norouzi 2019 for beta 1). The others collapse to the prior.
+    A principal direction of the data is modelled if its eigenvalue exceeds beta s^2,
+    because dividing the beta-ELBO by beta gives the ELBO with noise variance beta s^2
+    (Lucas, Tucker, Grosse & Norouzi 2019 for beta = 1). The other units collapse to the
+    prior.
 
     Args:
       x: data, `[n, D]`.
@@ -372,7 +378,7 @@ def live_units(x: Array, *, noise_var: float | Array, beta: float | Array = 1.0)
       A scalar integer.
 
     Raises:
-      ValueError: a noise variance that is not positive.
+      ValueError: `noise_var` is not positive.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -395,30 +401,30 @@ def quadrature_log_evidence(
     limit: float = 6.0,
     chunk_size: int = 1000,
 ) -> Quadrature:
-    """Log p(x) of any model with one or two latents, in nats, on a grid.
+    """Log p(x) of a model with one or two latents by quadrature, in nats.
 
-    log sum_g p(x|z_g) p(z_g) h^L over a uniform grid on [-limit, limit]^L of step h:
-    the trapezoidal rule, which for smooth integrands that vanish at the ends converges
-    faster than any power of h. It is of no use with more latents. The mass beyond the
-    limit, which the error includes, is that of the Gaussian tails that continue the
-    integrand at the ends of each line of the grid.
+    log sum_g p(x|z_g) p(z_g) h^L over a uniform grid on [-limit, limit]^L with step h:
+    the trapezoidal rule, which converges faster than any power of h for smooth
+    integrands that vanish at the ends. The mass beyond the limit, part of the error, is
+    estimated by extending the integrand with Gaussian tails at both ends of each grid
+    line.
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
-      num_points: points of the grid in each dimension, odd ones rounded up.
-      limit: where the grid ends; beyond it p(z|x) must be negligible.
-      chunk_size: points decoded at once.
+      num_points: number of grid points per dimension; odd numbers are rounded up.
+      limit: end of the grid, beyond which p(z|x) must be negligible.
+      chunk_size: number of points decoded at once.
 
     Returns:
       `Quadrature`, each `[B]`.
 
     Raises:
-      ValueError: more than two latents, or fewer than four points.
+      ValueError: there are more than two latents, or `num_points` is below 4.
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax import exact
+      >>> from vae_jax import exact
       >>> model = exact.LinearGaussian(jnp.ones((2, 1)), jnp.zeros(2), jnp.array(0.5))
       >>> vae, x = exact.linear_vae(model), jnp.ones((3, 2))
       >>> exact.quadrature_log_evidence(vae, x, num_points=50).estimate.shape
@@ -436,27 +442,27 @@ def quadrature_posterior(
     limit: float = 6.0,
     chunk_size: int = 1000,
 ) -> tuple[Array, Array]:
-    """Means and variances of p(z|x) of any model with one or two latents, on a grid.
+    """Means and variances of p(z|x) of a model with one or two latents, by quadrature.
 
-    E[z|x] = sum_g z_g p(x, z_g) / sum_g p(x, z_g), and so for z^2.
+    E[z|x] = sum_g z_g p(x, z_g) / sum_g p(x, z_g), and likewise for the variance.
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
-      num_points: points of the grid in each dimension, odd ones rounded up.
-      limit: where the grid ends; beyond it p(z|x) must be negligible.
-      chunk_size: points decoded at once.
+      num_points: number of grid points per dimension; odd numbers are rounded up.
+      limit: end of the grid, beyond which p(z|x) must be negligible.
+      chunk_size: number of points decoded at once.
 
     Returns:
-      Means `[B, L]` and the variances of each latent, `[B, L]`; nan where the error of
+      Means `[B, L]` and variances of each latent, `[B, L]`; NaN if the error of
       `quadrature_log_evidence` on the same grid is above 0.1 nats.
 
     Raises:
-      ValueError: more than two latents, or fewer than four points.
+      ValueError: there are more than two latents, or `num_points` is below 4.
 
     Example:
       >>> import jax.numpy as jnp
-          >>> from vae_jax import exact
+      >>> from vae_jax import exact
       >>> model = exact.LinearGaussian(jnp.ones((1, 1)), jnp.zeros(1), jnp.array(1.0))
       >>> vae, x = exact.linear_vae(model), jnp.ones((1, 1))
       >>> mean, variance = exact.quadrature_posterior(vae, x, num_points=50)
@@ -467,7 +473,7 @@ def quadrature_posterior(
     log_joint = _log_joint(params, x, z, chunk_size)
     weights = jax.nn.softmax(log_joint, axis=0).T
     mean = weights @ z
-    # Of centered points: a narrow p(z|x) far from 0 would lose its digits.
+    # Center the points first: E[z^2] - E[z]^2 is inaccurate for a narrow p(z|x).
     squares = jnp.square(z - mean[:, None])
     variance = jnp.einsum("bg,bgl->bl", weights, squares)
     known = _integrate(log_joint, step, z.shape[-1]).error <= MAX_QUADRATURE_ERROR
@@ -476,7 +482,7 @@ def quadrature_posterior(
 
 
 def _grid(num_points: int, limit: float, latent_dim: int) -> tuple[Array, Array]:
-    """All points of L equal axes, `[G, L]`, and their distance on an axis."""
+    """Points of a grid with L equal axes, `[G, L]`, and the step of an axis."""
     if latent_dim > 2:
         raise ValueError(f"quadrature serves 1 or 2 latents, got {latent_dim}")
     if num_points < 4:
@@ -501,8 +507,8 @@ def _integrate(log_joint: Array, step: Array, latent_dim: int) -> Quadrature:
 
 
 def _log_integral(values: Array, step: Array) -> Array:
-    """Log of the integral over the first axis, its tails beyond the grid included."""
-    # Far enough apart for a second difference in float32, near enough for a parabola.
+    """Log of the integral over the first axis, including tails beyond the grid."""
+    # Wide enough for a second difference in float32, narrow enough for a parabola.
     apart = max(1, len(values) // 40)
     tails = [
         _log_tail(*values[jnp.array([0, apart, 2 * apart])], distance=apart * step),
@@ -517,8 +523,8 @@ def _log_integral(values: Array, step: Array) -> Array:
 def _log_tail(end: Array, near: Array, far: Array, distance: Array) -> Array:
     """Log of the integral of exp(parabola) beyond the last of three equidistant points.
 
-    exp(f + f' t + f'' t^2 / 2) over t > 0. Where f'' is above -0.1, as it is not in the
-    tails of a posterior under a standard normal prior, -0.1 is taken.
+    Integrates exp(f + f' t + f'' t^2 / 2) over t > 0, with f'' capped at -0.1. The cap
+    is inactive in the tails of a posterior under a standard normal prior.
     """
     slope = (3 * end - 4 * near + far) / (2 * distance)
     curvature = jnp.minimum((end - 2 * near + far) / jnp.square(distance), -0.1)
@@ -526,27 +532,27 @@ def _log_tail(end: Array, near: Array, far: Array, distance: Array) -> Array:
     ratio = slope * scale
     log_mass = 0.5 * jnp.square(ratio) + jax.scipy.special.log_ndtr(ratio)
     tail = end + jnp.log(scale) + 0.5 * LOG_2PI + log_mass
-    # No density at the end: a bounded support, which the grid covers.
+    # A density of 0 at the end: the support is bounded, and the grid covers it.
     return jnp.where(end == -jnp.inf, -jnp.inf, tail)
 
 
 def enumeration_log_evidence(
     params: Params, x: Array, *, chunk_size: int = 1000
 ) -> Array:
-    """Log p(x) of a model with bits for latents in nats: a finite mixture, exactly.
+    """Exact log p(x) of a model with binary latents by enumeration, in nats.
 
     log sum_z p(x|z) p(z) over all 2^L values of z.
 
     Args:
-      params: of a model whose prior has few states.
+      params: parameters of a model with an enumerable prior.
       x: observations, `[B, D]`.
-      chunk_size: states decoded at once.
+      chunk_size: number of states decoded at once.
 
     Returns:
       `[B]`.
 
     Raises:
-      ValueError: a prior that is not discrete, or more than 2^12 states.
+      ValueError: the prior is not enumerable, or has more than 2^12 states.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -570,7 +576,7 @@ def enumeration_log_evidence(
 
 
 def _log_joint(params: Params, x: Array, z: Array, chunk_size: int) -> Array:
-    """Log p(x, z) for all pairs, `[G, B]`."""
+    """Log p(x, z) of all pairs of grid points and observations, `[G, B]`."""
     check_observations(params, x)
     x = as_float(x, z.dtype)
 
@@ -594,5 +600,5 @@ def _precision(model: LinearGaussian) -> Array:
 
 
 def _holds(condition: Array) -> bool:
-    """Whether a condition holds everywhere; a traced one is taken to."""
+    """Whether a condition holds everywhere; True if it is traced."""
     return isinstance(condition, Tracer) or bool(jnp.all(condition))

@@ -1,17 +1,17 @@
-"""Log p(x) from below and from above by annealed importance sampling, in nats.
+"""Lower and upper bounds on log p(x) by annealed importance sampling, in nats.
 
-Chains are led from the prior to the posterior along p(z) p(x|z)^t, t from 0 to 1, and
-weighted by what they meet on the way (Neal 2001). However short the way, the mean
-weight is unbiased for p(x), so that its log lies below log p(x) in expectation; led
-back from an exact posterior sample it is unbiased for 1 / p(x), which bounds from above
-(Grosse, Ghahramani & Adams 2015). Unlike importance sampling neither needs a good
-q(z|x): this is the instrument for decoders whose encoder is not to be trusted (Wu,
-Burda, Salakhutdinov & Grosse 2017).
+Chains move from the prior to the posterior through the densities p(z) p(x|z)^t, t from
+0 to 1, and accumulate importance weights (Neal 2001). For any number of temperatures
+the mean weight is unbiased for p(x), so its log is a lower bound on log p(x) in
+expectation. In reverse, from an exact posterior sample, the mean weight is unbiased for
+1 / p(x), which gives an upper bound (Grosse, Ghahramani & Adams 2015). Unlike
+importance sampling, neither requires a good q(z|x), so annealing can evaluate decoders
+independently of their encoders (Wu, Burda, Salakhutdinov & Grosse 2017).
 
-The chains of an image are the sample axis of `z` `[C, B, L]`. All randomness of image
-i comes from `fold_in(child, first + i)` with a child of the key for each function
-(`evaluation_keys`). C * B latents are decoded at once: a large data set is given in
-parts, with `first`.
+The chains of an example are the sample axis of `z` `[C, B, L]`. All randomness of
+example i comes from `fold_in(child, first + i)`, with a child key per function
+(`evaluation_keys`). C * B latents are decoded at once; split a large data set into
+parts and pass `first`.
 """
 
 from vae_jax.annealing.evidence import (

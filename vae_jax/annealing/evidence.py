@@ -1,4 +1,4 @@
-"""Estimates of log p(x) by annealing, from below and from above."""
+"""Estimates of log p(x) by annealing: lower and upper bounds in expectation."""
 
 from typing import NamedTuple
 
@@ -22,12 +22,13 @@ from vae_jax.types import Array, Key
 
 
 class AnnealedEvidence(NamedTuple):
-    """Estimate of log p(x) of each example by annealing, in nats.
+    """Per-example estimate of log p(x) by annealing, in nats.
 
     Attributes:
-      estimate: `[B]`; a lower or an upper bound in expectation, as the function says.
-      standard_error: of the estimate over its chains (delta method), `[B]`; infinite
-        for one chain. Too small where the effective sample size is a handful.
+      estimate: lower or upper bound in expectation, depending on the function, `[B]`.
+      standard_error: standard error of the estimate over its chains (delta method),
+        `[B]`; infinite for one chain. Underestimated if the effective sample size is
+        only a few.
       effective_sample_size: (sum w)^2 / sum w^2, between 1 and C, `[B]`.
       acceptance_rate: mean over chains and temperatures, `[B]`.
     """
@@ -39,13 +40,15 @@ class AnnealedEvidence(NamedTuple):
 
 
 class BidirectionalEvidence(NamedTuple):
-    """Log p(x) of simulated examples between two estimates, in nats.
+    """Lower and upper bounds on log p(x) of simulated examples, in nats.
 
     Attributes:
-      lower: forward, from the prior, `[n]`; below log p(x) in expectation.
-      upper: back from the z that x was made of, `[n]`; above it in expectation.
-      gap: upper - lower, `[n]`; its mean bounds the error of both.
-      x: the examples, `[n, D]`.
+      lower: estimate by forward annealing from the prior, `[n]`; a lower bound in
+        expectation.
+      upper: estimate by reverse annealing from the z that generated x, `[n]`; an upper
+        bound in expectation.
+      gap: upper - lower, `[n]`; its mean bounds the mean error of both.
+      x: the simulated examples, `[n, D]`.
     """
 
     lower: Array
@@ -65,37 +68,38 @@ def annealed_log_evidence(
     initial_step_size: float | Array = 0.3,
     first: int | Array = 0,
 ) -> AnnealedEvidence:
-    """Log p(x) of every example in nats: a lower bound in expectation.
+    """Per-example estimate of log p(x) in nats, a lower bound in expectation.
 
     log 1/C sum_c w_c with log w = sum_k (t_k - t_(k-1)) log p(x|z_(k-1)), z_0 ~ p(z),
-    and z_k from z_(k-1) by a Hamiltonian Monte Carlo step that leaves p(z) p(x|z)^t_k
-    as it is (Neal 2001; Wu, Burda, Salakhutdinov & Grosse 2017). The mean weight is
-    unbiased for p(x) with any number of temperatures; more of them bring its log up to
-    log p(x).
+    and z_k drawn from z_(k-1) by a Hamiltonian Monte Carlo step that leaves
+    p(z) p(x|z)^t_k invariant (Neal 2001; Wu, Burda, Salakhutdinov & Grosse 2017). The
+    mean weight is unbiased for p(x) with any number of temperatures; with more
+    temperatures, the bound becomes tighter.
 
-    The step size of each image and temperature is adapted in a pilot run of four chains
-    with a key of its own, and frozen for the chains that are weighted. Were it adapted
-    in these, it would depend on their past, their steps would not leave the
-    distribution as it is, and the estimate would no longer be a bound.
+    The step size of each example and temperature is adapted in a pilot run of four
+    chains with a separate key, and then kept fixed. If it were adapted in the weighted
+    chains, it would depend on their history; the transitions would not leave the
+    distributions invariant, and the estimate would not be a bound.
 
     Args:
-      params: of a model with one array of continuous latents; the encoder enters by a
-        VampPrior only.
+      params: parameters of an unconditional model with one array of continuous latents.
+        The encoder is used only by a VampPrior.
       x: observations, `[B, D]`.
-      key: root of an evaluation; example i uses
+      key: root key of an evaluation; example i uses
         `fold_in(evaluation_keys(key).annealing, first + i)`.
-      num_chains: C, for each example.
-      num_temperatures: K steps from the prior to the posterior (`sigmoid_schedule`).
-      num_leapfrog: gradients in each of the K - 1 Hamiltonian steps.
-      initial_step_size: what the pilot run begins with at the prior.
-      first: number of the first example, where `x` is part of a data set.
+      num_chains: number C of chains per example.
+      num_temperatures: number K of steps from the prior to the posterior
+        (`sigmoid_schedule`).
+      num_leapfrog: number of leapfrog steps in each of the K - 1 Hamiltonian steps.
+      initial_step_size: initial step size of the pilot run, at the prior.
+      first: index of the first example, if `x` is part of a data set.
 
     Returns:
       `AnnealedEvidence`, each `[B]`.
 
     Raises:
-      ValueError: discrete latents or a tuple of latents, `num_temperatures` below 2, or
-        another number below 1.
+      ValueError: the latents are discrete or a tuple, the model is conditional,
+        `num_temperatures` is below 2, or another number is below 1.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -127,32 +131,32 @@ def reverse_annealed_log_evidence(
     initial_step_size: float | Array = 0.3,
     first: int | Array = 0,
 ) -> AnnealedEvidence:
-    """Log p(x) of every example in nats: an upper bound in expectation.
+    """Per-example estimate of log p(x) in nats, an upper bound in expectation.
 
     -log 1/C sum_c w_c with chains from t = 1 down to 0 that all start at the given z
-    (Grosse, Ghahramani & Adams 2015). Over z ~ p(z|x) and the chains the mean weight is
-    unbiased for 1 / p(x), dependent as its terms are, so by Jensen's inequality
-    E[-log mean w] >= log p(x), and more chains lower it. For a z that is not an exact
-    posterior sample nothing holds; one is had for an x made of it (see
+    (Grosse, Ghahramani & Adams 2015). Over z ~ p(z|x) and the chains, the mean weight
+    is unbiased for 1 / p(x), although its terms are dependent. By Jensen's inequality,
+    E[-log mean w] >= log p(x); more chains make the bound tighter. The bound requires
+    exact posterior samples, which are available for simulated x (see
     `bidirectional_log_evidence`). The standard error is that of the chains given z.
 
     Args:
-      params: as `annealed_log_evidence`.
+      params: see `annealed_log_evidence`.
       x: observations, `[B, D]`.
-      z: for each an exact sample of p(z|x), `[B, L]`.
-      key: root of an evaluation; example i uses
+      z: an exact sample of p(z|x) for each observation, `[B, L]`.
+      key: root key of an evaluation; example i uses
         `fold_in(evaluation_keys(key).reverse_annealing, first + i)`.
-      num_chains: C, for each example.
-      num_temperatures: K steps from the posterior to the prior.
-      num_leapfrog: gradients in each of the K - 1 Hamiltonian steps.
-      initial_step_size: what the pilot run, from the prior, begins with.
-      first: number of the first example, where `x` is part of a data set.
+      num_chains: number C of chains per example.
+      num_temperatures: number K of steps from the posterior to the prior.
+      num_leapfrog: number of leapfrog steps in each of the K - 1 Hamiltonian steps.
+      initial_step_size: initial step size of the pilot run, which starts at the prior.
+      first: index of the first example, if `x` is part of a data set.
 
     Returns:
       `AnnealedEvidence`, each `[B]`.
 
     Raises:
-      ValueError: as `annealed_log_evidence`.
+      ValueError: see `annealed_log_evidence`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -186,29 +190,29 @@ def bidirectional_log_evidence(
     num_leapfrog: int = 10,
     initial_step_size: float | Array = 0.3,
 ) -> BidirectionalEvidence:
-    """Log p(x) of examples of the model's own between two bounds, in nats.
+    """Lower and upper bounds on log p(x) of examples simulated from the model, in nats.
 
-    z ~ p(z), x ~ p(x|z) makes z an exact sample of p(z|x), from which annealing back
-    bounds log p(x) from above, while annealing forward bounds it from below: the mean
-    gap shows how far either can be off at these settings (bidirectional Monte Carlo,
-    Grosse, Ghahramani & Adams 2015). It speaks of simulated data; on real data the same
-    settings do as well if the posteriors are alike (Wu et al. 2017).
+    If z ~ p(z) and x ~ p(x|z), then z is an exact sample of p(z|x). Reverse annealing
+    from z gives an upper bound on log p(x) and forward annealing a lower bound. The
+    mean gap bounds the error of either at these settings (bidirectional Monte Carlo,
+    Grosse, Ghahramani & Adams 2015). The result applies to simulated data; it carries
+    over to real data if the posteriors are similar (Wu et al. 2017).
 
     Args:
-      params: as `annealed_log_evidence`.
-      key: root of an evaluation; example i uses
+      params: see `annealed_log_evidence`.
+      key: root key of an evaluation; example i uses
         `fold_in(evaluation_keys(key).bidirectional, i)`.
-      num_examples: n.
-      num_chains: C, for each example and direction.
-      num_temperatures: K steps in each direction.
-      num_leapfrog: gradients in each of the K - 1 Hamiltonian steps.
-      initial_step_size: what the pilot runs begin with at the prior.
+      num_examples: number n of simulated examples.
+      num_chains: number C of chains per example and direction.
+      num_temperatures: number K of steps in each direction.
+      num_leapfrog: number of leapfrog steps in each of the K - 1 Hamiltonian steps.
+      initial_step_size: initial step size of the pilot run, at the prior.
 
     Returns:
       `BidirectionalEvidence`.
 
     Raises:
-      ValueError: as `annealed_log_evidence`, and for `num_examples` below 1.
+      ValueError: see `annealed_log_evidence`; also if `num_examples` is below 1.
 
     Example:
       >>> import functools, jax
@@ -236,15 +240,15 @@ def bidirectional_log_evidence(
 
 
 def require_continuous_latents(params: Params, purpose: str) -> None:
-    """Refuses discrete latents, those of several layers, and models with labels.
+    """Raise ValueError unless an unconditional model has one array of real latents.
 
     Args:
       params: model parameters.
-      purpose: what needs one array of continuous latents, for the message.
+      purpose: computation that needs continuous latents, for the message.
 
     Raises:
-      ValueError: a discrete posterior or prior, a tuple of latents, or a conditional
-        model.
+      ValueError: the posterior or prior is discrete, the latents are a tuple, or the
+        model is conditional.
     """
     spec = params.spec
     if spec.num_classes:
@@ -264,13 +268,13 @@ def require_continuous_latents(params: Params, purpose: str) -> None:
             f"{purpose} moves one array of latents, got a {type(z).__name__} from "
             f"{spec.prior}"
         )
-    # A prior of other latents than the posterior's is no part of a spec.
+    # The prior has the same latent space, as the spec has checked.
     if not posterior.is_reparameterizable:
         raise ValueError(f"{purpose} needs continuous latents, got {spec.posterior}")
 
 
 def _check(params: Params, x: Array, settings: Settings) -> Array:
-    """The observations in the dtype of the parameters."""
+    """Check the arguments; return the observations in the dtype of the parameters."""
     _check_at_least("num_chains", settings.num_chains, 1)
     _check_at_least("num_temperatures", settings.num_temperatures, 2)
     _check_at_least("num_leapfrog", settings.num_leapfrog, 1)
@@ -281,7 +285,7 @@ def _check(params: Params, x: Array, settings: Settings) -> Array:
 
 
 def _simulate(params: Params, keys: Key) -> tuple[Array, Array]:
-    """Latents of the prior `[B, L]` and observations made of them, `[B, D]`."""
+    """Draw latents from the prior, `[B, L]`, and observations given them, `[B, D]`."""
     prior_keys, likelihood_keys = split(keys, 2)
     z = sample_prior(params, prior_keys, 1)[0]
 
@@ -292,7 +296,7 @@ def _simulate(params: Params, keys: Key) -> tuple[Array, Array]:
 
 
 def _summarize(log_w: Array, acceptance_rate: Array) -> AnnealedEvidence:
-    """Log of the mean weight and its spread, of log-weights `[C, B]`."""
+    """Summarize log-weights `[C, B]` of annealed chains."""
     found = summarize_all(log_w)
     return AnnealedEvidence(
         estimate=found.log_mean,

@@ -1,4 +1,4 @@
-"""The way from the prior to the posterior, and the chains that follow it."""
+"""Annealing path from the prior to the posterior, and the chains that follow it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,16 +12,16 @@ from vae_jax.model import decode, draw_prior, log_prior
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key
 
-# The best acceptance rate of Hamiltonian Monte Carlo is near 0.65 (Neal 2011, 5.4.4).
+# Optimal acceptance rate of Hamiltonian Monte Carlo (Neal 2011, 5.4.4).
 TARGET_ACCEPTANCE = 0.65
 ADAPTATION_RATE = 0.3
-# A step of fixed length can lead a Gaussian round a whole period, back to its start.
+# A trajectory of fixed length may be a full period of a Gaussian, back to its start.
 STEP_SIZE_JITTER = 0.2
 PILOT_CHAINS = 4
 
 
 class Settings(NamedTuple):
-    """How long the way is, and how many chains take it."""
+    """Annealing settings."""
 
     num_chains: int
     num_temperatures: int
@@ -30,7 +30,7 @@ class Settings(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Where the chains are, and what their density is there at some temperature."""
+    """State of the chains, with its density and gradient at some temperature."""
 
     z: Array  # [C, B, L]
     log_likelihood: Array  # [C, B]
@@ -42,26 +42,27 @@ Move = Callable[[Array, Key, Array, Array], tuple[Point, Array]]
 
 
 class Path(NamedTuple):
-    """A move of all chains, and the temperatures and step sizes of its moves."""
+    """Transition of all chains, with temperatures and step sizes."""
 
     move: Move
     temperatures: Array  # [K + 1]
     step_sizes: Array  # [K - 1, B], at the temperatures between the ends
 
     def reversed(self) -> "Path":
-        """The way back."""
+        """Return the path in reverse, from the posterior to the prior."""
         return Path(self.move, self.temperatures[::-1], self.step_sizes[::-1])
 
 
 def sigmoid_schedule(num_temperatures: int, *, sharpness: float = 4.0) -> Array:
-    """Inverse temperatures from 0 to 1, closest together at both ends.
+    """Inverse temperatures from 0 to 1, most closely spaced at both ends.
 
-    sigmoid(sharpness (2 k / K - 1)) for k = 0..K, moved and scaled so that it starts at
-    0 and ends at 1 (Wu, Burda, Salakhutdinov & Grosse 2017, section 5).
+    sigmoid(sharpness (2 k / K - 1)) for k = 0, ..., K, shifted and scaled to start at 0
+    and end at 1 (Wu, Burda, Salakhutdinov & Grosse 2017, section 5).
 
     Args:
-      num_temperatures: K, steps from the prior to the posterior.
-      sharpness: how much closer the ends are than the middle; their delta.
+      num_temperatures: number K of steps from the prior to the posterior.
+      sharpness: slope of the sigmoid (delta in the paper); larger values concentrate
+        the temperatures at the ends.
 
     Returns:
       `[K + 1]`.
@@ -76,7 +77,7 @@ def sigmoid_schedule(num_temperatures: int, *, sharpness: float = 4.0) -> Array:
 
 
 def lay_path(params: Params, x: Array, keys: Key, settings: Settings) -> Path:
-    """Temperatures, and the step sizes that a pilot run finds for each image."""
+    """Build the path, with step sizes adapted to each example in a pilot run."""
     move = partial(_transition, params, x, settings.num_leapfrog)
     start_keys, chain_keys = split(keys, 2)
 
@@ -100,9 +101,10 @@ def lay_path(params: Params, x: Array, keys: Key, settings: Settings) -> Path:
 def follow(
     params: Params, x: Array, path: Path, z: Array, keys: Key
 ) -> tuple[Array, Array]:
-    """Log-weights `[C, B]` of chains that start at z, and their acceptance, `[B]`.
+    """Run chains from z; return log-weights `[C, B]` and acceptance rates `[B]`.
 
-    A weight is due before the move at its temperature; after the last there is none.
+    The weight of a temperature is added before the move at it. There is no move at the
+    last temperature.
     """
 
     def step(carry: tuple[Array, ...], inputs: tuple[Array, ...]):
@@ -135,7 +137,7 @@ def _transition(
     temperature: Array,
     step_size: Array,
 ) -> tuple[Point, Array]:
-    """A Hamiltonian step of all chains; step sizes and acceptance rates are `[B]`."""
+    """Take a Hamiltonian step of all chains; return acceptance rates `[B]` as well."""
 
     def draw(key: Key) -> tuple[Array, Array]:
         normal_key, uniform_key = jax.random.split(key)
@@ -155,7 +157,7 @@ def _transition(
     end, end_momentum = jax.lax.fori_loop(0, num_leapfrog, leapfrog, (start, momentum))
     kinetic = 0.5 * jnp.sum(jnp.square(end_momentum) - jnp.square(momentum), axis=-1)
     gain = end.log_density - start.log_density - kinetic
-    # A trajectory that left all bounds ends in nan, and is refused.
+    # A diverged trajectory has a NaN gain and is rejected.
     probability = jnp.exp(jnp.where(jnp.isnan(gain), -jnp.inf, jnp.minimum(gain, 0)))
     accepted = uniform[..., 0] < probability
     chosen = jax.tree.map(
@@ -175,7 +177,7 @@ def _evaluate(params: Params, x: Array, z: Array, temperature: Array) -> Point:
         log_likelihood = decode(params, z).log_prob(x)
         log_density = log_prior(params, z) + temperature * log_likelihood
         chex.assert_shape([log_likelihood, log_density], z.shape[:-1])
-        # Each density is of its own z alone: the sum has all their gradients.
+        # Each density depends on its own z only: the gradient of the sum is per chain.
         return jnp.sum(log_density), (log_likelihood, log_density)
 
     (_, values), gradient = jax.value_and_grad(total, has_aux=True)(z)
@@ -183,7 +185,7 @@ def _evaluate(params: Params, x: Array, z: Array, temperature: Array) -> Point:
 
 
 def sample_prior(params: Params, keys: Key, num_samples: int) -> Array:
-    """`[S, B, L]`, from a key for each of B."""
+    """Draw from the prior, `[S, B, L]`, with one key for each of B examples."""
 
     def draw(key: Key) -> Array:
         return draw_prior(params, key, num_samples=num_samples)
@@ -193,15 +195,15 @@ def sample_prior(params: Params, keys: Key, num_samples: int) -> Array:
 
 
 def _fold_in(keys: Key, number: Array) -> Key:
-    """A child of every image's key, `[B]`."""
+    """Fold a number into the key of every example, `[B]`."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 def split(keys: Key, num: int) -> Key:
-    """Children of every image's key, `[num, B]`."""
+    """Split the key of every example, `[num, B]`."""
     return jax.vmap(partial(jax.random.split, num=num), out_axes=1)(keys)
 
 
 def dtype_of(params: Params) -> Any:
-    """Of the decoder's weights."""
+    """Dtype of the decoder's weights."""
     return jax.tree.leaves(params.decoder)[0].dtype

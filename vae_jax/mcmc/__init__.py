@@ -1,17 +1,18 @@
-"""Samplers of a posterior p(z|x) that need no q: Markov chains on a log-density.
+"""Markov chain Monte Carlo samplers for a posterior p(z|x), given by its log-density.
 
-One convention serves all: a sampler moves one chain, `log_density` takes its state
-`[L]` to a scalar, and `vmap` makes of it many chains, many images, or both.
-`posterior_samples` does so for a model; for one image by hand it is
+A sampler runs a single chain. `log_density` maps the state `[L]` to a scalar, and
+`vmap` extends the sampler to several chains and examples. `posterior_samples` does this
+for a model; for a single example:
 
     sampler = partial(nuts, posterior_log_density(params, x), num_samples=1000)
     chains = jax.vmap(sampler)(starts, keys)
 
-All are called as `sampler(log_density, initial, key, *, num_samples, num_warmup)` and
-drop what they do in the warm-up; `gibbs` takes a conditional where the others take a
-density. Metropolis-Hastings and Gibbs are written out; Hamiltonian Monte Carlo and the
-No-U-Turn sampler are blackjax's, with the step size and the scales of the units adapted
-in the warm-up (Stan's windows).
+All samplers are called as
+`sampler(log_density, initial, key, *, num_samples, num_warmup)` and discard the
+warm-up. `gibbs` takes a conditional instead of a density. Metropolis-Hastings and Gibbs
+are implemented here. Hamiltonian Monte Carlo and the No-U-Turn sampler are from
+blackjax, with step size and scales of the units adapted during the warm-up (window
+adaptation, as in Stan).
 """
 
 from vae_jax.mcmc.chains import (

@@ -1,4 +1,4 @@
-"""Metropolis-Hastings and Gibbs sampling, written out."""
+"""Metropolis-Hastings and Gibbs sampling."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,22 +9,22 @@ import jax.numpy as jnp
 from vae_jax.types import Array, Key
 
 LogDensity = Callable[[Array], Array]
-"""Takes a state `[L]` to its log-density, up to a constant, in nats."""
+"""Maps a state `[L]` to its log-density, up to a constant, in nats."""
 Conditional = Callable[[Key, Array, Array], Array]
 """`conditional(key, z, index)` draws coordinate `index` of `z` `[L]`, a scalar."""
 Proposal = Callable[[Key, Array], tuple[Array, Array]]
-"""`proposal(key, z)` draws z' and gives log q(z|z') - log q(z'|z) with it."""
+"""`proposal(key, z)` draws z' and returns it with log q(z|z') - log q(z'|z)."""
 
 
 class Chain(NamedTuple):
-    """What a sampler did after its warm-up.
+    """Samples of a Markov chain after the warm-up.
 
     Attributes:
-      samples: states in their order, `[T, L]`.
-      acceptance_rate: mean probability of acceptance, a scalar; 1 for Gibbs.
-      num_divergences: number of steps whose trajectory diverged, a scalar; above 0 a
-        Hamiltonian chain leaves out a region that is too narrow for its step size. 0
-        for samplers without trajectories.
+      samples: consecutive states, `[T, L]`.
+      acceptance_rate: mean acceptance probability, a scalar; 1 for Gibbs.
+      num_divergences: number of steps with a divergent trajectory, a scalar. If it is
+        above 0, a Hamiltonian chain misses a region too narrow for its step size. 0 for
+        samplers without trajectories.
     """
 
     samples: Array
@@ -33,10 +33,10 @@ class Chain(NamedTuple):
 
 
 def random_walk(scale: float | Array) -> Proposal:
-    """The symmetric proposal z' = z + scale * eps, eps ~ N(0, I).
+    """Symmetric proposal z' = z + scale * eps with eps ~ N(0, I).
 
     Args:
-      scale: a number, or one for each unit, `[L]`.
+      scale: a number, or one per unit, `[L]`.
 
     Returns:
       A proposal for `metropolis_hastings`.
@@ -65,24 +65,24 @@ def metropolis_hastings(
     num_warmup: int = 0,
     proposal: Proposal,
 ) -> Chain:
-    """A chain that moves to a proposal, or stays where it is.
+    """Metropolis-Hastings sampler.
 
-    z' ~ q(z'|z) is accepted with probability min(1, p(z') q(z|z') / (p(z) q(z'|z)))
-    (Hastings 1970).
+    A proposal z' ~ q(z'|z) is accepted with probability
+    min(1, p(z') q(z|z') / (p(z) q(z'|z))) (Hastings 1970).
 
     Args:
-      log_density: of the state `[L]`.
-      initial: state to start at, `[L]`.
+      log_density: log-density of the state `[L]`.
+      initial: initial state, `[L]`.
       key: PRNG key; step t uses `fold_in(key, t)`.
-      num_samples: T, states to keep.
-      num_warmup: steps before them, which are dropped.
-      proposal: draws z' and says how asymmetric it is; `random_walk(scale)`.
+      num_samples: number T of samples.
+      num_warmup: number of warm-up steps, which are discarded.
+      proposal: proposal distribution, such as `random_walk(scale)`.
 
     Returns:
       `Chain`.
 
     Raises:
-      ValueError: `num_samples` below 1 or `num_warmup` below 0.
+      ValueError: `num_samples` is below 1 or `num_warmup` below 0.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -95,7 +95,7 @@ def metropolis_hastings(
     """
 
     def target(z: Array) -> Array:
-        # A state whose density is nan is never moved to, and one to start at is left.
+        # States of NaN density are never accepted, and left if the chain starts there.
         value = log_density(z)
         return jnp.where(jnp.isnan(value), -jnp.inf, value)
 
@@ -124,21 +124,21 @@ def gibbs(
     num_samples: int,
     num_warmup: int = 0,
 ) -> Chain:
-    """A chain that draws each coordinate in turn given the others (Geman & Geman 1984).
+    """Gibbs sampler: draws each coordinate given the others (Geman & Geman 1984).
 
     Args:
-      conditional: draws a coordinate; `bit_conditional`, `gaussian_conditional`, or
-        your own.
-      initial: state to start at, `[L]`.
+      conditional: draws a coordinate given the others: `bit_conditional`,
+        `gaussian_conditional`, or a custom function.
+      initial: initial state, `[L]`.
       key: PRNG key; sweep t uses `fold_in(key, t)`.
-      num_samples: T, states to keep, each after a sweep over all coordinates.
-      num_warmup: sweeps before them, which are dropped.
+      num_samples: number T of samples, each after a sweep over all coordinates.
+      num_warmup: number of warm-up sweeps, which are discarded.
 
     Returns:
-      `Chain`, whose acceptance rate is 1.
+      `Chain` with an acceptance rate of 1.
 
     Raises:
-      ValueError: `num_samples` below 1 or `num_warmup` below 0.
+      ValueError: `num_samples` is below 1 or `num_warmup` below 0.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -163,12 +163,12 @@ def gibbs(
 
 
 def bit_conditional(log_density: LogDensity) -> Conditional:
-    """Draws a bit given the others, exactly: p(z_i = 1 | rest) from two densities.
+    """Exact conditional of a bit given the others.
 
-    sigmoid(log p(z with z_i = 1) - log p(z with z_i = 0)).
+    p(z_i = 1 | rest) = sigmoid(log p(z with z_i = 1) - log p(z with z_i = 0)).
 
     Args:
-      log_density: of zeros and ones `[L]`.
+      log_density: log-density of zeros and ones `[L]`.
 
     Returns:
       A conditional for `gibbs`.
@@ -190,14 +190,14 @@ def bit_conditional(log_density: LogDensity) -> Conditional:
 
 
 def gaussian_conditional(mean: Array, covariance: Array) -> Conditional:
-    """Draws a coordinate of N(mean, covariance) given the others, exactly.
+    """Exact conditional of a coordinate of N(mean, covariance) given the others.
 
-    With the precision P: z_i | rest ~ N(mean_i - sum_(j != i) P_ij (z_j - mean_j) /
-    P_ii, 1 / P_ii).
+    With the precision matrix P,
+    z_i | rest ~ N(mean_i - sum_(j != i) P_ij (z_j - mean_j) / P_ii, 1 / P_ii).
 
     Args:
-      mean: `[L]`.
-      covariance: `[L, L]`.
+      mean: mean, `[L]`.
+      covariance: covariance matrix, `[L, L]`.
 
     Returns:
       A conditional for `gibbs`.
@@ -213,7 +213,7 @@ def gaussian_conditional(mean: Array, covariance: Array) -> Conditional:
 
     def conditional(key: Key, z: Array, index: Array) -> Array:
         variance = 1 / precision[index, index]
-        # The sum over all j has the coordinate itself in it, which cancels z_i.
+        # The sum over all j includes the coordinate itself, which cancels z_i.
         shift = variance * jnp.dot(precision[index], z - mean)
         noise = jax.random.normal(key, dtype=z.dtype)
         return z[index] - shift + jnp.sqrt(variance) * noise
@@ -222,7 +222,7 @@ def gaussian_conditional(mean: Array, covariance: Array) -> Conditional:
 
 
 def run(step: Callable, start, key: Key, num_samples: int, num_warmup: int):
-    """What `step(carry, fold_in(key, t))` gives after the warm-up, stacked."""
+    """Stack the outputs of `step(carry, fold_in(key, t))` after the warm-up."""
     check_at_least("num_samples", num_samples, 1)
     check_at_least("num_warmup", num_warmup, 0)
 
@@ -237,6 +237,6 @@ def run(step: Callable, start, key: Key, num_samples: int, num_warmup: int):
 
 
 def check_at_least(name: str, value: int, least: int) -> None:
-    """Refuses a number that is too small."""
+    """Raise ValueError if a number is below its minimum."""
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")

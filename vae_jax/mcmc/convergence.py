@@ -1,4 +1,4 @@
-"""Convergence of Markov chains: r-hat and effective sample size."""
+"""Convergence diagnostics of Markov chains: r-hat and effective sample size."""
 
 import jax
 import jax.numpy as jnp
@@ -8,22 +8,22 @@ from vae_jax.types import Array
 
 
 def r_hat(samples: Array) -> Array:
-    """Agreement of chains: near 1 if they agree; above 1.01 they are to run longer.
+    """Potential scale reduction factor; above 1.01, the chains have not converged.
 
-    The rank-normalised split version: every chain is cut in two, so that one that
-    drifts is seen too, values are replaced by normal scores of their ranks, and the
-    greater of the statistics of values and of distances from the median is taken
-    (Gelman & Rubin 1992; Vehtari et al. 2021). Equal values share their mean rank.
+    Rank-normalised split version (Gelman & Rubin 1992; Vehtari et al. 2021): chains are
+    split in half to detect drift, values are replaced by the normal scores of their
+    ranks (average ranks for ties), and the result is the maximum of the statistics of
+    the values and of their distances from the median.
 
     Args:
-      samples: `[T, C, ...]`: T >= 4 steps, of C chains.
+      samples: T >= 4 steps of C chains, `[T, C, ...]`.
 
     Returns:
-      One for each of the other axes, `[...]`; infinite where no chain ever moved, or
-      each stands at a value of its own.
+      Values for the remaining axes, `[...]`. Infinite if no chain ever moved, or if
+      every chain is constant at a different value.
 
     Raises:
-      ValueError: fewer than four steps.
+      ValueError: there are fewer than four steps.
 
     Example:
       >>> import jax
@@ -48,37 +48,37 @@ def r_hat(samples: Array) -> Array:
 def _scale_reduction(values: Array) -> Array:
     """sqrt(((T - 1) / T W + B) / W) of the normal scores of `[T, C, ...]`.
 
-    W is the mean variance within the chains, B the variance of their means.
+    W is the mean variance within chains, B the variance of the chains' means.
     """
     steps, chains = values.shape[:2]
     count = steps * chains
     ranks = jax.scipy.stats.rankdata(values.reshape(count, -1), axis=0)
     scores = jax.scipy.stats.norm.ppf((ranks - 3 / 8) / (count + 1 / 4))
     scores = scores.reshape(values.shape)
-    # The mean of equal scores differs from them by rounding.
+    # The mean of equal scores may differ from them by rounding.
     constant = jnp.all(values == values[0], axis=0)
     variances = jnp.where(constant, 0, jnp.var(scores, axis=0, ddof=1))
     within = jnp.mean(variances, axis=0)
     means = jnp.where(constant, scores[0], jnp.mean(scores, axis=0))
     between = jnp.var(means, axis=0, ddof=1)
     ratio = jnp.sqrt((steps - 1) / steps + between / jnp.where(within > 0, within, 1))
-    # Distances from the median of fair bits are all the same, and tell nothing.
+    # Distances from the median may all be equal (for fair bits): uninformative.
     all_equal = jnp.all(values == values[0, 0], axis=(0, 1))
     return jnp.where(within > 0, ratio, jnp.where(all_equal, 1.0, jnp.inf))
 
 
 def effective_sample_size(samples: Array) -> Array:
-    """Number of independent samples that would know the mean as well.
+    """Effective sample size of the mean, over all chains.
 
-    C T / (1 + 2 sum_t rho_t) with the autocorrelations rho_t over all chains, summed
-    as long as sums of neighbours are positive and fall (Geyer 1992; Vehtari et al.
-    2021, section 3.2).
+    C T / (1 + 2 sum_t rho_t) with the autocorrelations rho_t over all chains, summed as
+    long as sums of adjacent pairs are positive and decreasing (Geyer 1992; Vehtari et
+    al. 2021, section 3.2).
 
     Args:
-      samples: `[T, C, ...]`: T steps of C chains.
+      samples: T steps of C chains, `[T, C, ...]`.
 
     Returns:
-      One for each of the other axes, `[...]`; 0 for what never moved.
+      Values for the remaining axes, `[...]`; 0 if the chains never moved.
 
     Example:
       >>> import jax

@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo and the No-U-Turn sampler, which are blackjax's."""
+"""Hamiltonian Monte Carlo and the No-U-Turn sampler, from blackjax."""
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +17,21 @@ def hmc(
     num_warmup: int = 500,
     num_leapfrog: int = 10,
 ) -> Chain:
-    """A Hamiltonian Monte Carlo chain with trajectories of fixed length (Neal 2011).
+    """Hamiltonian Monte Carlo with trajectories of fixed length (Neal 2011).
 
     Args:
-      log_density: of the state `[L]`, differentiable.
-      initial: state to start at, `[L]`.
+      log_density: differentiable log-density of the state `[L]`.
+      initial: initial state, `[L]`.
       key: PRNG key, consumed once.
-      num_samples: T, states to keep.
-      num_warmup: steps before them, which adapt step size and scales.
-      num_leapfrog: gradients in each step.
+      num_samples: number T of samples.
+      num_warmup: number of warm-up steps, which adapt step size and scales.
+      num_leapfrog: number of leapfrog steps per sample.
 
     Returns:
       `Chain`.
 
     Raises:
-      ValueError: `num_samples` or `num_warmup` below 1.
+      ValueError: `num_samples` or `num_warmup` is below 1.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -53,22 +53,23 @@ def nuts(
     num_samples: int,
     num_warmup: int = 500,
 ) -> Chain:
-    """A chain of the No-U-Turn sampler (Hoffman & Gelman 2014).
+    """No-U-Turn sampler (Hoffman & Gelman 2014).
 
-    Under `vmap` every step takes as many gradients as the chain that needs most.
+    Under `vmap`, every step costs as many gradients as the chain with the longest
+    trajectory.
 
     Args:
-      log_density: of the state `[L]`, differentiable.
-      initial: state to start at, `[L]`.
+      log_density: differentiable log-density of the state `[L]`.
+      initial: initial state, `[L]`.
       key: PRNG key, consumed once.
-      num_samples: T, states to keep.
-      num_warmup: steps before them, which adapt step size and scales.
+      num_samples: number T of samples.
+      num_warmup: number of warm-up steps, which adapt step size and scales.
 
     Returns:
       `Chain`.
 
     Raises:
-      ValueError: `num_samples` or `num_warmup` below 1.
+      ValueError: `num_samples` or `num_warmup` is below 1.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -91,13 +92,13 @@ def _adapted(
     num_samples: int,
     num_warmup: int,
 ) -> Chain:
-    """A chain of one of blackjax's Hamiltonian samplers, after window adaptation."""
+    """Run a Hamiltonian sampler of blackjax after window adaptation."""
     blackjax = import_extra("blackjax", "mcmc")
     keep = import_extra("blackjax.adaptation.base", "mcmc").get_filter_adapt_info_fn()
     algorithm = getattr(blackjax, name)
     check_at_least("num_warmup", num_warmup, 1)
     warmup_key, sample_key = jax.random.split(key)
-    # All that the warm-up visits would otherwise be kept.
+    # Without the filter, blackjax stores the whole warm-up.
     adaptation = blackjax.window_adaptation(
         algorithm,
         log_density,

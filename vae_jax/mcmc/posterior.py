@@ -1,4 +1,4 @@
-"""Samples of the posterior p(z|x) of a model."""
+"""Markov chain samples of the posterior p(z|x) of a model."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,14 +20,16 @@ from vae_jax.types import Array, Key
 
 
 class PosteriorSamples(NamedTuple):
-    """Samples of p(z|x) for each example, and whether to believe them.
+    """Samples of p(z|x) for each example, with convergence diagnostics.
 
     Attributes:
-      samples: `[T, C, B, L]`; those of step t are latents as `decode` takes them.
-      acceptance_rate: of each chain, `[C, B]`.
-      r_hat: of each unit, `[B, L]`; near 1 if the chains agree (`r_hat`).
-      effective_sample_size: of each unit, over all chains, `[B, L]`.
-      num_divergences: of each chain, `[C, B]`; should be 0 (`Chain`).
+      samples: latents, `[T, C, B, L]`; `samples[t]` can be passed to `decode`.
+      acceptance_rate: acceptance rate of each chain, `[C, B]`.
+      r_hat: r-hat of each unit, `[B, L]`; near 1 if the chains agree (`r_hat`).
+      effective_sample_size: effective sample size of each unit over all chains,
+        `[B, L]`.
+      num_divergences: number of divergences of each chain, `[C, B]`; should be 0
+        (`Chain`).
     """
 
     samples: Array
@@ -45,7 +47,7 @@ def posterior_log_density(params: Params, x: Array) -> LogDensity:
       x: one observation, `[D]`.
 
     Returns:
-      The log-density of p(z|x), but for the constant log p(x).
+      The log-density of p(z|x) up to the constant log p(x).
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -70,30 +72,31 @@ def posterior_samples(
     sampler: Callable[..., Chain] = nuts,
     first: int | Array = 0,
 ) -> PosteriorSamples:
-    """Samples of the true posterior p(z|x) of every example, by Markov chains.
+    """Draw samples of the true posterior p(z|x) of every example with Markov chains.
 
-    The chains start at samples of the encoder's q(z|x). Where q misses a mode all of
-    them may miss it, and then `r_hat` does not see it either.
+    The chains start at samples of the encoder's q(z|x). If q misses a mode, all chains
+    may miss it, which `r_hat` does not detect.
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
-      key: root of an evaluation; example i uses
+      key: root key of an evaluation; example i uses
         `fold_in(evaluation_keys(key).chains, first + i)`.
-      num_chains: C, for each example.
-      num_samples: T, of each chain, after the warm-up.
-      num_warmup: steps before them.
-      sampler: of one chain: `nuts`, `hmc`, `partial(metropolis_hastings, proposal=...)`
-        or, for latents that are bits, what calls `gibbs` with
-        `bit_conditional(log_density)`.
-      first: number of the first example, where `x` is part of a data set.
+      num_chains: number C of chains per example.
+      num_samples: number T of samples per chain, after the warm-up.
+      num_warmup: number of warm-up steps.
+      sampler: sampler of one chain: `nuts`, `hmc`,
+        `partial(metropolis_hastings, proposal=...)` or, for binary latents, a function
+        that calls `gibbs` with `bit_conditional(log_density)`.
+      first: index of the first example, if `x` is part of a data set.
 
     Returns:
       `PosteriorSamples`.
 
     Raises:
-      ValueError: `num_chains` below 1 or `num_samples` below 4; with `nuts` or `hmc`,
-        discrete latents or a tuple of latents; what the sampler refuses.
+      ValueError: `num_chains` is below 1 or `num_samples` below 4; with `nuts` or
+        `hmc`, the latents are discrete or a tuple, or the model is conditional; or the
+        sampler raises it.
 
     Example:
       >>> import functools, jax, jax.numpy as jnp
@@ -107,7 +110,7 @@ def posterior_samples(
       (500, 4, 3, 2)
     """
     check_at_least("num_chains", num_chains, 1)
-    # A `partial` of a sampler is that sampler.
+    # Unwrap a `partial` of a sampler.
     if getattr(sampler, "func", sampler) in (nuts, hmc):
         require_continuous_latents(params, "a sampler that follows gradients")
     x = as_float(x, jax.tree.leaves(params.decoder)[0].dtype)

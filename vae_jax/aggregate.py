@@ -1,9 +1,9 @@
-"""The aggregate posterior of a batch against the prior: KL decomposition and MMD.
+"""Aggregate posterior of a batch compared with the prior: KL decomposition and MMD.
 
-q(z) = 1/B sum_b q(z|x_b). What a training objective may charge for it is in
-`penalties.py`; `diagnostics.aggregate_posterior` measures it on a data set. Where no
-gradient flows through a sample (bits, the choice of a mixture's component) the score of
-its distribution brings it.
+q(z) = 1/B sum_b q(z|x_b). `penalties.py` turns these quantities into training
+penalties; `diagnostics.aggregate_posterior` evaluates them on a data set. If no
+gradient flows through a sample (bits, the component of a mixture), a score-function
+gradient is used.
 """
 
 from functools import reduce
@@ -21,18 +21,19 @@ from vae_jax.model import build_prior, draw_prior
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Latents, Posterior
 
-# Of the kernel, in units of 2 L; those of Tolstikhin et al.'s released code.
+# Scales of the kernel in units of 2 L, as in the released code of Tolstikhin et al.
 KERNEL_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class KLDecomposition(NamedTuple):
-    """The three parts of E_x KL(q(z|x) || p(z)), in nats, scalars.
+    """Decomposition of E_x KL(q(z|x) || p(z)), in nats; all fields are scalars.
 
     Attributes:
-      mutual_information: of x and z, E[log q(z|x) - log q(z)].
-      total_correlation: of the units, E[log q(z) - sum_j log q(z_j)].
-      unit_kl: E[sum_j log q(z_j) - log p(z)]; for a prior that is a product over units,
-        the sum of their KLs.
+      mutual_information: mutual information of x and z, E[log q(z|x) - log q(z)].
+      total_correlation: total correlation of the units,
+        E[log q(z) - sum_j log q(z_j)].
+      unit_kl: E[sum_j log q(z_j) - log p(z)], the sum of the units' KLs if the prior
+        factorizes over units.
     """
 
     mutual_information: Array
@@ -41,25 +42,26 @@ class KLDecomposition(NamedTuple):
 
 
 def kl_decomposition(params: Params, posterior: Posterior, key: Key) -> KLDecomposition:
-    """The parts of the KL, estimated in nats from one sample of each example.
+    """Decompose the KL in nats, estimated from one sample per example.
 
     Chen, Li, Grosse & Duvenaud 2018, eq. 2, with q(z) the mean of the posteriors of
-    this batch. Their minibatch-weighted estimate for a data set of N (appendix C.1)
-    divides q(z) by N besides. That adds log N, (L - 1) log N and -L log N to the parts,
-    constants of no gradient that estimate nothing: they are left out. Bits take two
-    samples of each example, with the gradient of `estimators.leave_one_out`.
+    this batch. Their minibatch-weighted estimate for a data set of size N (appendix
+    C.1) also divides q(z) by N. This adds the constants log N, (L - 1) log N and
+    -L log N to the parts, which have no gradient and do not improve the estimates; they
+    are omitted. Binary latents take two samples per example, with the gradient of
+    `estimators.leave_one_out`.
 
     Args:
-      params: model parameters; of a prior that depends on labels, at those labels
-        (`model.at_labels`).
-      posterior: q(z|x) of a batch, a product over units.
+      params: model parameters, conditioned with `model.at_labels` if the prior depends
+        on labels.
+      posterior: q(z|x) of a batch, factorized over units.
       key: PRNG key, consumed once.
 
     Returns:
       `KLDecomposition`; differentiable in params and posterior.
 
     Raises:
-      ValueError: a posterior that is not a product over units.
+      ValueError: the posterior does not factorize over units.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -71,7 +73,7 @@ def kl_decomposition(params: Params, posterior: Posterior, key: Key) -> KLDecomp
       >>> bool(abs(parts.mutual_information) < 1e-4)
       True
     """
-    # A subclass may have another density, which need not be a product.
+    # A subclass may have a different density, which need not factorize.
     if type(posterior) not in (DiagonalGaussianDistribution, BernoulliDistribution):
         raise ValueError(
             "the total correlation is known for factorized posteriors, got "
@@ -81,7 +83,7 @@ def kl_decomposition(params: Params, posterior: Posterior, key: Key) -> KLDecomp
     prior = build_prior(params)
 
     def parts(z: Array, log_q: Array) -> KLDecomposition:
-        # Axes: sample, its example, the posterior of another example, unit.
+        # Axes: sample, its example, example of the posterior, unit.
         each = units.log_prob(z[:, :, None, :, None])
         log_count = jnp.log(each.shape[2])
         log_aggregate = jax.nn.logsumexp(each.sum(axis=-1), axis=2) - log_count
@@ -101,10 +103,10 @@ def kl_decomposition(params: Params, posterior: Posterior, key: Key) -> KLDecomp
 
 
 def as_points(z: Latents) -> Array:
-    """Latents with the units of several layers one after another, `[..., L]`.
+    """Concatenate the units of several stochastic layers, `[..., L]`.
 
     Args:
-      z: an array `[..., L]`, or a tuple of such.
+      z: an array `[..., L]`, or a tuple of such arrays.
 
     Returns:
       One array.
@@ -119,24 +121,24 @@ def as_points(z: Latents) -> Array:
 
 
 def posterior_mmd(params: Params, posterior: Posterior, key: Key) -> Array:
-    """Squared MMD of the aggregate posterior and the prior, unbiased.
+    """Unbiased squared MMD between aggregate posterior and prior.
 
-    `squared_mmd` of one sample of each example and of as many draws of the prior. The
-    gradient flows through the samples. Where it does not (bits; a prior that does not
-    declare `is_reparameterizable`, such as a mixture, whose weights choose a component)
-    it is the score-function estimate, each point against another draw in its place.
+    `squared_mmd` of one sample per example and as many draws from the prior. The
+    gradient flows through the samples. If it cannot (bits, or a prior that does not
+    declare `is_reparameterizable`, such as a mixture with learned weights), a
+    score-function estimate is used, whose baseline replaces a point by another draw.
 
     Args:
-      params: model parameters; of a prior that depends on labels, at those labels
-        (`model.at_labels`).
-      posterior: q(z|x) of a batch of 2 examples or more.
+      params: model parameters, conditioned with `model.at_labels` if the prior depends
+        on labels.
+      posterior: q(z|x) of a batch of at least 2 examples.
       key: PRNG key, consumed once.
 
     Returns:
       A scalar; differentiable in params and posterior.
 
     Raises:
-      ValueError: a batch of one example, of which there are no two codes to compare.
+      ValueError: the batch has one example.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -168,7 +170,7 @@ def posterior_mmd(params: Params, posterior: Posterior, key: Key) -> Array:
 
 
 class _Points(NamedTuple):
-    """Points `[n, L]`; where they do not move, others to replace them, and log p."""
+    """Points `[n, L]`, with replacements and log p for score-function gradients."""
 
     points: Array
     others: Array | None = None
@@ -176,7 +178,7 @@ class _Points(NamedTuple):
 
 
 def _codes(posterior: Posterior, key: Key) -> _Points:
-    """A sample of each example."""
+    """Draw one sample per example."""
     if posterior.is_reparameterizable:
         z, _ = posterior.sample_and_log_prob(key, 1)
         return _Points(as_points(z)[0])
@@ -185,7 +187,7 @@ def _codes(posterior: Posterior, key: Key) -> _Points:
 
 
 def _draws(params: Params, key: Key, count: int, *, moves: bool) -> _Points:
-    """Draws of the prior."""
+    """Draw from the prior."""
     if moves:
         return _Points(as_points(draw_prior(params, key, num_samples=count)))
     z, others = (
@@ -198,9 +200,9 @@ def _draws(params: Params, key: Key, count: int, *, moves: bool) -> _Points:
 
 
 def _changes(points: Array, others: Array, reference: Array) -> Array:
-    """Squared MMD less what it is with another point in place of each, constant `[n]`.
+    """Change of the squared MMD if each point is replaced by another, constant `[n]`.
 
-    The other is independent of all the rest, so it is a baseline without a bias.
+    The replacement is independent of all other points, so the baseline is unbiased.
     """
     count = points.shape[0]
     among = _kernel(points, points) - _kernel(others, points)
@@ -210,19 +212,19 @@ def _changes(points: Array, others: Array, reference: Array) -> Array:
 
 
 def _kernel(a: Array, b: Array) -> Array:
-    """Sum of the kernels of all scales for each pair, `[n, m]`."""
+    """Sum of the kernels over all scales, for each pair, `[n, m]`."""
     squares = jnp.sum(jnp.square(a[:, None] - b), axis=-1)
     widths = [2 * a.shape[-1] * scale for scale in KERNEL_SCALES]
     return reduce(add, (width / (width + squares) for width in widths))
 
 
 def squared_mmd(a: Array, b: Array) -> Array:
-    """Squared maximum mean discrepancy of two samples, unbiased.
+    """Unbiased squared maximum mean discrepancy (MMD) of two samples.
 
     E k(a, a') + E k(b, b') - 2 E k(a, b) over distinct pairs (Gretton et al. 2012,
-    lemma 6), k(a, b) = sum_c c / (c + |a - b|^2) with c = 2 L times 0.1 to 10
-    (Tolstikhin, Bousquet, Gelly & Schoelkopf 2018, section 4). 0 in expectation where
-    the distributions agree, so below 0 at times.
+    lemma 6), with k(a, b) = sum_c c / (c + |a - b|^2) and c = 2 L times 0.1 to 10
+    (Tolstikhin, Bousquet, Gelly & Schoelkopf 2018, section 4). The expectation is 0 for
+    equal distributions, so the estimate may be negative.
 
     Args:
       a: points, `[n, L]`, n at least 2.
@@ -232,7 +234,7 @@ def squared_mmd(a: Array, b: Array) -> Array:
       A scalar.
 
     Raises:
-      ValueError: a sample of one point, which has no distinct pairs.
+      ValueError: a sample has a single point, and thus no distinct pairs.
 
     Example:
       >>> import jax
@@ -250,7 +252,7 @@ def squared_mmd(a: Array, b: Array) -> Array:
 
     def of_distinct(points: Array) -> Array:
         count = points.shape[0]
-        # A point with itself has the kernel's largest value, 1 for each width.
+        # Subtract the pairs of a point with itself, where each kernel is 1.
         total = jnp.sum(_kernel(points, points)) - count * len(KERNEL_SCALES)
         return total / (count * (count - 1))
 

@@ -1,7 +1,7 @@
-"""What a trained model does with its latents: is it collapsed, what do they say of x?
+"""Use of the latents by a trained model: active units, KL per unit, mutual information.
 
-The rate E_x KL(q(z|x) || p(z)) splits into the mutual information of x and z and the
-KL of the aggregate posterior to the prior (Hoffman & Johnson 2016).
+The rate E_x KL(q(z|x) || p(z)) is the sum of the mutual information of x and z and the
+KL between aggregate posterior and prior (Hoffman & Johnson 2016).
 """
 
 from typing import NamedTuple
@@ -28,33 +28,33 @@ ACTIVE_VARIANCE = 0.01
 
 
 class ActiveUnits(NamedTuple):
-    """Which latents say something about x.
+    """Active units of a model.
 
     Attributes:
       variance: Var_x(E_q[z_j | x]) of each unit, `[L]`.
-      active: whether it exceeds the threshold, `[L]`.
-      count: how many do, a scalar.
-      standard_error: of the variance, over the samples of z, `[L]`; 0 where the
-        posterior knows its mean.
+      active: whether the variance exceeds the threshold, `[L]`.
+      count: number of active units, a scalar.
+      standard_error: Monte Carlo standard error of the variance, `[L]`; 0 if the
+        posterior mean is exact.
     """
 
     variance: Array
     active: Array
-    # The field is meant, not the method of tuples.
+    # Shadows the method of tuples on purpose.
     count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
     standard_error: Array
 
 
 class AggregatePosterior(NamedTuple):
-    """The two parts of the rate, in nats.
+    """Decomposition of the rate, in nats; all fields are scalars.
 
     Attributes:
-      mutual_information: I_q(x; z), a scalar; at most log of the number of examples.
-      kl_to_prior: KL(q(z) || p(z)), q(z) the mean of q(z|x) over the examples.
-      rate: their sum, E_x KL(q(z|x) || p(z)), by the same samples.
-      upper_bound: log B: no data set of B examples shows more mutual information.
-      mutual_information_standard_error: over examples.
-      kl_to_prior_standard_error: over examples.
+      mutual_information: I_q(x; z), at most the log of the number of examples.
+      kl_to_prior: KL(q(z) || p(z)), with q(z) the mean of q(z|x) over the examples.
+      rate: their sum, E_x KL(q(z|x) || p(z)), from the same samples.
+      upper_bound: log B, the largest mutual information that B examples can show.
+      mutual_information_standard_error: standard error over examples.
+      kl_to_prior_standard_error: standard error over examples.
     """
 
     mutual_information: Array
@@ -74,29 +74,29 @@ def active_units(
     num_samples: int = 100,
     labels: Labels = None,
 ) -> ActiveUnits:
-    """Variance over x of each unit's posterior mean, and which exceed a threshold.
+    """Active units: variance over x of each unit's posterior mean.
 
-    Var_x(E_q[z_j | x]) > 0.01 (Burda, Grosse & Salakhutdinov 2016, section 5.2), the
-    variance of these examples (divided by B). Where the posterior does not know its
-    mean (a flow, stochastic layers) it is the variance of the means of S samples, less
-    what their noise adds to it: unbiased, so below 0 at times for a unit that is not
-    active. The units of several stochastic layers follow one another.
+    A unit is active if Var_x(E_q[z_j | x]) > 0.01 (Burda, Grosse & Salakhutdinov 2016,
+    section 5.2), with the variance over these examples (divided by B). If the posterior
+    mean is not exact (flows, stochastic layers), the variance is that of the means of S
+    samples, corrected for their noise. This estimate is unbiased, and may be negative
+    for inactive units. The units of several stochastic layers are concatenated.
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
-      key: PRNG key, consumed once; not needed where the mean is exact
+      key: PRNG key, consumed once; not needed if the mean is exact
         (`types.Distribution`).
-      threshold: above which a unit counts as active.
-      num_samples: samples S of each example, where the mean is not exact.
-      labels: of a conditional model, as for `encode`.
+      threshold: variance above which a unit counts as active.
+      num_samples: number S of samples per example, if the mean is not exact.
+      labels: labels of a conditional model; see `encode`.
 
     Returns:
       `ActiveUnits`.
 
     Raises:
-      ValueError: a threshold that is not a scalar; no key, or fewer than 2 samples,
-        where the mean is not exact.
+      ValueError: `threshold` is not a scalar; or the mean is not exact, and there is no
+        key or `num_samples` is below 2.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -128,16 +128,16 @@ def _variance_of_means(
 ) -> tuple[Array, Array]:
     """Unbiased estimate of Var_b(E[z_b]) and its standard error, `[L]` each.
 
-    With m_b and v_b the mean and the variance of S samples, Var_b(m_b) is too large by
-    (1 - 1/B) mean_b v_b / S. Of the error that remains, m_b - E[z_b] is normal with
-    variance v_b / S.
+    With m_b and v_b the mean and variance of S samples, Var_b(m_b) is biased upwards by
+    (1 - 1/B) mean_b v_b / S. The standard error assumes that m_b - E[z_b] is normal
+    with variance v_b / S.
     """
     mean, variance = _moments_of_samples(posterior, key, num_samples)
     count = mean.shape[0]
     noise = variance / num_samples
     centred = mean - jnp.mean(mean, axis=0)
     estimate = jnp.mean(jnp.square(centred) - (1 - 1 / count) * noise, axis=0)
-    # The square of a noisy mean holds twice what the second term takes off again.
+    # The square of a noisy mean contains twice the term subtracted here.
     squares = 4 * jnp.square(centred) * noise - 2 * jnp.square(noise)
     return estimate, jnp.sqrt(jnp.maximum(jnp.sum(squares, axis=0), 0)) / count
 
@@ -145,7 +145,7 @@ def _variance_of_means(
 def _moments_of_samples(
     posterior: Posterior, key: Key, num_samples: int
 ) -> tuple[Array, Array]:
-    """Mean and variance (divided by S - 1) of samples one by one, `[B, L]` each."""
+    """Running mean and variance (divided by S - 1) of samples, `[B, L]` each."""
     check_num_samples(num_samples, minimum=2, why=", to know what the noise adds")
 
     def draw(key: Key) -> Array:
@@ -157,7 +157,7 @@ def _moments_of_samples(
         number, own = numbered
         difference = draw(own) - mean
         mean = mean + difference / number
-        # Welford's update: no difference of large sums.
+        # Welford's update, which avoids a difference of large sums.
         squares = squares + difference * difference * (number - 1) / number
         return (mean, squares), None
 
@@ -173,16 +173,16 @@ def kl_per_unit(params: Params, x: Array, *, labels: Labels = None) -> Array:
     """KL(q(z_j|x) || p(z_j)) of each unit in nats, averaged over the batch.
 
     Args:
-      params: of a model whose posterior and prior are products over units: diagonal
-        Gaussian or Bernoulli, with a closed-form KL.
+      params: parameters of a model whose posterior and prior factorize over units
+        (diagonal Gaussian or Bernoulli), with a closed-form KL.
       x: observations, `[B, D]`.
-      labels: of a conditional model, as for `encode`.
+      labels: labels of a conditional model; see `encode`.
 
     Returns:
-      `[L]`, whose sum is the KL term of the ELBO.
+      `[L]`; the sum is the KL term of the ELBO.
 
     Raises:
-      ValueError: another posterior or prior.
+      ValueError: posterior and prior have no factorized closed-form KL.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -203,21 +203,22 @@ def aggregate_posterior(
     """Mutual information of x and z, and KL(q(z) || p(z)), in nats.
 
     E[log q(z|x) - log q(z)] and E[log q(z) - log p(z)] with q(z) = 1/B sum_b q(z|x_b)
-    (Hoffman & Johnson 2016), one z for each x. For these B examples both are unbiased;
-    of a population the first shows log B at most, and the second is too large by what
-    the first lacks. Several stochastic layers count as one z. Cost: B^2 densities of q.
+    (Hoffman & Johnson 2016), from one z per x. Both are unbiased for these B examples.
+    As estimates for the population, the mutual information is at most log B, and the KL
+    is too large by the amount that the mutual information is too small. Several
+    stochastic layers are treated as one z. Cost: B^2 densities of q.
 
     Args:
       params: model parameters.
-      x: observations, `[B, D]`; their number matters.
+      x: observations, `[B, D]`; the result depends on B.
       key: PRNG key, consumed once.
-      chunk_size: samples compared with all examples at once.
+      chunk_size: number of samples compared with all examples at once.
 
     Returns:
       `AggregatePosterior`.
 
     Raises:
-      ValueError: a posterior without a density at any point.
+      ValueError: the posterior has no density at arbitrary points.
 
     Example:
       >>> import jax, jax.numpy as jnp

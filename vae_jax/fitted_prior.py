@@ -1,8 +1,8 @@
-"""A density of the codes, fitted after training: another prior for the same decoder.
+"""Prior fitted to the latent codes after training, for the same decoder.
 
-Draws from it stay where the encoder puts the data, which N(0, I) need not do, and which
-an autoencoder has no other way to know (Ghosh, Sajjadi, Vergari, Black & Scholkopf
-2020, section 5).
+Its samples stay in the region to which the encoder maps the data, unlike those of
+N(0, I). A deterministic autoencoder needs such a fitted density for sampling (Ghosh,
+Sajjadi, Vergari, Black & Scholkopf 2020, section 5).
 """
 
 import dataclasses
@@ -28,19 +28,19 @@ def fit_mixture_prior(
     labels: Labels = None,
     seed: int = 0,
 ) -> Params:
-    """The model with another prior: Gaussians fitted to its aggregate posterior.
+    """Replace the prior by a mixture of Gaussians fitted to the aggregate posterior.
 
-    Of one sample of q(z|x) for each x, by scikit-learn's expectation maximisation. It
-    runs on the host, so it is not for a compiled function.
+    The mixture is fitted to one sample of q(z|x) per x by scikit-learn's expectation
+    maximisation. It runs on the host and cannot be called in a compiled function.
 
     Args:
       params: model parameters.
-      x: observations that stand for all, `[n, D]`: of the training set.
+      x: observations of the training set, `[n, D]`.
       key: PRNG key of the samples, consumed once.
-      num_components: K, at most n.
-      full_covariance: whether the components have correlations.
-      labels: of a conditional model, as for `encode`.
-      seed: where expectation maximisation starts.
+      num_components: number K of components, at most n.
+      full_covariance: whether the components have full covariance matrices.
+      labels: labels of a conditional model; see `encode`.
+      seed: seed of the initialisation of expectation maximisation.
 
     Returns:
       `Params` with the same networks and a `MixtureOfGaussians` prior.
@@ -91,7 +91,7 @@ def fit_mixture_prior(
 
 
 def _shape(covariances: np.ndarray, full_covariance: bool) -> dict[str, AnyArray]:
-    """Covariances as `MixtureOfGaussians` has them."""
+    """Convert covariances to the parameters of `MixtureOfGaussians`."""
     if not full_covariance:
         return {"log_var": unbound_log_var(np.log(covariances))}
     log_var, below = unbound_covariance(covariances)

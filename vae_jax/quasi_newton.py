@@ -1,8 +1,8 @@
-"""Minimization of a smooth function without noise: L-BFGS (Nocedal & Wright 2006).
+"""L-BFGS minimisation of a smooth, deterministic function (Nocedal & Wright 2006).
 
-Every step is one evaluation of value and gradient: a trial point is accepted, or the
-step halved or shortened further at the next. There is no inner loop, so under `vmap`
-no example waits for the line search of another.
+Every step takes one evaluation of value and gradient. A trial point is either accepted,
+or the next trial uses a step at most half as long. There is no inner loop, so under
+`vmap` no example waits for the line search of another.
 """
 
 from collections.abc import Callable
@@ -14,18 +14,18 @@ import jax.numpy as jnp
 from vae_jax.types import Array
 
 MEMORY = 10
-# Armijo's condition: the decrease that is asked for, of that of the tangent.
+# Armijo condition: required decrease as a fraction of that of the tangent.
 SUFFICIENT_DECREASE = 1e-4
 
 
 class Minimum(NamedTuple):
-    """The lowest point found.
+    """Result of `minimize`.
 
     Attributes:
-      point: `[d]`.
-      value: of the function there, a scalar.
-      start_value: of the function at the start, a scalar.
-      num_accepted: number of trial points that were accepted, a scalar.
+      point: lowest point found, `[d]`.
+      value: value of the function at `point`, a scalar.
+      start_value: value of the function at the start, a scalar.
+      num_accepted: number of accepted trial points, a scalar.
     """
 
     point: Array
@@ -35,7 +35,7 @@ class Minimum(NamedTuple):
 
 
 class _Curvature(NamedTuple):
-    """The latest accepted steps, newest first; unused rows are zero."""
+    """Most recent accepted steps, newest first; unused rows are zero."""
 
     steps: Array  # [MEMORY, d]
     changes: Array  # [MEMORY, d], of the gradient
@@ -56,18 +56,19 @@ class _State(NamedTuple):
 def minimize(
     function: Callable[[Array], Array], start: Array, *, num_evaluations: int
 ) -> Minimum:
-    """The lowest point that L-BFGS finds from a start.
+    """Minimise a function with L-BFGS.
 
-    The first trial moves by a length of 1 at most. Points whose value or gradient is
-    not finite are refused.
+    The first trial step has a length of at most 1. Points whose value or gradient is
+    not finite are rejected.
 
     Args:
-      function: of a point `[d]`, a scalar; deterministic and differentiable.
-      start: `[d]`.
-      num_evaluations: of value and gradient, beside the one at the start.
+      function: maps a point `[d]` to a scalar; deterministic and differentiable.
+      start: initial point, `[d]`.
+      num_evaluations: number of evaluations of value and gradient, in addition to the
+        one at the start.
 
     Returns:
-      `Minimum`; the start where nothing lower was found.
+      `Minimum`; the start if no trial point was accepted.
 
     Example:
       >>> import jax.numpy as jnp
@@ -96,7 +97,7 @@ def minimize(
 
 
 def _advance(state: _State, trial: Array, value: Array, gradient: Array) -> _State:
-    """Accepts a trial point, or shortens the step."""
+    """Accept a trial point, or shorten the step."""
     slope = jnp.vdot(state.direction, state.gradient)
     tangent = state.step_size * slope
     finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
@@ -133,7 +134,7 @@ def _advance(state: _State, trial: Array, value: Array, gradient: Array) -> _Sta
 def _remember(
     curvature: _Curvature, accepted: Array, step: Array, change: Array
 ) -> _Curvature:
-    """The curvature with an accepted step, if it is positive along it."""
+    """Add an accepted step with positive curvature to the memory."""
     along = jnp.vdot(step, change)
     squared = jnp.vdot(change, change)
     lengths = jnp.sqrt(jnp.vdot(step, step) * squared)
@@ -152,7 +153,7 @@ def _remember(
 
 
 def _direction(curvature: _Curvature, gradient: Array) -> Array:
-    """-H gradient by the two loops of Nocedal & Wright 2006, algorithm 7.4."""
+    """-H gradient by the two-loop recursion (Nocedal & Wright 2006, algorithm 7.4)."""
 
     def newest_to_oldest(vector: Array, row: tuple[Array, Array, Array]):
         step, change, inverse = row

@@ -1,8 +1,9 @@
-"""The best q(z|x) of each example, and what the encoder and the family cost.
+"""Non-amortized variational inference, and the inference gap.
 
-The gap between log p(x) and the ELBO splits into what the family of q cannot reach and
-what the encoder does not (Cremer, Li & Duvenaud 2018). The split needs the best q of
-the family for each example, by variational inference without amortization.
+The gap between log p(x) and the ELBO is the sum of the approximation gap of the family
+of q and the amortization gap of the encoder (Cremer, Li & Duvenaud 2018). Separating
+them requires the optimal q of the family for each example, found by variational
+inference without amortization.
 """
 
 from collections.abc import Callable
@@ -23,14 +24,14 @@ from vae_jax.quasi_newton import minimize
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Labels, Posterior
 
-# With fewer samples the best q for them is far from the best q; with more, they cost
-# more than the steps of Adam.
+# With fewer samples, the optimum for these samples is far from the optimal q; with
+# more, the rounds cost more than the steps of Adam.
 ROUND_SAMPLES = 128
 ROUND_EVALUATIONS = 40
 NUM_ROUNDS = 2
-# Gradients of log p(x, z) of each example, those at the start of a round included.
+# Gradients of log p(x, z) per example, including those at the start of each round.
 QUASI_NEWTON_COST = (NUM_ROUNDS + 1) * (ROUND_EVALUATIONS + 1) * ROUND_SAMPLES
-# Fresh samples that decide between two posteriors: batches, and samples of each.
+# Fresh samples for comparing two posteriors: number of batches, samples per batch.
 COMPARISON = (4, 64)
 LAST_COMPARISON = (16, 64)
 EVIDENCE_FACTOR = 5
@@ -38,14 +39,15 @@ TOLERANCE = 0.1
 
 
 class FittedPosterior(NamedTuple):
-    """The best q(z|x) found for each example, and how much better another might be.
+    """Best q(z|x) found for each example, with an estimate of its suboptimality.
 
     Attributes:
-      posterior: of the family it started with, batch B.
-      remaining_improvement: estimate of the nats by which the ELBO of each example
-        would rise if the search went on, `[B]`; about 0 at a maximum.
-      standard_error: of that estimate, `[B]`.
-      converged: whether it is below 0.1 nats by two standard errors, `[B]`.
+      posterior: the fitted posterior, of the family it started with, batch B.
+      remaining_improvement: estimate of how much the ELBO of each example would still
+        increase, in nats, `[B]`; about 0 at a maximum.
+      standard_error: standard error of that estimate, `[B]`.
+      converged: whether the remaining improvement is below 0.1 nats by two standard
+        errors and the last round of L-BFGS accepted a step, `[B]`.
     """
 
     posterior: Posterior
@@ -55,17 +57,18 @@ class FittedPosterior(NamedTuple):
 
 
 class InferenceGap(NamedTuple):
-    """Parts of log p(x) - ELBO in nats, `[B]` each.
+    """Decomposition of log p(x) - ELBO in nats, `[B]` each.
 
     Attributes:
       log_evidence: importance-sampling estimate of log p(x).
-      best_elbo: with the best q of the family for each x.
-      elbo: with the encoder's q.
-      approximation_gap: log_evidence - best_elbo: what the family cannot do.
-      amortization_gap: best_elbo - elbo: what the encoder does not do.
-      remaining_improvement: estimate of how far best_elbo is below the maximum near it.
-      converged: whether that is below 0.1 nats by two standard errors. Where it is
-        not, the approximation gap is too large and the amortization gap too small.
+      best_elbo: ELBO with the best q of the family for each x.
+      elbo: ELBO with the encoder's q.
+      approximation_gap: log_evidence - best_elbo, due to the family of q.
+      amortization_gap: best_elbo - elbo, due to the encoder.
+      remaining_improvement: estimate of the difference between the nearest maximum and
+        best_elbo.
+      converged: see `FittedPosterior`. If False, the approximation gap may be too large
+        and the amortization gap too small.
     """
 
     log_evidence: Array
@@ -90,39 +93,42 @@ def fit_posterior(
     first: int | Array = 0,
     chunk_size: int = 25_600,
 ) -> FittedPosterior:
-    """The best q(z|x) of a family for each example, and whether it was found.
+    """Fit q(z|x) to each example by maximising the ELBO without amortization.
 
-    Variational inference without amortization: the ELBO is raised by the parameters of
-    every example's own q, from the encoder's or from `start`, while the model stays as
-    it is; of a flow every example gets weights of its own as well. Two rounds of L-BFGS
-    on the ELBO of 128 fixed samples lead near the maximum, however badly it is scaled.
-    Adam on fresh samples, its rate falling to zero by a cosine, removes what is due to
-    the samples; its steps are in units of each parameter's curvature. A further round
-    of L-BFGS from there estimates the improvement that remains: the mean of what it
-    gains on its own samples, where it gains too much, and on fresh ones, where it loses
-    as much. Each stage is kept for the examples that it improves on fresh samples.
+    The parameters of each example's q, including the weights of a flow, are optimised
+    separately with the model fixed, starting from the encoder's q or from `start`:
 
-    A q that has converged is the best near the start. Another mode of p(z|x) may have a
-    better one.
+    1. Two rounds of L-BFGS on the ELBO of 128 fixed samples approach the maximum, even
+       if it is badly scaled.
+    2. Adam on fresh samples, with cosine decay of the learning rate to zero, removes
+       the dependence on these samples. Its steps are scaled by each parameter's
+       curvature.
+    3. Another round of L-BFGS estimates the remaining improvement: the mean of its gain
+       on its own samples, which is too large, and on fresh samples, which is too small
+       by the same amount.
+
+    The result of a stage is kept for the examples whose ELBO on fresh samples it
+    improves. A converged q is a local optimum near the start; another mode of p(z|x)
+    may have a better one.
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
       key: PRNG key; example i uses `fold_in(key, first + i)`.
-      num_steps: steps of Adam. Each example takes `num_steps * num_samples` gradients
-        of log p(x, z) for them, and 15,744 for the rounds of L-BFGS.
-      num_samples: posterior samples of each example and step of Adam.
-      learning_rate: of Adam at the start.
-      start: a posterior of any family, batch B, to improve; by default the encoder's.
-      labels: of a conditional model, as for `encode`.
-      first: number of the first example, where `x` is part of a data set.
-      chunk_size: latents decoded at once; bounds the memory.
+      num_steps: number of steps of Adam. They cost `num_steps * num_samples` gradients
+        of log p(x, z) per example, the rounds of L-BFGS another 15,744.
+      num_samples: number of posterior samples per example and step of Adam.
+      learning_rate: initial learning rate of Adam.
+      start: initial posterior of any family, batch B; the encoder's by default.
+      labels: labels of a conditional model; see `encode`.
+      first: index of the first example, if `x` is part of a data set.
+      chunk_size: number of latents decoded at once; bounds the memory.
 
     Returns:
-      `FittedPosterior`; its posterior is one for `elbo_terms(..., posterior=)`.
+      `FittedPosterior`, whose posterior can be passed to `elbo_terms(..., posterior=)`.
 
     Raises:
-      ValueError: `num_steps`, `num_samples` or `chunk_size` below 1; else as
+      ValueError: `num_steps`, `num_samples` or `chunk_size` is below 1; otherwise see
         `elbo_terms`.
 
     Example:
@@ -166,7 +172,7 @@ def fit_posterior(
 
 
 def _each_its_own(posterior: Posterior, count: int) -> Posterior:
-    """The posterior with what examples share (weights `[1, ...]`) for each of them."""
+    """Broadcast shared parameters (weights `[1, ...]`) to every example."""
     return jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), posterior
     )
@@ -183,7 +189,7 @@ def _fit(
     num_samples: int,
     learning_rate: float | Array,
 ) -> FittedPosterior:
-    """`fit_posterior` of one example, `[1, D]`; its posterior has a batch of one."""
+    """`fit_posterior` for one example, `[1, D]`; the posterior has a batch of one."""
     vector, unravel = ravel_pytree(start)
 
     def elbo(vector: Array, key: Key, num_samples: int, **options) -> Array:
@@ -239,7 +245,7 @@ def _fit(
     on_fresh_samples = gains(last.point, vector, last_comparison_key, *LAST_COMPARISON)
     gain = jnp.mean(on_fresh_samples)
     improvement = 0.5 * (last.start_value - last.value + gain)
-    # The error of the first half is that of the second with the other sign.
+    # The errors of the two gains are equal with opposite signs.
     batches = len(on_fresh_samples)
     error = 0.5 * jnp.std(on_fresh_samples, ddof=1) / jnp.sqrt(batches)
     within = improvement + 2 * error < TOLERANCE
@@ -261,10 +267,10 @@ def _adam(
     num_samples: int,
     learning_rate: float | Array,
 ) -> Array:
-    """Steps of Adam on fresh samples, each parameter in units of its curvature.
+    """Run Adam on fresh samples, with steps scaled by each parameter's curvature.
 
-    At the maximum of the ELBO the second moment of the gradient of one sample is the
-    curvature where q is the posterior: 1 / variance for a mean, 1/2 for a log-variance.
+    If q is the posterior, the second moment of a one-sample gradient equals the
+    curvature of the ELBO: 1 / variance for a mean, 1/2 for a log-variance.
     """
     scale_key, step_key = jax.random.split(key)
 
@@ -273,7 +279,7 @@ def _adam(
 
     keys = jax.random.split(scale_key, num_samples)
     total, _ = jax.lax.scan(add_square, jnp.zeros_like(start), keys)
-    # Not more than 1, for parameters that hardly matter.
+    # At most 1, for parameters with little influence.
     unit = jax.lax.rsqrt(1 + total / num_samples)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
@@ -299,31 +305,31 @@ def inference_gap(
     first: int | Array = 0,
     chunk_size: int = 25_600,
 ) -> InferenceGap:
-    """Splits log p(x) - ELBO into approximation gap and amortization gap, in nats.
+    """Decompose log p(x) - ELBO into approximation and amortization gap, in nats.
 
-    With q* the best q of the family for each x: log p(x) - ELBO(q*), and ELBO(q*) -
-    ELBO(q) (Cremer, Li & Duvenaud 2018). Both ELBOs are taken with the same noise. The
-    evidence is an importance-sampling estimate with q* as its proposal: below log p(x)
-    in expectation, and then so is the first gap.
+    With q* the best q of the family for each x, the gaps are log p(x) - ELBO(q*) and
+    ELBO(q*) - ELBO(q) (Cremer, Li & Duvenaud 2018). Both ELBOs use the same noise. The
+    evidence is an importance-sampling estimate with q* as the proposal, which is below
+    log p(x) in expectation; the approximation gap is then too small by the same amount.
 
-    Where `converged` is False a better q of the family was seen near q*, or could not
-    be ruled out: the split is not known there, and more steps are needed.
+    If `converged` is False, a better q exists near q* or could not be ruled out. The
+    decomposition is then unreliable, and more steps are needed.
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
       key: PRNG key; example i uses `fold_in(key, first + i)`.
-      num_steps: steps of `fit_posterior`.
-      num_samples: samples of each ELBO; log p(x) takes five times as many, in turn.
-      labels: of a conditional model, as for `encode`.
-      first: number of the first example, where `x` is part of a data set.
-      chunk_size: latents decoded at once; bounds the memory.
+      num_steps: number of steps of `fit_posterior`.
+      num_samples: number of samples per ELBO; log p(x) uses five times as many.
+      labels: labels of a conditional model; see `encode`.
+      first: index of the first example, if `x` is part of a data set.
+      chunk_size: number of latents decoded at once; bounds the memory.
 
     Returns:
       `InferenceGap`, each `[B]`.
 
     Raises:
-      ValueError: a posterior without density; else as `fit_posterior`.
+      ValueError: the posterior has no density; otherwise see `fit_posterior`.
 
     Example:
       >>> import jax, jax.numpy as jnp

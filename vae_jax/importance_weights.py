@@ -1,8 +1,8 @@
 """Running statistics of importance weights: mean, scatter, and Pareto tail index.
 
-Weights are known by their logarithms, which may be far below what exp can represent.
-All sums are therefore relative to the largest weight so far, and are rescaled when a
-larger one arrives.
+Weights are given by their logarithms, and may underflow when exponentiated. All sums
+are therefore relative to the largest weight so far, and rescaled when a larger one
+arrives.
 """
 
 import math
@@ -13,21 +13,21 @@ import jax.numpy as jnp
 
 from vae_jax.types import Array
 
-# Fewer weights in the tail do not determine its index (Vehtari et al. 2024).
+# Minimum number of tail weights for estimating the tail index (Vehtari et al. 2024).
 MIN_TAIL = 5
-# Above it importance sampling with any feasible number of samples is unreliable.
+# Above this, importance sampling is unreliable at any feasible number of samples.
 HIGH_PARETO_K = 0.7
 
 
 class WeightStatistics(NamedTuple):
-    """Statistics of the weights seen so far, the largest of which counts as 1.
+    """Statistics of the weights so far, in units of the largest weight.
 
     Attributes:
       count: number of weights, a scalar.
       log_largest: log of the largest weight, a scalar.
       mean: mean weight, a scalar.
       scatter: sum of squared deviations from the mean, a scalar.
-      log_tail: the largest log-weights in falling order, `[M + 1]`.
+      log_tail: the largest log-weights in descending order, `[M + 1]`.
     """
 
     count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -42,8 +42,8 @@ class WeightSummary(NamedTuple):
 
     Attributes:
       log_mean: log of the mean weight, a scalar.
-      standard_error: of `log_mean` over the samples (delta method), a scalar; infinite
-        for a single weight.
+      standard_error: Monte Carlo standard error of `log_mean` (delta method), a scalar;
+        infinite for a single weight.
       effective_sample_size: (sum w)^2 / sum w^2, between 1 and S, a scalar.
       pareto_k: tail index of the weights (`pareto_k`), a scalar.
     """
@@ -55,13 +55,12 @@ class WeightSummary(NamedTuple):
 
 
 def tail_size(num_samples: int) -> int:
-    """Number of the largest weights that make up the tail, M = min(S/5, 3 sqrt(S)).
+    """Number M of weights in the tail, min(S/5, 3 sqrt(S)) rounded up.
 
-    Rounded up (Vehtari, Simpson, Gelman, Yao & Gabry 2024, "Pareto smoothed importance
-    sampling").
+    Vehtari, Simpson, Gelman, Yao & Gabry 2024, "Pareto smoothed importance sampling".
 
     Args:
-      num_samples: S.
+      num_samples: number S of samples.
 
     Returns:
       M.
@@ -78,8 +77,8 @@ def no_weights(num_samples: int, dtype) -> WeightStatistics:
     """Statistics before the first weight.
 
     Args:
-      num_samples: S, how many weights there will be.
-      dtype: of the log-weights.
+      num_samples: total number S of weights to be added.
+      dtype: dtype of the log-weights.
 
     Returns:
       `WeightStatistics`.
@@ -92,22 +91,22 @@ def no_weights(num_samples: int, dtype) -> WeightStatistics:
 def add_weights(
     seen: WeightStatistics, log_w: Array, used: Array | None = None
 ) -> WeightStatistics:
-    """Statistics with further weights, by the update of Chan, Golub & LeVeque (1983).
+    """Update the statistics with further weights (Chan, Golub & LeVeque 1983).
 
     Args:
       seen: statistics so far.
       log_w: further log-weights, `[n]`.
-      used: which of them count, `[n]`; by default all.
+      used: mask of the weights to include, `[n]`; all by default.
 
     Returns:
       `WeightStatistics`.
     """
     used = jnp.ones(log_w.shape, bool) if used is None else used
     log_w = jnp.where(used, log_w, -jnp.inf)
-    # The gradient does not depend on the scale.
+    # The gradient is independent of the scale.
     log_w_values = jax.lax.stop_gradient(log_w)
     log_largest = jnp.maximum(seen.log_largest, jnp.max(log_w_values))
-    # Zero weights only, so far, or an infinite one: nothing to divide by.
+    # No finite scale if all weights so far are zero, or if one is infinite.
     scale = jnp.where(jnp.isfinite(log_largest), log_largest, 0)
     shrink = jnp.exp(seen.log_largest - scale)
     weights = jnp.exp(log_w - scale)
@@ -129,24 +128,24 @@ def add_weights(
 
 
 def summarize(seen: WeightStatistics, num_samples: int) -> WeightSummary:
-    """Log of the mean weight, its standard error, and how far to trust them.
+    """Log of the mean weight, its standard error, and reliability diagnostics.
 
     Args:
       seen: statistics of all weights.
-      num_samples: S, their number.
+      num_samples: number S of weights.
 
     Returns:
       `WeightSummary`.
     """
     all_zero = seen.mean == 0
     mean = jnp.where(all_zero, 1, seen.mean)
-    # sum (w / mean w - 1)^2, free of the cancellation in sum w^2 - (sum w)^2 / S.
+    # sum (w / mean w - 1)^2, without the cancellation of sum w^2 - (sum w)^2 / S.
     scatter = jnp.where(all_zero, jnp.inf, seen.scatter / jnp.square(mean))
     variance = scatter / num_samples / max(num_samples - 1, 1)
     effective = num_samples / (1 + scatter / num_samples)
     return WeightSummary(
         log_mean=seen.log_largest + jnp.log(seen.mean),
-        # A NaN would be as true for one weight, and stop a search for NaNs.
+        # For one weight, infinity instead of NaN, which would trigger jax_debug_nans.
         standard_error=jnp.sqrt(variance) if num_samples > 1 else variance + jnp.inf,
         effective_sample_size=jnp.clip(effective, 1, num_samples),
         pareto_k=pareto_k(seen.log_tail),
@@ -154,10 +153,10 @@ def summarize(seen: WeightStatistics, num_samples: int) -> WeightSummary:
 
 
 def summarize_all(log_w: Array) -> WeightSummary:
-    """`summarize` of log-weights that are all there at once.
+    """Summarize all log-weights at once; see `summarize`.
 
     Args:
-      log_w: `[S, B]`.
+      log_w: log-weights, `[S, B]`.
 
     Returns:
       `WeightSummary`, each `[B]`.
@@ -177,22 +176,22 @@ def summarize_all(log_w: Array) -> WeightSummary:
 
 
 def pareto_k(log_tail: Array) -> Array:
-    """Shape k of the generalized Pareto distribution that the largest weights follow.
+    """Shape k of a generalized Pareto distribution fitted to the largest weights.
 
-    Weights have finite moments of order below 1 / k. Below 0.5 their variance is finite
-    and standard errors hold; above 0.7 the mean weight and its standard error are
-    unreliable at any feasible number of samples (Vehtari et al. 2024). The estimate is
-    the one of Zhang & Stephens (2009), drawn towards 0.5 with the weight of ten
-    observations, as Vehtari et al. do.
+    Weights have finite moments of order below 1 / k. For k < 0.5, their variance is
+    finite and standard errors are valid; for k > 0.7, the mean weight and its standard
+    error are unreliable at any feasible number of samples (Vehtari et al. 2024). The
+    estimator is that of Zhang & Stephens (2009), shrunk towards 0.5 with the weight of
+    ten observations, as in Vehtari et al.
 
     Args:
-      log_tail: the M + 1 largest log-weights in falling order; the last is the
-        threshold that the others exceed.
+      log_tail: the M + 1 largest log-weights in descending order; the last is the
+        threshold.
 
     Returns:
-      A scalar: -infinity where no weight exceeds the threshold (the largest are all
-      equal); infinity where fewer than five do, which are too few to tell, where all
-      weights are zero, and where their ratios exceed 1e30.
+      A scalar. It is -infinity if no weight exceeds the threshold (the largest weights
+      are all equal). It is infinity if between one and four weights exceed it, which is
+      too few for an estimate, if all weights are zero, or if their ratios exceed 1e30.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -203,10 +202,10 @@ def pareto_k(log_tail: Array) -> Array:
     """
     log_tail = jax.lax.stop_gradient(log_tail)
     largest = log_tail[0]
-    # Weights equal to the threshold (discrete latents, rounding) are not in the tail.
+    # Weights equal to the threshold (discrete latents, rounding) do not count.
     number = jnp.sum(log_tail[:-1] > log_tail[-1])
     known = jnp.isfinite(largest) & (number >= MIN_TAIL)
-    # Equal weights stand in where k is unknown, so that no NaN appears on the way.
+    # If k is unknown, substitute equal weights to avoid intermediate NaNs.
     equal = jnp.zeros_like(log_tail).at[-1].set(-jnp.inf)
     relative = log_tail - jnp.where(jnp.isfinite(largest), largest, 0)
     relative = jnp.where(known, relative, equal)
@@ -217,7 +216,7 @@ def pareto_k(log_tail: Array) -> Array:
     excess = jnp.exp(log_w) * -jnp.expm1(jnp.where(exceeds, threshold - log_w, 0))
     excess = excess / excess[0]
     quartile = excess[size - jnp.maximum((size + 2) // 4, 1)]
-    # Beside the largest it vanishes only if k is far above 1.
+    # Relative to the largest, it vanishes only for k far above 1.
     spread = quartile < 1e-30
     quartile = jnp.where(spread, 1, quartile)
 

@@ -1,8 +1,8 @@
 """Options as pytrees: real numbers are leaves, everything else compares by value.
 
-Objectives, penalties, schedules and reductions are frozen dataclasses. As an argument
-of a compiled program their real-valued fields may be traced, and `vmap` sweeps them;
-counts, names and functions are static. Two equal ones share a compiled program.
+Objectives, penalties, schedules and reductions are frozen dataclasses. When passed to a
+compiled program, their real-valued fields may be traced and swept with `vmap`; counts,
+names and functions are static. Equal options share a compiled program.
 """
 
 import dataclasses
@@ -22,14 +22,15 @@ Options = TypeVar("Options")
 def register_options(
     *, static: Sequence[str] = ()
 ) -> Callable[[type[Options]], type[Options]]:
-    """Decorator that makes a pytree of a frozen dataclass of options.
+    """Register a frozen dataclass of options as a pytree, as a decorator.
 
-    A field that holds a function is static, one that holds another pytree of options is
-    a subtree: `beta` may be a number, a function of the step, or a schedule whose peak
-    is swept. (`jax.tree_util.register_dataclass` decides by the field alone.)
+    A field that holds a function is static; one that holds another pytree of options is
+    a subtree. `beta`, for example, may be a number, a function of the step, or a
+    schedule with a swept peak. (With `jax.tree_util.register_dataclass`, whether a
+    field is static does not depend on its value.)
 
     Args:
-      static: fields that are no real numbers: counts and names.
+      static: names of the fields that are not real numbers, such as counts and names.
 
     Returns:
       The decorator.
@@ -62,7 +63,7 @@ def register_options(
             return [(key(name), value) for name, value in real], fixed
 
         def unflatten(fixed, children) -> Options:
-            # Not by the constructor: JAX also puts shapes and axes in place of numbers.
+            # Bypass the constructor: JAX also unflattens with shapes or axes as leaves.
             options = object.__new__(cls)
             real = [name for name in names if name not in dict(fixed)]
             vars(options).update(fixed, **dict(zip(real, children, strict=True)))
@@ -75,16 +76,16 @@ def register_options(
 
 
 def require_scalar(name: str, value: float | Array) -> None:
-    """Raise if a real-valued option is more than one number.
+    """Raise ValueError if a real-valued option is not a scalar.
 
-    It would broadcast against the examples or the units, and a mean hide it.
+    An array would broadcast silently against the examples or the units.
 
     Args:
-      name: of the option, for the message.
-      value: what came; may be traced.
+      name: name of the option, for the message.
+      value: value of the option; may be traced.
 
     Raises:
-      ValueError: it has an axis.
+      ValueError: `value` has an axis.
 
     Example:
       >>> from vae_jax.options import require_scalar
@@ -93,7 +94,7 @@ def require_scalar(name: str, value: float | Array) -> None:
     if jnp.shape(value) != ():
         raise ValueError(
             f"{name} must be a number or an array of shape (), got shape "
-            f"{jnp.shape(value)}; jax.vmap takes several"
+            f"{jnp.shape(value)}; use jax.vmap for several values"
         )
 
 
@@ -104,17 +105,17 @@ def require_value(
     expected: str,
     remedy: str = "",
 ) -> None:
-    """Raise if a real-valued option is known and not what is expected.
+    """Raise ValueError if a concrete real-valued option is invalid.
 
     Args:
-      name: of the option, for the message.
-      value: what came, a number or an array; of a traced one nothing is known.
-      is_valid: of NumPy's numbers, elementwise.
-      expected: what `is_valid` asks, for the message.
-      remedy: what to do about it, likewise.
+      name: name of the option, for the message.
+      value: value of the option, a number or an array; traced values are not checked.
+      is_valid: elementwise predicate on NumPy arrays.
+      expected: description of valid values, for the message.
+      remedy: advice appended to the message.
 
     Raises:
-      ValueError: it is not.
+      ValueError: `is_valid` is False for an element of `value`.
 
     Example:
       >>> import numpy as np

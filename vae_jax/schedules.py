@@ -1,6 +1,6 @@
-"""Schedules of beta: functions of the training step whose numbers can be swept.
+"""Schedules: functions of the training step whose parameters can be swept.
 
-Any optax schedule serves as well, though what it was made of is hidden in it.
+Any optax schedule can be used as well, but its parameters are hidden in a closure.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,18 @@ Scheduled = float | Array | Callable[[Array], Array]
 
 
 def at_step(name: str, value: Scheduled, step: Array) -> float | Array:
-    """Value of a scheduled option at a step.
+    """Value of a scheduled option at a training step.
 
     Args:
-      name: of the option, for the message.
+      name: name of the option, for the message.
       value: a number or a schedule.
-      step: number of the training step.
+      step: training step.
 
     Returns:
       A number, or an array of shape ().
 
     Raises:
-      ValueError: it is not a scalar.
+      ValueError: the value is not a scalar.
 
     Example:
       >>> from vae_jax.schedules import LinearWarmup, at_step
@@ -43,13 +43,14 @@ def at_step(name: str, value: Scheduled, step: Array) -> float | Array:
 @register_options()
 @dataclass(frozen=True)
 class LinearWarmup:
-    """Linear rise from 0 to a peak (Bowman et al. 2016 raise beta too).
+    """Linear increase from 0 to a peak (KL annealing, Bowman et al. 2016).
 
-    peak min(1, step / num_steps), as `optax.linear_schedule` has it.
+    peak min(1, step / num_steps), as in `optax.linear_schedule`.
 
     Attributes:
-      peak: the value that it reaches; a number or a traced scalar.
-      num_steps: steps of the rise, possibly traced too; 0 for none.
+      peak: final value; a number or a traced scalar.
+      num_steps: number of steps of the increase, a number or a traced scalar; 0 starts
+        at the peak.
 
     Raises:
       ValueError: `peak` or `num_steps` is not a scalar.
@@ -70,8 +71,8 @@ class LinearWarmup:
         require_scalar("num_steps", self.num_steps)
 
     def __call__(self, step: Array) -> Array:
-        """Value at a step."""
-        # A rise of no steps is over at step 0, without 0 / 0.
+        """Return the value at a step."""
+        # With num_steps = 0, the peak is reached at step 0; this avoids 0 / 0.
         share = step / jnp.maximum(self.num_steps, 1)
         return self.peak * jnp.where(step < self.num_steps, share, 1.0)
 
@@ -79,16 +80,18 @@ class LinearWarmup:
 @register_options(static=("period",))
 @dataclass(frozen=True)
 class Cyclic:
-    """Rise from 0 to a peak that starts again in every cycle (Fu et al. 2019).
+    """Cyclical increase from 0 to a peak (Fu et al. 2019).
 
     Attributes:
-      peak: the highest value; a number or a traced scalar.
-      period: steps of a cycle.
-      rising_share: part of a cycle in which it rises linearly; it stays for the rest.
+      peak: maximum; a number or a traced scalar.
+      period: number of steps of a cycle.
+      rising_share: fraction of a cycle with a linear increase, a number or a traced
+        scalar; the value stays at the peak for the rest of the cycle.
 
     Raises:
-      ValueError: `period` below 1, `rising_share` outside (0, 1], or `peak` or
-        `rising_share` not a scalar. Of a traced share outside every value is NaN.
+      ValueError: `period` is below 1, `rising_share` is outside (0, 1], or `peak` or
+        `rising_share` is not a scalar. For a traced `rising_share` outside (0, 1],
+        every value is NaN.
 
     Example:
       >>> from vae_jax import Cyclic
@@ -110,7 +113,7 @@ class Cyclic:
         require_value("rising_share", self.rising_share, _is_share, "in (0, 1]")
 
     def __call__(self, step: Array) -> Array:
-        """Value at a step."""
+        """Return the value at a step."""
         position = (step % self.period) / (self.rising_share * self.period)
         value = self.peak * jnp.minimum(position, 1.0)
         return jnp.where(_is_share(self.rising_share), value, jnp.nan)

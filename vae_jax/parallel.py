@@ -1,17 +1,16 @@
-"""One per-device step, three executors: `jit`, `pmap` and `shard_map`.
+"""Executors of a per-device step: `jit`, `pmap` and `shard_map`.
 
 The step is `f(state, batch, *replicated, axis_name=None) -> (state, ...)`: a
-`train_step` or a whole `train_epoch`. With several devices the batch carries a
-leading axis `[N, ...]`, one entry a device; state, further arguments and results are
-replicated and unstacked, so a checkpoint looks the same for any N. Each device draws
-noise of its own: N devices equal one in expectation, not bit for bit.
+`train_step` or a whole `train_epoch`. With several devices, the batch has a leading
+axis `[N, ...]` with one entry per device. State, further arguments and results are
+replicated without a device axis, so checkpoints do not depend on N. Each device draws
+separate noise: N devices equal one in expectation, but not bit for bit.
 
-Several processes run one program over all their devices: `shard_map_step` over
-`jax.devices()`, each process handing over what its own devices need
-(`put_on_devices`).
+With several processes, use `shard_map_step` over `jax.devices()`; each process passes
+only the data of its own devices (`put_on_devices`).
 
-Since JAX 0.8 `pmap` is itself `jit` of `shard_map`, in maintenance mode; per call it
-costs a little more, around a whole epoch there is no difference to be seen.
+Since JAX 0.8, `pmap` is implemented as `jit` of `shard_map` and in maintenance mode. It
+has a small overhead per call, which is negligible for a whole epoch.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,20 +26,20 @@ from vae_jax.training import Epoch
 from vae_jax.types import Array, PyTree
 
 Device = Any
-"""A `jax.Device`, whose class jaxlib does not declare."""
+"""A `jax.Device`, which jaxlib does not declare for type checkers."""
 
 AXIS = "device"
 Step = Callable[..., Any]
 
 
 def jit_step(step: Step) -> Step:
-    """Compiles a step for one device; the state is donated.
+    """Compile a step for one device; the state is donated.
 
     Args:
       step: `f(state, batch, *replicated)`.
 
     Returns:
-      The compiled function. Do not use a state again that went into it.
+      The compiled function. A state passed to it must not be used again.
 
     Example:
       >>> import jax.numpy as jnp
@@ -53,16 +52,16 @@ def jit_step(step: Step) -> Step:
 
 
 def pmap_step(step: Step, *, devices: Sequence[Device] | None = None) -> Step:
-    """Maps a step over devices with `pmap`; the state is donated.
+    """Map a step over devices with `pmap`; the state is donated.
 
     Args:
       step: `f(state, batch, *replicated, axis_name)`, which averages its gradients
         over the axis.
-      devices: the devices to use; all local ones by default.
+      devices: devices to use; all local devices by default.
 
     Returns:
       A function of the same arguments with `batch` as `[N, ...]` (`shard_batch`,
-      `shard_epoch`); its results are replicated, without a leading axis.
+      `shard_epoch`). Its results are replicated, without a leading axis.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -88,13 +87,13 @@ def pmap_step(step: Step, *, devices: Sequence[Device] | None = None) -> Step:
 
 
 def shard_map_step(step: Step, *, devices: Sequence[Device] | None = None) -> Step:
-    """Maps a step over devices with `shard_map`; the state is donated.
+    """Map a step over devices with `shard_map`; the state is donated.
 
     Arguments and results are those of `pmap_step`.
 
     Args:
       step: `f(state, batch, *replicated, axis_name)`.
-      devices: the devices to use; all by default.
+      devices: devices to use; the devices of all processes by default.
 
     Returns:
       A function of the same arguments with `batch` as `[N, ...]`.
@@ -115,7 +114,7 @@ def shard_map_step(step: Step, *, devices: Sequence[Device] | None = None) -> St
         batch = jax.tree.map(lambda leaf: leaf[0], batch)
         return step(state, batch, *replicated, axis_name=AXIS)
 
-    # check_vma=True would sum the gradients of the replicated state over devices
+    # With check_vma=True, the gradients of the replicated state are summed over devices
     # before the step averages them: N times too large, without an error.
     mapped = jax.jit(
         jax.shard_map(
@@ -131,14 +130,14 @@ def shard_map_step(step: Step, *, devices: Sequence[Device] | None = None) -> St
 
 
 def _mesh(devices: Sequence[Device]) -> Mesh:
-    # Explicit axes, the default, would refuse a batch that is not sharded yet.
+    # Explicit axes, the default, reject a batch that is not sharded yet.
     return jax.make_mesh(
         (len(devices),), (AXIS,), devices=devices, axis_types=(AxisType.Auto,)
     )
 
 
 def _with_replicated_state(mapped: Step, mesh: Mesh) -> Step:
-    """Puts what is not cut where results are, so one program serves every call."""
+    """Replicate all arguments but the batch, so that every call uses one program."""
     replicated_sharding = NamedSharding(mesh, PartitionSpec())
 
     def run(state: PyTree, batch: PyTree, *replicated: PyTree):
@@ -149,10 +148,10 @@ def _with_replicated_state(mapped: Step, mesh: Mesh) -> Step:
 
 
 def _replicate(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """The tree on every device of a mesh, which may be of several processes."""
+    """Replicate a tree on a mesh, which may span several processes."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
-    # device_put reaches this process's devices only; a program reaches all.
+    # device_put only reaches the devices of this process; a program reaches all.
     place = _program_that_places(sharding)
     return jax.tree.map(
         lambda leaf: leaf if _is_at(leaf, sharding) else place(leaf), tree
@@ -171,16 +170,17 @@ def _program_that_places(sharding: NamedSharding) -> Callable[[Any], Array]:
 def put_on_devices(
     part: Callable[[int], PyTree], *, devices: Sequence[Device]
 ) -> PyTree:
-    """Puts a part of a batch or a data set on each device, `[N, ...]` in all.
+    """Put one part of a batch or data set on each device, `[N, ...]` in total.
 
-    A process makes the parts of its own devices and never sees the others'.
+    Each process creates only the parts of its own devices.
 
     Args:
-      part: `f(number) -> part` for the device of that number, arrays of equal shapes.
-      devices: the N devices, of all processes.
+      part: `f(index) -> part` for the device with that index; all parts must have equal
+        shapes.
+      devices: the N devices of all processes.
 
     Returns:
-      The parts as one pytree with a leading axis `[N, ...]`, one entry a device.
+      The parts as one pytree with a leading axis `[N, ...]`, one entry per device.
 
     Example:
       >>> import jax, numpy as np
@@ -204,11 +204,11 @@ def put_on_devices(
 
 
 def shard_batch(batch: PyTree, num_devices: int) -> PyTree:
-    """Cuts a batch into one part a device, `[B, ...]` to `[N, B / N, ...]`.
+    """Split a batch into one part per device, `[B, ...]` to `[N, B / N, ...]`.
 
     Args:
       batch: arrays with the batch axis first.
-      num_devices: N.
+      num_devices: number N of devices.
 
     Returns:
       The same arrays reshaped.
@@ -235,17 +235,17 @@ def shard_batch(batch: PyTree, num_devices: int) -> PyTree:
 
 
 def own_examples(epoch: Epoch, data: PyTree) -> tuple[Epoch, PyTree]:
-    """The examples that one device meets in an epoch, in the order of meeting them.
+    """Select the examples that one device uses in an epoch, in order of use.
 
-    So a device holds its share of the data set and no more.
+    The device then only needs to hold its share of the data set.
 
     Args:
       epoch: the device's share of an epoch, `[T, B / N]` and `[R]`.
-      data: the data set, `[n, ...]`, on the host.
+      data: the data set on the host, `[n, ...]`.
 
     Returns:
-      The same epoch as indices of those examples, and the examples, `[T B / N + R,
-      ...]`.
+      The epoch as indices into the selected examples, and these examples,
+      `[T B / N + R, ...]`.
 
     Example:
       >>> import numpy as np
@@ -266,14 +266,14 @@ def own_examples(epoch: Epoch, data: PyTree) -> tuple[Epoch, PyTree]:
 
 
 def shard_epoch(epoch: Epoch, num_devices: int) -> Epoch:
-    """Cuts every batch of an epoch into one part a device.
+    """Split every full batch of an epoch into one part per device.
 
-    The rest, whose size need not divide, goes whole to every device: the mean of N
-    gradients of the same examples under different noise is as unbiased as one.
+    The last batch, whose size need not be divisible by N, is copied to every device: an
+    average of N gradients of the same examples with different noise is unbiased.
 
     Args:
       epoch: indices `[T, B]` and `[R]`.
-      num_devices: N.
+      num_devices: number N of devices.
 
     Returns:
       Indices `[N, T, B / N]` and `[N, R]`.

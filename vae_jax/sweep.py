@@ -1,9 +1,9 @@
-"""Many models trained in one compiled program: `vmap` over the models of a state.
+"""Sweeps: training many models in one compiled program with `vmap`.
 
-M models of one spec, which differ in weights, noise, order of the data and any
-real-valued setting, are one `TrainState` whose leaves lead with an axis `[M]`; only
-`step` is shared. Nothing of a model enters another: each is the model that trains
-alone, up to rounding, and one that turns non-finite stays alone with it.
+M models of one spec may differ in their weights, noise, data order and any real-valued
+setting. They form one `TrainState` whose leaves have a leading axis `[M]`; only `step`
+is shared. The models are independent: each equals the model trained alone, up to
+rounding, and a model that becomes non-finite does not affect the others.
 """
 
 import dataclasses
@@ -28,16 +28,16 @@ SweepStep = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]
 
 
 def stack_states(states: Sequence[TrainState]) -> TrainState:
-    """One state of M models out of M states.
+    """Stack M training states into one state of M models.
 
     Args:
-      states: states of one spec at one step.
+      states: states of the same spec at the same step.
 
     Returns:
-      A state whose leaves lead with `[M]`, `step` excepted.
+      A state whose leaves, except `step`, have a leading axis `[M]`.
 
     Raises:
-      ValueError: no states, or states of several specs, structures or steps.
+      ValueError: there are no states, or they differ in spec, structure or step.
 
     Example:
       >>> import jax, optax
@@ -69,28 +69,29 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
 
 
 def _axes(state: TrainState) -> TrainState:
-    """The state with True where a leaf has an axis of models."""
+    """Return a mask of the leaves that have a model axis."""
     return dataclasses.replace(jax.tree.map(lambda leaf: True, state), step=False)
 
 
 def _stack_unless_step(is_of_model: bool, *leaves: Array) -> Array:
-    # A copy: `jit_sweep` donates it, and the states handed in are the caller's.
+    # Copy: `jit_sweep` donates the result, while the caller may still use `states`.
     return jnp.stack(leaves) if is_of_model else jnp.copy(leaves[0])
 
 
 def select(sweep: PyTree, index: int | Array) -> PyTree:
-    """One model out of many, for use wherever a single one is used.
+    """Select one or several models of a sweep.
 
     Args:
       sweep: a `TrainState` of M models, or `Params` (or any pytree) whose leaves all
-        lead with `[M]`.
-      index: the model's number, or indices or a slice of several; may be traced.
+        have a leading axis `[M]`.
+      index: index of a model, or indices or a slice of several; may be traced.
 
     Returns:
-      The same structure; `[M]` is gone, or as long as the indices.
+      The same structure without the model axis for a single index, otherwise with one
+      entry per selected model.
 
     Raises:
-      IndexError: there is no such model.
+      IndexError: a concrete index is out of range.
 
     Example:
       See `stack_states`.
@@ -106,7 +107,7 @@ def select(sweep: PyTree, index: int | Array) -> PyTree:
 
 
 def _check_index(index: int | Array | slice, count: int) -> None:
-    """Refuses numbers that JAX would clamp to the last model, where they are known."""
+    """Raise IndexError for concrete indices that JAX would clamp."""
     if isinstance(index, slice | Tracer):
         return
     numbers = np.asarray(index)
@@ -115,10 +116,10 @@ def _check_index(index: int | Array | slice, count: int) -> None:
 
 
 def num_models(sweep: PyTree) -> int:
-    """M, the number of models in a `TrainState`, `Params` or pytree of many.
+    """Number M of models in a sweep.
 
     Args:
-      sweep: as for `select`.
+      sweep: see `select`.
 
     Returns:
       The length of the leading axis.
@@ -143,21 +144,21 @@ def sweep_epoch(
     *,
     step: SweepStep,
 ) -> tuple[TrainState, Metrics]:
-    """`train_epoch` of many models at once; compile it with `jit_sweep`.
+    """Run `train_epoch` for many models at once; compile it with `jit_sweep`.
 
     Args:
       states: a state of M models (`stack_states`).
-      epochs: the order of the examples for each model, `[M, T, B]` and `[M, R]`.
-      data: the data set, `[n, ...]`, which all models share.
-      history: figures of the steps so far, `[T, M]` (`empty_sweep_history`).
+      epochs: example indices for each model, `[M, T, B]` and `[M, R]`.
+      data: the data set, `[n, ...]`, shared by all models.
+      history: metrics of the steps so far, `[T, M]` (`empty_sweep_history`).
       stop: step of the epoch to stop before.
-      settings: what a model differs in besides its state: a pytree of `[M, ...]`,
-        empty where the seeds are all.
+      settings: settings in which the models differ, a pytree of `[M, ...]`; empty if
+        they differ only in their state.
       step: `f(state, batch, setting) -> (state, metrics)`, a `train_step` whose
-        objective and optimizer are made of one model's setting.
+        objective and optimizer are built from one model's setting.
 
     Returns:
-      The state, and the history with the figures of the steps taken.
+      The state, and the history with the metrics of the steps taken.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, vae_jax
@@ -201,8 +202,8 @@ def sweep_epoch(
             step=lambda state, batch: step(state, batch, setting),
         )
 
-    # The step is not mapped: where an epoch begins and ends is one question for all,
-    # and the loop stays a loop, without a choice between states at every step.
+    # `step` is not mapped: all models take the same steps, so the loop keeps scalar
+    # bounds, and `vmap` adds no selection between states at every step.
     axes: Any = dict(params=0, opt_state=0, step=None, key=0, average=0)
     axes = TrainState(**axes)
     mapped = jax.vmap(one, in_axes=(axes, 0, 1, 0), out_axes=(axes, 1))
@@ -216,20 +217,20 @@ def empty_sweep_history(
     data: PyTree,
     settings: PyTree,
 ) -> Metrics:
-    """Room for the figures of an epoch's steps, -inf where no step was taken yet.
+    """Allocate the metrics of an epoch's steps, filled with -inf.
 
     Args:
-      step: as for `sweep_epoch`, and so are the others.
+      step: see `sweep_epoch`, also for the other arguments.
       states: a state of M models at the start of an epoch.
-      epochs: any epoch of each.
+      epochs: any epoch of each model.
       data: the data set, `[n, ...]`.
       settings: a pytree of `[M, ...]`.
 
     Returns:
-      `[T, M]` for each figure that the step gives.
+      `[T, M]` for each metric that the step returns, with T the number of steps.
 
     Raises:
-      ValueError: states within an epoch of that many steps, where it is known.
+      ValueError: the concrete step of the states is not at the start of an epoch.
 
     Example:
       See `sweep_epoch`.
@@ -247,19 +248,19 @@ def empty_sweep_history(
 def jit_sweep(
     step: SweepStep, *, devices: Sequence[Device] | None = None
 ) -> Callable[..., Any]:
-    """Compiles `sweep_epoch`, the models shared out among devices; states are donated.
+    """Compile `sweep_epoch`, with the models split over devices; states are donated.
 
-    A device trains its models without a word to the others.
+    Each device trains its models with no communication between devices.
 
     Args:
-      step: as for `sweep_epoch`.
-      devices: N devices; JAX's default device alone where None.
+      step: see `sweep_epoch`.
+      devices: N devices; only JAX's default device if None.
 
     Returns:
       `f(states, epochs, data, history, stop, settings)`, a jitted function.
 
     Raises:
-      ValueError: when it is called, N does not divide M.
+      ValueError: when called, if N does not divide M.
 
     Example:
       See `sweep_epoch`.
@@ -273,7 +274,7 @@ def jit_sweep(
 def _on_devices(
     run: Callable[..., Any], devices: Sequence[Device]
 ) -> Callable[..., Any]:
-    """`run` with a share of the models on each device."""
+    """Map `run` over devices, with a share of the models on each."""
     own, all_of_it, steps_first = P(AXIS), P(), P(None, AXIS)
     specs: Any = dict(params=own, opt_state=own, step=P(), key=own, average=own)
     states = TrainState(**specs)

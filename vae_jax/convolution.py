@@ -1,9 +1,9 @@
-"""Convolutions of images as matrix products, where that is the faster way: on a CPU.
+"""Image convolutions, computed as matrix products on a CPU.
 
-XLA brings convolutions into a form that its CPU kernels know in the outermost program
-alone, not in the body of a loop, and training here is a loop: a step there took thirty
-times as long on MNIST as by the products below (experiments/PERFORMANCE.md). On an
-accelerator they are left to its own kernels.
+XLA rewrites convolutions for its fast CPU kernels only in the outermost program, not in
+the body of a loop. Training runs in a loop, where a step on MNIST took thirty times as
+long as with the matrix products below (experiments/PERFORMANCE.md). On accelerators,
+the native convolution is used.
 """
 
 import itertools
@@ -16,15 +16,15 @@ from vae_jax.types import Array
 
 
 def convolve(images: Array, kernel: Array, *, stride: int = 1) -> Array:
-    """Convolution of images, zeros around them, as networks define it (no flip).
+    """Convolution of images with zero padding ("SAME") and without flipping the kernel.
 
-    y[b, i, j] = sum_rs x[b, stride i + r - m, stride j + s - m'] K[r, s], with margins
-    m, m' that share out what the kernel overhangs, the smaller half first ("SAME").
+    y[b, i, j] = sum_rs x[b, stride i + r - m, stride j + s - m'] K[r, s], where the
+    margins m, m' are half of the total padding, rounded down.
 
     Args:
       images: `[B, height, width, C]`.
       kernel: `[rows, columns, C, K]`.
-      stride: pixels from one output to the next.
+      stride: distance in pixels between outputs.
 
     Returns:
       `[B, ceil(height / stride), ceil(width / stride), K]`.
@@ -62,7 +62,7 @@ def _by_products(images: Array, kernel: Array, *, stride: int) -> Array:
     )
     padded = jnp.pad(images, ((0, 0), *margins, (0, 0)))
     height, width = (-(-size // stride) for size in images.shape[1:3])
-    # What each entry of the kernel meets, beside one another: `[B, h, w, r * s * C]`.
+    # Shifted images, one per kernel entry, to be concatenated: `[B, h, w, r * s * C]`.
     met = [
         padded[
             :,
@@ -75,15 +75,15 @@ def _by_products(images: Array, kernel: Array, *, stride: int) -> Array:
 
 
 def transposed_convolve(images: Array, kernel: Array, *, stride: int) -> Array:
-    """The transpose of a strided convolution: larger images, by the stride.
+    """Transposed strided convolution, which enlarges images by the stride.
 
-    The linear map whose matrix is the transpose of that of `convolve` with the kernel
-    turned by half a circle, inputs and outputs exchanged: as flax's `ConvTranspose`.
+    The matrix of this linear map is the transpose of that of `convolve` with the kernel
+    rotated by 180 degrees and its channels swapped, as in flax's `ConvTranspose`.
 
     Args:
       images: `[B, height, width, C]`.
       kernel: `[rows, columns, C, K]`.
-      stride: outputs from one pixel to the next.
+      stride: number of outputs per pixel in each direction.
 
     Returns:
       `[B, stride * height, stride * width, K]`.

@@ -1,11 +1,10 @@
-"""Encoder and decoder networks: the only file of the library that uses flax.
+"""Encoder and decoder networks; the only file of the library that uses flax.
 
-A network turns `[B, D]` or `[B, L]` into features; `with_output_layer` adds the
-dense layer that gives as many numbers as a posterior or a likelihood asks for. Any
-Linen module of the user's own serves as well (`types.Network` has the contract).
-Linen modules are frozen dataclasses that hash by value, so they stand in a
-`ModelSpec` as they are; activations must be named functions, as two equal lambdas
-are two different specs.
+A network maps `[B, D]` or `[B, L]` to features. `with_output_layer` adds the dense
+layer with the number of outputs that a posterior or likelihood requires. Any custom
+Linen module that follows `types.Network` can be used. Linen modules are frozen
+dataclasses that hash by value, so they can be fields of a `ModelSpec`. Activations must
+be named functions, because two identical lambdas compare unequal.
 """
 
 import math
@@ -22,7 +21,7 @@ from vae_jax.types import AnyArray, Array, Key, Network, PyTree
 
 
 class Linear(nn.Module):
-    """No hidden layer: the output layer alone, so the network is affine.
+    """Affine network: no hidden layer, only the output layer.
 
     Example:
       >>> from vae_jax import Linear, ModelSpec
@@ -32,7 +31,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Returns the inputs."""
+        """Return the inputs."""
         return inputs
 
 
@@ -54,17 +53,17 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Maps `[B, D]` to `[B, hidden_dims[-1]]`."""
+        """Map `[B, D]` to `[B, hidden_dims[-1]]`."""
         for width in self.hidden_dims:
             inputs = self.activation(nn.Dense(width)(inputs))
         return inputs
 
 
 class GatedMLP(nn.Module):
-    """Dense hidden layers with gates: (W h + b) * sigmoid(V h + c).
+    """Gated dense hidden layers, (W h + b) * sigmoid(V h + c).
 
-    Dauphin, Fan, Auli & Grangier 2017; the VampPrior's networks (Tomczak & Welling
-    2018) are two such layers of 300.
+    Dauphin, Fan, Auli & Grangier 2017. Tomczak & Welling 2018 (VampPrior) use two such
+    layers of 300 units.
 
     Attributes:
       hidden_dims: widths of the hidden layers.
@@ -79,7 +78,7 @@ class GatedMLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Maps `[B, D]` to `[B, hidden_dims[-1]]`."""
+        """Map `[B, D]` to `[B, hidden_dims[-1]]`."""
         for width in self.hidden_dims:
             value, gate = nn.Dense(width)(inputs), nn.Dense(width)(inputs)
             inputs = value * nn.sigmoid(gate)
@@ -87,11 +86,11 @@ class GatedMLP(nn.Module):
 
 
 class Conv(nn.Module):
-    """A 3x3 convolution with a bias, zeros around the image.
+    """3x3 convolution with a bias and zero padding.
 
     Attributes:
-      channels: of the outputs.
-      stride: by which height and width are divided, rounded up.
+      channels: number of output channels.
+      stride: divisor of height and width, which are rounded up.
     """
 
     channels: int
@@ -99,17 +98,17 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        """Maps `[B, height, width, C]` to `[B, ..., ..., channels]`."""
+        """Map `[B, height, width, C]` to `[B, ..., ..., channels]`."""
         images, kernel, bias = _with_weights(self, images)
         return convolve(images, kernel, stride=self.stride) + bias
 
 
 class ConvTranspose(nn.Module):
-    """A transposed 3x3 convolution with a bias, as flax's.
+    """Transposed 3x3 convolution with a bias, equivalent to flax's.
 
     Attributes:
-      channels: of the outputs.
-      stride: by which height and width are multiplied.
+      channels: number of output channels.
+      stride: factor of height and width.
     """
 
     channels: int
@@ -117,13 +116,13 @@ class ConvTranspose(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        """Maps `[B, height, width, C]` to `[B, ..., ..., channels]`."""
+        """Map `[B, height, width, C]` to `[B, ..., ..., channels]`."""
         images, kernel, bias = _with_weights(self, images)
         return transposed_convolve(images, kernel, stride=self.stride) + bias
 
 
 def _with_weights(module: nn.Module, images: Array) -> tuple[Array, Array, Array]:
-    """Images with the kernel and bias of a 3x3 convolution, in one dtype."""
+    """Return images, kernel and bias of a 3x3 convolution, in a common dtype."""
     shape = (3, 3, images.shape[-1], module.channels)
     kernel = module.param("kernel", nn.initializers.lecun_normal(), shape)
     bias = module.param("bias", nn.initializers.zeros, shape[-1:])
@@ -132,10 +131,10 @@ def _with_weights(module: nn.Module, images: Array) -> tuple[Array, Array, Array
 
 
 class ResidualBlock(nn.Module):
-    """An image plus two 3x3 convolutions of it, activation first (He et al. 2016).
+    """Pre-activation residual block with two 3x3 convolutions (He et al. 2016).
 
     Attributes:
-      channels: of the image, before and after.
+      channels: number of input and output channels.
       activation: a named function of one array.
     """
 
@@ -144,7 +143,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        """Maps `[B, height, width, channels]` to the same shape."""
+        """Map `[B, height, width, channels]` to the same shape."""
         change = images
         for _ in range(2):
             change = Conv(self.channels)(self.activation(change))
@@ -155,15 +154,15 @@ class ConvolutionalEncoder(nn.Module):
     """Strided 3x3 convolutions over an image, then a dense layer.
 
     Attributes:
-      channels: channels of each convolution; each halves height and width.
-      hidden_dim: width of the dense layer at the end.
-      num_blocks: residual blocks after each convolution.
+      channels: output channels of each convolution; each halves height and width.
+      hidden_dim: width of the dense layer.
+      num_blocks: number of residual blocks after each convolution.
       activation: a named function of one array.
-      data_shape: height, width and, where there is one, channel axis; the spec's
-        when left at None.
+      data_shape: (height, width) or (height, width, channels); that of the spec if
+        None.
 
     Raises:
-      ValueError: the data is no image.
+      ValueError: the data are not images.
     """
 
     channels: tuple[int, ...] = (32, 64)
@@ -174,7 +173,7 @@ class ConvolutionalEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Maps `[B, D]` to `[B, hidden_dim]`."""
+        """Map `[B, D]` to `[B, hidden_dim]`."""
         images = inputs.reshape(-1, *_image_shape(self.data_shape))
         for width in self.channels:
             images = self.activation(Conv(width, stride=2)(images))
@@ -188,14 +187,14 @@ class ConvolutionalDecoder(nn.Module):
     """A dense layer to a small image, then strided transposed 3x3 convolutions.
 
     Attributes:
-      channels: channels of the image before each convolution; each doubles height
-        and width.
-      num_blocks: residual blocks after each convolution.
+      channels: output channels of each convolution, and those of the small image
+        (`channels[0]`); each convolution doubles height and width.
+      num_blocks: number of residual blocks after each convolution.
       activation: a named function of one array.
-      data_shape: as in `ConvolutionalEncoder`.
+      data_shape: see `ConvolutionalEncoder`.
 
     Raises:
-      ValueError: the data is no image.
+      ValueError: the data are not images.
     """
 
     channels: tuple[int, ...] = (64, 32)
@@ -205,10 +204,10 @@ class ConvolutionalDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Maps `[B, L]` to features `[B, height, width, channels[-1]]`."""
+        """Map `[B, L]` to features `[B, height, width, channels[-1]]`."""
         height, width, _ = _image_shape(self.data_shape)
         shrink = 2 ** len(self.channels)
-        # Rounded up, so that any size works; the surplus is cut off at the end.
+        # Round up to support any size; the surplus is cropped at the end.
         small = (math.ceil(height / shrink), math.ceil(width / shrink))
         images = nn.Dense(math.prod(small) * self.channels[0])(inputs)
         images = self.activation(images).reshape(-1, *small, self.channels[0])
@@ -221,7 +220,7 @@ class ConvolutionalDecoder(nn.Module):
 
 
 def _image_shape(data_shape: tuple[int, ...] | None) -> tuple[int, int, int]:
-    """Height, width, channels of the data; an error where it is no image."""
+    """Height, width and channels; raises ValueError if the data are not images."""
     if data_shape is None or len(data_shape) not in (2, 3):
         raise ValueError(
             "a convolutional network needs data_shape (height, width) or (height, "
@@ -232,7 +231,7 @@ def _image_shape(data_shape: tuple[int, ...] | None) -> tuple[int, int, int]:
 
 
 class _WithOutputLayer(nn.Module):
-    """A network, then one dense map of its last axis to `num_outputs` numbers."""
+    """A network followed by a dense map of its last axis to `num_outputs` in total."""
 
     network: Network
     num_outputs: int
@@ -251,7 +250,7 @@ class _WithOutputLayer(nn.Module):
         outputs = nn.Dense(self.num_outputs // positions, name="output")(features)
         if positions == 1:
             return outputs
-        # From position by position to parameter by parameter: [P, D] flattened.
+        # Reorder from positions first to parameters first: [P, D] flattened.
         channels = self.data_dim // positions
         outputs = outputs.reshape(outputs.shape[0], positions, -1, channels)
         return outputs.swapaxes(1, 2).reshape(outputs.shape[0], -1)
@@ -260,13 +259,13 @@ class _WithOutputLayer(nn.Module):
 def with_output_layer(
     network: Network, num_outputs: int, data_shape: tuple[int, ...]
 ) -> nn.Module:
-    """Completes a network of a spec with its output layer.
+    """Add the output layer to a network of a spec.
 
     Args:
-      network: a Linen module that obeys `types.Network`.
-      num_outputs: numbers to give for each example.
-      data_shape: shape of one example; given to a network that has a field of that
-        name left at None.
+      network: a Linen module that follows `types.Network`.
+      num_outputs: number of outputs per example.
+      data_shape: shape of one example; passed to a network that has a field of that
+        name with value None.
 
     Returns:
       A Linen module from `[B, ...]` to `[B, num_outputs]`.
@@ -277,20 +276,20 @@ def with_output_layer(
 
 
 def reads_images(network: Network) -> TypeGuard[nn.Module]:
-    """Whether a network takes the shape of the data from the spec."""
+    """Whether a network takes `data_shape` from the spec, and thus reads images."""
     return getattr(network, "data_shape", ()) is None
 
 
 def beside(
     inputs: Array, labels: AnyArray, data_shape: tuple[int, ...] | None
 ) -> Array:
-    """Labels beside a network's inputs: more numbers, or more channels of an image.
+    """Concatenate labels to a network's inputs, or append them as image channels.
 
     Args:
       inputs: `[..., D]`.
       labels: `[..., C]`, broadcasting with the inputs.
-      data_shape: height, width and channels of the inputs, for which the labels
-        become constant channels; None where they are no image.
+      data_shape: height, width and channels of image inputs, to which the labels are
+        appended as constant channels; None for other inputs.
 
     Returns:
       `[..., D + C]`, or `[..., D + height * width * C]`.
@@ -305,25 +304,25 @@ def beside(
 
 
 def with_channels(data_shape: tuple[int, ...], num_classes: int) -> tuple[int, ...]:
-    """The shape of an image with the labels as further channels."""
+    """Shape of an image with the labels as further channels."""
     height, width, channels = _image_shape(data_shape)
     return (height, width, channels + num_classes)
 
 
 def init(module: nn.Module, key: Key, inputs: Array) -> PyTree:
-    """Initial weights of a completed network.
+    """Initialise the weights of a network with its output layer.
 
     Args:
-      module: what `with_output_layer` returned.
+      module: module returned by `with_output_layer`.
       key: PRNG key, consumed once.
-      inputs: an example batch; its shape counts, not its values.
+      inputs: an example batch; only its shape and dtype matter.
 
     Returns:
       A dictionary of arrays.
 
     Raises:
-      ValueError: the module keeps state other than weights (batch statistics), of
-        which a pure function of the weights knows nothing.
+      ValueError: the module has state other than weights (batch statistics), which is
+        not supported.
     """
     variables = module.init(key, inputs)
     others = sorted(set(variables) - {"params"})
@@ -338,16 +337,16 @@ def init(module: nn.Module, key: Key, inputs: Array) -> PyTree:
 def apply(
     module: nn.Module, weights: PyTree, inputs: Array, *, dtype: str | None = None
 ) -> Array:
-    """Applies a completed network with leading axes of any number.
+    """Apply a network with its output layer, for any number of leading axes.
 
     Args:
-      module: what `with_output_layer` returned.
-      weights: what `init` returned.
+      module: module returned by `with_output_layer`.
+      weights: weights returned by `init`.
       inputs: `[..., D]` or `[..., L]`.
-      dtype: what to compute in; None for that of weights and inputs.
+      dtype: dtype of the computation; that of weights and inputs if None.
 
     Returns:
-      Outputs, `[..., num_outputs]`, in the dtype that they have where `dtype` is None.
+      Outputs, `[..., num_outputs]`, in the dtype of weights and inputs.
     """
     flat = inputs.reshape(-1, inputs.shape[-1])
     outputs: Any
@@ -362,18 +361,18 @@ def apply(
 
 
 def output_bias(weights: PyTree) -> Array:
-    """The bias of the output layer; the positions of an image share it."""
+    """Bias of the output layer, shared by all positions of an image."""
     return weights["output"]["bias"]
 
 
 def with_output_bias(weights: PyTree, bias: AnyArray) -> PyTree:
-    """The weights with another bias of the output layer, of the same shape."""
+    """Replace the bias of the output layer by one of the same shape."""
     bias = bias.astype(output_bias(weights).dtype)
     return weights | {"output": weights["output"] | {"bias": bias}}
 
 
 def with_scaled_outputs(weights: PyTree, factor: float | Array) -> PyTree:
-    """The weights of the network whose outputs are multiplied by a factor."""
+    """Scale the output layer, which multiplies the network's outputs by a factor."""
     output = {
         name: (factor * leaf).astype(leaf.dtype)
         for name, leaf in weights["output"].items()
@@ -382,5 +381,5 @@ def with_scaled_outputs(weights: PyTree, factor: float | Array) -> PyTree:
 
 
 def is_linen(value: Any) -> bool:
-    """Whether it is a Linen module, with fields of Linen's own."""
+    """Whether a value is a Linen module, which has additional fields of Linen."""
     return isinstance(value, nn.Module)

@@ -1,8 +1,8 @@
-"""A contract checker for networks, families, priors and likelihoods of a user's own.
+"""Contract checker for custom networks, families, priors and likelihoods.
 
-`check(params, x, key)` holds a model to what the objectives take for granted: shapes,
-finite values and gradients, densities that belong to their samples, bounds in order,
-and functions that may be transformed. `print(check(params, x, key))` shows a table.
+`check(params, x, key)` tests the assumptions of the objectives: shapes, finite values
+and gradients, densities consistent with their samples, ordered bounds, and functions
+that can be transformed. `print(check(params, x, key))` shows a table.
 """
 
 from vae_jax.contracts.lines import LINES, check

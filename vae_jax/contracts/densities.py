@@ -1,7 +1,7 @@
-"""Lines about densities: of what was drawn, in order, and with a mass that stays.
+"""Lines about densities: consistency with samples, KL divergences, and total mass.
 
-None needs a closed form. Where an expectation is estimated, it must lie within five
-standard errors; the keys are fixed, so a verdict does not change from call to call.
+No closed form is needed. Estimated expectations must lie within five standard errors.
+The keys are fixed, so a verdict does not change between calls.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ HEAVY_TAIL = "single draws decide the mean of {}: its tail is too heavy for a te
 
 
 def log_q_agrees(subject: Subject, key: Key) -> Outcome:
-    """The log q that comes with the samples, and `log_prob` of the same samples."""
+    """Compare log q from `sample_and_log_prob` with `log_prob` of the same samples."""
     posterior = subject.posterior()
     if reason := why_without_density(posterior):
         return Outcome(None, "", reason)
@@ -53,13 +53,13 @@ def log_q_agrees(subject: Subject, key: Key) -> Outcome:
         return Outcome(None, "", f"{type(posterior).__name__} has no log_prob")
     z, log_q = posterior.sample_and_log_prob(key, subject.few)
     came, expected = np.asarray(log_q), np.asarray(posterior.log_prob(z))
-    # The two may sum in another order, or undo a transform that loses digits.
+    # The two may sum in different orders, or invert an ill-conditioned transform.
     allowed = np.sqrt(subject.epsilon) * (1 + np.abs(expected))
     return _same(came, expected, allowed, ("sample_and_log_prob", "log_prob(z)"))
 
 
 def samples_agree(subject: Subject, key: Key) -> Outcome:
-    """Draws of `sample`, and those of `sample_and_log_prob` at the same key."""
+    """Compare the samples of `sample` and `sample_and_log_prob` at the same key."""
     posterior, count = subject.posterior(), subject.few
     with_log_q, _ = posterior.sample_and_log_prob(key, count)
     came, expected = (
@@ -89,29 +89,30 @@ def _same(
 
 
 def _log_ratios(subject: Subject, key: Key) -> np.ndarray:
-    """Log q(z|x) - log p(z) of draws of q, `[N, B]`."""
+    """Log q(z|x) - log p(z) of samples of q, `[N, B]`."""
     z, log_q = subject.posterior().sample_and_log_prob(key, subject.num_samples)
     log_p = log_prior(subject.moved, z, labels=subject.labels)
     return np.asarray(log_q - log_p, np.float64)
 
 
 def _mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Over the first axis, `[B]` each."""
+    """Mean and standard error over the first axis, `[B]` each."""
     return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
 
 
 def kl_is_not_negative(subject: Subject, key: Key) -> Outcome:
-    """The registered KL down to rounding; the sampled one down to its error.
+    """Check that the registered and the sampled KL are non-negative, within errors.
 
-    A tail that the draws do not show may draw their mean below zero. The mean of p / q
-    tells: 1 at most where it is bounded, and above it where the KL is negative.
+    A tail missed by the samples may make the sampled KL negative. The mean of p / q,
+    with bounded ratios, distinguishes the cases: its expectation is at most 1 for
+    normalised densities, and above 1 if the KL is in fact negative.
     """
     posterior = subject.posterior()
     if reason := why_without_density(posterior):
         return Outcome(None, "", reason)
     log_ratios = _log_ratios(subject, key)
     mean, error = _mean_and_error(log_ratios)
-    # Terms of the size of the latent dimension cancel where q is the prior.
+    # If q is the prior, terms of the size of the latent dimension cancel.
     rounding = 100 * subject.epsilon * (1 + subject.params.spec.latent_dim)
     ratio = np.exp(np.minimum(-log_ratios, np.log(LARGEST_RATIO)))
     mass, mass_error = _mean_and_error(ratio)
@@ -135,7 +136,7 @@ def kl_is_not_negative(subject: Subject, key: Key) -> Outcome:
 
 
 def kl_agrees(subject: Subject, key: Key) -> Outcome:
-    """The registered KL and the mean of log q(z|x) - log p(z), for each example."""
+    """Compare the registered KL to the mean of log q(z|x) - log p(z), per example."""
     posterior = subject.posterior()
     if reason := why_without_density(posterior):
         return Outcome(None, "", reason)
@@ -159,7 +160,7 @@ def kl_agrees(subject: Subject, key: Key) -> Outcome:
 
 
 def _worst(found: list[Finding]) -> Outcome:
-    """The verdict on statistics that are zero but for their standard errors."""
+    """Verdict on test statistics with expectation zero."""
     off, came = max(found)
     passed = off <= STANDARD_ERRORS
     figure = f"{off:.1f} standard errors off"
@@ -168,7 +169,7 @@ def _worst(found: list[Finding]) -> Outcome:
 
 
 def posterior_keeps_its_mass(subject: Subject, key: Key) -> Outcome:
-    """The mass of q at other outputs of the encoder, and its draws."""
+    """Check mass and samples of q while moving the outputs of the encoder."""
     posterior = subject.posterior()
     if reason := why_without_density(posterior):
         return Outcome(None, "", reason)
@@ -195,7 +196,7 @@ def _along_directions(
     path: Callable[[Params], Path],
     others: Sequence[Path] = (),
 ) -> Outcome:
-    """The mass along random directions in some of the parameters, and other paths."""
+    """Check the mass along random directions in some parameters, and other paths."""
     direction_key, draw_key = jax.random.split(key)
     paths = list(others)
     for own in jax.random.split(direction_key, NUM_DIRECTIONS):
@@ -214,11 +215,11 @@ def _along_directions(
 
 
 def posterior_has_mass_one(subject: Subject, key: Key) -> Outcome:
-    """E[r(z) / q(z)] = 1 over z ~ q, r being a Gaussian within the samples of q.
+    """Check E_q[r(z) / q(z)] = 1, with r a Gaussian fitted to samples of q.
 
-    It finds a constant that log q lacks, and needs log q of the samples alone. r is
-    narrower than q, so that the ratio has a variance. A tenth is allowed for what it
-    has of a tail; constants that are forgotten are larger.
+    This detects a constant missing from log q, and needs log q only at the samples. r
+    is narrower than q, so that the ratio has finite variance. A tolerance of 0.1 covers
+    its tail; missing constants have a larger effect.
     """
     posterior = subject.posterior()
     if reason := why_without_density(posterior):
@@ -245,8 +246,8 @@ def posterior_has_mass_one(subject: Subject, key: Key) -> Outcome:
         return Outcome(False, "", "log q came not finite, expected finite numbers")
     scaled = np.exp(log_ratio - log_ratio.max(axis=0))
     effective = scaled.sum(axis=0) ** 2 / np.square(scaled).sum(axis=0)
-    # What it would be for a Gaussian q. Far below it the ratio has a heavy tail, and
-    # the standard error of a few hundred ratios is too small.
+    # Effective share for a Gaussian q. Far below it, the ratio has a heavy tail, and
+    # the standard error from a few hundred ratios is too small.
     gaussian_share = (SHRINK * (2 - SHRINK)) ** (flat.shape[-1] / 2)
     share = max(SMALLEST_EFFECTIVE_SHARE, SMALLEST_SHARE_OF_A_GAUSSIAN * gaussian_share)
     if effective.min() < share * len(scaled):
@@ -259,7 +260,7 @@ def posterior_has_mass_one(subject: Subject, key: Key) -> Outcome:
 
 
 def _gaussian_fit(seen: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Log-density of new points under a Gaussian of the moments of others, shrunk."""
+    """Log-density of new points under a shrunk Gaussian fit to other points."""
     mean, dimension = seen.mean(axis=0), seen.shape[1]
     covariance = np.cov(seen, rowvar=False).reshape(dimension, dimension)
     factor = np.linalg.cholesky(SHRINK * covariance)
@@ -269,7 +270,7 @@ def _gaussian_fit(seen: np.ndarray, new: np.ndarray) -> np.ndarray:
 
 
 def likelihood_keeps_its_mass(subject: Subject, key: Key) -> Outcome:
-    """The mass of p(x|z) at other outputs of the decoder, and its draws."""
+    """Check mass and samples of p(x|z) while moving the outputs of the decoder."""
     latent_key, path_key = jax.random.split(key)
     many, z = _one_latent_each(subject, latent_key)
 
@@ -291,10 +292,10 @@ def likelihood_keeps_its_mass(subject: Subject, key: Key) -> Outcome:
 
 
 def _one_latent_each(subject: Subject, key: Key) -> tuple[Subject, Latents]:
-    """Each example many times over, with one z of each at all of its copies.
+    """Repeat each example, with one z per example at all of its copies.
 
-    The copies stand on the batch axis: `log_prob` takes an x for each example, not one
-    for each sample.
+    The copies are on the batch axis, because `log_prob` takes one x per example rather
+    than one per sample.
     """
     z, _ = subject.posterior().sample_and_log_prob(key, 1)
     many = subject.repeated(subject.num_samples)
@@ -304,10 +305,10 @@ def _one_latent_each(subject: Subject, key: Key) -> tuple[Subject, Latents]:
 
 
 def likelihood_has_its_mean(subject: Subject, key: Key) -> Outcome:
-    """Draws less the mean, summed over all data dimensions with fixed weights.
+    """Check that samples minus the mean average to zero, in weighted sums over D.
 
-    One sum with weights 1 and three with random weights: a test of every dimension by
-    itself would raise a false alarm among the thousands of an image.
+    There is one sum with weights 1 and three with random weights: testing every
+    dimension separately would give false alarms among the thousands of an image.
     """
     latent_key, draw_key, weight_key = jax.random.split(key, 3)
     many, z = _one_latent_each(subject, latent_key)
@@ -333,10 +334,10 @@ def likelihood_has_its_mean(subject: Subject, key: Key) -> Outcome:
 
 
 def prior_keeps_its_mass(subject: Subject, key: Key) -> Outcome:
-    """The mass of p(z) at other parameters, moved or scaled, and its draws.
+    """Check mass and samples of p(z) at moved parameters, and of shifted or scaled p.
 
-    p(z + h u) and p(exp(h) z) exp(h L) have the mass of p whatever the prior is, so
-    that one without parameters is held to its draws as well.
+    p(z + h u) and p(exp(h) z) exp(h L) have the same mass as p for any prior, so the
+    samples of a prior without parameters are checked as well.
     """
     shift_key, path_key = jax.random.split(key)
     many = subject.repeated(subject.num_samples)
@@ -359,7 +360,7 @@ def prior_keeps_its_mass(subject: Subject, key: Key) -> Outcome:
         )
 
     def of_moved_draws(move: Callable[[Latents, float], Latents], growth: int) -> Path:
-        """Densities of z, moved by `move` and back by its inverse at -h."""
+        """Path of densities of z transformed by `move`, whose inverse is at -h."""
         return Path(
             lambda step, z: log_p(subject.moved, move(z, step)) + step * growth,
             lambda step, key: move(draw_at(subject.moved, key), -step),

@@ -1,4 +1,4 @@
-"""Lines about the model as a function: bounds, gradients, and transformations."""
+"""Lines about the model as a function: bounds, gradients and transformations."""
 
 from functools import partial
 
@@ -29,11 +29,12 @@ RELATIVE_ROUNDING = 1e-5
 
 
 def bounds_rise(subject: Subject, key: Key) -> Outcome:
-    """The importance-weighted bound does not fall with the number of samples.
+    """Check that the importance-weighted bound does not decrease with S.
 
-    E[log mean_s w_s] rises with S for any weights that are drawn alike (Burda, Grosse &
-    Salakhutdinov 2016, theorem 1). So the law of one weight must not depend on how many
-    are drawn; it is compared by rank, as log w may have any tail.
+    E[log mean_s w_s] increases with S for identically distributed weights (Burda,
+    Grosse & Salakhutdinov 2016, theorem 1). The check is therefore that the
+    distribution of a weight does not depend on the number of samples drawn at a time.
+    It uses ranks, because log w may have heavy tails.
     """
     if reason := why_without_density(subject.posterior()):
         return Outcome(None, "", reason)
@@ -61,14 +62,15 @@ def bounds_rise(subject: Subject, key: Key) -> Outcome:
 
 
 def _log_weights(subject: Subject, key: Key, count: int) -> np.ndarray:
-    """Log-weights of independent draws, each one of `count` at a time, `[N, B]`.
+    """Log-weights of independent draws, taken from `count` at a time, `[N, B]`.
 
-    The examples are repeated, not the call: the posterior is asked for that number.
+    The examples are repeated rather than the call, so that the posterior draws `count`
+    samples at once.
     """
     many = subject.repeated(subject.num_samples)
     posterior = encode(subject.moved, many.x, labels=many.labels)
     z, log_q = posterior.sample_and_log_prob(key, count)
-    # Every position of the draw is asked for, and one alone of each copy.
+    # Use every position of the draw, and only one from each copy.
     copies = np.arange(log_q.shape[1])
     position = copies // subject.batch % count
     z = jax.tree.map(lambda leaf: leaf[position, copies][None], z)
@@ -78,13 +80,13 @@ def _log_weights(subject: Subject, key: Key, count: int) -> np.ndarray:
 
 
 def gradient_is_the_slope(subject: Subject, key: Key) -> Outcome:
-    """The gradient of the ELBO along random directions, and central differences.
+    """Compare the gradient of the ELBO along random directions to central differences.
 
-    The samples are kept by keeping the key. A difference over a step h is off by
-    rounding / h and by a curvature term in h^2, so h is the cube root of the rounding
-    error. The difference over 2 h is off by four times the second, so the two tell it;
-    that and the rounding of the two sums are the tolerance, and two hundredths of the
-    slope beside them. A kink of a ReLU within the step shows in it as well.
+    The key, and thus the samples, are fixed. A difference with step h has an error of
+    rounding / h plus a truncation error of order h^2, so h is the cube root of the
+    rounding error. With step 2 h, the truncation error is four times as large, so the
+    two differences give an estimate of it. The tolerance is this estimate (which also
+    covers a ReLU kink within the step), plus the rounding error, plus 2% of the slope.
     """
     if is_discrete(subject.posterior()):
         return Outcome(None, "", "the samples are discrete, and have no derivative")
@@ -125,10 +127,10 @@ def gradient_is_the_slope(subject: Subject, key: Key) -> Outcome:
 def _of_ordinary_effect(
     subject: Subject, part: str, towards: Params, z: Latents
 ) -> Params:
-    """A direction, shorter where it would move the outputs of a network far.
+    """Shorten a direction that changes the outputs of a network strongly.
 
-    By data in the thousands the weights move them a thousand times as much, and no
-    difference over a step of ordinary size is near the slope.
+    With data in the thousands, the outputs change a thousand times as fast, and a
+    difference with the usual step is not close to the slope.
     """
     functions = {
         "encoder": lambda params: encoder_outputs(
@@ -148,7 +150,7 @@ def _of_ordinary_effect(
 
 
 def _step(subject: Subject) -> float:
-    """The step of a central difference."""
+    """Step of a central difference."""
     return subject.epsilon ** (1 / 3)
 
 
@@ -160,7 +162,7 @@ def _inner(gradient: PyTree, towards: PyTree) -> float:
 def _differences(
     subject: Subject, value, towards: Params, size: float
 ) -> tuple[float, float]:
-    """A central difference and how far it may be off."""
+    """Return a central difference and its tolerance."""
     step = _step(subject)
 
     def at(distance: float) -> float:
@@ -174,14 +176,14 @@ def _differences(
 def _compare(
     subject: Subject, pairs: list[tuple[str, PyTree, PyTree]], expected_from: str
 ) -> Outcome:
-    """Compares what came with what was expected, to half the digits."""
+    """Compare actual and expected trees, to half of the significant digits."""
     wrong, largest = [], 0.0
     for name, came, expected in pairs:
         flat = jax.tree_util.tree_leaves_with_path((came, expected))
         half = len(flat) // 2
         for (path, a), (_, b) in zip(flat[:half], flat[half:], strict=True):
             a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-            # Fused operations round otherwise, and sums run in another order.
+            # Fused operations and reordered sums round differently.
             scale = 1 + np.max(np.abs(b), initial=0)
             off = np.max(np.abs(a - b), initial=0) / scale
             largest = max(largest, float(np.nan_to_num(off, nan=np.inf)))
@@ -198,7 +200,7 @@ def _compare(
 
 
 def jit_changes_nothing(subject: Subject, key: Key) -> Outcome:
-    """The terms of the ELBO, compiled and not, with one key."""
+    """Compare the terms of the ELBO with and without `jit`, at the same key."""
     arguments = (subject.moved, subject.x, key, subject.labels)
     function = partial(terms, num_samples=subject.few)
     pairs = [("under jit", jax.jit(function)(*arguments), function(*arguments))]
@@ -206,9 +208,9 @@ def jit_changes_nothing(subject: Subject, key: Key) -> Outcome:
 
 
 def vmap_changes_nothing(subject: Subject, key: Key) -> Outcome:
-    """The terms of two models at once, and of all examples alone at once.
+    """Compare `vmap` over two models, and over single examples, to loops.
 
-    Compiled, as sweeps are; mapped operations one by one would take seconds.
+    Compiled, as sweeps are; without `jit`, the mapped operations take seconds.
     """
     function = partial(terms, num_samples=subject.few)
     models = [subject.moved, along(subject.moved, subject.moved, -0.1)]
@@ -240,10 +242,10 @@ def vmap_changes_nothing(subject: Subject, key: Key) -> Outcome:
 
 
 def examples_stand_alone(subject: Subject, key: Key) -> Outcome:
-    """What the model says of an example in a batch, and of the example by itself.
+    """Compare the results for an example within a batch and on its own.
 
-    Networks that normalise over the batch, and axes that were taken for one another,
-    let examples see each other; every gradient and every figure is wrong then.
+    Batch normalisation and swapped axes make examples depend on each other, which
+    invalidates every gradient and every reported value.
     """
     z, _ = subject.posterior().sample_and_log_prob(key, subject.few)
 

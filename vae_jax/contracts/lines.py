@@ -1,4 +1,4 @@
-"""The list of lines, and the function that goes through them."""
+"""The list of lines, and the function that runs them."""
 
 import traceback
 from collections.abc import Callable, Sequence
@@ -58,45 +58,52 @@ def check(
     num_samples: int = 1024,
     only: Sequence[str] | None = None,
 ) -> Report:
-    """Holds networks, families, prior and likelihood of a model to their contracts.
+    """Check networks, families and prior of a model against their contracts.
 
-    For a class of one's own: put it in a `ModelSpec`, initialise, and print what this
-    returns. An exception fails the first line that it stops; others that it stops as
-    well do not apply. One key gives one report.
+    To check a custom class, put it in a `ModelSpec`, initialise the model, and print
+    the result. An exception fails the first line that raises it; further lines stopped
+    by the same exception are reported as not applicable. The report is deterministic
+    given the key.
 
-    Values and gradients are asked for at the parameters as given. All other lines move
-    the output biases and the families' trainable parameters a little first, as zeros
-    of fresh parameters hide mistakes (exp(0) is exp(0 / 2)), and scale output layers
-    down where outputs are large, so that neither the size of the weights nor the unit
-    of the data matters. Operations run one by one, so small networks and a handful of
-    examples are best.
+    One line tests values and gradients at the given parameters. All other lines first
+    perturb the output biases and the families' trainable parameters, because zeros in
+    newly initialised parameters hide mistakes (exp(0) equals exp(0 / 2)). They also
+    scale down output layers with large outputs, so that neither the size of the weights
+    nor the unit of the data matters. Operations are not compiled; use small networks
+    and a few examples.
 
-    The lines: shapes and dtypes of posterior, prior and likelihood; values and
-    gradients that are finite, at extreme data, where the encoder says anything, and at
-    latents and decoder outputs far out; log q of samples and `log_prob`, and the same
-    samples with log q and without; the KL, not negative and the same in closed form
-    and sampled; densities p that keep their mass
-    when their parameters move to p', E_p[g p' / (p + p')] = E_p'[g p / (p + p')] for
-    bounded g, which holds only if the samples are of the density and its normalizer is
-    complete; the mass of q; the likelihood's mean; importance-weighted bounds that
-    rise; gradients against finite differences; `jit` and `vmap`; examples that do not
-    see one another. A constant that a likelihood or prior lacks at all parameters alike
-    is not found.
+    The lines test:
+
+    - shapes and dtypes of posterior, prior and likelihood;
+    - finite values and gradients, also for extreme data, encoder outputs, latents and
+      decoder outputs;
+    - log q of samples against `log_prob`, and samples with and without log q;
+    - the KL: non-negative, and equal in closed form and by sampling;
+    - densities p whose parameters are moved to p':
+      E_p[g p' / (p + p')] = E_p'[g p / (p + p')] for bounded g, which holds only if the
+      samples follow the density and the normalizer is complete;
+    - the mass of q and the mean of the likelihood;
+    - importance-weighted bounds, which must increase with the number of samples;
+    - gradients against finite differences, `jit`, `vmap`, and the independence of
+      examples.
+
+    A constant missing from the log-density of a likelihood or prior at all parameters
+    is not detected.
 
     Args:
-      params: model parameters, whose spec holds the classes to check.
+      params: model parameters, whose spec contains the classes to check.
       x: observations, `[B, D]`; two to eight examples.
-      key: PRNG key; each line uses a child of its own.
-      labels: of a conditional model, as for `encode`.
-      num_samples: draws of each expectation; more find smaller mistakes.
-      only: names of the lines wanted, from `LINES`; all by default.
+      key: PRNG key; each line uses a separate child.
+      labels: labels of a conditional model; see `encode`.
+      num_samples: number of samples per expectation; more detect smaller mistakes.
+      only: names of the lines to run, from `LINES`; all by default.
 
     Returns:
-      A `Report`, whose `passed` says whether no line failed and whose text is a table.
+      A `Report`. `passed` is True if no line failed; its text is a table.
 
     Raises:
-      ValueError: a name in `only` that is none of a line, `num_samples` below 100, or
-        `x` of integers.
+      ValueError: `only` contains an unknown name, `num_samples` is below 100, or `x`
+        holds integers.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -122,7 +129,7 @@ def check(
     try:
         moved = with_ordinary_outputs(moved, x, pilot_key, labels)
     except Exception:
-        pass  # The lines ask again, and one of them says so.
+        pass  # The same error occurs again in a line, which reports it.
     subject = Subject(params, moved, x, labels, num_samples)
     causes: dict[tuple, str] = {}
     return Report(
@@ -134,20 +141,20 @@ def check(
 
 
 def _ask(name: str, subject: Subject, key: Key, causes: dict[tuple, str]) -> Line:
-    """A line with its verdict; what the user's code raises is one, but once."""
+    """Run one line; an exception fails it, unless an earlier line raised the same."""
     try:
         return Line(name, *_QUESTIONS[name](subject, key))
     except Exception as error:
         first = causes.setdefault(_cause(error), name)
         if first != name:
             return Line(name, None, "", f"stopped by the exception of {first!r}")
-        # JAX's messages go on for pages, the cause comes first.
+        # JAX's messages are long, and the cause comes first.
         message = f"{type(error).__name__}: {error}".splitlines()[:3]
         return Line(name, False, "", "\n".join([*message, "expected no exception"]))
 
 
 def _cause(error: Exception) -> tuple:
-    """Kind and place of an exception: the last line that is in no library of ours."""
+    """Type and location of an exception: the innermost frame outside `LIBRARIES`."""
     places = [
         (frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(error.__traceback__)

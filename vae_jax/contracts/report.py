@@ -1,4 +1,4 @@
-"""What a check found: lines with a verdict, and a readable table of them."""
+"""Result of a check: lines with a verdict, and a readable table."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,11 +11,11 @@ class Line(NamedTuple):
     """One line of a report.
 
     Attributes:
-      name: what is asked of the model.
-      passed: True, False, or None where the question does not apply.
-      figure: the number that decided, as text; may be empty.
-      detail: of a failed line, what came and what was expected; of one that does not
-        apply, why.
+      name: name of the tested property.
+      passed: True, False, or None if the test does not apply.
+      figure: the test statistic, as text; may be empty.
+      detail: for a failed line, the actual and the expected result; for one that does
+        not apply, the reason.
 
     Example:
       >>> from vae_jax.contracts import Line
@@ -29,7 +29,7 @@ class Line(NamedTuple):
     detail: str = ""
 
     def __str__(self) -> str:
-        """The verdict, the name, the figure; the detail below, indented."""
+        """Verdict, name and figure, followed by the indented detail."""
         figure = f": {self.figure}" if self.figure else ""
         first = f"{VERDICTS[self.passed]:<{WIDTH}}  {self.name}{figure}"
         indent = "\n" + " " * (WIDTH + 4)
@@ -38,10 +38,10 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found.
+    """Result of `check`.
 
     Attributes:
-      lines: one for each question, in their order.
+      lines: one line per test, in order.
 
     Example:
       >>> from vae_jax.contracts import Line, Report
@@ -63,11 +63,11 @@ class Report:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """The names of the lines that failed."""
+        """Names of the lines that failed."""
         return tuple(line.name for line in self.lines if line.passed is False)
 
     def __str__(self) -> str:
-        """A table of all lines, and how many there are of each verdict."""
+        """Table of all lines, and the number of each verdict."""
         verdicts = [line.passed for line in self.lines]
         summary = ", ".join(
             f"{verdicts.count(verdict)} {word}"

@@ -1,4 +1,4 @@
-"""Lines about shapes, dtypes, and values that stay finite."""
+"""Lines about shapes, dtypes and finite values."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -26,7 +26,7 @@ FAR = 1e3
 def _verdict(
     subject: Subject, arrays: list[tuple[str, Array, tuple[int, ...]]]
 ) -> Outcome:
-    """Compares arrays with the shapes expected of them, and with the model's dtype."""
+    """Compare arrays with their expected shapes and with the model's dtype."""
     wrong = []
     for name, array, shape in arrays:
         came = (jnp.shape(array), jnp.result_type(array))
@@ -39,7 +39,7 @@ def _verdict(
 
 
 def _layers(name: str, z: Latents, leading: tuple[int, ...], sizes: list[int]):
-    """Each stochastic layer of latents with its expected shape."""
+    """List each stochastic layer of latents with its expected shape."""
     layers = list(z) if isinstance(z, tuple) else [z]
     if len(layers) != len(sizes):
         raise ValueError(f"{name} has {len(layers)} layers, expected {len(sizes)}")
@@ -51,13 +51,13 @@ def _layers(name: str, z: Latents, leading: tuple[int, ...], sizes: list[int]):
 
 
 def _sizes(subject: Subject) -> list[int]:
-    """The latent dimension of each stochastic layer."""
+    """Latent dimension of each stochastic layer."""
     above = subject.params.spec.posterior.layers or ()
     return [subject.params.spec.latent_dim, *(layer.latent_dim for layer in above)]
 
 
 def posterior_shapes(subject: Subject, key: Key) -> Outcome:
-    """Mean, samples and log q; one sample more than examples, so that a swap shows."""
+    """Check shapes of mean, samples, log q and KL, with B + 1 samples."""
     posterior, count = subject.posterior(), subject.few
     z, log_q = posterior.sample_and_log_prob(key, count)
     sizes, leading = _sizes(subject), (count, subject.batch)
@@ -66,7 +66,7 @@ def posterior_shapes(subject: Subject, key: Key) -> Outcome:
         *_layers("z", z, leading, sizes),
         ("log q", log_q, leading),
     ]
-    # Densities of wrongly shaped samples would raise, and hide what the shapes were.
+    # Stop here: densities of wrongly shaped samples may raise and hide these shapes.
     drawn = _verdict(subject, arrays)
     if not drawn.passed:
         return drawn
@@ -79,7 +79,7 @@ def posterior_shapes(subject: Subject, key: Key) -> Outcome:
 
 
 def prior_shapes(subject: Subject, key: Key) -> Outcome:
-    """Draws of the prior, and log p(z) of latents with samples first."""
+    """Check shapes of prior samples, and of log p(z) with a sample axis."""
     sizes, count = _sizes(subject), subject.few
     z = prior_draws(subject, key)
     arrays = _layers("prior sample", z, (subject.batch,), sizes)
@@ -89,9 +89,9 @@ def prior_shapes(subject: Subject, key: Key) -> Outcome:
 
 
 def prior_draws(subject: Subject, key: Key) -> Latents:
-    """A draw of the prior for each example, `[B, L]`, in the dtype of the data.
+    """Draw from the prior, one sample per example, `[B, L]`, in the dtype of the data.
 
-    A prior without parameters cannot know it.
+    A prior without parameters does not know this dtype.
     """
     params = at_labels(subject.moved, subject.labels)
     z = draw_prior(params, key, num_samples=subject.batch)
@@ -99,7 +99,7 @@ def prior_draws(subject: Subject, key: Key) -> Latents:
 
 
 def likelihood_shapes(subject: Subject, key: Key) -> Outcome:
-    """Log p(x|z), mean and draws, at more samples than examples."""
+    """Check shapes of log p(x|z), mean and samples, with B + 1 samples of z."""
     posterior_key, draw_key = jax.random.split(key)
     count = subject.few
     z, _ = subject.posterior().sample_and_log_prob(posterior_key, count)
@@ -117,7 +117,7 @@ def likelihood_shapes(subject: Subject, key: Key) -> Outcome:
 
 
 def _not_finite(where: str, tree: PyTree) -> Iterable[str]:
-    """Names the arrays of a tree that hold nan or an infinity."""
+    """Describe the arrays of a tree that hold NaN or an infinity."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         leaf = np.asarray(leaf)
         bad = leaf.size - np.isfinite(leaf).sum()
@@ -128,7 +128,7 @@ def _not_finite(where: str, tree: PyTree) -> Iterable[str]:
 
 
 def _finite(cases: dict[str, tuple[Callable[..., PyTree], dict]]) -> Outcome:
-    """Values and gradients of functions, each of all its arguments."""
+    """Check values and gradients of functions with respect to all their arguments."""
     bad, count = [], 0
     for where, (function, arguments) in cases.items():
 
@@ -145,7 +145,7 @@ def _finite(cases: dict[str, tuple[Callable[..., PyTree], dict]]) -> Outcome:
 
 
 def finite_at_given(subject: Subject, key: Key) -> Outcome:
-    """At the parameters and examples as they came."""
+    """Check the terms at the given parameters and examples."""
 
     def ordinary(params: Params) -> PyTree:
         return terms(params, subject.x, key, subject.labels, num_samples=subject.few)
@@ -154,7 +154,7 @@ def finite_at_given(subject: Subject, key: Key) -> Outcome:
 
 
 def finite_at_extreme_data(subject: Subject, key: Key) -> Outcome:
-    """At black images and at white ones."""
+    """Check the terms at data of all zeros and of all ones."""
 
     def at(x: Array, params: Params) -> PyTree:
         return terms(params, x, key, subject.labels, num_samples=subject.few)
@@ -177,7 +177,7 @@ def _signs(key: Key, like: Array) -> np.ndarray:
 
 
 def finite_at_far_encoder(subject: Subject, key: Key) -> Outcome:
-    """Every output of the encoder at either of two values, far out on both sides."""
+    """Check the posterior with every encoder output at a large value of either sign."""
     sign_key, sample_key = jax.random.split(key)
     signs = _signs(sign_key, networks.output_bias(subject.moved.encoder))
 
@@ -200,7 +200,7 @@ def finite_at_far_encoder(subject: Subject, key: Key) -> Outcome:
 
 
 def finite_at_far_decoder(subject: Subject, key: Key) -> Outcome:
-    """Latents far out, and every output of the decoder far out on both sides."""
+    """Check the model at large latents and at large decoder outputs of either sign."""
     sample_key, sign_key, bias_key, draw_key = jax.random.split(key, 4)
     z, _ = subject.posterior().sample_and_log_prob(sample_key, subject.few)
 

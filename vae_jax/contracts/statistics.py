@@ -1,7 +1,8 @@
-"""Tests of expectations that no tail of a correct density sets off.
+"""Statistical tests of expectations, robust to heavy tails of correct densities.
 
-What is averaged is bounded, or compared by rank, or the test does not apply: a mean of
-numbers with a heavy tail has a standard error that a thousand draws do not show.
+The averaged quantities are bounded or compared by rank; otherwise the test does not
+apply. The standard error of a heavy-tailed mean cannot be estimated from a thousand
+draws.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 from vae_jax.types import Array, Key, PyTree
 
 STANDARD_ERRORS = 5.0
-# What happens with a larger probability than this over the number of draws is seen.
+# Events with a probability above this, divided by the number of draws, are observed.
 RARE_EVENTS = 10.0
 PILOT_STEP = 0.1
 LARGEST_STEP = 1.0
@@ -22,11 +23,11 @@ LARGEST_SHARE_OF_ONE_DRAW = 0.25
 
 
 class Finding(NamedTuple):
-    """A statistic that is zero but for its error.
+    """A test statistic with expectation zero.
 
     Attributes:
-      off: by how many standard errors it is off.
-      came: what came and what was expected, as text.
+      off: its deviation from zero in standard errors.
+      came: description of the actual and the expected result.
     """
 
     off: float
@@ -34,11 +35,11 @@ class Finding(NamedTuple):
 
 
 class Path(NamedTuple):
-    """Densities p_h along a line of parameters, and draws of them.
+    """Densities p_h along a line in parameter space, with samples.
 
     Attributes:
-      log_density: from h and draws to log p_h of them, `[N, B]`.
-      draw: from h and a key to N draws of p_h for each of B examples.
+      log_density: maps h and samples to their log p_h, `[N, B]`.
+      draw: maps h and a key to N samples of p_h for each of B examples.
     """
 
     log_density: Callable[[float, PyTree], Array]
@@ -46,18 +47,18 @@ class Path(NamedTuple):
 
 
 def mean_off_zero(values: np.ndarray, epsilon: float) -> float:
-    """By how many standard errors the mean of independent numbers is off zero."""
+    """Deviation of the mean of independent numbers from zero, in standard errors."""
     values = np.asarray(values, np.float64)
-    # Numbers that do not vary are as exact as rounding lets them be.
+    # The error of constant numbers is that of rounding.
     rounding = 10 * epsilon * max(1.0, np.abs(values).mean())
     error = values.std(ddof=1) / np.sqrt(values.size)
     return _or_infinite(abs(values.mean()) / max(error, rounding))
 
 
 def has_heavy_tail(values: np.ndarray) -> bool:
-    """Whether a single one of many numbers makes up much of their variance.
+    """Whether a single number contributes a large share of the variance.
 
-    Their standard error is not to be trusted then.
+    If so, the standard error is unreliable.
     """
     squares = np.square(values - values.mean(axis=0))
     return bool(
@@ -66,22 +67,22 @@ def has_heavy_tail(values: np.ndarray) -> bool:
 
 
 def keeps_its_mass(path: Path, keys: Key, epsilon: float) -> Finding:
-    """Whether the densities along a path have one mass, and the draws are of them.
+    """Test whether densities along a path have equal mass and match their samples.
 
-    With l = log p_h - log p_0, each of two bounded functions g of l has
-    E_0[sigmoid(l) g(l)] = E_h[sigmoid(-l) g(l)], as both are the integral of
-    g p_0 p_h / (p_0 + p_h). It holds wherever p_h lies and whatever the tails are, and
-    needs neither derivative nor closed form. g = 1 feels a mass that changes at first
-    order in h, g = tanh(l / 2) what the first misses by symmetry. Some events are too
-    rare to be seen; what they may add is allowed for.
+    With l = log p_h - log p_0 and a bounded function g of l,
+    E_0[sigmoid(l) g(l)] = E_h[sigmoid(-l) g(l)], since both are the integral of
+    g p_0 p_h / (p_0 + p_h). This holds for any p_h and any tails, and needs neither a
+    derivative nor a closed form. g = 1 detects a mass that changes at first order in h,
+    g = tanh(l / 2) errors that the first misses by symmetry. The tolerance includes the
+    contribution of events too rare to be observed.
 
     Args:
-      path: the densities and their draws.
-      keys: two keys, for the draws at both ends.
-      epsilon: relative rounding error of the numbers.
+      path: the densities and their samples.
+      keys: two keys, for the samples at both ends.
+      epsilon: relative rounding error.
 
     Returns:
-      The worse of both.
+      The larger deviation of the two functions g.
     """
     here = path.draw(0.0, keys[0])
     log_p = np.asarray(path.log_density(0.0, here), np.float64)
@@ -116,7 +117,7 @@ def keeps_its_mass(path: Path, keys: Key, epsilon: float) -> Finding:
 
 
 def _step(log_ratio: Callable[[float], np.ndarray]) -> float:
-    """A step at which the log-ratio of the example that feels it most has a spread."""
+    """Choose a step with a moderate log-ratio for the most sensitive example."""
 
     def spread(step: float) -> float:
         ratios = np.clip(np.nan_to_num(log_ratio(step)), -LARGEST_RATIO, LARGEST_RATIO)
@@ -125,7 +126,7 @@ def _step(log_ratio: Callable[[float], np.ndarray]) -> float:
 
     step = PILOT_STEP * LOG_RATIO_SPREAD / max(spread(PILOT_STEP), 1e-9)
     step = min(LARGEST_STEP, step)
-    # Far from linear, the spread may grow faster than the step.
+    # If strongly nonlinear, the spread may grow faster than the step.
     for _ in range(8):
         if spread(step) <= 2 * LOG_RATIO_SPREAD:
             break
@@ -138,19 +139,19 @@ def _sigmoid(value: np.ndarray) -> np.ndarray:
 
 
 def laws_differ(some: np.ndarray, others: np.ndarray, rounding: float) -> float:
-    """The two-sample statistic of Kolmogorov and Smirnov, as standard errors.
+    """Two-sample Kolmogorov-Smirnov statistic, scaled to standard errors.
 
-    Twice the largest distance of the distribution functions over sqrt(1/n + 1/m), whose
-    tail is that of a normal number whatever the law is (Massart 1990). Numbers that
-    differ by rounding count as equal.
+    Twice the largest distance between the distribution functions, divided by
+    sqrt(1/n + 1/m). For equal distributions, its tail is bounded by that of a normal
+    variable (Massart 1990). Numbers that differ by rounding count as equal.
 
     Args:
-      some: `[n]`.
-      others: `[m]`.
-      rounding: relative to 1 and the numbers.
+      some: first sample, `[n]`.
+      others: second sample, `[m]`.
+      rounding: tolerance, relative to 1 + |value|.
 
     Returns:
-      By how many standard errors the laws differ.
+      Difference of the distributions in standard errors.
     """
     some, others = np.sort(some), np.sort(others)
     if np.isnan(some).any() or np.isnan(others).any():

@@ -1,4 +1,4 @@
-"""The model under check, and ways to move its parameters."""
+"""The model under check, and perturbations of its parameters."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -28,7 +28,7 @@ FAMILIES = ("posterior", "prior", "likelihood")
 
 
 class Outcome(NamedTuple):
-    """The verdict of a line without its name; as in `report.Line`."""
+    """Verdict of a line without its name; see `report.Line`."""
 
     passed: bool | None
     figure: str = ""
@@ -37,15 +37,15 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """The model under check and the examples it is checked at.
+    """The model under check, and the examples to check it with.
 
     Attributes:
-      params: as the user gave them.
-      moved: the same, their biases and families moved off special points, the outputs
-        of both networks of ordinary size.
+      params: parameters as given.
+      moved: parameters with perturbed biases and families, and with network outputs of
+        moderate size.
       x: observations, `[B, D]`.
-      labels: of a conditional model, or None.
-      num_samples: draws of each expectation, N.
+      labels: labels of a conditional model, or None.
+      num_samples: number N of samples per expectation.
     """
 
     params: Params
@@ -56,25 +56,25 @@ class Subject:
 
     @property
     def batch(self) -> int:
-        """B."""
+        """Number B of examples."""
         return self.x.shape[0]
 
     @property
     def few(self) -> int:
-        """A number of samples that is not that of the examples: a swap shows."""
+        """A number of samples other than B, so that swapped axes are detected."""
         return self.batch + 1
 
     @property
     def epsilon(self) -> float:
-        """The relative rounding error of the model's numbers."""
+        """Relative rounding error of the model's dtype."""
         return float(jnp.finfo(self.x.dtype).eps)
 
     def posterior(self) -> Posterior:
-        """q(z|x) of the moved model."""
+        """Posterior q(z|x) of the perturbed model."""
         return encode(self.moved, self.x, labels=self.labels)
 
     def repeated(self, count: int) -> "Subject":
-        """The same examples `count` times over, `[count * B]`."""
+        """Repeat the examples `count` times, `[count * B]`."""
 
         def tile(leaf: Array) -> Array:
             return jnp.tile(leaf, (count, *[1] * (leaf.ndim - 1)))
@@ -84,19 +84,19 @@ class Subject:
 
 
 def why_without_density(posterior: Posterior) -> str | None:
-    """Why a line about log q does not apply, or None where it does."""
+    """Return why a line about log q does not apply, or None if it does."""
     if posterior.has_density:
         return None
     return f"{type(posterior).__name__} has no density"
 
 
 def is_discrete(posterior: Posterior) -> bool:
-    """Whether no gradient flows through the samples."""
+    """Whether the samples carry no gradient."""
     return not posterior.is_reparameterizable
 
 
 def kl_of(params: Params, posterior: Posterior, labels: Labels) -> Array | None:
-    """The registered KL(q(z|x) || p(z)), `[B]`; None where there is none."""
+    """Registered closed-form KL(q(z|x) || p(z)), `[B]`, or None."""
     prior = build_prior(at_labels(params, labels))
     closed_form = closed_form_kl(type(posterior), type(prior))
     return None if closed_form is None else closed_form(posterior, prior)
@@ -105,9 +105,9 @@ def kl_of(params: Params, posterior: Posterior, labels: Labels) -> Array | None:
 def terms(
     params: Params, x: Array, key: Key, labels: Labels, *, num_samples: int
 ) -> dict[str, Array]:
-    """The terms of the ELBO, `[B]` each, whatever the posterior can do.
+    """Terms of the ELBO, `[B]` each, as far as the posterior supports them.
 
-    No estimator of gradients stands between, so discrete latents are taken as well.
+    No gradient estimator is involved, so discrete latents are supported.
     """
     posterior = encode(params, x, labels=labels)
     z, log_q = posterior.sample_and_log_prob(key, num_samples)
@@ -123,12 +123,12 @@ def terms(
 
 
 def random_of(key: Key) -> np.random.Generator:
-    """NumPy's generator at a key: what JAX need not trace is not compiled either."""
+    """NumPy generator seeded by a key, which avoids compiling JAX programs."""
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 def normal_like(tree: PyTree, rng: np.random.Generator) -> PyTree:
-    """Normal numbers in place of arrays, scaled as weights are: by 1 / sqrt(fan-in)."""
+    """Normal numbers like the arrays of a tree, scaled by 1 / sqrt(fan-in)."""
 
     def draw(leaf: Array) -> np.ndarray:
         fan_in = max(1, np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 1
@@ -140,11 +140,11 @@ def normal_like(tree: PyTree, rng: np.random.Generator) -> PyTree:
 def direction(
     params: Params, key: Key, parts: tuple[str, ...], *, whole: bool = False
 ) -> Params:
-    """A random direction in some of the parameters, zero in the others.
+    """Random direction in some of the parameters, zero in the others.
 
-    Settings that training leaves alone stay: they need not be free to take any value.
-    Of a network the output bias alone is moved unless `whole`: that moves every output
-    and nothing else.
+    Settings that are not trained are excluded, since their values may be restricted.
+    For a network, only the output bias is included unless `whole`: this changes every
+    output and nothing else.
     """
     changes, rng = {}, random_of(key)
     zero = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
@@ -158,7 +158,7 @@ def direction(
 
 
 def along(tree: PyTree, towards: PyTree, size: float) -> PyTree:
-    """`tree + size * towards`."""
+    """Return `tree + size * towards`."""
 
     def move(leaf: Array, step: Array) -> Array:
         moved = np.asarray(leaf) + size * np.asarray(step)
@@ -168,11 +168,11 @@ def along(tree: PyTree, towards: PyTree, size: float) -> PyTree:
 
 
 def with_ordinary_outputs(params: Params, x: Array, key: Key, labels: Labels) -> Params:
-    """The model with its output layers scaled down where their outputs are large.
+    """Scale down the output layers of a model if their outputs are large.
 
-    Families are under check here, and weights of any size or data in any unit may
-    come with them: a variance of exp(-20) or a bit that is never drawn says nothing of
-    a family that rounding or chance does not say as well.
+    The weights may have any size and the data any unit. At extreme outputs (a variance
+    of exp(-20), a bit that is never drawn), errors of a family cannot be distinguished
+    from rounding or chance.
     """
 
     def scaled(weights: PyTree, outputs: Array) -> PyTree:

@@ -159,7 +159,7 @@ def fit_posterior(
         return _fit(params, x, labels, start, key, **options)
 
     if start is not None:
-        start = _each_its_own(start, x.shape[0])
+        start = _broadcast_to_batch(start, x.shape[0])
     found = map_examples(
         fit,
         (x, labels, start),
@@ -171,7 +171,7 @@ def fit_posterior(
     return found._replace(posterior=posterior)
 
 
-def _each_its_own(posterior: Posterior, count: int) -> Posterior:
+def _broadcast_to_batch(posterior: Posterior, count: int) -> Posterior:
     """Broadcast shared parameters (weights `[1, ...]`) to every example."""
     return jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), posterior

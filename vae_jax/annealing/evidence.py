@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from vae_jax.annealing.path import (
     Settings,
+    adapt_step_sizes,
+    anneal,
     dtype_of,
-    follow,
-    lay_path,
     sample_prior,
     split,
 )
@@ -114,9 +114,9 @@ def annealed_log_evidence(
     x = _check(params, x, settings)
     keys = split(example_keys(evaluation_keys(key).annealing, len(x), first=first), 3)
     pilot_keys, start_keys, chain_keys = keys
-    path = lay_path(params, x, pilot_keys, settings)
+    path = adapt_step_sizes(params, x, pilot_keys, settings)
     z = sample_prior(params, start_keys, num_chains)
-    return _summarize(*follow(params, x, path, z, chain_keys))
+    return _summarize(*anneal(params, x, path, z, chain_keys))
 
 
 def reverse_annealed_log_evidence(
@@ -174,9 +174,9 @@ def reverse_annealed_log_evidence(
     pilot_keys, chain_keys = split(
         example_keys(evaluation_keys(key).reverse_annealing, len(x), first=first), 2
     )
-    path = lay_path(params, x, pilot_keys, settings).reversed()
+    path = adapt_step_sizes(params, x, pilot_keys, settings).reversed()
     z = jnp.broadcast_to(z.astype(x.dtype), (num_chains, *z.shape))
-    found = _summarize(*follow(params, x, path, z, chain_keys))
+    found = _summarize(*anneal(params, x, path, z, chain_keys))
     return found._replace(estimate=-found.estimate)
 
 
@@ -230,11 +230,11 @@ def bidirectional_log_evidence(
     simulation_keys, pilot_keys, start_keys, forward_keys, reverse_keys = keys
     z, x = _simulate(params, simulation_keys)
     x = _check(params, x, settings)
-    path = lay_path(params, x, pilot_keys, settings)
+    path = adapt_step_sizes(params, x, pilot_keys, settings)
     start = sample_prior(params, start_keys, num_chains)
-    lower = _summarize(*follow(params, x, path, start, forward_keys)).estimate
+    lower = _summarize(*anneal(params, x, path, start, forward_keys)).estimate
     start = jnp.broadcast_to(z, (num_chains, *z.shape))
-    found = follow(params, x, path.reversed(), start, reverse_keys)
+    found = anneal(params, x, path.reversed(), start, reverse_keys)
     upper = -_summarize(*found).estimate
     return BidirectionalEvidence(lower, upper, upper - lower, x)
 

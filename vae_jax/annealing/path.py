@@ -76,7 +76,7 @@ def sigmoid_schedule(num_temperatures: int, *, sharpness: float = 4.0) -> Array:
     return (curve - curve[0]) / (curve[-1] - curve[0])
 
 
-def lay_path(params: Params, x: Array, keys: Key, settings: Settings) -> Path:
+def adapt_step_sizes(params: Params, x: Array, keys: Key, settings: Settings) -> Path:
     """Build the path, with step sizes adapted to each example in a pilot run."""
     move = partial(_transition, params, x, settings.num_leapfrog)
     start_keys, chain_keys = split(keys, 2)
@@ -98,7 +98,7 @@ def lay_path(params: Params, x: Array, keys: Key, settings: Settings) -> Path:
     return Path(move, temperatures, step_sizes)
 
 
-def follow(
+def anneal(
     params: Params, x: Array, path: Path, z: Array, keys: Key
 ) -> tuple[Array, Array]:
     """Run chains from z; return log-weights `[C, B]` and acceptance rates `[B]`.

@@ -172,7 +172,7 @@ def along_parameters(gradients: PyTree, posterior: Posterior) -> Array:
     return jax.tree.reduce(operator.add, products)
 
 
-def each_its_own(posterior: Posterior, batch_size: int) -> Posterior:
+def broadcast_to_batch(posterior: Posterior, batch_size: int) -> Posterior:
     """Broadcast shared parameters of a posterior to every example, `[B, ...]`."""
     return jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape[1:])), posterior
@@ -186,7 +186,7 @@ def scores(posterior: Posterior, z: Latents) -> PyTree:
     example first, so that their score is per example rather than summed over the batch.
     """
     batch_size = jax.tree.leaves(z)[0].shape[1]
-    frozen = each_its_own(jax.lax.stop_gradient(posterior), batch_size)
+    frozen = broadcast_to_batch(jax.lax.stop_gradient(posterior), batch_size)
 
     def score(z: Latents) -> Posterior:
         alone = jax.tree.map(lambda leaf: leaf[None], z)
@@ -195,7 +195,7 @@ def scores(posterior: Posterior, z: Latents) -> PyTree:
     return jax.lax.stop_gradient(jax.vmap(score)(z))
 
 
-def beside(values: Array, score: Array) -> Array:
+def expand_to_score(values: Array, score: Array) -> Array:
     """Expand constant values `[S, B]` to broadcast with a score `[S, B, ...]`."""
     values = jax.lax.stop_gradient(values)
     return values.reshape(values.shape + (1,) * (score.ndim - 2))

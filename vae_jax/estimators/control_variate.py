@@ -12,9 +12,9 @@ from vae_jax.estimators.contract import (
     Reduction,
     along_parameters,
     at_frozen,
-    beside,
     check_num_samples,
     constant_draws,
+    expand_to_score,
     nonzero,
     require_mean,
     require_type,
@@ -161,7 +161,9 @@ def _terms_and_controls(
 ) -> tuple[list[PyTree], list[PyTree]]:
     """Terms f score and controls h score - d/d phi E[h], per leaf of the values."""
     terms = [
-        jax.tree.map(lambda score, v=value: beside(v, score) * score, sample_scores)
+        jax.tree.map(
+            lambda score, v=value: expand_to_score(v, score) * score, sample_scores
+        )
         for value in jax.tree.leaves(values)
     ]
     controls = []
@@ -175,7 +177,7 @@ def _terms_and_controls(
         )
         controls.append(
             jax.tree.map(
-                lambda score, mean, h=h: beside(h, score) * score - mean,
+                lambda score, mean, h=h: expand_to_score(h, score) * score - mean,
                 sample_scores,
                 expected,
             )

@@ -15,9 +15,9 @@ from vae_jax.estimators.contract import (
     Integrand,
     Reduction,
     along_parameters,
-    beside,
     check_num_samples,
     constant_draws,
+    expand_to_score,
     nonzero,
     require_mean,
     sample_mean,
@@ -244,9 +244,9 @@ def optimal_baseline(
     def estimate(values: Array, others: Array) -> Array:
         def gradient(score: Array, other_score: Array) -> Array:
             square = jnp.square(other_score)
-            weighted = jnp.sum(beside(others, square) * square, axis=0)
+            weighted = jnp.sum(expand_to_score(others, square) * square, axis=0)
             baseline = weighted / nonzero(jnp.sum(square, axis=0))
-            return sample_mean((beside(values, score) - baseline) * score)
+            return sample_mean((expand_to_score(values, score) - baseline) * score)
 
         gradients = jax.tree.map(gradient, sample_scores, other_scores)
         return with_surrogate(

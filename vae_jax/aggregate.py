@@ -155,7 +155,7 @@ def posterior_mmd(params: Params, posterior: Posterior, key: Key) -> Array:
     if count < 2:
         raise ValueError(
             "an MMD compares distinct examples and needs at least 2 examples in a "
-            f"batch, got {count}: choose a batch_size that leaves no rest of 1"
+            f"batch, got {count}: choose a batch_size whose last batch is not of size 1"
         )
     moves = params.spec.prior.is_reparameterizable and posterior.is_reparameterizable
     draws = _draws(params, prior_key, count, moves=moves)

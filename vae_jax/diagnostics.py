@@ -234,7 +234,7 @@ def aggregate_posterior(
     require_density(posterior, "an aggregate posterior")
     if not posterior.has_log_prob:
         raise ValueError(
-            f"an aggregate posterior needs log q(z|x) at every z, and "
+            f"an aggregate posterior needs log q(z|x) at every z, but "
             f"{type(posterior).__name__} has no log_prob"
         )
     z, log_q = posterior.sample_and_log_prob(key, 1)

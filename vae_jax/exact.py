@@ -92,7 +92,7 @@ def _linear_decoder(params: Params) -> LinearGaussian:
     likelihood = _choice(params, "likelihood", Gaussian)
     if params.spec.num_classes:
         raise ValueError(
-            "a linear decoder that is given labels has another bias for each class: "
+            "a linear decoder with labels has a different bias for each class: "
             f"num_classes must be 0, got {params.spec.num_classes}"
         )
     output = params.decoder["output"]

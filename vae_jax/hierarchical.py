@@ -71,7 +71,7 @@ def require_layers(z: Latents, sizes: tuple[int, ...]) -> None:
     if tuple(shape[-1] for shape in found) != sizes:
         raise ValueError(
             f"z must be a tuple of {len(sizes)} stochastic layers with last axes "
-            f"{sizes}, the layer next to the data first, got {came}"
+            f"{sizes}, the layer nearest the data first, got {came}"
         )
 
 

@@ -56,7 +56,8 @@ def _class_weights(spec: ModelSpec, labels: Labels, batch: int | None = None) ->
     if spec.num_classes == 0:
         if labels is not None:
             raise ValueError(
-                "labels were given to a model without: set num_classes in its spec"
+                "labels were given to a model without classes: set num_classes in its "
+                "spec"
             )
         return None
     count = spec.num_classes
@@ -344,7 +345,7 @@ def as_float(x: Array, dtype: Any) -> Array:
     if jnp.issubdtype(x.dtype, jnp.integer):
         raise ValueError(
             f"x must be floating or boolean, got {x.dtype}; divide by the number of "
-            "levels less one (vae_jax.data.to_unit_interval)"
+            "levels minus one (vae_jax.data.to_unit_interval)"
         )
     return x.astype(dtype) if x.dtype == jnp.bool_ else x
 
@@ -565,7 +566,7 @@ def _check_draws(spec: ModelSpec, z: Latents, num_samples: int) -> None:
         arrays = f"{'B' if batch is None else 1}, {'L' if size is None else size}"
         raise ValueError(
             f"prior {spec.prior!r} must build a distribution with arrays [{arrays}], "
-            f"and {num_samples} draws of it have the shape {list(shape)} in place of "
+            f"but {num_samples} draws from it have shape {list(shape)} instead of "
             f"[{num_samples}, {arrays}]"
         )
 

@@ -244,7 +244,7 @@ class _WithOutputLayer(nn.Module):
         if self.num_outputs % positions or self.data_dim % positions:
             raise ValueError(
                 f"network {type(self.network).__name__} gives features at {positions} "
-                f"positions, which divide neither {self.num_outputs} outputs nor "
+                f"positions, which must divide both {self.num_outputs} outputs and "
                 f"{self.data_dim} data dimensions evenly"
             )
         outputs = nn.Dense(self.num_outputs // positions, name="output")(features)
@@ -328,8 +328,8 @@ def init(module: nn.Module, key: Key, inputs: Array) -> PyTree:
     others = sorted(set(variables) - {"params"})
     if others:
         raise ValueError(
-            f"network {module.network} keeps collections {others} besides its "
-            "weights; only networks that are functions of weights and input can serve"
+            f"network {module.network} has collections {others} besides its weights; "
+            "only networks without other state are supported"
         )
     return variables.get("params", {})
 

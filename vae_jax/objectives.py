@@ -478,7 +478,7 @@ def require_density(posterior: Posterior, purpose: str) -> None:
     """
     if not posterior.has_density:
         raise ValueError(
-            f"{purpose} needs the density of q(z|x), and {type(posterior).__name__} "
+            f"{purpose} needs the density of q(z|x), but {type(posterior).__name__} "
             "has none"
         )
 

@@ -128,12 +128,12 @@ def _check_sides(spec: "ModelSpec") -> None:
     """Raise ValueError if a family does not declare the role that it is used in."""
     if spec.posterior.latent_space is None:
         raise ValueError(
-            f"posterior {spec.posterior!r} is no family of q(z|x): it declares no "
+            f"posterior {spec.posterior!r} is not a family of q(z|x): it declares no "
             "latent_space (types.Family)"
         )
     if spec.likelihood.support is None:
         raise ValueError(
-            f"likelihood {spec.likelihood!r} is no family of p(x|z): it declares no "
+            f"likelihood {spec.likelihood!r} is not a family of p(x|z): it declares no "
             "support (types.Family)"
         )
 
@@ -161,12 +161,13 @@ def _check_latents(spec: "ModelSpec") -> None:
         raise ValueError(f"{pair} must have the same stochastic layers")
     if spaces[1] not in (None, spaces[0]):
         raise ValueError(
-            f"{pair} must be about the same latents, got {spaces[0]} and {spaces[1]}; "
-            "FactorizedBernoulli() goes with FactorizedBernoulliPrior()"
+            f"{pair} must be about the same latents, and those of the first are "
+            f"{spaces[0]}, of the second {spaces[1]}; FactorizedBernoulli() goes with "
+            "FactorizedBernoulliPrior()"
         )
     if spec.prior.is_mixture_of_posteriors and not spec.posterior.has_log_prob:
         raise ValueError(
-            f"{pair}: the prior is a mixture of densities q(z|u), and the posterior "
+            f"{pair}: the prior is a mixture of densities q(z|u), but the posterior "
             "has none at a given z; choose one with has_log_prob (DiagonalGaussian(), "
             "FullGaussian()), or another prior"
         )
@@ -182,7 +183,7 @@ def _check_labels(spec: "ModelSpec") -> None:
         )
     if prior.depends_on_labels and not spec.num_classes:
         raise ValueError(
-            f"prior {prior} depends on labels, and num_classes is 0: set it"
+            f"prior {prior} depends on labels, but num_classes is 0: set num_classes"
         )
     if spec.num_classes and prior.is_mixture_of_posteriors:
         raise ValueError(

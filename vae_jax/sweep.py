@@ -59,12 +59,12 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
     structures = {jax.tree.structure(state) for state in states}
     if len(structures) > 1:
         raise ValueError(
-            f"states must be of one spec and one optimizer, got {len(structures)} "
+            f"states must have the same spec and optimizer, got {len(structures)} "
             "structures"
         )
     steps = sorted({int(state.step) for state in states})
     if len(steps) > 1:
-        raise ValueError(f"states must stand at one step, got {steps}")
+        raise ValueError(f"states must be at one step, got {steps}")
     return jax.tree.map(_stack_unless_step, _axes(states[0]), *states)
 
 
@@ -112,7 +112,7 @@ def _check_index(index: int | Array | slice, count: int) -> None:
         return
     numbers = np.asarray(index)
     if numbers.dtype != bool and np.any((numbers < -count) | (numbers >= count)):
-        raise IndexError(f"index must be a model of {count}, got {index}")
+        raise IndexError(f"index must select a model of {count}, got {index}")
 
 
 def num_models(sweep: PyTree) -> int:

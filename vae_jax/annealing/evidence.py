@@ -265,7 +265,7 @@ def require_continuous_latents(params: Params, purpose: str) -> None:
     z, posterior = jax.eval_shape(build)
     if not isinstance(z, jax.ShapeDtypeStruct):
         raise ValueError(
-            f"{purpose} moves one array of latents, got a {type(z).__name__} from "
+            f"{purpose} needs one array of latents, got a {type(z).__name__} from "
             f"{spec.prior}"
         )
     # The prior has the same latent space, as the spec has checked.

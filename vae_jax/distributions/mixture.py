@@ -81,7 +81,7 @@ class MixtureDistribution(Distribution):
         """
         if not self.components.has_log_prob:
             raise ValueError(
-                "a mixture of densities needs log_prob of its components, and "
+                "a mixture of densities needs log_prob of its components, but "
                 f"{type(self.components).__name__} has no log_prob"
             )
         shape = (*value.shape[:-1], self.log_weights.shape[0], value.shape[-1])

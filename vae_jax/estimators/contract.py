@@ -230,8 +230,8 @@ def require_mean(reduction: Reduction, estimator: str, instead: str) -> None:
     """Raise ValueError if the reduction is not the mean."""
     if reduction is not sample_mean:
         raise ValueError(
-            f"{estimator} estimates a plain expectation, not a bound that several "
-            f"samples share (reduction {_name(reduction)}): use {instead}"
+            f"{estimator} estimates a plain expectation, not a multi-sample bound "
+            f"(reduction {_name(reduction)}): use {instead}"
         )
 
 
@@ -239,13 +239,13 @@ def require_log_prob(posterior: Posterior, estimator: str) -> None:
     """Raise ValueError if a distribution has no density, or a singular covariance."""
     if not posterior.has_log_prob:
         raise ValueError(
-            f"{estimator} needs log q(z) at a given z, and {_name(type(posterior))} "
+            f"{estimator} needs log q(z) at a given z, but {_name(type(posterior))} "
             "has no log_prob"
         )
     if _is_singular(posterior):
         raise ValueError(
-            f"{estimator} needs the density of q, and a covariance with a variance of "
-            "0 or one that is not finite has none: check log_var"
+            f"{estimator} needs the density of q, but a covariance with a variance of "
+            "0 or a non-finite variance has none: check log_var"
         )
 
 

@@ -156,7 +156,7 @@ def reparameterization_variance(moments: ScoreMoments) -> float:
       ValueError: the distribution is not reparameterized.
     """
     if moments.path2 is None:
-        raise ValueError("moments must be of a reparameterized x, and have no path2")
+        raise ValueError("moments must be those of a reparameterized x, got no path2")
     return moments.path2 - moments.fs**2
 
 

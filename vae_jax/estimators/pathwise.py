@@ -308,7 +308,7 @@ def _differentiable_draws(
     require_derivative(lambda z: values(z, log_q), z, name)
     if not any(outputs_that_use_it(lambda log_q: values(z, log_q), log_q)):
         raise ValueError(
-            f"{name} leaves the score of log q out, and the integrand does not use "
+            f"{name} leaves the score of log q out, but the integrand does not use "
             "log q (in an ELBO: pass kl='monte_carlo'); use reparameterization"
         )
     return z

@@ -35,7 +35,7 @@ NAN_TESTS = $(patsubst %,tests/test_%.py,training fitting sweep parallel objecti
 	penalties aggregate evaluation diagnostics annealing)
 # Of the library; not of the commands, of `check`, which runs it all once more, and of what
 # runs no program of the library's own.
-LEAK_TESTS = $(patsubst %,tests/%,distributions families priors estimators) \
+LEAK_TESTS = $(patsubst %,tests/%,distributions families networks priors estimators) \
 	$(filter-out $(patsubst %,tests/test_%.py,docstrings package readme), \
 	$(wildcard tests/test_*.py))
 

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from vae_jax.networks import adapted
+
 _OWN = re.compile(r"(?P<module>\w+(\.\w+)*):(?P<name>\w+)(?P<arguments>\(.*\))?")
 
 
@@ -38,7 +40,7 @@ class Own(NamedTuple):
           ValueError: the arguments do not suit it.
         """
         try:
-            return self.target(*self.arguments, **self.keywords)
+            return adapted(self.target)(*self.arguments, **self.keywords)
         except TypeError as error:
             raise ValueError(f"{self.text}: {error}") from error
 

@@ -39,16 +39,6 @@ from vae_jax import (
 )
 
 
-class Holder:
-    """Has whatever method a network needs, and cannot be hashed."""
-
-    __hash__ = None
-
-    def __init__(self):
-        for name in ("init", "apply"):
-            setattr(self, name, None)
-
-
 class Unhashable(Bernoulli):
     __hash__ = None
 
@@ -79,8 +69,8 @@ def test_a_class_in_place_of_an_instance_is_refused(field):
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_what_cannot_be_hashed_is_refused_by_the_name_of_its_field(field):
-    with pytest.raises(ValueError, match=f"{field} .*cannot be hashed"):
-        ModelSpec(**{field: UNHASHABLE.get(field, Holder())})
+    with pytest.raises(ValueError, match=f"(?s){field} .*cannot be hashed"):
+        ModelSpec(**{field: UNHASHABLE.get(field, MLP([400]))})
 
 
 @pytest.mark.parametrize("field", ["encoder", "decoder"])
@@ -91,7 +81,7 @@ def test_a_list_inside_a_network_is_refused_by_the_name_of_its_field(field):
 
 @pytest.mark.parametrize("field", ["encoder", "decoder"])
 def test_what_lacks_the_methods_of_its_field_is_refused(field):
-    with pytest.raises(ValueError, match=f"{field} 'mlp' lacks .*init"):
+    with pytest.raises(ValueError, match=f"{field} must be a Linen module, got str"):
         ModelSpec(**{field: "mlp"})
 
 

@@ -80,7 +80,14 @@ def init_gaussian(
 ) -> PyTree:
     """Initialise a network from latents to a diagonal Gaussian over other latents."""
     module = networks.with_output_layer(network, 2 * latent_dim, (latent_dim,))
-    return networks.init(module, key, jnp.zeros((1, input_dim)))
+    inputs = jnp.zeros((1, input_dim))
+    weights = networks.init(module, key, inputs)
+    if networks.draws_random_numbers(module, weights, inputs):
+        raise ValueError(
+            f"network {network!r} of a further stochastic layer draws random numbers "
+            "in training (dropout), which only the spec's encoder and decoder can"
+        )
+    return weights
 
 
 def conditional_gaussian(

@@ -5,7 +5,7 @@ Objectives are composed of `encode`, `reparameterize` and `decode` (Kingma & Wel
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -98,14 +98,14 @@ def _encoder_inputs(spec: ModelSpec, x: Array, labels: Labels) -> Array:
     if labels is None:
         return x
     is_image = networks.reads_images(spec.encoder)
-    return networks.beside(x, labels, spec.data_shape if is_image else None)
+    return networks.concatenate_labels(x, labels, spec.data_shape if is_image else None)
 
 
 def _decoder_inputs(spec: ModelSpec, z: Latents, labels: Labels) -> Array:
     """Latents `[S, B, L]` of the layer nearest the data, with labels concatenated."""
     z = z[0] if isinstance(z, tuple) else z
     labels = _class_weights(spec, labels, z.shape[-2] if z.ndim > 1 else None)
-    return z if labels is None else networks.beside(z, labels, None)
+    return z if labels is None else networks.concatenate_labels(z, labels, None)
 
 
 def init(
@@ -403,7 +403,22 @@ def encoder_outputs(params: Params, x: Array, *, labels: Labels = None) -> Array
         params.encoder,
         _encoder_inputs(params.spec, x, labels),
         dtype=params.spec.compute_dtype,
+        key=_network_keys(params).encoder,
     )
+
+
+class _NetworkKeys(NamedTuple):
+    """Keys of the networks' own random numbers, one for each use of a network."""
+
+    encoder: Key | None = None
+    decoder: Key | None = None
+    pseudo_inputs: Key | None = None
+
+
+def _network_keys(params: Params) -> _NetworkKeys:
+    if params.network_key is None:
+        return _NetworkKeys()
+    return _NetworkKeys(*jax.random.split(params.network_key, 3))
 
 
 def reparameterize(posterior: Posterior, key: Key, *, num_samples: int = 1) -> Latents:
@@ -463,6 +478,7 @@ def decoder_outputs(params: Params, z: Latents, *, labels: Labels = None) -> Arr
         params.decoder,
         _decoder_inputs(params.spec, z, labels),
         dtype=params.spec.compute_dtype,
+        key=_network_keys(params).decoder,
     )
 
 
@@ -512,7 +528,9 @@ def build_prior(params: Params) -> Distribution:
     built = prior.build(
         with_constant_settings(prior, params.prior),
         latent_dim=params.spec.latent_dim,
-        encode=partial(encode, params),
+        encode=partial(
+            encode, params.replace(network_key=_network_keys(params).pseudo_inputs)
+        ),
     )
     return require_distribution(prior, built)
 

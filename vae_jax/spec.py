@@ -13,9 +13,9 @@ from typing import Any
 import jax
 
 from vae_jax.families import Bernoulli, DiagonalGaussian
-from vae_jax.networks import MLP
+from vae_jax.networks import MLP, is_linen
 from vae_jax.priors import StandardNormal
-from vae_jax.types import Family, Network, Prior, PyTree
+from vae_jax.types import Family, Key, Network, Prior, PyTree
 
 COMPUTE_DTYPES = (None, "bfloat16", "float16", "float32", "float64")
 
@@ -97,14 +97,14 @@ class ModelSpec:
 
 
 def _check_network(name: str, network: Any) -> None:
-    """Raise ValueError if `network` lacks the methods of a Linen module.
-
-    An adapter need not subclass `flax.linen.Module`.
-    """
+    """Raise ValueError if `network` is not a Linen module, as every adapter is."""
     _check_instance(name, network)
-    missing = [method for method in ("init", "apply") if not hasattr(network, method)]
-    if missing:
-        raise ValueError(f"{name} {network!r} lacks {', '.join(missing)}")
+    if not is_linen(network):
+        raise ValueError(
+            f"{name} must be a Linen module, got {type(network).__name__}; wrap others "
+            "by vae_jax.nnx_network(Class, ...), equinox_network(Class, ...) or "
+            "FunctionNetwork(initial_weights, features)"
+        )
     _check_hash(name, network)
 
 
@@ -199,7 +199,14 @@ def _check_size(name: str, size: Any) -> None:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("encoder", "decoder", "posterior", "prior", "likelihood"),
+    data_fields=(
+        "encoder",
+        "decoder",
+        "posterior",
+        "prior",
+        "likelihood",
+        "network_key",
+    ),
     meta_fields=("spec",),
 )
 @dataclass(frozen=True)
@@ -216,6 +223,8 @@ class Params:
       prior: parameters of the prior; empty for N(0, I).
       likelihood: parameters of the likelihood, such as a Gaussian's log-variance.
       spec: model specification; static.
+      network_key: PRNG key for random numbers drawn by the networks (dropout), set by
+        `train_step` for the duration of a step; None makes the networks deterministic.
     """
 
     encoder: PyTree
@@ -224,6 +233,7 @@ class Params:
     prior: PyTree
     likelihood: PyTree
     spec: ModelSpec
+    network_key: Key | None = None
 
     def replace(self, **changes: PyTree) -> "Params":
         """Return a copy with some fields replaced."""

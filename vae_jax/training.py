@@ -179,12 +179,13 @@ def train_step(
     """
     device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
     step_key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), device)
-    data_key, objective_key = jax.random.split(step_key)
+    data_key, objective_key, network_key = jax.random.split(step_key, 3)
     x = batch if preprocess is None else preprocess(batch, data_key)
 
     devices = over_devices("objective", objective, axis_name)
 
     def loss(params: Params):
+        params = params.replace(network_key=network_key)
         value, metrics = objective(params, x, objective_key, state.step, **devices)
         return -value, {"objective": value, **metrics}
 

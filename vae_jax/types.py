@@ -39,7 +39,7 @@ Type checkers accept all three, including `support = REAL` without an annotation
 
 
 class Network(Protocol):
-    """A Linen module from arrays to arrays; `networks.py` adds the output layer.
+    """A Linen module from arrays to arrays; `networks` adds the output layer.
 
     A custom `flax.linen.Module` needs only `__call__`. An encoder receives `x` as
     `[B, D]`, a decoder receives latents as `[B, L]`. It returns features `[B, H]` or,

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 import vae_jax
-from experiments import choices, datasets, evaluate, mnist, sweep
+from experiments import choices, datasets, evaluate, evaluation, mnist, sweep
 from experiments.defaults import resolve
 from experiments.open_choices import find
 
@@ -20,9 +20,11 @@ MODULE = '''
 from dataclasses import dataclass
 from typing import ClassVar
 
+import equinox
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 import vae_jax
 from vae_jax.distributions.support import REAL
@@ -36,6 +38,25 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, inputs):
         return nn.tanh(nn.Dense(self.width)(inputs))
+
+
+class EquinoxNet(equinox.Module):
+    hidden: equinox.nn.Linear
+
+    def __init__(self, in_size, width, *, key):
+        self.hidden = equinox.nn.Linear(in_size, width, key=key)
+
+    def __call__(self, x):
+        return jnp.tanh(self.hidden(x))
+
+
+class NNXNet(nnx.Module):
+    def __init__(self, in_features, width, *, rngs):
+        self.hidden = nnx.Linear(in_features, width, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.dropout(jnp.tanh(self.hidden(inputs)))
 
 
 def pair(width, depth=1):
@@ -193,6 +214,22 @@ def test_parts_of_ones_own_train_resume_and_load(beside, no_pictures):
         2.0,
         1.0,
     )
+
+
+@pytest.mark.parametrize("kind", ["EquinoxNet", "NNXNet"])
+def test_networks_of_other_frameworks_train_sweep_and_load(kind, beside, no_pictures):
+    named = f"--network=my_parts:{kind}(width=6)"
+    mnist.main([*TINY, named, "--run_dir=run"])
+    results = json.loads((beside / "run" / "results.json").read_text())
+    params = vae_jax.load_run("run", trust=["my_parts"])
+    assert params.spec.decoder.arguments == (("width", 6),)
+    digits = vae_jax.data.load("digits")
+    x = jnp.asarray(datasets.test_images(datasets.binarized(digits, "dynamic", seed=0)))
+    again = evaluation.elbo_figures(params, x, None)
+    assert again["elbo"] == pytest.approx(results["test_elbo"], rel=1e-5)
+    sweep.main([*TINY, named, "--beta", "1.0", "2.0", "--run_dir=sweep"])
+    second = vae_jax.load_run("sweep", model=1, trust=["my_parts"])
+    assert second.spec == params.spec
 
 
 def test_a_class_that_changed_is_another_run(beside, no_pictures, capsys):

@@ -50,7 +50,7 @@ from vae_jax.distributions import closed_form_kl
 from vae_jax.families import HouseholderDistribution
 from vae_jax.hierarchical import conditional_gaussian
 from vae_jax.model import at_labels, draw_prior
-from vae_jax.networks import beside
+from vae_jax.networks import concatenate_labels
 
 RNG = np.random.default_rng(0)
 
@@ -384,7 +384,7 @@ def test_a_class_is_drawn_around_its_own_mean(conditional, assert_mean):
 
 def test_labels_are_channels_of_an_image():
     images, labels = normal(2, 12), jnp.eye(3)[:2]
-    found = beside(images, labels, (2, 3, 2)).reshape(2, 2, 3, 5)
+    found = concatenate_labels(images, labels, (2, 3, 2)).reshape(2, 2, 3, 5)
     np.testing.assert_array_equal(found[..., :2], images.reshape(2, 2, 3, 2))
     second = np.broadcast_to([0, 1, 0], (2, 3, 3))
     np.testing.assert_array_equal(found[1, :, :, 2:], second)

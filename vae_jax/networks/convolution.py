@@ -31,7 +31,7 @@ def convolve(images: Array, kernel: Array, *, stride: int = 1) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.convolution import convolve
+      >>> from vae_jax.networks.convolution import convolve
       >>> print(convolve(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0])
       [[4. 6. 4.]
        [6. 9. 6.]
@@ -90,7 +90,7 @@ def transposed_convolve(images: Array, kernel: Array, *, stride: int) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from vae_jax.convolution import transposed_convolve
+      >>> from vae_jax.networks.convolution import transposed_convolve
       >>> image, kernel = jnp.ones((1, 1, 2, 1)), jnp.ones((3, 3, 1, 1))
       >>> print(transposed_convolve(image, kernel, stride=2)[0, :, :, 0])
       [[1. 1. 2. 1.]

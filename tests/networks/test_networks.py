@@ -22,7 +22,7 @@ from vae_jax import (
     init,
     networks,
 )
-from vae_jax.convolution import convolve, transposed_convolve
+from vae_jax.networks.convolution import convolve, transposed_convolve
 
 
 class Grid(nn.Module):

@@ -1,0 +1,61 @@
+"""Encoder and decoder networks: the only part of the library that imports flax."""
+
+from vae_jax.networks.adapters import (
+    EquinoxNetwork,
+    FunctionNetwork,
+    NNXNetwork,
+    adapted,
+    equinox_network,
+    nnx_network,
+)
+from vae_jax.networks.linen import (
+    MLP,
+    Conv,
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    ConvTranspose,
+    GatedMLP,
+    Linear,
+    ResidualBlock,
+)
+from vae_jax.networks.output_layer import (
+    apply,
+    concatenate_labels,
+    draws_random_numbers,
+    init,
+    is_linen,
+    output_bias,
+    reads_images,
+    with_channels,
+    with_output_bias,
+    with_output_layer,
+    with_scaled_outputs,
+)
+
+__all__ = [
+    "MLP",
+    "Conv",
+    "ConvTranspose",
+    "ConvolutionalDecoder",
+    "ConvolutionalEncoder",
+    "EquinoxNetwork",
+    "FunctionNetwork",
+    "GatedMLP",
+    "Linear",
+    "NNXNetwork",
+    "ResidualBlock",
+    "adapted",
+    "apply",
+    "concatenate_labels",
+    "draws_random_numbers",
+    "equinox_network",
+    "init",
+    "is_linen",
+    "nnx_network",
+    "output_bias",
+    "reads_images",
+    "with_channels",
+    "with_output_bias",
+    "with_output_layer",
+    "with_scaled_outputs",
+]

@@ -146,7 +146,7 @@ def _moments_of_samples(
     posterior: Posterior, key: Key, num_samples: int
 ) -> tuple[Array, Array]:
     """Running mean and variance (divided by S - 1) of samples, `[B, L]` each."""
-    check_num_samples(num_samples, minimum=2, why=", to know what the noise adds")
+    check_num_samples(num_samples, minimum=2, why=": the noise must be estimated")
 
     def draw(key: Key) -> Array:
         z, _ = posterior.sample_and_log_prob(key, 1)

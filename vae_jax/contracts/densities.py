@@ -41,7 +41,7 @@ SMALLEST_EFFECTIVE_SHARE = 0.1
 SMALLEST_SHARE_OF_A_GAUSSIAN = 0.5
 LARGEST_RATIO = 10.0
 MASS_TOLERANCE = 0.1
-HEAVY_TAIL = "single draws decide the mean of {}: its tail is too heavy for a test"
+HEAVY_TAIL = "single draws dominate the mean of {}: its tail is too heavy for a test"
 
 
 def log_q_agrees(subject: Subject, key: Key) -> Outcome:
@@ -82,7 +82,7 @@ def _same(
     at = np.unravel_index(np.argmax(np.nan_to_num(difference, nan=np.inf)), came.shape)
     figure = f"largest difference {difference[at]:.2g}{unit}"
     detail = (
-        f"{names[0]} came to {came[at]:.6g}, expected {expected[at]:.6g} as in "
+        f"{names[0]} gave {came[at]:.6g}, expected {expected[at]:.6g} as in "
         f"{names[1]}, within {allowed[at]:.2g}"
     )
     return Outcome(passed, figure, "" if passed else detail)
@@ -128,7 +128,7 @@ def kl_is_not_negative(subject: Subject, key: Key) -> Outcome:
         at = np.argmax(np.nan_to_num(least - value, nan=np.inf))
         if not value[at] >= least[at]:
             wrong.append(
-                f"the {name} KL came to {value[at]:.4g} nats, expected at least "
+                f"the {name} KL is {value[at]:.4g} nats, expected at least "
                 f"{least[at]:.2g}"
             )
     smallest = min(value.min() for value, _ in found.values())
@@ -153,8 +153,8 @@ def kl_agrees(subject: Subject, key: Key) -> Outcome:
     off = np.nan_to_num(off, nan=np.inf)
     at = int(np.argmax(off))
     came = (
-        f"the registered KL came to {closed_form[at]:.4g} nats, expected "
-        f"{mean[at]:.4g} +- {error[at]:.2g} of the samples"
+        f"the registered KL is {closed_form[at]:.4g} nats, expected "
+        f"{mean[at]:.4g} +- {error[at]:.2g} from the samples"
     )
     return _worst([Finding(float(off[at]), came)])
 
@@ -204,7 +204,7 @@ def _along_directions(
         if any(np.any(leaf) for leaf in jax.tree.leaves(towards)):
             paths.append(path(towards))
     if not paths:
-        return Outcome(None, "", f"nothing of {' and '.join(parts)} can be moved")
+        return Outcome(None, "", f"no trainable parameters in {' and '.join(parts)}")
     keys = jax.random.split(draw_key, (len(paths), 2))
     return _worst(
         [
@@ -243,7 +243,7 @@ def posterior_has_mass_one(subject: Subject, key: Key) -> Outcome:
         return Outcome(None, "", "the covariance of the samples is singular")
     log_ratio = log_r - np.asarray(log_q[half:], np.float64)
     if not np.isfinite(log_ratio).all():
-        return Outcome(False, "", "log q came not finite, expected finite numbers")
+        return Outcome(False, "", "log q is not finite, expected finite numbers")
     scaled = np.exp(log_ratio - log_ratio.max(axis=0))
     effective = scaled.sum(axis=0) ** 2 / np.square(scaled).sum(axis=0)
     # Effective share for a Gaussian q. Far below it, the ratio has a heavy tail, and
@@ -254,7 +254,7 @@ def posterior_has_mass_one(subject: Subject, key: Key) -> Outcome:
         return Outcome(None, "", "q is too far from a Gaussian for this many samples")
     with np.errstate(over="ignore"):
         ratio = np.exp(log_ratio).mean(axis=1)
-    came = f"the mass of q came to {1 / ratio.mean():.4g}, expected 1"
+    came = f"the mass of q is {1 / ratio.mean():.4g}, expected 1"
     error = ratio.std(ddof=1) / np.sqrt(len(ratio)) + MASS_TOLERANCE / STANDARD_ERRORS
     return _worst([Finding(float(abs(ratio.mean() - 1) / error), came)])
 
@@ -324,8 +324,8 @@ def likelihood_has_its_mean(subject: Subject, key: Key) -> Outcome:
         return Outcome(None, "", HEAVY_TAIL.format("x"))
     largest = np.abs(difference.mean(axis=0)).max()
     came = (
-        f"means of {subject.num_samples} draws came up to {largest:.3g} off the "
-        "likelihood's mean, expected 0 but for their standard errors"
+        f"means of {subject.num_samples} draws differ by up to {largest:.3g} from the "
+        "likelihood's mean, expected 0 within their standard errors"
     )
     scale = float(np.abs(weights).sum(axis=(1, 2)).max())
     return _worst(

@@ -52,8 +52,8 @@ def bounds_rise(subject: Subject, key: Key) -> Outcome:
             if off > STANDARD_ERRORS:
                 came, expected = (np.median(weights) for weights in pair)
                 wrong.append(
-                    f"log weights of example {index} that are drawn {count} at a time "
-                    f"came with a median of {came:.4g} nats, expected the law of those "
+                    f"log weights of example {index} drawn {count} at a time have a "
+                    f"median of {came:.4g} nats, expected the distribution of those "
                     f"drawn alone, with a median of {expected:.4g}"
                 )
     return Outcome(
@@ -117,7 +117,7 @@ def gradient_is_the_slope(subject: Subject, key: Key) -> Outcome:
         off.append(abs(slope - expected) / tolerance)
         if not off[-1] <= 1:
             wrong.append(
-                f"along a direction in the {part} the gradient came to {slope:.5g}, "
+                f"along a direction in the {part} the gradient is {slope:.5g}, "
                 f"expected {expected:.5g} within {tolerance:.2g}"
             )
     figure = f"at most {max(off):.2g} of the tolerance"
@@ -191,7 +191,7 @@ def _compare(
                 at = np.argmax(np.abs(a - b))
                 what = jax.tree_util.keystr(path[1:], simple=True, separator=" ")
                 wrong.append(
-                    f"{name}: {what} came to {a.flat[at]:.6g}, expected "
+                    f"{name}: {what} is {a.flat[at]:.6g}, expected "
                     f"{b.flat[at]:.6g} as {expected_from}"
                 )
     return Outcome(

@@ -87,7 +87,7 @@ def keeps_its_mass(path: Path, keys: Key, epsilon: float) -> Finding:
     here = path.draw(0.0, keys[0])
     log_p = np.asarray(path.log_density(0.0, here), np.float64)
     if not np.isfinite(log_p).all():
-        return Finding(np.inf, "the log-density of its own draws came not finite")
+        return Finding(np.inf, "the log-density of its own draws is not finite")
     step = _step(lambda h: np.asarray(path.log_density(h, here), np.float64) - log_p)
     there = path.draw(step, keys[1])
     log_densities = [
@@ -107,9 +107,9 @@ def keeps_its_mass(path: Path, keys: Key, epsilon: float) -> Finding:
         )
         off = abs(came.mean() - expected.mean())
         text = (
-            "an integral over the density and one with other parameters came to "
-            f"{came.mean():.4g} by draws of the first, expected {expected.mean():.4g} "
-            "as by draws of the second"
+            "an integral over the density and one with other parameters is "
+            f"{came.mean():.4g} from draws of the first, expected "
+            f"{expected.mean():.4g} as from draws of the second"
         )
         error = np.sqrt(error) + allowed / STANDARD_ERRORS
         found.append(Finding(_or_infinite(off / error), text))

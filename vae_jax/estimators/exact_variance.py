@@ -153,7 +153,7 @@ def reparameterization_variance(moments: ScoreMoments) -> float:
     """Variance of the pathwise estimator: E[(f' dx/d parameter)^2] - gradient^2.
 
     Raises:
-      ValueError: the distribution is not reparameterized.
+      ValueError: the moments have no `path2`: x is not reparameterized.
     """
     if moments.path2 is None:
         raise ValueError("moments must be those of a reparameterized x, got no path2")

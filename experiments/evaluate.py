@@ -9,7 +9,7 @@ codes make better samples? Always at beta = 1, on the run's own test set. A minu
 two cores for the digits, some minutes for MNIST.
 """
 
-import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -97,15 +97,22 @@ def load_data(config: Config) -> tuple[mnist.Config, RunData]:
     path = Path(config.run_folder) / "config.json"
     if not path.exists():
         raise ValueError(f"{config.run_folder} holds no config.json of a run")
-    found = json.loads(path.read_text())
-    trained = _trained(found, config.model)
+    found, is_changed = run_folder.read_signed(path)
+    try:
+        trained = _trained(found, config.model)
+        flags.check(trained)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     original = datasets.load(trained, data_dir=config.data_dir)
     digest = datasets.digest(original, trained.dataset, labelled=trained.conditional)
-    if digest != found["data_sha256"]:
+    if digest != found.get("data_sha256"):
         raise ValueError(
             f"the {trained.dataset} data found are not those of the run in "
             f"{config.run_folder}"
         )
+    if is_changed:
+        message = "is not what the run wrote, and is taken as it is now"
+        print(f"warning: {path} {message}", file=sys.stderr)
     dataset = datasets.binarized(original, trained.binarization, seed=trained.seed)
     test = datasets.test_images(dataset)
     train = data.to_unit_interval(jnp.asarray(dataset.train), dataset.num_levels)
@@ -129,6 +136,7 @@ def _trained(found: dict[str, Any], model: int | None) -> mnist.Config:
     }
     if not many:
         return mnist.Config(**known)
+    flags.check(sweep.Config(**known))
     models = sweep.grid(sweep.Config(**known))
     if model is None or not 0 <= model < len(models):
         raise ValueError(

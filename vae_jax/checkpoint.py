@@ -368,7 +368,13 @@ def load_run(
     step = available[-1] if step is None else step
     if step not in available:
         raise ValueError(f"step must be one of {available}, got {step}")
-    return restore(checkpoints / str(step), spec=spec, model=model, trust=trust)
+    path = checkpoints / str(step)
+    try:
+        return restore(path, spec=spec, model=model, trust=trust)
+    except CorruptCheckpoint as error:
+        raise CorruptCheckpoint(
+            f"checkpoint {path}: {error} (step= takes another of {available})"
+        ) from error
 
 
 def _flatten(tree: PyTree) -> dict[str, np.ndarray]:

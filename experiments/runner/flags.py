@@ -5,6 +5,7 @@ configuration to all of its own.
 """
 
 import math
+import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -75,22 +76,37 @@ def check(config: Any) -> None:
 
 
 def _check(name: str, value: Any, hint: Any) -> None:
-    """Hold a value to the rules in its annotation, and its elements to theirs."""
-    if value is None:
-        return
-    arguments = typing.get_args(hint)
-    for rule in arguments:
-        if isinstance(rule, Rule) and not rule.holds(value):
-            raise ValueError(f"--{name} must be {rule.expected}, got {value}")
-    kind = typing.get_origin(hint)
+    """Hold a value to its type and rules, and its elements to theirs."""
+    kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if kind is Annotated:
         _check(name, value, arguments[0])
+        for rule in arguments[1:]:
+            if isinstance(rule, Rule) and not rule.holds(value):
+                raise ValueError(f"--{name} must be {rule.expected}, got {value}")
     elif kind in (typing.Union, types.UnionType):
-        for option in arguments:
+        if value is not None or types.NoneType not in arguments:
+            (option,) = (one for one in arguments if one is not types.NoneType)
             _check(name, value, option)
     elif kind is tuple:
+        _require(name, value, isinstance(value, tuple), "several values")
         for element in value:
             _check(name, element, arguments[0])
+    elif kind is typing.Literal:
+        options = ", ".join(map(str, arguments))
+        _require(name, value, value in arguments, f"one of {options}")
+    elif hint in _TYPES:
+        # A truth value is an integer to Python, and none to a user.
+        is_bool = isinstance(value, bool) == (hint is bool)
+        holds = isinstance(value, _TYPES[hint]) and is_bool
+        _require(name, value, holds, f"of type {hint.__name__}")
+
+
+_TYPES = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str}
+
+
+def _require(name: str, value: Any, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"--{name} must be {expected}, got {value!r}")
 
 
 class Other(tuple):

@@ -35,7 +35,7 @@ class Metrics:
         self._path = folder / "metrics.jsonl"
         self.rows, warning = _restored(self._path, epoch, known)
         if warning:
-            print(f"warning: {self._path}: {warning}", file=sys.stderr)
+            _warn(self._path, warning)
         write(self._path, lines(self.rows))
         self._folder, self._step = folder, step
         self._events = None
@@ -66,7 +66,11 @@ class Metrics:
         )
 
     def flush(self) -> None:
-        """Put the rows on disk, before a checkpoint relies on them."""
+        """Put the rows on disk, all of them, with a warning where some were gone."""
+        text = self._path.read_text(errors="replace") if self._path.exists() else ""
+        if text != lines(self.rows):
+            _warn(self._path, "was changed while training, and is restored")
+            write(self._path, lines(self.rows))
         with open(self._path, "a") as file:
             os.fsync(file.fileno())
 
@@ -74,6 +78,10 @@ class Metrics:
         """Flush and close the TensorBoard events."""
         if self._events is not None:
             self._events.close()
+
+
+def _warn(path: Path, what: str) -> None:
+    print(f"warning: {path}: {what}", file=sys.stderr)
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> str:
@@ -98,10 +106,13 @@ def _restored(
         rows = _rows(known)
         return rows, None if found == rows else "was damaged or edited, and is restored"
     # Of a version that kept no metrics in its checkpoints: each epoch and split once.
-    rows = list({(row["epoch"], row["split"]): row for row in found[::-1]}.values())
-    lost = [e for e in range(1, epoch + 1) if [r["epoch"] for r in rows].count(e) < 2]
+    once = {}
+    for row in found:
+        once.setdefault((row["epoch"], row["split"]), row)
+    epochs = [row["epoch"] for row in once.values()]
+    lost = [number for number in range(1, epoch + 1) if epochs.count(number) < 2]
     warning = f"the history of epochs {lost} is lost" if lost else None
-    return rows[::-1], warning
+    return list(once.values()), warning
 
 
 def _rows(text: str) -> list[dict[str, Any]]:

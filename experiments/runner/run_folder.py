@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -106,7 +106,8 @@ def claim(folder: Path, config: RunFlags, data_digest: str) -> list[str]:
     else:
         # A field that is newer than the run stood at its default.
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
-        found = json.loads(json.dumps(defaults, default=str)) | _read_json(path)
+        known = read_signed(path).content
+        found = json.loads(json.dumps(defaults, default=str)) | known
         differing = [
             f"{name} {found.get(name)!r} there, {value!r} here"
             for name, value in wanted.items()
@@ -122,7 +123,7 @@ def claim(folder: Path, config: RunFlags, data_digest: str) -> list[str]:
                 f"this run had num_devices {found.get('num_devices')}; going on with "
                 f"{config.num_devices} is sound, but not bit-exact"
             )
-    write_json(path, wanted)
+    write_signed(path, wanted)
     return notes
 
 
@@ -143,11 +144,60 @@ def write_json(path: Path, content: Any) -> None:
     write(path, json.dumps(finite(content), indent=2) + "\n")
 
 
-def _read_json(path: Path) -> Any:
+class Signed(NamedTuple):
+    """A file of figures or flags, and whether it is what was written.
+
+    Attributes:
+      content: what it holds.
+      is_changed: whether its digest is another; None where it has none, of an earlier
+        version.
+    """
+
+    content: dict[str, Any]
+    is_changed: bool | None
+
+
+def write_signed(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Write a JSON file with a digest of its content, by which an edit is noticed.
+
+    Args:
+      path: the file.
+      content: as in `write_json`.
+
+    Returns:
+      The content with the digest, `sha256`.
+    """
+    content = content | {"sha256": _digest(content)}
+    write_json(path, content)
+    return content
+
+
+def read_signed(path: Path) -> Signed:
+    """Read a JSON file that `write_signed` wrote.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Its content with the digest, and whether it was changed.
+
+    Raises:
+      ValueError: it is no dictionary in JSON; names the file.
+    """
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}, no dictionary")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    digest = content.get("sha256")
+    return Signed(content, None if digest is None else digest != _digest(content))
+
+
+def _digest(content: dict[str, Any]) -> str:
+    signed = {name: value for name, value in content.items() if name != "sha256"}
+    text = json.dumps(finite(signed), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
@@ -158,9 +208,12 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 
     Returns:
       What results.json holds, or None where there is none.
+
+    Raises:
+      ValueError: it cannot be read.
     """
     path = folder / "results.json"
-    return _read_json(path) if path.exists() else None
+    return read_signed(path).content if path.exists() else None
 
 
 def write(path: Path, text: str) -> None:

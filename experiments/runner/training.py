@@ -17,6 +17,7 @@ each piece the run looks at the losses and at the signals that came in.
 """
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -311,11 +312,20 @@ class Run:
         Returns:
           What results.json holds, or None where there is something left to do.
         """
-        found = run_folder.read_results(self.folder)
-        wanted = asked | {"step": int(state.step)}
-        if found is None or self.images_per_second or "active_units" not in found:
+        path, wanted = self.folder / "results.json", asked | {"step": int(state.step)}
+        if self.images_per_second or not path.exists():
             return None
-        return found if all(found[name] == wanted[name] for name in wanted) else None
+        try:
+            found, is_changed = run_folder.read_signed(path)
+        except ValueError:
+            found, is_changed = {}, True
+        if is_changed:
+            print(
+                f"warning: {path} is not what a run wrote: the model is evaluated anew",
+                file=sys.stderr,
+            )
+        same = all(found.get(name) == wanted[name] for name in wanted)
+        return found if is_changed is False and same else None
 
     def write_results(self, state: TrainState, figures: Figures) -> Figures:
         """Write results.json.
@@ -339,8 +349,7 @@ class Run:
             "device": f"{self._config.num_devices} x {jax.devices()[0].device_kind}",
             "seconds": time.perf_counter() - self._started,
         }
-        run_folder.write_json(self.folder / "results.json", results)
-        return results
+        return run_folder.write_signed(self.folder / "results.json", results)
 
     def close(self) -> None:
         """Close the files, the bar and the handlers of signals."""

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import vae_jax
-from experiments import figures, mnist
-from experiments.runner import checkpoints
+from experiments import evaluate, figures, mnist
+from experiments.runner import checkpoints, metrics
 from vae_jax import checkpoint
 
 TINY = mnist.Config(
@@ -158,3 +158,144 @@ def test_a_folder_that_is_a_link_is_refused(copy, tmp_path, name):
     with pytest.raises(ValueError, match=f"{name} is a symbolic link"):
         run(copy, epochs=5)
     assert sorted(Path(moved).rglob("*")) == before
+
+
+DAMAGE = {
+    "emptied": lambda text: "",
+    "cut": lambda text: text[: len(text) // 2],
+    "doubled": lambda text: text + text,
+    "no UTF-8": lambda text: text.encode().replace(b"e", b"\xff", 1),
+    "nested": lambda text: "[" * 100_000,
+    "a list": lambda text: "[1, 2]",
+    "null": lambda text: "null",
+    "numbers edited": lambda text: text.replace("-", "-1"),
+}
+
+
+def damage(path, name):
+    content = DAMAGE[name](path.read_text())
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_results_that_were_changed_are_not_called_verified(
+    finished, copy, name, capsys
+):
+    damage(copy / "results.json", name)
+    assert_same_figures(run(copy), finished[1])
+    printed = capsys.readouterr()
+    assert "complete" not in printed.out
+    assert "results.json is not what a run wrote" in printed.err
+    run(copy)
+    printed = capsys.readouterr()
+    assert "complete: checkpoint 48 verified" in printed.out and not printed.err
+
+
+def test_a_figure_that_was_edited_is_measured_again(finished, copy, capsys):
+    found = json.loads((copy / "results.json").read_text())
+    found["test_elbo"] += 1
+    (copy / "results.json").write_text(json.dumps(found))
+    assert run(copy)["test_elbo"] == finished[1]["test_elbo"]
+    assert "results.json is not what" in capsys.readouterr().err
+
+
+def test_results_of_an_earlier_version_are_measured_again(finished, copy, capsys):
+    found = json.loads((copy / "results.json").read_text())
+    del found["sha256"]
+    (copy / "results.json").write_text(json.dumps(found))
+    assert_same_figures(run(copy), finished[1])
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_metrics_are_restored_from_the_checkpoint(finished, copy, name, capsys):
+    path = copy / "metrics.jsonl"
+    whole = path.read_text()
+    damage(path, name)
+    assert_same_figures(run(copy), finished[1])
+    assert path.read_text() == whole
+    assert "metrics.jsonl: was damaged or edited" in capsys.readouterr().err
+
+
+def test_metrics_that_are_gone_are_restored(finished, copy, capsys):
+    (copy / "metrics.jsonl").unlink()
+    run(copy)
+    assert (copy / "metrics.jsonl").read_text() == (
+        finished[0] / "metrics.jsonl"
+    ).read_text()
+    assert "metrics.jsonl: was damaged or edited" in capsys.readouterr().err
+
+
+def test_history_that_only_an_earlier_version_had_is_said_to_be_lost(
+    finished, copy, capsys, monkeypatch
+):
+    monkeypatch.setattr(checkpoint, "read_text", lambda folder, name: None)
+    path = copy / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], *lines[3:], lines[0], '{"epoch": 9}\n']))
+    assert_same_figures(run(copy), finished[1])
+    assert "the history of epochs [2] is lost" in capsys.readouterr().err
+    assert path.read_text() == "".join([*lines[:2], *lines[3:]])
+
+
+def test_metrics_that_vanish_while_training_are_restored(
+    finished, tmp_path, capsys, monkeypatch
+):
+    add, path = metrics.Metrics.add, tmp_path / "metrics.jsonl"
+
+    def vanishing(own, row):
+        add(own, row)
+        if row["epoch"] == 2:
+            path.unlink(missing_ok=True)
+
+    monkeypatch.setattr(metrics.Metrics, "add", vanishing)
+    run(tmp_path)
+    assert "metrics.jsonl: was changed while training" in capsys.readouterr().err
+    epochs = [json.loads(line)["epoch"] for line in path.read_text().splitlines()]
+    assert epochs == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize("name", [n for n in DAMAGE if n != "numbers edited"])
+def test_a_configuration_that_cannot_be_read_is_named(copy, name):
+    damage(copy / "config.json", name)
+    before = (copy / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="config.json cannot be read"):
+        run(copy)
+    with pytest.raises(ValueError, match="config.json cannot be read"):
+        evaluate.load_data(evaluate.Config(run_folder=str(copy)))
+    assert (copy / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"seed": "0"}, "--seed must be of type int, got '0'"),
+        ({"seed": None}, "--seed must be of type int, got None"),
+        ({"conditional": 1}, "--conditional must be of type bool, got 1"),
+        ({"hidden_dims": 8}, "--hidden_dims must be several values, got 8"),
+        ({"binarization": "dynamib"}, "--binarization must be one of auto, .*dynamib"),
+        ({"num_seeds": 2, "beta": "ab"}, "--beta must be several values, got 'ab'"),
+        ({"data_sha256": 3}, "data found are not those"),
+    ],
+)
+def test_a_configuration_of_other_types_is_refused(copy, changes, message):
+    path = copy / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        evaluate.load_data(evaluate.Config(run_folder=str(copy)))
+
+
+def test_an_edited_configuration_is_said_to_be_one(copy, capsys):
+    evaluate.load_data(evaluate.Config(run_folder=str(copy)))
+    assert not capsys.readouterr().err
+    path = copy / "config.json"
+    path.write_text(path.read_text().replace('"dynamic"', '"threshold"'))
+    evaluate.load_data(evaluate.Config(run_folder=str(copy)))
+    assert "config.json is not what the run wrote" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_named(copy):
+    (copy / "checkpoints" / "48" / "spec.json").write_text("{}")
+    with pytest.raises(checkpoint.CorruptCheckpoint, match="checkpoints/48: spec.json"):
+        vae_jax.load_run(copy)
+    vae_jax.load_run(copy, step=36)

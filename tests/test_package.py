@@ -40,7 +40,7 @@ ORDER = [
     ["penalties"],
     ["training_objectives"],
     ["exact", "evaluation", "diagnostics", "annealing", "mcmc", "training"],
-    ["variational_fit"],
+    ["variational_fit", "calibration"],
     ["fitted_prior", "fitting"],
     ["contracts", "parallel", "sweep", "manifest", "checkpoint"],
 ]

@@ -59,6 +59,7 @@ class EvaluationKeys(NamedTuple):
       reverse_annealing: of `reverse_annealed_log_evidence`.
       bidirectional: of `bidirectional_log_evidence`.
       chains: of `mcmc.posterior_samples`.
+      annealed_samples: of `annealed_posterior_samples`.
     """
 
     elbo: Key
@@ -67,6 +68,7 @@ class EvaluationKeys(NamedTuple):
     reverse_annealing: Key
     bidirectional: Key
     chains: Key
+    annealed_samples: Key
 
 
 def evaluation_keys(key: Key) -> EvaluationKeys:

@@ -23,11 +23,13 @@ from vae_jax.annealing.evidence import (
     reverse_annealed_log_evidence,
 )
 from vae_jax.annealing.path import sigmoid_schedule
+from vae_jax.annealing.samples import annealed_posterior_samples
 
 __all__ = [
     "AnnealedEvidence",
     "BidirectionalEvidence",
     "annealed_log_evidence",
+    "annealed_posterior_samples",
     "bidirectional_log_evidence",
     "require_continuous_latents",
     "reverse_annealed_log_evidence",

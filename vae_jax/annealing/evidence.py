@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.annealing.path import (
+    Annealed,
     Settings,
     adapt_step_sizes,
     anneal,
@@ -111,12 +112,12 @@ def annealed_log_evidence(
       (3,)
     """
     settings = Settings(num_chains, num_temperatures, num_leapfrog, initial_step_size)
-    x = _check(params, x, settings)
+    x = check_arguments(params, x, settings)
     keys = split(example_keys(evaluation_keys(key).annealing, len(x), first=first), 3)
     pilot_keys, start_keys, chain_keys = keys
     path = adapt_step_sizes(params, x, pilot_keys, settings)
     z = sample_prior(params, start_keys, num_chains)
-    return _summarize(*anneal(params, x, path, z, chain_keys))
+    return _summarize(anneal(params, x, path, z, chain_keys))
 
 
 def reverse_annealed_log_evidence(
@@ -169,14 +170,14 @@ def reverse_annealed_log_evidence(
       (3,)
     """
     settings = Settings(num_chains, num_temperatures, num_leapfrog, initial_step_size)
-    x = _check(params, x, settings)
+    x = check_arguments(params, x, settings)
     chex.assert_shape(z, (x.shape[0], params.spec.latent_dim))
     pilot_keys, chain_keys = split(
         example_keys(evaluation_keys(key).reverse_annealing, len(x), first=first), 2
     )
     path = adapt_step_sizes(params, x, pilot_keys, settings).reversed()
     z = jnp.broadcast_to(z.astype(x.dtype), (num_chains, *z.shape))
-    found = _summarize(*anneal(params, x, path, z, chain_keys))
+    found = _summarize(anneal(params, x, path, z, chain_keys))
     return found._replace(estimate=-found.estimate)
 
 
@@ -229,13 +230,13 @@ def bidirectional_log_evidence(
     keys = split(example_keys(evaluation_keys(key).bidirectional, num_examples), 5)
     simulation_keys, pilot_keys, start_keys, forward_keys, reverse_keys = keys
     z, x = _simulate(params, simulation_keys)
-    x = _check(params, x, settings)
+    x = check_arguments(params, x, settings)
     path = adapt_step_sizes(params, x, pilot_keys, settings)
     start = sample_prior(params, start_keys, num_chains)
-    lower = _summarize(*anneal(params, x, path, start, forward_keys)).estimate
+    lower = _summarize(anneal(params, x, path, start, forward_keys)).estimate
     start = jnp.broadcast_to(z, (num_chains, *z.shape))
     found = anneal(params, x, path.reversed(), start, reverse_keys)
-    upper = -_summarize(*found).estimate
+    upper = -_summarize(found).estimate
     return BidirectionalEvidence(lower, upper, upper - lower, x)
 
 
@@ -273,7 +274,7 @@ def require_continuous_latents(params: Params, purpose: str) -> None:
         raise ValueError(f"{purpose} needs continuous latents, got {spec.posterior}")
 
 
-def _check(params: Params, x: Array, settings: Settings) -> Array:
+def check_arguments(params: Params, x: Array, settings: Settings) -> Array:
     """Check the arguments; return the observations in the dtype of the parameters."""
     _check_at_least("num_chains", settings.num_chains, 1)
     _check_at_least("num_temperatures", settings.num_temperatures, 2)
@@ -295,14 +296,14 @@ def _simulate(params: Params, keys: Key) -> tuple[Array, Array]:
     return z, jax.vmap(draw)(z, likelihood_keys)
 
 
-def _summarize(log_w: Array, acceptance_rate: Array) -> AnnealedEvidence:
-    """Summarize log-weights `[C, B]` of annealed chains."""
-    found = summarize_all(log_w)
+def _summarize(chains: Annealed) -> AnnealedEvidence:
+    """Summarize the log-weights of annealed chains."""
+    found = summarize_all(chains.log_weights)
     return AnnealedEvidence(
         estimate=found.log_mean,
         standard_error=found.standard_error,
         effective_sample_size=found.effective_sample_size,
-        acceptance_rate=acceptance_rate,
+        acceptance_rate=chains.acceptance_rate,
     )
 
 

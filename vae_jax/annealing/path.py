@@ -98,10 +98,22 @@ def adapt_step_sizes(params: Params, x: Array, keys: Key, settings: Settings) ->
     return Path(move, temperatures, step_sizes)
 
 
-def anneal(
-    params: Params, x: Array, path: Path, z: Array, keys: Key
-) -> tuple[Array, Array]:
-    """Run chains from z; return log-weights `[C, B]` and acceptance rates `[B]`.
+class Annealed(NamedTuple):
+    """Chains at the end of a path.
+
+    Attributes:
+      z: latents, `[C, B, L]`.
+      log_weights: log importance weights of the chains, `[C, B]`.
+      acceptance_rate: mean over chains and temperatures, `[B]`.
+    """
+
+    z: Array
+    log_weights: Array
+    acceptance_rate: Array
+
+
+def anneal(params: Params, x: Array, path: Path, z: Array, keys: Key) -> Annealed:
+    """Run chains from z, `[C, B, L]`.
 
     The weight of a temperature is added before the move at it. There is no move at the
     last temperature.
@@ -124,8 +136,9 @@ def anneal(
         path.step_sizes,
     )
     start = (z, log_likelihood, *nothing)
-    (_, log_likelihood, log_w, accepted), _ = jax.lax.scan(step, start, inputs)
-    return log_w + increments[-1] * log_likelihood, accepted / num_moves
+    (z, log_likelihood, log_w, accepted), _ = jax.lax.scan(step, start, inputs)
+    log_weights = log_w + increments[-1] * log_likelihood
+    return Annealed(z, log_weights, accepted / num_moves)
 
 
 def _transition(

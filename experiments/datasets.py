@@ -1,7 +1,7 @@
 """The data of a run: binarized, in [0, 1], with labels, and a digest of them."""
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,55 @@ import numpy as np
 
 import vae_jax
 from experiments import choices
-from experiments.evaluation import evaluation_keys
+from experiments.evaluation import evaluation_keys, has_density
 from vae_jax import data
 from vae_jax.distributions.support import Support
-from vae_jax.types import Array, Family, Key
+from vae_jax.types import Array, Family, Key, Labels
 
 if TYPE_CHECKING:
     from experiments.mnist import ModelFlags
 
 
+class Split(NamedTuple):
+    """Examples to evaluate a model on.
+
+    Attributes:
+      name: `test` or `validation`.
+      x: in [0, 1], `[m, D]`, on the device.
+      labels: `[m]`; None where there are none.
+    """
+
+    name: str
+    x: Array
+    labels: Labels
+
+
+def split(dataset: data.Dataset, name: str) -> Split:
+    """The test or the validation examples of a data set.
+
+    Args:
+      dataset: binarized.
+      name: `test` or `validation`.
+
+    Returns:
+      A `Split`.
+    """
+    x, labels = (getattr(dataset, f"{name}{end}") for end in ("", "_labels"))
+    return Split(
+        name, data.to_unit_interval(jnp.asarray(x), dataset.num_levels), labels
+    )
+
+
+def watched(dataset: data.Dataset) -> Split:
+    """The examples that an epoch is evaluated on: to validate, where there are some."""
+    name = "test" if dataset.validation is None else "validation"
+    return split(dataset, name)
+
+
 def load(config: "ModelFlags", *, data_dir: str | None = None) -> data.Dataset:
     """The data that the flags name, whole numbers as counts where they are to be.
+
+    Examples to choose by are set aside where `--validation` says so.
 
     Args:
       config: names the data set, and the likelihood.
@@ -29,13 +67,14 @@ def load(config: "ModelFlags", *, data_dir: str | None = None) -> data.Dataset:
       A `Dataset`.
 
     Raises:
-      ValueError: as `data.load`.
+      ValueError: as `data.load`, and as `data.hold_out`.
     """
-    return data.load(
+    dataset = data.load(
         config.dataset,
         data_dir=data_dir or config.data_dir,
         values="counts" if choices.is_of_counts(config) else None,
     )
+    return data.hold_out(dataset, config.validation) if config.validation else dataset
 
 
 def binarized(original: data.Dataset, method: str, *, seed: int) -> data.Dataset:
@@ -101,6 +140,33 @@ def test_images(dataset: data.Dataset) -> Array:
     return data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
 
 
+def check_early_stopping(
+    patience: int | None, params: vae_jax.Params, watched: Split
+) -> None:
+    """Refuse to stop early where there is nothing to decide it by.
+
+    Args:
+      patience: `--early_stopping`.
+      params: of the model.
+      watched: what its epochs are evaluated on.
+
+    Raises:
+      ValueError: no validation data, or a model without an ELBO.
+    """
+    if patience is None:
+        return
+    if watched.name != "validation":
+        raise ValueError(
+            f"--early_stopping {patience} needs validation data: give --validation=N, "
+            "or --dataset=binarized_mnist, which has some"
+        )
+    if not has_density(params, watched.x, watched.labels):
+        raise ValueError(
+            f"--early_stopping {patience} needs an ELBO, and q(z|x) of this posterior "
+            "has no density"
+        )
+
+
 def require_in(support: Support, dataset: data.Dataset, binarization: str) -> None:
     """Refuse data outside of a likelihood's support before anything is written.
 
@@ -113,6 +179,7 @@ def require_in(support: Support, dataset: data.Dataset, binarization: str) -> No
       ValueError: names the values and the support.
     """
     support.require(test_images(dataset), "the test set")
+    support.require(watched(dataset).x, "the validation set")
     if binarization != "dynamic":
         train = data.to_unit_interval(jnp.asarray(dataset.train), dataset.num_levels)
         support.require(train, "the training set")
@@ -156,8 +223,10 @@ def describe(dataset: data.Dataset, config: "ModelFlags", binarization: str) -> 
     """Sizes, shape and values of the data, likelihood and length of a run."""
     shape = "x".join(map(str, dataset.data_shape))
     values = dataset.values if dataset.columns else f"{binarization} binarization"
+    validation = dataset.validation
+    chosen_by = "" if validation is None else f"{len(validation)} to choose by, "
     return (
-        f"{config.dataset}: {len(dataset.train)} examples to train, "
+        f"{config.dataset}: {len(dataset.train)} examples to train, {chosen_by}"
         f"{len(dataset.test)} to test, {shape}, {values}, {config.likelihood} "
         f"likelihood; {config.epochs} epochs"
     )
@@ -180,7 +249,8 @@ def num_classes(dataset: data.Dataset, *, conditional: bool) -> int:
         return 0
     if dataset.train_labels is None or dataset.test_labels is None:
         raise ValueError(f"--conditional needs labels, and {dataset.name} has none")
-    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+    labels = [dataset.train_labels, dataset.test_labels, dataset.validation_labels]
+    labels = np.concatenate([one for one in labels if one is not None])
     if labels.min() < 0:
         raise ValueError(f"--conditional needs labels from 0 on, got {labels.min()}")
     return int(labels.max()) + 1
@@ -203,14 +273,14 @@ def digest(dataset: data.Dataset, name: str, *, labelled: bool) -> str:
       Hexadecimal digits.
     """
     found = hashlib.sha256()
-    arrays = [dataset.train, dataset.test]
+    arrays = [dataset.train, dataset.test, dataset.validation]
     if labelled:
-        arrays += [dataset.train_labels, dataset.test_labels]
+        arrays += [dataset.train_labels, dataset.test_labels, dataset.validation_labels]
     if is_file(name):
         # A file may declare them; of other data sets the name does.
         found.update(f"{dataset.num_levels} levels".encode())
     if dataset.columns:
         found.update(repr(dataset.columns).encode())
-    for array in arrays:
+    for array in (array for array in arrays if array is not None):
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()

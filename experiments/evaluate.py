@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +54,10 @@ class Config:
 runs."""
     data_dir: str | None = None
     """Folder of data files; by default the run's."""
+    which: Literal["last", "best"] = "last"
+    """The last model of a run, or the best one on validation data."""
     step: int | None = None
-    """The checkpoint; by default the newest."""
+    """The checkpoint in place of the last."""
     evaluation_samples: flags.Count = 1000
     """Importance samples an image for log p(x)."""
     num_aggregate: flags.Several = 2000
@@ -378,19 +380,25 @@ def run(config: Config) -> dict[str, Any]:
     trained, run_data = load_data(config)
     x = run_data.test
     params = vae_jax.load_run(
-        config.run_folder, step=config.step, model=config.model, trust=config.trust
+        config.run_folder,
+        which=config.which,
+        step=config.step,
+        model=config.model,
+        trust=config.trust,
     )
     folder = Path(config.run_folder)
     with run_folder.locked(folder):
         if config.model is not None:
             folder = folder / f"model-{config.model}"
-        figures = evaluate(params, x, run_data.test_labels, config)
+        figures: dict[str, Any] = {"which": config.which}
+        figures |= evaluate(params, x, run_data.test_labels, config)
         figures["fitted_prior"] = fitted_prior(
             params, run_data, config, folder / "figures"
         )
         beta = choices.trained_on(trained)["beta"]
         told = trained.objective if beta is None else f"beta {beta:g}"
-        title = f"{trained.dataset}: {told}, {len(x)} test images"
+        which = "" if config.which == "last" else ", the best on validation data"
+        title = f"{trained.dataset}: {told}{which}, {len(x)} test images"
         save_figure(draw(figures, title), folder / "figures", "diagnostics")
         run_folder.write_json(folder / "evaluation.json", figures)
     print(f"{title}\n{table(figures, config)}")

@@ -242,6 +242,7 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
             ),
         ),
         *pareto_k_row(results),
+        *_best_rows(results),
         ("training", f"{results['images_per_second'] or 0:,.0f} images/s"),
         ("first step after", _seconds(results["seconds_to_first_step"])),
         ("all in all", _seconds(results["seconds"])),
@@ -250,6 +251,24 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
     collapsed = [] if results["active_units"] else ["the model has"]
     warnings = [collapse_warning(models, remedies) for models in collapsed]
     return "\n".join([columns(rows), *warnings, *evidence_warnings(results)])
+
+
+def _best_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows of the epoch that is best on validation data, where there are any."""
+    if "best_epoch" not in results:
+        return []
+    evidence = (
+        results[f"best_importance_weighted_{name}"]
+        for name in ("log_likelihood", "standard_error")
+    )
+    return [
+        (
+            "best of the validation ELBO",
+            f"{_nats(results['best_validation_elbo'])}, epoch {results['best_epoch']}",
+        ),
+        ("  its test ELBO", _nats(results["best_test_elbo"])),
+        ("  its log p(x)", _nats(*evidence)),
+    ]
 
 
 def pareto_k_row(figures: dict[str, Any]) -> list[tuple[str, str]]:

@@ -57,8 +57,8 @@ def draw_all(
         drawn as images, other shapes as step curves.
       x: test set, `[n, D]`; examples are drawn only if they are pixels (`are_pixels`).
       labels: labels of the test set, `[n]`, or None; a conditional model uses them.
-      metrics: dicts with `epoch`, `split` ("train" or "test") and the entries of
-        `CURVES`, in nats per example or None.
+      metrics: dicts with `epoch`, `split` ("train", and "validation" or "test")
+        and the entries of `CURVES`, in nats per example or None.
       key: PRNG key, consumed once.
     """
     x, given = np.asarray(x), partial(labels_of, params)
@@ -246,7 +246,8 @@ def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.grid(color="0.9")
         curves = []
-        for split, style in (("train", ".--"), ("test", ".-")):
+        for split in dict.fromkeys(row["split"] for row in metrics):
+            style = ".--" if split == "train" else ".-"
             rows = [row for row in metrics if row["split"] == split]
             curve = [(row["epoch"], row.get(name)) for row in rows]
             curves.append(np.array(curve, float).reshape(-1, 2).T)  # None becomes NaN.

@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 
 import vae_jax
-from experiments import choices, datasets, evaluation, optimizers
+from experiments import choices, datasets, evaluation, final_evaluation, optimizers
 from experiments.defaults import refuse_ignored, resolve
 from experiments.runner import devices, flags, processes
 from experiments.runner.command_line import execute, parse, say
-from experiments.runner.training import Run, open_run
+from experiments.runner.training import open_run
 from vae_jax import TrainState, data
-from vae_jax.types import Array, Key, Labels
+from vae_jax.types import Array, Key
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ class Config(ModelFlags):
 
     learning_rate: flags.Positive = 1e-3
     """Learning rate, at its peak where it rises or falls."""
+    early_stopping: flags.Count | None = None
+    """Epochs without a better ELBO of the validation data after which the run ends."""
     beta: flags.NonNegative = 1.0
     """Weight of the KL term in training; evaluation is always at 1."""
     beta_warmup_epochs: flags.NonNegative | None = None
@@ -251,7 +253,7 @@ def run(config: Config) -> dict[str, Any]:
         num_classes = datasets.num_classes(original, conditional=config.conditional)
         dataset = datasets.binarized(original, config.binarization, seed=config.seed)
         examples = datasets.examples(dataset, labelled=config.conditional)
-        test = datasets.test_images(dataset), dataset.test_labels
+        watched = datasets.watched(dataset)
         order = data_order(config, len(dataset.train))
         batch_sizes = jax.eval_shape(order, 0).batch_sizes
 
@@ -260,6 +262,7 @@ def run(config: Config) -> dict[str, Any]:
         say(*datasets.warnings(original, spec.likelihood, config.binarization))
         datasets.require_in(spec.likelihood.support, dataset, config.binarization)
         state = initial_state(config, spec, dataset)
+        datasets.check_early_stopping(config.early_stopping, state.params, watched)
 
         # Objective and optimizer: a step, and epochs of it on the devices.
         step = partial(training_step, config=config, dataset=dataset)
@@ -272,7 +275,16 @@ def run(config: Config) -> dict[str, Any]:
         remedies = choices.collapse_remedies(config)
         headline = datasets.describe(dataset, config, config.binarization)
         digest = datasets.digest(original, config.dataset, labelled=config.conditional)
-        with open_run("mnist", config, digest, spec, batch_sizes, started) as training:
+        with open_run(
+            "mnist",
+            config,
+            digest,
+            spec,
+            batch_sizes,
+            started,
+            selects=dataset.validation is not None,
+            patience=config.early_stopping,
+        ) as training:
             print(f"{headline}; {training.folder}", flush=True)
             state, history = training.restore(state, empty)
             for epoch in training.epochs(state):
@@ -282,63 +294,19 @@ def run(config: Config) -> dict[str, Any]:
                     training.check(state, history)
                 params = devices.on_one(state.evaluation_params)
                 writes = processes.is_first()
-                figures = evaluation.elbo_figures(params, *test) if writes else None
-                training.log(state, history, figures)
+                evaluated = params, watched.x, watched.labels
+                figures = evaluation.elbo_figures(*evaluated) if writes else None
+                training.log(state, history, figures, watched.name)
                 if training.is_time_to_judge(state):
-                    units = [evaluation.unit_figures(params, *test)["active_units"]]
-                    evaluation.warn_of_collapse(units, remedies)
+                    units = evaluation.unit_figures(*evaluated)["active_units"]
+                    evaluation.warn_of_collapse([units], remedies)
                 history = empty
                 training.save(state, history)
 
             # Evaluation and figures, in the process that writes.
             if not processes.is_first():
                 return {}
-            return _evaluate(config, training, state, *test, remedies)
-
-
-def _evaluate(
-    config: Config,
-    training: Run,
-    state: TrainState,
-    x: Array,
-    labels: Labels,
-    remedies: str,
-) -> dict[str, Any]:
-    """Evaluate and draw the trained model, unless this was done before."""
-    samples = config.evaluation_samples
-    found = training.finished(state, importance_weighted_num_samples=samples)
-    if found is not None:
-        print(f"complete: checkpoint {found['step']} verified, nothing left to train")
-        print(evaluation.table(found, training.folder, remedies=remedies))
-        return found
-    # Takes a second to import; the first step does not wait for it.
-    from experiments import figures
-
-    params = devices.on_one(state.evaluation_params)
-    elbo = evaluation.elbo_figures(params, x, labels)
-    figures.draw_all(
-        training.folder / "figures",
-        params,
-        dataset_name=config.dataset,
-        data_shape=params.spec.data_shape,
-        x=x,
-        labels=labels,
-        metrics=training.rows,
-        key=evaluation.evaluation_keys().figures,
-    )
-    results = training.write_results(
-        state,
-        {
-            **choices.trained_on(config),
-            **{f"test_{name}": value for name, value in elbo.items()},
-            **evaluation.unit_figures(params, x, labels),
-            **evaluation.importance_weighted_figures(
-                params, x, labels, num_samples=samples
-            ),
-        },
-    )
-    print(evaluation.table(results, training.folder, remedies=remedies))
-    return results
+            return final_evaluation.evaluate(config, training, state, dataset, remedies)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

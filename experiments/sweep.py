@@ -4,9 +4,10 @@
 
 trains 40 variational autoencoders, the product of all values given and all seeds, each
 equal to its own run of experiments.mnist up to rounding. It ends in the table of the
-best settings and the rate-distortion curve, means and standard errors over seeds. The
-same command on the same folder goes on where it stopped;
-`vae_jax.load_run(folder, model=3)` is one of the models.
+settings, the best of the validation data first where there are some, and the
+rate-distortion curve, means and standard errors over seeds. The same command on the
+same folder goes on where it stopped; `vae_jax.load_run(folder, model=3)` is one of the
+models.
 """
 
 import dataclasses
@@ -36,7 +37,6 @@ from experiments.runner.command_line import execute, parse, say
 from experiments.runner.training import open_run
 from experiments.sweep_chunks import place
 from vae_jax.training import TrainState
-from vae_jax.types import Array, Labels
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def grid(config: Config) -> list[mnist.Config]:
     common: dict[str, Any] = {
         field.name: getattr(config, field.name)
         for field in fields(mnist.Config)
-        if field.name not in (*SWEPT, "seed", "num_devices")
+        if field.name not in (*SWEPT, "seed", "num_devices", "early_stopping")
     }
     seeds = range(config.seed, config.seed + config.num_seeds)
     return [
@@ -203,7 +203,8 @@ def run(config: Config) -> dict[str, Any]:
     dataset = datasets.binarized(original, config.binarization, seed=first.seed)
     datasets.require_in(spec.likelihood.support, dataset, config.binarization)
     examples = datasets.examples(dataset, labelled=config.conditional)
-    x, labels = datasets.test_images(dataset), dataset.test_labels
+    test, watched = datasets.split(dataset, "test"), datasets.watched(dataset)
+    evaluated = watched.x, watched.labels
     orders = [mnist.data_order(model, len(dataset.train)) for model in models]
     batch_sizes = jax.eval_shape(orders[0], 0).batch_sizes
 
@@ -249,17 +250,17 @@ def run(config: Config) -> dict[str, Any]:
             for stop in training.pieces(state):
                 state, history = train(state, taken, history, stop)
                 training.check(state, history)
-            test = in_turn(lambda params: elbo_figures(params, x, labels), state)
-            training.log(state, history, test)
+            figures = in_turn(lambda params: elbo_figures(params, *evaluated), state)
+            training.log(state, history, figures, watched.name)
             if training.is_time_to_judge(state):
-                units = in_turn(lambda params: unit_figures(params, x, labels), state)
+                units = in_turn(lambda params: unit_figures(params, *evaluated), state)
                 finite = finite_models(state.params, count)
                 warn_of_collapse(
                     units["active_units"], remedies, finite=finite.tolist()
                 )
             history = empty
             training.save(state, history)
-        results = _results(config, models, state, training.rows, x, labels)
+        results = _results(config, models, state, training.rows, test, watched)
         results["models_at_once"] = chunks.indices.shape[1]
         results = training.write_results(state, results)
         sweep_report.draw_all(training.folder / "figures", results, training.rows)
@@ -281,21 +282,25 @@ def _results(
     models: Sequence[mnist.Config],
     state: TrainState,
     metrics: Sequence[dict],
-    x: Array,
-    labels: Labels,
+    test: datasets.Split,
+    watched: datasets.Split,
 ) -> dict[str, Any]:
     """Figures of every model, and of every setting over its seeds."""
 
     def figures(params: vae_jax.Params) -> dict[str, Any]:
-        found = elbo_figures(params, x, labels)
+        found = elbo_figures(params, test.x, test.labels)
         evidence = importance_weighted_figures(
-            params, x, labels, num_samples=config.evaluation_samples
+            params, test.x, test.labels, num_samples=config.evaluation_samples
         )
+        chosen_by = None
+        if watched.name == "validation":
+            chosen_by = elbo_figures(params, watched.x, watched.labels)["elbo"]
         return {
+            "validation_elbo": chosen_by,
             "test_elbo": found["elbo"],
             "rate": found["kl_divergence"],
             "distortion": -found["log_likelihood"],
-            "active_units": unit_figures(params, x, labels)["active_units"],
+            "active_units": unit_figures(params, test.x, test.labels)["active_units"],
             "log_evidence": evidence["importance_weighted_log_likelihood"],
         }
 
@@ -312,6 +317,7 @@ def _results(
         "binarization": config.binarization,
         "swept": swept(config),
         "models": rows,
+        "best_model": sweep_report.best_model(rows),
         "not_finite": sweep_report.not_finite(rows, metrics),
         "collapsed": sweep_report.collapsed(rows),
         "settings": sweep_report.over_seeds(rows, swept(config)),

@@ -13,7 +13,14 @@ from matplotlib.figure import Figure
 from experiments.evaluation import collapse_warning
 from experiments.runner.report import columns, mean_of, measured, save_figure
 
-MEASURES = ("test_elbo", "rate", "distortion", "active_units", "log_evidence")
+MEASURES = (
+    "validation_elbo",
+    "test_elbo",
+    "rate",
+    "distortion",
+    "active_units",
+    "log_evidence",
+)
 ROWS_SHOWN = 20
 Row = dict[str, Any]
 
@@ -81,7 +88,7 @@ def collapsed(rows: Sequence[Row]) -> list[int]:
 
 
 def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str:
-    """Format the settings as a table, best first, with remarks.
+    """Format the settings as a table, best first with validation data, with remarks.
 
     Args:
       results: content of results.json.
@@ -107,8 +114,15 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
         lines.append(f"... {len(ranked) - ROWS_SHOWN} more in results.json")
     best = best_model(results["models"])
     if best is not None:
+        model = results["models"][best]
         lines.append(
-            f"best test ELBO: model {best}, {describe(results['models'][best], swept)}"
+            f"best validation ELBO: model {best}, {describe(model, swept)}; its test "
+            f"ELBO {model['test_elbo']:.2f}"
+        )
+    elif "validation_elbo" not in measures:
+        lines.append(
+            "in the order of the flags: without validation data (--validation=N) no "
+            "model is chosen, and none on the test set"
         )
     for bad in results["not_finite"]:
         model = results["models"][bad["model"]]
@@ -129,9 +143,15 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
 
 
 def best_model(models: Sequence[Row]) -> int | None:
-    """Index of the model with the highest test ELBO; None if none is finite."""
-    finite = [number for number, model in enumerate(models) if model["finite"]]
-    return max(finite, key=lambda number: models[number]["test_elbo"], default=None)
+    """Index of the finite model with the highest validation ELBO; None without one."""
+    finite = [
+        number
+        for number, model in enumerate(models)
+        if model["finite"] and np.isfinite(model["validation_elbo"] or np.nan)
+    ]
+    return max(
+        finite, key=lambda number: models[number]["validation_elbo"], default=None
+    )
 
 
 def describe(model: Row, swept: Sequence[str]) -> str:
@@ -140,7 +160,8 @@ def describe(model: Row, swept: Sequence[str]) -> str:
 
 
 def _rank(row: Row) -> float:
-    mean = row["test_elbo"]["mean"]
+    # Equal for all without validation data, and sorting keeps their order.
+    mean = row["validation_elbo"]["mean"]
     return -math.inf if mean is None else mean
 
 
@@ -202,14 +223,15 @@ def _draw_equal_elbo(axes) -> None:
 
 
 def draw_training_curves(results: dict[str, Any], metrics: Sequence[Row]) -> Figure:
-    """Draw the test ELBO of every model by epoch, one colour per setting."""
+    """Draw the ELBO of every model by epoch, on validation data if there are any."""
     figure = Figure((8, 6), dpi=120, layout="constrained")
     axes = figure.subplots()
     rows, swept = results["settings"], results["swept"]
     numbers = {_label(row, swept): number for number, row in enumerate(rows)}
     colors, named = _colors(len(rows)), set()
-    test = [row for row in metrics if row["split"] == "test"]
+    test = [row for row in metrics if row["split"] != "train"]
     epochs = [row["epoch"] for row in test]
+    split = test[0]["split"] if test else "test"
     for number, model in enumerate(results["models"]):
         label = _label(model, swept)
         values = np.array([row["elbo"][number] for row in test], float)
@@ -223,7 +245,7 @@ def draw_training_curves(results: dict[str, Any], metrics: Sequence[Row]) -> Fig
         )
         named.add(label)
     axes.set(
-        title=f"{results['dataset']}: test ELBO of {len(results['models'])} models",
+        title=f"{results['dataset']}: {split} ELBO of {len(results['models'])} models",
         xlabel="epoch",
         ylabel="ELBO at beta 1, nats per example",
     )

@@ -393,7 +393,7 @@ def test_a_model_of_finite_weights_and_no_elbo_is_not_the_best(
     params = [vae_jax.load_run(tmp_path, model=model) for model in range(4)]
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     assert [model["finite"] for model in results["models"]] == [False, True] * 2
-    assert sweep_report.best_model(results["models"]) in (1, 3)
+    assert results["best_model"] is None  # There are no validation data.
     assert [row["num_finite"] for row in results["settings"]] == [0, 1] * 2
     assert "WARNING: model 0, beta 0.5" in capsys.readouterr().out
 
@@ -468,7 +468,7 @@ def example_results():
     rows = [
         {"beta": beta, "seed": seed, "finite": beta < 4}
         | {"test_elbo": -beta - seed, "rate": 1.0 + seed, "distortion": beta}
-        | {"active_units": 2, "log_evidence": None}
+        | {"active_units": 2, "log_evidence": None, "validation_elbo": -2.0 - beta}
         for beta in (0.5, 1.0, 4.0)
         for seed in (0, 1)
     ]
@@ -492,13 +492,24 @@ def test_settings_are_means_over_seeds_with_standard_errors():
 def test_the_table_names_the_best_first():
     results = example_results() | {"collapsed": [1]}
     lines = sweep_report.table(results, "folder", remedies="less").splitlines()
-    assert lines[1].split()[:4] == ["0.5", "-1.00", "+-", "0.50"]
+    assert lines[1].split()[4:7] == ["-1.00", "+-", "0.50"]
     assert [line.split()[0] for line in lines[1:4]] == ["0.5", "1", "4"]
-    assert "best test ELBO: model 0, beta 0.5, seed 0" in lines
+    best = "best validation ELBO: model 0, beta 0.5, seed 0; its test ELBO -0.50"
+    assert best in lines
     assert "WARNING: model 4, beta 4, seed 0, is not finite since epoch 3" in lines
     (collapse,) = (line for line in lines if "posterior collapse" in line)
     assert "of the models, model 1, beta 0.5" in collapse
     assert collapse.endswith("start anew with less")
+
+
+def test_without_validation_data_the_order_is_that_of_the_flags():
+    results = example_results() | {"collapsed": []}
+    models = [row | {"validation_elbo": None} for row in results["models"][::-1]]
+    results |= {"models": models, "settings": sweep_report.over_seeds(models, ["beta"])}
+    lines = sweep_report.table(results, "folder", remedies="less").splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["4", "1", "0.5"]
+    assert not [line for line in lines if line.startswith("best")]
+    assert "no model is chosen, and none on the test set" in "".join(lines)
 
 
 def test_the_figures_of_a_sweep_show_each_setting(tmp_path):

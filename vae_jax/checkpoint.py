@@ -14,12 +14,13 @@ number for a name is complete. orbax does not notice a flipped bit in an array; 
 digests do.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -333,6 +334,7 @@ def remove(folder: str | Path) -> None:
 def load_run(
     folder: str | Path,
     *,
+    which: Literal["last", "best"] = "last",
     step: int | None = None,
     spec: ModelSpec | None = None,
     model: int | None = None,
@@ -342,8 +344,9 @@ def load_run(
 
     Args:
       folder: the run's folder, which holds `checkpoints/`.
-      step: the checkpoint to take; the newest by default, whose figures stand in
-        `results.json`.
+      which: the last checkpoint, or the best on validation data (`best.json`); the
+        figures of both stand in `results.json`.
+      step: the checkpoint to take in place of the last.
       spec: as in `restore`.
       model: as in `restore`: which of the many models of a sweep.
       trust: as in `restore`: a run of parts of one's own names their modules, and a
@@ -353,7 +356,8 @@ def load_run(
       `Params`.
 
     Raises:
-      ValueError: no run or no checkpoint there; else as `restore`.
+      ValueError: no run or no checkpoint there; no best one, as in a run without
+        validation data; else as `restore`.
 
     Example:
       >>> import vae_jax
@@ -365,6 +369,12 @@ def load_run(
     available = steps(checkpoints)
     if not available:
         raise ValueError(f"folder {str(folder)!r} holds no checkpoints of a run")
+    if which not in ("last", "best"):
+        raise ValueError(f"which must be last or best, got {which!r}")
+    if which == "best":
+        if step is not None:
+            raise ValueError(f"step {step} and which='best' exclude one another")
+        step = _best_step(checkpoints)
     step = available[-1] if step is None else step
     if step not in available:
         raise ValueError(f"step must be one of {available}, got {step}")
@@ -374,6 +384,20 @@ def load_run(
     except CorruptCheckpoint as error:
         raise CorruptCheckpoint(
             f"checkpoint {path}: {error} (step= takes another of {available})"
+        ) from error
+
+
+def _best_step(checkpoints: Path) -> int:
+    """The step that best.json names, chosen on validation data."""
+    try:
+        best = json.loads((checkpoints / "best.json").read_text())
+        # Before there were validation data it was chosen on the test set.
+        _ = best["validation_elbo"]
+        return best["step"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"folder {str(checkpoints.parent)!r} holds no checkpoint that is best on "
+            "validation data: the run had none, or trained many models (which='last')"
         ) from error
 
 

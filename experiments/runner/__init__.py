@@ -5,6 +5,7 @@ flags          flags of data and runs, rules for values
 run_folder     lock, configuration, JSON files
 training       open a run; restore, epochs, pieces, check, log, save
 checkpoints    the newest good one, the last two, the best
+selection      which epoch is the best, on validation data
 metrics        metrics.jsonl, TensorBoard
 signals        collected until there is a good moment to stop
 processes      several under one experiment: meet, agree, who writes

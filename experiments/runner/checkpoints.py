@@ -1,7 +1,7 @@
 """Checkpoints of a run: restore the newest good one, keep the last two and the best.
 
-Each holds the state, the history of the epoch that it stands in, and the metrics of
-the epochs before.
+Each holds the state, the history of the epoch that it stands in, the metrics of the
+epochs before, and where there are validation data which epoch is the best so far.
 """
 
 import sys
@@ -146,7 +146,7 @@ def keep_best_and_newest(folder: Path, rows: Sequence[dict]) -> None:
     checkpoints = folder / "checkpoints"
     best = _update_best(checkpoints, rows)
     for old in checkpoint.steps(checkpoints)[:-CHECKPOINTS_TO_KEEP]:
-        if old != best:
+        if old not in best:
             checkpoint.remove(checkpoints / str(old))
 
 
@@ -192,25 +192,34 @@ def merit(row: dict) -> float | None:
       row: of metrics.jsonl.
 
     Returns:
-      The test ELBO of one model; None where the row has none.
+      The validation ELBO of one model, rounded as `selection.Best` has it; None where
+      the row has none.
     """
     elbo = row.get("elbo")
-    return elbo if row.get("split") == "test" and isinstance(elbo, float) else None
+    is_one = row.get("split") == "validation" and isinstance(elbo, float)
+    return float(np.float32(elbo)) if is_one else None
 
 
-def _update_best(checkpoints: Path, rows: Sequence[dict]) -> int | None:
+def _update_best(checkpoints: Path, rows: Sequence[dict]) -> set[int]:
     """Name the best of the checkpoints that are kept in best.json.
 
     All are compared anew: a process may have ended between a checkpoint and its name.
+
+    Returns:
+      The steps of the best of all, and of the best when each of the newest was saved:
+      should one be found corrupt, the run goes on from the best of its time.
     """
     kept = checkpoint.steps(checkpoints)
     candidates = [
-        {"step": row["step"], "epoch": row["epoch"], "test_elbo": merit(row)}
+        {"step": row["step"], "epoch": row["epoch"], "validation_elbo": merit(row)}
         for row in rows
         if row["step"] in kept and merit(row) is not None
     ]
-    if not candidates:
-        return None
-    best = max(candidates, key=lambda entry: entry["test_elbo"])
-    write_json(checkpoints / "best.json", best)
-    return best["step"]
+    best = [
+        max(until, key=lambda entry: entry["validation_elbo"])
+        for newest in kept[-CHECKPOINTS_TO_KEEP:]
+        if (until := [entry for entry in candidates if entry["step"] <= newest])
+    ]
+    if best:
+        write_json(checkpoints / "best.json", best[-1])
+    return {entry["step"] for entry in best}

@@ -179,6 +179,9 @@ class RunFlags(DataFlags):
     """The run's folder; by default runs/<command>/<data set>-<digest of the flags>."""
     overwrite: bool = False
     """Start anew in a folder that holds a run."""
+    validation: Natural = 0
+    """Training examples to set aside, the last ones: the best epoch, or model of a \
+sweep, is chosen by them. binarized_mnist has 10,000 of its own."""
     evaluation_samples: Natural = 1000
     """Importance samples an image for log p(x) at the end; 0 leaves it out."""
     checkpoint_every: Count | None = None
@@ -198,5 +201,6 @@ auto where a cluster's environment knows it."""
 
 
 # May differ between two commands that share a run: how it is carried out.
-IGNORED = {field.name for field in fields(RunFlags)} - {"dataset", "epochs"}
+IGNORED = {field.name for field in fields(RunFlags)}
+IGNORED -= {"dataset", "epochs", "validation"}
 IGNORED |= {"models_at_once"}

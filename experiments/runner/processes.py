@@ -163,6 +163,20 @@ def agree(values: Sequence[int]) -> list[int]:
     return np.max(every, axis=0).tolist()
 
 
+def of_first(value: float) -> float:
+    """A number of the first process, for all of them; rounded to float32 there.
+
+    Args:
+      value: in the first process; others may give any.
+
+    Returns:
+      The first one's.
+    """
+    if jax.process_count() == 1:
+        return value
+    return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
+
+
 @contextlib.contextmanager
 def lost_process_ends_the_run() -> Iterator[None]:
     """Turn the error of a step that another process left into one line, and exit.

@@ -8,7 +8,7 @@ The loop is the experiment's own:
             for stop in training.pieces(state):
                 state, history = train(state, order(epoch), history, stop)
                 training.check(state, history)
-            training.log(state, history, test_figures)
+            training.log(state, history, figures)
             history = empty
             training.save(state, history)
 
@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.runner import checkpoints, processes, run_folder, signals
+from experiments.runner import checkpoints, processes, run_folder, selection, signals
 from experiments.runner.checkpoints import History
 from experiments.runner.command_line import Interrupted, say
 from experiments.runner.flags import RunFlags
@@ -52,6 +52,8 @@ def open_run(
     started: float,
     *,
     num_models: int = 1,
+    selects: bool = False,
+    patience: int | None = None,
 ) -> Iterator["Run"]:
     """Hold a run's folder: new, or of the same configuration and data.
 
@@ -64,6 +66,8 @@ def open_run(
       started: `time.perf_counter()` at the start of the command.
       num_models: models in the state; histories and figures then have one entry for
         each, and the run goes on while one of them is finite.
+      selects: keep the epoch that is best on validation data, of one model.
+      patience: epochs without a better one after which the run ends; None for all.
 
     Yields:
       A `Run`.
@@ -79,6 +83,7 @@ def open_run(
         if processes.is_first():
             say(*run_folder.claim(folder, config, digest))
         run = Run(folder, config, spec, batch_sizes, num_models, started)
+        run.select(selects, patience)
         yield stack.enter_context(contextlib.closing(run))
 
 
@@ -119,6 +124,25 @@ class Run:
         # Images and seconds, of this epoch and of all.
         self._epoch, self._total = np.zeros(2), np.zeros(2)
         self._while_training = contextlib.ExitStack()
+        self._best: selection.Best | None = None
+        self._patience: int | None = None
+
+    def select(self, selects: bool, patience: int | None) -> None:
+        """Whether to keep the best epoch, and how long to wait: see `open_run`."""
+        self._best = selection.Best() if selects else None
+        self._patience = patience
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """Step, epoch and validation ELBO of the best epoch; None where none is."""
+        if self._best is None or not self._best.best_epoch:
+            return None
+        epoch = int(self._best.best_epoch)
+        return {
+            "step": epoch * self._num_steps,
+            "epoch": epoch,
+            "validation_elbo": float(self._best.best_elbo),
+        }
 
     @property
     def rows(self) -> list[dict]:
@@ -143,9 +167,14 @@ class Run:
         Returns:
           A state, and the history of the epoch that it stands in.
         """
-        state, history, rows = checkpoints.restore_newest(
-            self.folder, state, history, self._spec
+        saved = history | (self._best._asdict() if self._best else {})
+        state, saved, rows = checkpoints.restore_newest(
+            self.folder, state, saved, self._spec
         )
+        history = {name: saved[name] for name in history}
+        if self._best:
+            own = (saved[name] for name in self._best._fields)
+            self._best = selection.Best(*map(np.asarray, own))
         epoch, position = divmod(int(state.step), self._num_steps)
         if processes.is_first():
             step = int(state.step) - position
@@ -175,8 +204,16 @@ class Run:
             )
         )
         self._bar.update(int(state.step))
-        yield from range(int(state.step) // self._num_steps, self._num_epochs)
+        for epoch in range(int(state.step) // self._num_steps, self._num_epochs):
+            if self._is_over(epoch):
+                break
+            yield epoch
         self._while_training.close()
+
+    def _is_over(self, epoch: int) -> bool:
+        """Whether the run ends after that many epochs."""
+        stopped = self._best and self._best.is_over(epoch, patience=self._patience)
+        return bool(stopped) or epoch == self._num_epochs
 
     def pieces(self, state: TrainState) -> Iterator[int]:
         """Steps of the epoch at which to stop, look at the losses, and go on.
@@ -234,19 +271,27 @@ class Run:
             self._save(state, history)
             self._stop(state)
 
-    def log(self, state: TrainState, history: History, test: Figures | None) -> None:
+    def log(
+        self, state: TrainState, history: History, figures: Figures | None, split: str
+    ) -> None:
         """Add the rows of an epoch; print about ten of them in a run.
 
         Args:
           state: at the end of the epoch.
           history: of the whole epoch.
-          test: ELBO and its terms on the test set; None in a process that does not
+          figures: ELBO and its terms on other data; None in a process that does not
             write.
+          split: which data: `validation`, by which the best epoch is chosen, or `test`.
         """
+        step = int(state.step)
+        epoch = step // self._num_steps
+        if self._best:
+            elbo = processes.of_first(figures["elbo"] if figures else np.nan)
+            self._best = self._best.after(epoch, elbo)
         speed = float(self._epoch[0] / self._epoch[1])
         self._total += self._epoch
         self._epoch[:] = 0
-        if self._metrics is None or test is None:
+        if self._metrics is None or figures is None:
             return
         train = {
             name: np.average(
@@ -254,21 +299,21 @@ class Run:
             ).tolist()
             for name in NAMES
         }
-        step = int(state.step)
-        epoch = step // self._num_steps
-        for split, figures in (("train", train), ("test", test)):
+        for name, values in (("train", train), (split, figures)):
             self._metrics.add(
-                {"epoch": epoch, "step": step, "split": split}
-                | {name: figures[name] for name in NAMES}
-                | {"images_per_second": speed if split == "train" else None}
+                {"epoch": epoch, "step": step, "split": name}
+                | {figure: values[figure] for figure in NAMES}
+                | {"images_per_second": speed if name == "train" else None}
             )
         every = max(1, self._num_epochs // 10)
-        if epoch % every == 0 or epoch == self._num_epochs:
+        if epoch % every == 0 or self._is_over(epoch):
             tqdm.write(
                 f"epoch {epoch}/{self._num_epochs}: ELBO {_span(train['elbo'])} train, "
-                f"{_span(test['elbo'])} test; KL {_span(test['kl_divergence'])} nats; "
-                f"{speed:,.0f} images/s"
+                f"{_span(figures['elbo'])} {split}; KL "
+                f"{_span(figures['kl_divergence'])} nats; {speed:,.0f} images/s"
             )
+        if self._is_over(epoch) and epoch < self._num_epochs:
+            tqdm.write(f"no better validation ELBO for {self._patience} epochs: done")
 
     def is_time_to_judge(self, state: TrainState) -> bool:
         """Whether to look for collapse now: once, early, while stopping saves time.
@@ -296,8 +341,10 @@ class Run:
           Interrupted: a signal came; the state is saved.
         """
         epoch = int(state.step) // self._num_steps
-        last = epoch == self._num_epochs
-        if last or self._stopping or epoch % self._checkpoint_every == 0:
+        last = self._is_over(epoch)
+        due = epoch % self._checkpoint_every == 0
+        better = self._best is not None and self._best.best_epoch == epoch
+        if last or self._stopping or due or better:
             self._save(state, history)
         if self._stopping and not last:
             self._stop(state)
@@ -361,7 +408,7 @@ class Run:
         checkpoints.save(
             self.folder,
             state,
-            history,
+            history | (self._best._asdict() if self._best else {}),
             spec=self._spec,
             num_models=self._num_models,
             rows=self.rows,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -75,13 +76,18 @@ def largest_difference(one, other):
 
 def test_two_processes_are_one_with_as_many_devices(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "draw_all", lambda *args, **kwargs: [])
-    both = start_two(tmp_path / "two", "--epochs=1")
-    mnist.run(dataclasses.replace(TINY, run_dir=str(tmp_path / "one"), num_devices=4))
+    both = start_two(tmp_path / "two", "--epochs=1", "--validation=29")
+    run_dir, chosen = str(tmp_path / "one"), {"validation": 29}
+    one = mnist.run(dataclasses.replace(TINY, run_dir=run_dir, num_devices=4, **chosen))
     assert [process.wait(120) for process in both] == [0, 0]
     assert largest_difference(tmp_path / "two", tmp_path / "one") < 1e-6
     assert "test ELBO" in output(tmp_path / "two", 0)
     assert "ELBO" not in output(tmp_path / "two", 1)
-    checkpoint.verify(tmp_path / "two" / "checkpoints" / "12")
+    checkpoint.verify(tmp_path / "two" / "checkpoints" / "11")
+    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert two["best_epoch"] == one["best_epoch"] == 1
+    name = "best_validation_elbo"
+    assert two[name] == pytest.approx(one[name], rel=1e-5)
 
 
 @pytest.mark.slow

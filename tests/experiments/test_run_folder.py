@@ -16,6 +16,7 @@ from vae_jax import checkpoint
 
 TINY = mnist.Config(
     dataset="digits",
+    validation=20,
     epochs=4,
     checkpoint_every=1,
     beta_warmup_epochs=0.0,
@@ -59,10 +60,11 @@ class Killed(BaseException):
 
 
 def best_epoch(number):
-    """The test ELBO falls and falls after this epoch."""
+    """The validation ELBO falls and falls after this epoch."""
 
     def merit(row):
-        return -abs(row["epoch"] - number) * 1.0 if row["split"] == "test" else None
+        of_validation = row["split"] == "validation"
+        return -abs(row["epoch"] - number) * 1.0 if of_validation else None
 
     return merit
 
@@ -84,7 +86,7 @@ def test_a_kill_between_the_best_checkpoint_and_its_name_keeps_it(
     monkeypatch.setattr(checkpoint, "save", save)
     run(tmp_path, epochs=5)
     best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
-    assert best == {"step": 24, "epoch": 2, "test_elbo": 0.0}
+    assert best == {"step": 24, "epoch": 2, "validation_elbo": 0.0}
     assert checkpoint.steps(tmp_path / "checkpoints") == [24, 48, 60]
 
 

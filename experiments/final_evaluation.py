@@ -1,0 +1,99 @@
+"""The end of a run: the test set, once, for the last and the best model; pictures."""
+
+from typing import TYPE_CHECKING, Any
+
+import vae_jax
+from experiments import choices, datasets, evaluation
+from experiments.runner import devices
+from experiments.runner.training import Run
+from vae_jax import TrainState, data
+
+if TYPE_CHECKING:
+    from experiments.mnist import Config
+
+
+def evaluate(
+    config: "Config",
+    training: Run,
+    state: TrainState,
+    dataset: data.Dataset,
+    remedies: str,
+) -> dict[str, Any]:
+    """Evaluate and draw the trained model, unless this was done before.
+
+    Args:
+      config: resolved.
+      training: the run.
+      state: at its end.
+      dataset: binarized.
+      remedies: what to change if the posterior collapsed.
+
+    Returns:
+      The figures of results.json.
+    """
+    samples = config.evaluation_samples
+    found = training.finished(state, importance_weighted_num_samples=samples)
+    if found is not None:
+        print(f"complete: checkpoint {found['step']} verified, nothing left to train")
+        print(evaluation.table(found, training.folder, remedies=remedies))
+        return found
+    # Takes a second to import; the first step does not wait for it.
+    from experiments import figures
+
+    params = devices.on_one(state.evaluation_params)
+    test = datasets.split(dataset, "test")
+    figures.draw_all(
+        training.folder / "figures",
+        params,
+        dataset_name=config.dataset,
+        data_shape=params.spec.data_shape,
+        x=test.x,
+        labels=test.labels,
+        metrics=training.rows,
+        key=evaluation.evaluation_keys().figures,
+    )
+    last = _test_figures(params, test, samples)
+    chosen = _best(training, int(state.step), params, last, test, samples)
+    if dataset.validation is not None:
+        chosen["validation_elbo"] = training.rows[-1]["elbo"]
+    results = training.write_results(
+        state, {**choices.trained_on(config), **last, **chosen}
+    )
+    print(evaluation.table(results, training.folder, remedies=remedies))
+    return results
+
+
+def _test_figures(
+    params: vae_jax.Params, test: datasets.Split, num_samples: int
+) -> dict[str, Any]:
+    elbo = evaluation.elbo_figures(params, test.x, test.labels)
+    return {
+        **{f"test_{name}": value for name, value in elbo.items()},
+        **evaluation.unit_figures(params, test.x, test.labels),
+        **evaluation.importance_weighted_figures(
+            params, test.x, test.labels, num_samples=num_samples
+        ),
+    }
+
+
+def _best(
+    training: Run,
+    last_step: int,
+    params: vae_jax.Params,
+    last: dict[str, Any],
+    test: datasets.Split,
+    num_samples: int,
+) -> dict[str, Any]:
+    """Figures of the epoch that is best on validation data, where there are any."""
+    best = training.best
+    if best is None:
+        return {}
+    figures = last
+    if best["step"] != last_step:
+        # The spec of this run, whose classes may be the user's own.
+        chosen = vae_jax.load_run(training.folder, which="best", spec=params.spec)
+        figures = _test_figures(chosen, test, num_samples)
+    # As many samples and units as the last one has.
+    common = ("importance_weighted_num_samples", "num_units")
+    own = {name: value for name, value in figures.items() if name not in common}
+    return {f"best_{name}": value for name, value in (best | own).items()}

@@ -23,7 +23,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import vae_jax
-from experiments import choices, datasets, mnist, sweep
+from experiments import calibration, choices, datasets, mnist, sweep
 from experiments.choices import labels_of
 from experiments.evaluation import (
     elbo_figures,
@@ -72,6 +72,8 @@ runs."""
     """Temperatures of annealing."""
     fitted_components: flags.Natural = 10
     """Gaussians of a prior fitted to the codes of the training set; 0 leaves it out."""
+    num_simulated: flags.Natural = 1000
+    """Simulated observations for the calibration of q(z|x); 0 leaves it out."""
 
 
 class RunData(NamedTuple):
@@ -308,6 +310,8 @@ def table(figures: dict[str, Any], config: Config) -> str:
     rows += [(label, shown(*mean.values())) for label, mean in means]
     if fitted is not None and fitted["elbo"] is not None:
         rows.append(("ELBO with a prior fitted to the codes", shown(fitted["elbo"])))
+    if figures["calibration"] is not None:
+        rows.append(calibration.row(figures["calibration"]))
     if "quadrature_log_evidence" in figures:
         value = shown(*figures["quadrature_log_evidence"].values())
         error = figures["quadrature_error"]
@@ -395,6 +399,15 @@ def run(config: Config) -> dict[str, Any]:
         figures["fitted_prior"] = fitted_prior(
             params, run_data, config, folder / "figures"
         )
+        calibrated = calibration.calibration_figures(
+            params,
+            evaluation_keys().calibration,
+            num_simulated=config.num_simulated,
+        )
+        figures["calibration"] = calibrated
+        if calibrated is not None:
+            picture = calibration.draw(calibrated)
+            save_figure(picture, folder / "figures", "calibration")
         beta = choices.trained_on(trained)["beta"]
         told = trained.objective if beta is None else f"beta {beta:g}"
         which = "" if config.which == "last" else ", the best on validation data"

@@ -40,6 +40,7 @@ class EvaluationKeys(NamedTuple):
       gap: noise of the inference gap.
       train_data: draws the training images that a prior is fitted to.
       fitted_prior: noise of their codes, and of the pictures of it.
+      calibration: noise of the simulated observations and their latents.
     """
 
     data: Array
@@ -50,6 +51,7 @@ class EvaluationKeys(NamedTuple):
     gap: Array
     train_data: Array
     fitted_prior: Array
+    calibration: Array
 
 
 def evaluation_keys() -> EvaluationKeys:

@@ -45,9 +45,24 @@ def evaluated(trained):
                 gap_steps=20,
                 num_annealed=0,
                 fitted_components=0,
+                num_simulated=200,
             )
         )
     return found, "\n".join(lines)
+
+
+def test_calibration_has_figures_a_row_and_a_picture(trained, evaluated):
+    folder, _ = trained
+    found, printed = evaluated
+    calibrated = found["calibration"]
+    units = len(found["unit_variance"])
+    assert len(calibrated["p_values"]) == units + 1  # And log p(x, z).
+    assert 0 < calibrated["p_value"] <= 1
+    assert calibrated["largest_deviation"] == pytest.approx(
+        np.abs(calibrated["deviation"]).max()
+    )
+    assert "calibration of q(z|x), 200 simulated" in printed
+    assert (folder / "figures" / "calibration.png").exists()
 
 
 def test_the_figures_are_those_of_the_runs_own_evaluation(trained, evaluated):

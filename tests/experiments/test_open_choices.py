@@ -301,6 +301,7 @@ SHORT = [
     "--num_gap=2",
     "--gap_steps=2",
     "--num_annealed=0",
+    "--num_simulated=0",
     "--evaluation_samples=5",
     "--num_aggregate=20",
     "--fitted_components=0",

@@ -53,6 +53,7 @@ def test_counts_train_and_are_evaluated(counts, tmp_path, capsys):
             str(folder),
             evaluation_samples=20,
             num_annealed=0,
+            num_simulated=0,
             num_gap=2,
             gap_steps=2,
             fitted_components=2,

@@ -30,8 +30,8 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
       dataset: as loaded.
 
     Returns:
-      A configuration that names data set, epochs, those of schedules, warm-up,
-      likelihood, binarization and how often to save.
+      A configuration that names data set, epochs, those of schedules, learning rate,
+      both warm-ups, likelihood, binarization and how often to save.
 
     Raises:
       ValueError: schedules that do not fit the length of the run.
@@ -57,8 +57,12 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
         binarization=default if config.binarization == "auto" else config.binarization,
         checkpoint_every=config.checkpoint_every or min(5, math.ceil(epochs / 10)),
     )
+    if config.warmup_steps is None:
+        rise = optimizers.default_warmup_steps(config, steps_per_epoch=steps_per_epoch)
+        config = dataclasses.replace(config, warmup_steps=rise)
     optimizers.check_length(config, steps_per_epoch=steps_per_epoch)
-    return config
+    rate = config.learning_rate or optimizers.default_learning_rate(config)
+    return dataclasses.replace(config, learning_rate=rate)
 
 
 # Where a flag has an effect.

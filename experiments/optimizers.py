@@ -19,6 +19,9 @@ from experiments import open_choices
 from experiments.runner import flags
 from vae_jax.types import Array
 
+# RECIPES.md has what others come to.
+PEAK, WARMUP_STEPS = 5e-3, 200
+
 
 @dataclass(frozen=True)
 class OptimizerFlags(flags.RunFlags):
@@ -29,16 +32,15 @@ class OptimizerFlags(flags.RunFlags):
     optimizer: str = "adam"
     """adam, adamw (with --weight_decay), rmsprop, sgd, or module:function of the \
 learning rate: optax:adam(b2=0.99)."""
-    schedule: Literal["constant", "cosine", "linear", "exponential", "burda"] = (
-        "constant"
-    )
+    schedule: Literal["constant", "cosine", "linear", "exponential", "burda"] = "cosine"
     """How the learning rate falls: cosine and linear to 0, exponential to a \
 hundredth, burda in the eight stages of Burda et al. to a tenth."""
     schedule_epochs: flags.Count | None = None
     """Epochs over which schedules run (of the rate, --beta_cycles, --capacity), by \
 default those of the run; more than those for a run that is to be continued."""
-    warmup_steps: flags.Natural = 0
-    """Steps over which the learning rate rises linearly from 0, before it falls."""
+    warmup_steps: flags.Natural | None = None
+    """Steps over which the learning rate rises linearly from 0, before it falls; by \
+default 200, or a tenth of a shorter run, and none for a constant rate."""
     weight_decay: flags.NonNegative = 0.01
     """Decoupled decay of --optimizer=adamw, in units of the learning rate."""
     clip_norm: flags.Positive | None = None
@@ -138,7 +140,7 @@ def recipe(config: OptimizerFlags, *, num_examples: int) -> Recipe:
     return Recipe(
         config.optimizer,
         config.schedule,
-        config.warmup_steps,
+        config.warmup_steps or 0,
         scheduled_epochs(config) * steps_per_epoch if falls else 0,
         config.weight_decay,
         config.clip_norm,
@@ -151,6 +153,34 @@ def scheduled_epochs(config: OptimizerFlags) -> int:
     if epochs is None:
         raise ValueError("epochs must be a number by now, got None: see resolve")
     return epochs
+
+
+def default_warmup_steps(config: OptimizerFlags, *, steps_per_epoch: int) -> int:
+    """Steps of the rise where the flags do not say them.
+
+    Args:
+      config: its epochs are resolved.
+      steps_per_epoch: of the data set.
+
+    Returns:
+      `WARMUP_STEPS`, or a tenth of a shorter schedule; 0 for a constant rate.
+    """
+    if config.schedule == "constant":
+        return 0
+    return min(WARMUP_STEPS, scheduled_epochs(config) * steps_per_epoch // 10)
+
+
+def default_learning_rate(config: OptimizerFlags) -> float:
+    """The learning rate where the flags do not say it.
+
+    Args:
+      config: the configuration.
+
+    Returns:
+      A rate for Adam that falls is larger than one that has to do to the end.
+    """
+    falls = config.schedule in ("cosine", "linear", "exponential")
+    return PEAK if falls and config.optimizer in ("adam", "adamw") else 1e-3
 
 
 def check_length(config: OptimizerFlags, *, steps_per_epoch: int) -> None:
@@ -169,7 +199,7 @@ def check_length(config: OptimizerFlags, *, steps_per_epoch: int) -> None:
             f"{config.schedule_epochs}"
         )
     num_steps = scheduled_epochs(config) * steps_per_epoch
-    if config.warmup_steps >= num_steps:
+    if (config.warmup_steps or 0) >= num_steps:
         raise ValueError(
             f"--warmup_steps must be below the {num_steps} steps of the run, got "
             f"{config.warmup_steps}"

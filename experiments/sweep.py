@@ -49,8 +49,9 @@ class Config(mnist.ModelFlags):
     beta: tuple[float, ...] = ()
     """Weights of the KL term in training, by default 0.1 0.3 1 3 10, or 1 where there \
 is none (a bound, a point mass); evaluation is always at 1."""
-    learning_rate: tuple[float, ...] = (1e-3,)
-    """Learning rates, at their peaks where they rise or fall."""
+    learning_rate: tuple[float, ...] = ()
+    """Learning rates, at their peaks where they rise or fall; by default that of \
+experiments.mnist."""
     beta_warmup_epochs: tuple[float, ...] = ()
     """Epochs over which beta rises linearly from 0; by default 400 steps, or half of \
 a shorter run."""
@@ -102,7 +103,7 @@ def grid(config: Config) -> list[mnist.Config]:
       ValueError: a flag without values.
     """
     values: dict[str, Any] = {name: getattr(config, name) for name in SWEPT}
-    for name in ("capacity", "beta_warmup_epochs"):
+    for name in ("capacity", "beta_warmup_epochs", "learning_rate"):
         values[name] = values[name] or (None,)
     for name, given in values.items():
         if not given:
@@ -270,11 +271,12 @@ def run(config: Config) -> dict[str, Any]:
 
 def _resolved(config: Config, models: Sequence[mnist.Config]) -> Config:
     """The configuration with what the defaults come to, which is one for all models."""
-    names = ("dataset", "epochs", "schedule_epochs", "prior", "likelihood")
-    names += ("binarization",)
-    warmup = config.beta_warmup_epochs or (models[0].beta_warmup_epochs,)
-    common = {name: getattr(models[0], name) for name in (*names, "checkpoint_every")}
-    return dataclasses.replace(config, beta_warmup_epochs=warmup, **common)
+    names = ("dataset", "epochs", "schedule_epochs", "warmup_steps", "prior")
+    names += ("likelihood", "binarization", "checkpoint_every")
+    common = {name: getattr(models[0], name) for name in names}
+    for name in ("beta_warmup_epochs", "learning_rate"):
+        common[name] = getattr(config, name) or (getattr(models[0], name),)
+    return dataclasses.replace(config, **common)
 
 
 def _results(

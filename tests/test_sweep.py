@@ -418,7 +418,7 @@ def test_a_model_that_fails_is_reported_and_the_others_go_on(
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"learning_rate": ()}, "--learning_rate must have one value or more"),
+        ({"free_bits": ()}, "--free_bits must have one value or more"),
         ({"beta": (1.0, 1.0)}, "--beta must name each value once"),
         ({"beta": (1.0, -1.0)}, "--beta must be at least 0, got -1"),
         ({"num_seeds": 0}, "--num_seeds must be at least 1, got 0"),

@@ -143,6 +143,7 @@ def trained_model(
         epochs=config.epochs,
         seed=config.seed,
         run_dir=str(folder),
+        schedule="constant",
         evaluation_samples=0,
         **changes,
     )

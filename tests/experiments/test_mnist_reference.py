@@ -47,14 +47,14 @@ def test_a_collapsed_model_sits_at_the_entropy_of_independent_pixels():
 @pytest.mark.slow
 @with_mnist
 def test_reference_model_on_mnist(tmp_path):
-    """784-400-20, Adam 1e-3, batch 128, 20 epochs: five minutes on two cores.
+    """784-400-20, the defaults, 20 epochs: five minutes on two cores.
 
     flax's example, with 500 hidden units, reports -101.5 to -102 about there.
     """
     results = run(
         Config(dataset="mnist", data_dir=str(MNIST), epochs=20, run_dir=str(tmp_path))
     )
-    assert results["test_elbo"] >= -101.0
-    assert results["importance_weighted_log_likelihood"] >= -96.5
+    assert results["test_elbo"] >= -97.8
+    assert results["importance_weighted_log_likelihood"] >= -93.5
     # No model of Bernoulli draws can be above the pixels' own entropy.
     assert results["importance_weighted_log_likelihood"] <= -45.53

@@ -167,6 +167,7 @@ class Point(vae_jax.PointMass):
 TINY = [
     "--dataset=digits",
     "--epochs=1",
+    "--schedule=constant",
     "--latent_dim=2",
     "--batch_size=512",
     "--evaluation_samples=5",

@@ -17,7 +17,13 @@ from experiments.mnist import Config
 from vae_jax import data
 
 TINY = Config(
-    dataset="digits", hidden_dims=(16,), latent_dim=2, evaluation_samples=0, epochs=2
+    dataset="digits",
+    hidden_dims=(16,),
+    latent_dim=2,
+    evaluation_samples=0,
+    epochs=2,
+    schedule="constant",
+    learning_rate=1e-3,
 )
 
 
@@ -203,6 +209,25 @@ def test_schedules_of_beta_and_capacity_are_of_one_length_too():
         planned, choices.settings(planned), steps_per_epoch=12
     )
     assert objective.beta.period == 30
+
+
+def test_the_default_is_a_schedule_that_suits_the_run():
+    digits = data.load("digits")
+
+    def resolved(**changes):
+        config = resolve(Config(dataset="digits", **changes), digits)
+        return config.schedule, config.warmup_steps, config.learning_rate
+
+    assert resolved(epochs=200) == ("cosine", 200, 0.005)
+    assert resolved(epochs=10) == ("cosine", 12, 0.005)
+    # A part of a longer run rises like the whole.
+    assert resolved(epochs=10, schedule_epochs=200) == ("cosine", 200, 0.005)
+    assert resolved(schedule="constant") == ("constant", 0, 0.001)
+    assert resolved(optimizer="rmsprop", epochs=200) == ("cosine", 200, 0.001)
+    assert resolved(learning_rate=0.1, warmup_steps=0) == ("cosine", 0, 0.1)
+    plain = sweep.Config(dataset="digits", beta=(1.0,), epochs=200)
+    (single,) = sweep.grid(plain)
+    assert resolve(single, digits).learning_rate == 0.005
 
 
 @pytest.mark.parametrize(

@@ -26,14 +26,15 @@ ROOT = Path(__file__).parents[2]
 TINY = mnist.Config(
     dataset="digits",
     epochs=1,
-    # By default it depends on the epochs, and the run could not go on to others.
+    # By default they depend on the epochs, and the run could not go on to others.
     beta_warmup_epochs=0.0,
+    schedule="constant",
     hidden_dims=(16,),
     latent_dim=2,
     evaluation_samples=0,
 )
 FLAGS = "--dataset=digits --hidden_dims 16 --latent_dim=2 --evaluation_samples=0"
-FLAGS += " --beta_warmup_epochs=0"
+FLAGS += " --beta_warmup_epochs=0 --schedule=constant"
 
 
 def start_two(folder, *flags):

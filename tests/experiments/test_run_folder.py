@@ -18,6 +18,8 @@ TINY = mnist.Config(
     dataset="digits",
     validation=20,
     epochs=4,
+    # One that falls depends on the epochs: the run could not go on to others.
+    schedule="constant",
     checkpoint_every=1,
     beta_warmup_epochs=0.0,
     hidden_dims=(8,),

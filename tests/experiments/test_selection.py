@@ -26,6 +26,7 @@ TINY = mnist.Config(
     early_stopping=2,
     epochs=40,
     learning_rate=0.05,
+    schedule="constant",
     beta_warmup_epochs=0.0,
     checkpoint_every=5,
     hidden_dims=(16,),

@@ -1,0 +1,111 @@
+"""Write README.md of this folder from the records in `results/`."""
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.published.tables import FIGURES, FOLDER, Cell, Table
+from experiments.runner.report import measured
+
+NAMES = ("reference_vae", "flax_example", "burda", "vampprior")
+HEAD = """# Published tables
+
+One command a row. *Published* is the paper's figure and *here* ours, in nats, with its
+standard error over the 10,000 test images; *passes* are those over the training images,
+ours and the paper's. Nothing is chosen on the test set. The minutes are those of
+training, by the clock, on two cores that others used too: they are no benchmark. The
+record of each row, with all flags, versions and the commit, is in `results/`.
+
+`python -m experiments.published` writes this page from them.
+"""
+COLUMNS = (
+    "cell",
+    "figure",
+    "published",
+    "here",
+    "difference",
+    "passes",
+    "of the paper's",
+    "minutes",
+)
+
+
+def tables() -> list[Table]:
+    """The tables, in the order of the page."""
+    modules = (f"experiments.published.{name}" for name in NAMES)
+    return [importlib.import_module(module).TABLE for module in modules]
+
+
+def page(results: Path) -> str:
+    """The page that the records of a folder make.
+
+    Args:
+      results: the folder; a cell without a record stands there as not yet measured.
+
+    Returns:
+      Markdown.
+    """
+    parts = [HEAD]
+    for table in tables():
+        parts.append(f"## {table.title}\n\nPublished: {table.source}.\n")
+        lines = [_row(COLUMNS), _row(["---"] * len(COLUMNS))]
+        notes = []
+        for cell in table.cells:
+            path = results / f"{table.name}-{cell.name}.json"
+            found = json.loads(path.read_text()) if path.exists() else None
+            lines += _rows(cell, found)
+            note = f"- `{cell.name}`: `{table.command(cell)}`. {cell.deviations}."
+            warned = _warning(found)
+            notes.append(note + (f" {warned}" if warned else ""))
+        parts += ["\n".join(lines), "\n".join(["", *notes, ""])]
+    return "\n".join(parts)
+
+
+def _rows(cell: Cell, found: Mapping[str, Any] | None) -> list[str]:
+    rows = []
+    for name, value in cell.published.items():
+        cells = [f"`{cell.name}`", FIGURES[name], f"{value:.2f}"]
+        if found is None:
+            rows.append(_row([*cells, "not yet measured", "", "", "", ""]))
+            continue
+        here = found["found"][name]
+        passes, paper = found["passes"], found["paper_passes"]
+        rows.append(
+            _row(
+                [
+                    *cells,
+                    measured(here["mean"], here["standard_error"]).replace("+-", "±"),
+                    f"{here['mean'] - value:+.2f}",
+                    f"{passes} of {paper:.0f}",
+                    f"{passes / paper:.2f}",
+                    f"{found['training_minutes']:.0f}",
+                ]
+            )
+        )
+    return rows
+
+
+def _warning(found: Mapping[str, Any] | None) -> str:
+    """How far log p(x) is to be trusted."""
+    share = None if found is None else found["high_pareto_k"]
+    if found is None or share is None or "log_evidence" not in found["published"]:
+        return ""
+    return (
+        f"Pareto k of the {found['evaluation_samples']} weights is above 0.7 for "
+        f"{share:.0%} of the images: log p(x) is a lower bound."
+    )
+
+
+def _row(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Write the page."""
+    (FOLDER / "README.md").write_text(page(FOLDER / "results"))
+
+
+if __name__ == "__main__":
+    main()

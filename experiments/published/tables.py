@@ -1,0 +1,222 @@
+"""A published table, its cells as runs of `experiments.mnist`, and their record."""
+
+import dataclasses
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+import vae_jax
+from experiments import datasets, evaluate, evaluation, mnist
+from experiments.runner import flags, run_folder
+from experiments.runner.command_line import execute, parse
+from experiments.runner.report import columns, mean_of, measured
+
+FOLDER = Path(__file__).parent
+FIGURES = {"test_elbo": "test ELBO", "log_evidence": "log p(x)"}
+STATIC: dict[str, Any] = {"dataset": "binarized_mnist", "beta_warmup_epochs": 0.0}
+
+
+class Cell(NamedTuple):
+    """A figure of a paper, or several of one model.
+
+    Attributes:
+      name: of its run folder and of its file in `results/`.
+      published: by the names of `FIGURES`, in nats.
+      config: the run that reproduces it.
+      paper_passes: passes over the training data that the paper took.
+      deviations: from the paper's recipe.
+      which: the last epoch, or the best on validation data.
+    """
+
+    name: str
+    published: Mapping[str, float]
+    config: mnist.Config
+    paper_passes: float
+    deviations: str
+    which: Literal["last", "best"] = "last"
+
+
+class Table(NamedTuple):
+    """What a paper reports.
+
+    Attributes:
+      name: of the module.
+      title: for the page.
+      source: of the published figures.
+      cells: its cells.
+    """
+
+    name: str
+    title: str
+    source: str
+    cells: tuple[Cell, ...]
+
+    def command(self, cell: Cell) -> str:
+        """The command that reproduces a cell."""
+        return f"python -m experiments.published.{self.name} --cells {cell.name}"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Reproduce a published table; the same command goes on where it stopped."""
+
+    cells: tuple[str, ...] = ()
+    """Names of the cells, by default all."""
+    data_dir: str = "data"
+    """Folder of data files; downloads go there."""
+    run_dir: str = "runs/published"
+    """The folder of the cells' run folders."""
+    results_dir: str = str(FOLDER / "results")
+    """Where the record of a finished cell goes."""
+
+
+def run(config: Config, *, table: Table) -> list[dict[str, Any]]:
+    """Train and evaluate the cells of a table, and record each.
+
+    Args:
+      config: the configuration.
+      table: the table.
+
+    Returns:
+      The records.
+
+    Raises:
+      ValueError: a name that is no cell.
+    """
+    flags.check(config)
+    cells = {cell.name: cell for cell in table.cells}
+    unknown = set(config.cells) - set(cells)
+    if unknown:
+        raise ValueError(
+            f"--cells must be some of {', '.join(cells)}, got {', '.join(unknown)}"
+        )
+    records = []
+    for name in config.cells or cells:
+        folder = Path(config.run_dir, f"{table.name}-{name}")
+        single = dataclasses.replace(
+            cells[name].config, data_dir=config.data_dir, run_dir=str(folder)
+        )
+        results = mnist.run(single)
+        records.append(record(table, cells[name], single, results))
+        Path(config.results_dir).mkdir(parents=True, exist_ok=True)
+        path = Path(config.results_dir, f"{table.name}-{name}.json")
+        run_folder.write_json(path, records[-1])
+        print(shown(records[-1]), flush=True)
+    return records
+
+
+def record(
+    table: Table, cell: Cell, config: mnist.Config, results: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `results/` keeps of a cell.
+
+    Args:
+      table: the table.
+      cell: its cell.
+      config: of the run.
+      results: what the run's results.json holds.
+
+    Returns:
+      Figures with standard errors over the test images, cost, and what is needed to do
+      it again.
+
+    Raises:
+      ValueError: the model on disk is not the one of the results.
+    """
+    folder = Path(str(config.run_dir))
+    prefix = "" if cell.which == "last" else "best_"
+    evidence = f"{prefix}importance_weighted"
+    elbo, reported = _elbo(cell, config), results[f"{prefix}test_elbo"]
+    if abs(elbo["mean"] - reported) > 1e-3:
+        raise ValueError(
+            f"run_dir {folder}: the model of the {cell.which} epoch has a test ELBO of "
+            f"{elbo['mean']:.4f}, and results.json says {reported:.4f}: start it anew"
+        )
+    found = {
+        "test_elbo": elbo,
+        "log_evidence": {
+            "mean": results[f"{evidence}_log_likelihood"],
+            "standard_error": results[f"{evidence}_standard_error"],
+        },
+    }
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["split"] == "train"]
+    images = len(datasets.load(config).train)
+    seconds = sum(images / row["images_per_second"] for row in rows)
+    return {
+        "command": table.command(cell),
+        "published": dict(cell.published),
+        "found": found,
+        "which": cell.which,
+        "epoch": results[f"{prefix}epoch"] if prefix else len(rows),
+        "evaluation_samples": config.evaluation_samples,
+        "high_pareto_k": results[f"{evidence}_high_pareto_k"],
+        "active_units": results[f"{prefix}active_units"],
+        "passes": len(rows),
+        "paper_passes": cell.paper_passes,
+        "training_minutes": seconds / 60,
+        "minutes_are": "of training, by the clock, on two cores that others used too",
+        "deviations": cell.deviations,
+        "config": dataclasses.asdict(cell.config),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("vae_jax", "jax", "optax")},
+        },
+        "commit": _commit(),
+    }
+
+
+def _elbo(cell: Cell, config: mnist.Config) -> dict[str, float]:
+    """Mean over the test images, and its error, of the ELBO that the run reports."""
+    # Of the choices that the cells name, none is a class of the user's own.
+    folder = str(config.run_dir)
+    params = vae_jax.load_run(folder, which=cell.which)
+    _, found = evaluate.load_data(evaluate.Config(folder))
+    noise = evaluation.evaluation_keys().noise
+    terms = jax.jit(vae_jax.evaluate)(params, found.test, noise)
+    return mean_of(np.asarray(terms.elbo))
+
+
+def _commit() -> str | None:
+    """The commit of the code, with a mark where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
+    except OSError:
+        return None
+    return found.stdout.strip() or None
+
+
+def shown(found: Mapping[str, Any]) -> str:
+    """A record for a screen."""
+    rows = [("", "published", "here", "difference")]
+    for name, value in found["published"].items():
+        here = found["found"][name]
+        rows.append(
+            (
+                FIGURES[name],
+                f"{value:.2f}",
+                measured(here["mean"], here["standard_error"]),
+                f"{here['mean'] - value:+.2f} nats",
+            )
+        )
+    ratio = found["passes"] / found["paper_passes"]
+    return (
+        f"{columns(rows, '<>')}\n{found['passes']} passes, {ratio:.2f} of the paper's; "
+        f"{found['training_minutes']:.0f} minutes of training"
+    )
+
+
+def main(table: Table, argv: Sequence[str] | None = None) -> None:
+    """The command of a table, with these arguments or those of the process."""
+    name = f"python -m experiments.published.{table.name}"
+    config = parse(Config, argv, command=name)
+    execute(lambda config: run(config, table=table), config)

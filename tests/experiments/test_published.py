@@ -1,0 +1,139 @@
+"""Published tables: the page holds what the records hold, and they what was run."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import vae_jax
+from experiments import figures, mnist
+from experiments.evaluation import evaluation_keys
+from experiments.published import __main__ as page
+from experiments.published import tables
+from experiments.published.tables import FOLDER, Cell, Table
+from vae_jax import data
+
+CELLS = {
+    f"{table.name}-{cell.name}": (table, cell)
+    for table in page.tables()
+    for cell in table.cells
+}
+RECORDS = sorted((FOLDER / "results").glob("*.json"))
+
+
+def test_the_page_is_made_of_the_records():
+    assert (FOLDER / "README.md").read_text() == page.page(FOLDER / "results")
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_record_is_of_the_cell_as_it_stands(path):
+    found = json.loads(path.read_text())
+    table, cell = CELLS[path.stem]
+    assert found["command"] == table.command(cell)
+    assert found["published"] == dict(cell.published)
+    assert found["which"] == cell.which and found["deviations"] == cell.deviations
+    config = json.loads(json.dumps(dataclasses.asdict(cell.config)))
+    # A flag that came later stands at its default.
+    assert {name: config[name] for name in found["config"]} == found["config"]
+    later = {name: config[name] for name in config.keys() - found["config"].keys()}
+    defaults = json.loads(json.dumps(dataclasses.asdict(mnist.Config())))
+    assert later == {name: defaults[name] for name in later}
+
+
+def test_every_cell_is_a_run_that_can_be(tmp_path):
+    assert len(CELLS) == 10
+    for _, cell in CELLS.values():
+        mnist.check(cell.config)
+        assert set(cell.published) <= set(tables.FIGURES)
+        assert all(-110 < value < -80 for value in cell.published.values())
+        # An epoch can be the best only where there are validation data.
+        assert cell.which == "last" or cell.config.dataset == "binarized_mnist"
+
+
+TINY = Table(
+    "tiny",
+    "Two epochs of digits",
+    "nobody",
+    (
+        Cell(
+            "best",
+            {"test_elbo": -30.0, "log_evidence": -29.0},
+            mnist.Config(
+                dataset="digits",
+                validation=29,
+                epochs=2,
+                hidden_dims=(8,),
+                latent_dim=2,
+                evaluation_samples=5,
+            ),
+            8.0,
+            "all",
+            which="best",
+        ),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw_all", lambda *args, **kwargs: [])
+        config = tables.Config(run_dir=str(folder), results_dir=str(folder / "results"))
+        (found,) = tables.run(config, table=TINY)
+    return folder, found
+
+
+def test_a_cell_is_run_and_recorded(recorded):
+    folder, found = recorded
+    written = json.loads((folder / "results" / "tiny-best.json").read_text())
+    assert written == json.loads(json.dumps(found))
+    results = json.loads((folder / "tiny-best" / "results.json").read_text())
+    digits = data.hold_out(data.load("digits"), 29)
+    keys = evaluation_keys()
+    test = data.binarize_dataset(digits, keys.data, method="dynamic").test / 16
+    params = vae_jax.load_run(folder / "tiny-best", which="best")
+    elbos = np.asarray(jax.jit(vae_jax.evaluate)(params, test, keys.noise).elbo)
+    elbo = found["found"]["test_elbo"]
+    assert elbo["mean"] == pytest.approx(np.mean(elbos, dtype=float), rel=1e-6)
+    assert elbo["mean"] == pytest.approx(results["best_test_elbo"], rel=1e-6)
+    assert elbo["standard_error"] == pytest.approx(elbos.std(ddof=1) / 360**0.5, 1e-5)
+    evidence = found["found"]["log_evidence"]
+    name = "best_importance_weighted_log_likelihood"
+    assert evidence["mean"] == results[name]
+    assert found["passes"] == 2 and found["paper_passes"] == 8
+    assert 0 < found["training_minutes"] < results["seconds"] / 60
+    printed = tables.shown(found)
+    assert f"{elbo['mean'] + 30:+.2f} nats" in printed and "0.25 of the" in printed
+
+
+def test_the_page_shows_a_record_and_its_absence(recorded, monkeypatch):
+    folder, found = recorded
+    monkeypatch.setattr(page, "tables", lambda: [TINY])
+    text = page.page(folder / "results")
+    elbo = found["found"]["test_elbo"]
+    row = f"| `best` | test ELBO | -30.00 | {elbo['mean']:.2f} ± "
+    assert row in text and f"| {elbo['mean'] + 30:+.2f} | 2 of 8 | 0.25 |" in text
+    assert "`python -m experiments.published.tiny --cells best`. all." in text
+    assert "log p(x) is a lower bound" in text
+    absent = page.page(folder / "nothing")
+    assert absent.count("not yet measured") == 2 and "±" not in absent.split("##")[1]
+
+
+def test_figures_of_another_model_are_refused(recorded):
+    folder, _ = recorded
+    cell = TINY.cells[0]
+    config = dataclasses.replace(cell.config, run_dir=str(folder / "tiny-best"))
+    results = json.loads((folder / "tiny-best" / "results.json").read_text())
+    results["best_test_elbo"] += 0.01
+    with pytest.raises(ValueError, match="results.json says .*: start it anew"):
+        tables.record(TINY, cell, config, results)
+
+
+def test_a_name_that_is_no_cell_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        tables.main(TINY, ["--cells", "worst"])
+    assert stop.value.code == 2
+    assert "--cells must be some of best, got worst" in capsys.readouterr().err

@@ -8,12 +8,13 @@ import dataclasses
 import functools
 import inspect
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import jax
 
 import vae_jax
-from experiments import open_choices, optimizers
+from experiments import open_choices, optimizers, tables
 from experiments.runner import flags
 from experiments.runner.metrics import NAMES as FIGURES
 from vae_jax import data, estimators
@@ -156,7 +157,7 @@ def model_spec(
         decoder=decoder,
         posterior=posterior,
         prior=_chosen(config, "prior", config, posterior, num_classes),
-        likelihood=likelihood(config, dataset.num_levels),
+        likelihood=likelihood(config, dataset.num_levels, dataset.columns),
         latent_dim=config.latent_dim,
         data_shape=dataset.data_shape,
         num_classes=num_classes,
@@ -164,12 +165,17 @@ def model_spec(
     )
 
 
-def likelihood(config: "ModelFlags", num_levels: int | None) -> Family:
+def likelihood(
+    config: "ModelFlags",
+    num_levels: int | None,
+    columns: Sequence[data.Column] = (),
+) -> Family:
     """The likelihood that the flags name.
 
     Args:
       config: the configuration.
       num_levels: of the data set; None for real numbers.
+      columns: of a table, whose real columns are standardized.
 
     Returns:
       A family.
@@ -177,23 +183,18 @@ def likelihood(config: "ModelFlags", num_levels: int | None) -> Family:
     Raises:
       ValueError: it does not suit the data.
     """
-    return _chosen(config, "likelihood", config, num_levels)
+    if config.likelihood == "columns":
+        return tables.product(columns)
+    found = _chosen(config, "likelihood", config, num_levels)
+    is_named = config.likelihood in LIKELIHOODS
+    return tables.standardized(found) if columns and is_named else found
 
 
 def is_of_counts(config: "ModelFlags") -> bool:
     """Whether `--likelihood` names a family of counts; `auto` names none yet."""
-    if config.likelihood == "auto":
+    if config.likelihood in ("auto", "columns"):
         return False
     return likelihood(config, num_levels=256).support == COUNTS
-
-
-# What `--likelihood=auto` is, by the values of the data.
-LIKELIHOOD_OF = {
-    "bits": "bernoulli",
-    "levels": "discretized_logistic",
-    "reals": "gaussian_learned",
-    "counts": "negative_binomial",
-}
 
 
 def with_likelihood(config: "Config", dataset: data.Dataset) -> "Config":
@@ -207,22 +208,30 @@ def with_likelihood(config: "Config", dataset: data.Dataset) -> "Config":
       One whose likelihood is named, and suits the data.
 
     Raises:
-      ValueError: the data are counts, and likelihood or prior are of pixels.
+      ValueError: the data are a table, and likelihood or prior are of pixels.
     """
-    is_named = config.likelihood in LIKELIHOODS and config.likelihood != "auto"
     if dataset.columns and config.prior == "vamp":
         raise ValueError(
             "--prior=vamp has pseudo-inputs in (0, 1), as pixels are, and the data are "
             f"{dataset.values}: choose --prior=mixture"
         )
-    if dataset.columns and is_named and not is_of_counts(config):
-        names = [name for name in LIKELIHOODS if name.endswith(("poisson", "binomial"))]
+    if config.likelihood == "columns" and not dataset.columns:
         raise ValueError(
-            f"the data are counts, and --likelihood={config.likelihood} is not about "
-            f"such: choose auto, or {', '.join(names)}"
+            "--likelihood=columns is of a table, and the data are pixels: choose auto"
         )
     if config.likelihood == "auto":
-        return dataclasses.replace(config, likelihood=LIKELIHOOD_OF[dataset.values])
+        chosen = tables.LIKELIHOOD_OF[bool(dataset.columns), dataset.values]
+        return dataclasses.replace(config, likelihood=chosen)
+    suitable = tables.SUITABLE.get(dataset.values, ("columns",))
+    is_own = config.likelihood not in LIKELIHOODS
+    if dataset.columns and not is_own and config.likelihood not in suitable:
+        are = (
+            "columns of several kinds" if dataset.values == "mixed" else dataset.values
+        )
+        raise ValueError(
+            f"the data are {are}, and --likelihood={config.likelihood} is not about "
+            f"such: choose auto, or {', '.join(suitable)}"
+        )
     return config
 
 
@@ -350,9 +359,11 @@ PRIORS = {
 }
 LIKELIHOODS = {
     "auto": None,
+    "columns": None,
     "bernoulli": lambda *_: vae_jax.Bernoulli(),
     "gaussian": lambda *_: vae_jax.Gaussian(),
     "gaussian_learned": lambda *_: vae_jax.Gaussian(learned_variance=True),
+    "gaussian_per_dimension": lambda *_: vae_jax.Gaussian(True, per_dimension=True),
     "gaussian_per_pixel": lambda *_: vae_jax.PerPixelGaussian(),
     "gaussian_full": lambda *_: vae_jax.FullCovarianceGaussian(),
     "discretized_logistic": functools.partial(_of_levels, vae_jax.DiscretizedLogistic),

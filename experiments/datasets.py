@@ -1,6 +1,7 @@
 """The data of a run: binarized, in [0, 1], with labels, and a digest of them."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -11,6 +12,14 @@ import vae_jax
 from experiments import choices
 from experiments.evaluation import evaluation_keys, has_density
 from vae_jax import data
+from vae_jax.data.columns import (
+    OTHER_KINDS,
+    Column,
+    Given,
+    columns_from_json,
+    columns_to_json,
+)
+from vae_jax.data.files import ENDS
 from vae_jax.distributions.support import Support
 from vae_jax.types import Array, Family, Key, Labels
 
@@ -73,8 +82,39 @@ def load(config: "ModelFlags", *, data_dir: str | None = None) -> data.Dataset:
         config.dataset,
         data_dir=data_dir or config.data_dir,
         values="counts" if choices.is_of_counts(config) else None,
+        columns=_given(config.columns),
     )
     return data.hold_out(dataset, config.validation) if config.validation else dataset
+
+
+def _given(columns: str | None) -> Given:
+    """What `--columns` says, which a resolved configuration holds as text."""
+    if columns is None:
+        return None
+    if columns.startswith("["):
+        return columns_from_json(columns)
+    return data.read_columns(columns)
+
+
+def resolved_columns(columns: str | None, dataset: data.Dataset) -> str | None:
+    """All columns of a table as text, inferred ones as well, for config.json.
+
+    Args:
+      columns: `--columns`.
+      dataset: as loaded.
+
+    Returns:
+      JSON; None where there is nothing but numbers for names.
+    """
+    if columns is None and [c.name for c in dataset.columns] == [
+        str(number) for number in range(len(dataset.columns))
+    ]:
+        return None
+    given = _given(columns) or {}
+    if not isinstance(given, Mapping):
+        return columns
+    others = (Column(name, kind) for name, kind in given.items() if kind in OTHER_KINDS)
+    return columns_to_json([*dataset.columns, *others])
 
 
 def binarized(original: data.Dataset, method: str, *, seed: int) -> data.Dataset:
@@ -207,7 +247,7 @@ def warnings(
         ]
     # Of a family of one's own nobody knows whether it is a density.
     is_known = type(likelihood).__module__.partition(".")[0] == vae_jax.__name__
-    if is_known and not is_of_bits and binarization != "none":
+    if is_known and not original.columns and not is_of_bits and binarization != "none":
         return ["a density of real numbers on pixels that are 0 or 1"]
     is_continuous = isinstance(likelihood, vae_jax.ContinuousBernoulli)
     if is_continuous and original.num_levels is not None:
@@ -258,7 +298,7 @@ def num_classes(dataset: data.Dataset, *, conditional: bool) -> int:
 
 def is_file(dataset: str) -> bool:
     """Whether `--dataset` is a file of the user's own."""
-    return dataset.endswith((".npz", ".npy"))
+    return dataset.endswith(ENDS)
 
 
 def digest(dataset: data.Dataset, name: str, *, labelled: bool) -> str:

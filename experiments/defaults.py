@@ -44,12 +44,13 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
             config, epochs=epochs, steps_per_epoch=steps_per_epoch
         )
     config = choices.with_likelihood(choices.with_prior(config), dataset)
-    family = choices.likelihood(config, dataset.num_levels)
+    family = choices.likelihood(config, dataset.num_levels, dataset.columns)
     default = "dynamic" if isinstance(family, vae_jax.Bernoulli) else "none"
     scheduled = flags.holds(USED_BY["schedule_epochs"], config)
     config = dataclasses.replace(
         config,
         dataset=config.dataset if datasets.is_file(config.dataset) else dataset.name,
+        columns=datasets.resolved_columns(config.columns, dataset),
         epochs=epochs,
         # A number, so that a run of another length is seen to be another run.
         schedule_epochs=(config.schedule_epochs or epochs) if scheduled else None,

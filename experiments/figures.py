@@ -96,9 +96,11 @@ def draw_all(
 
 
 def are_pixels(params: Params, x: np.ndarray) -> bool:
-    """Whether examples are pixels in [0, 1] rather than counts or arbitrary reals."""
-    is_unit = bool(np.all((x >= 0) & (x <= 1)))
-    return is_unit and not params.spec.likelihood.support.whole
+    """Whether examples are pixels in [0, 1], and not counts or rows of a table."""
+    likelihood = params.spec.likelihood
+    if isinstance(likelihood, vae_jax.Columns | vae_jax.Standardized):
+        return False
+    return bool(np.all((x >= 0) & (x <= 1))) and not likelihood.support.whole
 
 
 def varied_order(labels: np.ndarray) -> np.ndarray:

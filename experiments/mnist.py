@@ -223,7 +223,7 @@ def _initial_state(
     params = vae_jax.init(spec, vae_jax.run_keys(key).weights, x=x)
     if variance is not None:
         log_var = jnp.log(jnp.float32(variance))
-        params = params.replace(likelihood={"log_var": log_var})
+        params = params.replace(likelihood=params.likelihood | {"log_var": log_var})
     optimizer = recipe.at_rate(1.0)  # Or at any: its state does not depend on it.
     return vae_jax.init_state(params, key, optimizer=optimizer, average=average)
 

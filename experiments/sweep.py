@@ -272,7 +272,7 @@ def run(config: Config) -> dict[str, Any]:
 def _resolved(config: Config, models: Sequence[mnist.Config]) -> Config:
     """The configuration with what the defaults come to, which is one for all models."""
     names = ("dataset", "epochs", "schedule_epochs", "warmup_steps", "prior")
-    names += ("likelihood", "binarization", "checkpoint_every")
+    names += ("likelihood", "binarization", "columns", "checkpoint_every")
     common = {name: getattr(models[0], name) for name in names}
     for name in ("beta_warmup_epochs", "learning_rate"):
         common[name] = getattr(config, name) or (getattr(models[0], name),)

@@ -12,7 +12,9 @@ import numpy as np
 from vae_jax import (
     MLP,
     AutoregressiveFlow,
+    Bernoulli,
     Categorical,
+    Columns,
     ContinuousBernoulli,
     ConvolutionalDecoder,
     ConvolutionalEncoder,
@@ -30,10 +32,12 @@ from vae_jax import (
     LowRankGaussian,
     MixtureOfGaussians,
     ModelSpec,
+    Nominal,
     Params,
     PerPixelGaussian,
     Planar,
     PointMass,
+    Standardized,
     StochasticLayer,
     Sylvester,
     VampPrior,
@@ -194,6 +198,23 @@ SPECS = [
             likelihood=ZeroInflatedNegativeBinomial("decoder"),
             latent_dim=2,
             data_shape=(3,),
+        ),
+    ),
+    (
+        "columns",
+        ModelSpec(
+            encoder=MLP((6,)),
+            decoder=MLP((6,)),
+            likelihood=Columns(
+                (
+                    (Standardized(Gaussian(True, per_dimension=True)), (3, 0)),
+                    (PerPixelGaussian(), (2,)),
+                    (Nominal(3), (4,)),
+                    (Bernoulli(), (1,)),
+                )
+            ),
+            latent_dim=2,
+            data_shape=(5,),
         ),
     ),
     (

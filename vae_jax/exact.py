@@ -95,6 +95,11 @@ def _linear_decoder(params: Params) -> LinearGaussian:
             "a linear decoder with labels has a different bias for each class: "
             f"num_classes must be 0, got {params.spec.num_classes}"
         )
+    if likelihood.per_dimension:
+        raise ValueError(
+            "this exact answer is for one noise variance, got a likelihood with one "
+            f"for each dimension, {likelihood}"
+        )
     output = params.decoder["output"]
     noise_var = jnp.exp(likelihood.build(params.likelihood, output["bias"]).log_var)
     return LinearGaussian(output["kernel"].T, output["bias"], noise_var)

@@ -91,9 +91,13 @@ def _class_weights(spec: ModelSpec, labels: Labels, batch: int | None = None) ->
     return weights
 
 
-def _encoder_inputs(spec: ModelSpec, x: Array, labels: Labels) -> Array:
+def _encoder_inputs(
+    spec: ModelSpec, likelihood: PyTree, x: Array, labels: Labels
+) -> Array:
     """Encoder inputs for observations `[B, D]`, with labels concatenated."""
-    x = spec.likelihood.encoder_inputs(x)
+    x = spec.likelihood.encoder_inputs(
+        with_constant_settings(spec.likelihood, likelihood), x
+    )
     labels = _class_weights(spec, labels, x.shape[0])
     if labels is None:
         return x
@@ -159,12 +163,12 @@ def init(
         decoder_key,
         _decoder_inputs(spec, jnp.zeros(z_shape, dtype), labels),
     )
+    likelihood = spec.likelihood.init(likelihood_key, dim=spec.data_dim)
     encoder = networks.init(
         _encoder_module(spec),
         encoder_key,
-        _encoder_inputs(spec, jnp.zeros(x_shape, dtype), labels),
+        _encoder_inputs(spec, likelihood, jnp.zeros(x_shape, dtype), labels),
     )
-    likelihood = spec.likelihood.init(likelihood_key, dim=spec.data_dim)
     if x is not None:
         # Before the cast, which turns NumPy arrays into tracers under tracing.
         # Quantized data are checked against their interval only, so that a data mean
@@ -200,10 +204,7 @@ def _start_at_data(
     num_outputs = spec.likelihood.num_outputs(spec.data_dim)
     positions = num_outputs // networks.output_bias(decoder).size
     rows = x.reshape(x.shape[0] * positions, -1)
-    bias = spec.likelihood.output_bias(jnp.mean(rows, axis=0))
-    likelihood, bias = spec.likelihood.start_at_variance(
-        likelihood, bias, jnp.var(rows, axis=0)
-    )
+    likelihood, bias = spec.likelihood.start_at_data(likelihood, rows)
     return networks.with_output_bias(decoder, bias), likelihood
 
 
@@ -401,7 +402,7 @@ def encoder_outputs(params: Params, x: Array, *, labels: Labels = None) -> Array
     return networks.apply(
         _encoder_module(params.spec),
         params.encoder,
-        _encoder_inputs(params.spec, x, labels),
+        _encoder_inputs(params.spec, params.likelihood, x, labels),
         dtype=params.spec.compute_dtype,
         key=_network_keys(params).encoder,
     )

@@ -210,9 +210,23 @@ class Family(ABC):
         """Output bias that initialises the decoder at the data mean, `[P * D]`."""
         return jnp.zeros(self.num_outputs(data_mean.size), data_mean.dtype)
 
-    def encoder_inputs(self, x: Array) -> Array:
-        """Transform observations to encoder inputs if this is p(x|z), `[B, D]`."""
+    def encoder_inputs(self, params: PyTree, x: Array) -> Array:
+        """Transform observations to encoder inputs if this is p(x|z), `[B, D]`.
+
+        `params` are the family's own, as for `build`. Another number than D of them
+        suits an encoder that reads no images.
+        """
         return x
+
+    def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
+        """Own parameters and output bias that start a decoder at data `[n, P]`.
+
+        P is D, or the channels of a convolution, whose positions are rows. It is
+        `output_bias` at the mean and `start_at_variance`, where one is defined, unless
+        a family has more to learn from data.
+        """
+        bias = self.output_bias(jnp.mean(x, axis=0))
+        return self.start_at_variance(params, bias, jnp.var(x, axis=0))
 
     def start_at_variance(
         self, params: PyTree, bias: Array, data_variance: Array

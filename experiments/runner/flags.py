@@ -164,7 +164,7 @@ class DataFlags:
     dataset: str = "auto"
     """auto (MNIST, or digits where it cannot be had), mnist, binarized_mnist, \
 fashion_mnist, kmnist, digits, synthetic, or a file: .npz with key x (perhaps x_test), \
-or .npy."""
+.npy, .csv, .parquet, .h5ad, or a sparse .npz."""
     data_dir: str = "data"
     """Folder of data files; downloads go there."""
 
@@ -173,6 +173,10 @@ or .npy."""
 class RunFlags(DataFlags):
     """Data, length and place of a training run, on which devices and processes."""
 
+    columns: str | None = None
+    """What the columns of a file hold, where it is not to be inferred: a JSON file of \
+names and kinds (real, positive, count, binary, categorical, ordinal, label, ignore), \
+or the folder of a run, whose columns are then expected."""
     epochs: Count | None = None
     """Passes over the training data; by default 20, more for small data sets."""
     run_dir: str | None = None

@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 
 from vae_jax.data.binarization import BINARIZATIONS, binarize, binarize_dataset
-from vae_jax.data.columns import Column
+from vae_jax.data.columns import Column, Given, read_columns
 from vae_jax.data.dataset import Dataset, as_counts, hold_out, to_unit_interval
-from vae_jax.data.files import load_file
+from vae_jax.data.files import ENDS, from_table, load_file
 from vae_jax.data.published import (
     PUBLISHED,
     DataUnavailable,
@@ -25,6 +25,7 @@ from vae_jax.data.published import (
     parse_idx,
 )
 from vae_jax.data.shapes import synthetic
+from vae_jax.data.tables import decode_table
 
 __all__ = [
     "BINARIZATIONS",
@@ -34,9 +35,12 @@ __all__ = [
     "Dataset",
     "binarize",
     "binarize_dataset",
+    "decode_table",
+    "from_table",
     "hold_out",
     "load",
     "parse_idx",
+    "read_columns",
     "synthetic",
     "to_unit_interval",
 ]
@@ -50,15 +54,18 @@ def load(
     data_dir: str | Path = "data",
     seed: int = 0,
     values: Literal["counts"] | None = None,
+    columns: Given = None,
 ) -> Dataset:
     """Loads a data set by its name, or from a user's file.
 
     A `.npz` file holds `x` and, where there are such, `x_test`, `y`, `y_test` and
     `num_levels`; a `.npy` file is `x`. Examples are `[n, D]` or `[n, *data_shape]`:
-    bool, uint8, floats in [0, 1], or wider integers, which are counts; labels are
-    integers. Without `x_test` a random tenth is set aside. Without `num_levels` uint8
-    values have 256 levels, or 2 where none is over 1; the notes say so where no value
-    is 255.
+    bool, uint8, floats in [0, 1], wider integers, which are counts, or other floats,
+    which are real columns; labels are integers. A `.csv` has a header; it, `.parquet`
+    and `.h5ad` are tables (`from_table`); a `.npz` that `scipy.sparse.save_npz` wrote
+    is made dense. Without `x_test` a random tenth is set aside. Without `num_levels`
+    uint8 values have 256 levels, or 2 where none is over 1; the notes say so where no
+    value is 255.
 
     `binarized_mnist` is MNIST binarized once for good, as Larochelle and Murray
     published it (2011): 50,000 examples to train, 10,000 to choose by, 10,000 to test;
@@ -66,13 +73,15 @@ def load(
     a random order, always the same.
 
     Args:
-      name: one of `NAMES`, or a path ending in `.npz` or `.npy`. `auto` is MNIST, or
-        `digits` where MNIST cannot be had, which the notes say.
+      name: one of `NAMES`, or a path ending in `.npz`, `.npy`, `.csv`, `.parquet` or
+        `.h5ad`. `auto` is MNIST, or `digits` where MNIST cannot be had, which the notes
+        say.
       data_dir: holds the published files, in a folder of the data set's name or
         directly; what is missing is downloaded into the former.
       seed: of the synthetic data, and of the split of a file without `x_test`.
       values: `counts` takes whole numbers of any type and width as counts; None takes
         integers wider than 8 bits as such, where no `num_levels` says otherwise.
+      columns: of a file, as for `from_table`; `read_columns` reads them.
 
     Returns:
       A `Dataset`.
@@ -93,8 +102,10 @@ def load(
     if values not in (None, "counts"):
         raise ValueError(f"values must be 'counts' or None, got {values!r}")
     name, data_dir = str(name), Path(data_dir).expanduser()
-    if name.endswith((".npz", ".npy")):
-        return load_file(Path(name).expanduser(), seed, values)
+    if name.endswith(ENDS):
+        return load_file(Path(name).expanduser(), seed, values, columns)
+    if columns is not None:
+        raise ValueError(f"columns are of a file, and dataset is {name!r}")
     dataset = _load_named(name, data_dir, seed)
     return as_counts(dataset) if values == "counts" else dataset
 
@@ -110,8 +121,8 @@ def _load_named(name: str, data_dir: Path, seed: int) -> Dataset:
     if name == "synthetic":
         return synthetic(seed=seed)
     raise ValueError(
-        f"dataset must be one of {', '.join(NAMES)}, or a path ending in .npz or "
-        f".npy, got {name!r}"
+        f"dataset must be one of {', '.join(NAMES)}, or a path ending in "
+        f"{', '.join(ENDS)}, got {name!r}"
     )
 
 

@@ -42,9 +42,11 @@ class Dataset(NamedTuple):
 
     @property
     def values(self) -> str:
-        """Values of the examples: `bits`, `levels`, `reals` in [0, 1], or `counts`."""
-        if self.columns:
-            return "counts"
+        """Values of the examples: `bits`, `levels`, `reals`, `counts`, or `mixed`."""
+        kinds = {column.kind for column in self.columns}
+        if kinds:
+            alone = {"count": "counts", "real": "reals"}
+            return alone.get(kinds.pop(), "mixed") if len(kinds) == 1 else "mixed"
         return {None: "reals", 2: "bits"}.get(self.num_levels, "levels")
 
 

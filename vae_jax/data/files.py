@@ -1,23 +1,128 @@
-"""A user's own data: a `.npz` with the key `x`, or a `.npy`."""
+"""A user's own data: arrays in a `.npz` or `.npy`, and tables."""
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vae_jax.data.columns import count_values, numbered
+from vae_jax.data.columns import Given, count_values, numbered
 from vae_jax.data.dataset import Dataset
+from vae_jax.data.readers import as_table, read_table
+from vae_jax.data.tables import describe_columns, encode, require_varying
 
 # What is read of a `.npz`.
 _FILE_KEYS = ("x", "x_test", "y", "y_test", "num_levels")
+# Of what `scipy.sparse.save_npz` writes.
+_SPARSE_KEYS = {"format", "shape", "data"}
 
 
-def load_file(path: Path, seed: int, values: str | None) -> Dataset:
+ENDS = (".npz", ".npy", ".csv", ".parquet", ".h5ad")
+
+
+def load_file(path: Path, seed: int, values: str | None, columns: Given) -> Dataset:
     """A user's data set."""
+    options = {"seed": seed, "values": values}
     try:
-        return _from_arrays(path.stem, _read_arrays(path), seed, values)
+        if path.suffix not in (".npz", ".npy"):
+            table = read_table(path)
+            return from_table(table, path.stem, columns=columns, **options)
+        arrays = _read_arrays(path)
+        if columns is not None or _are_real(arrays) and values is None:
+            return _from_rows(path.stem, arrays, columns, **options)
+        return _from_arrays(path.stem, arrays, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"dataset {str(path)!r}: {error}") from error
+
+
+def from_table(
+    table: Any,
+    name: str = "table",
+    *,
+    columns: Given = None,
+    values: str | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """A data set of a table in a script, a random tenth of it set aside to test.
+
+    Args:
+      table: a pandas DataFrame, columns by name, or rows `[n, D]`.
+      name: what figures are labelled with.
+      columns: kinds by name (`data.Column`), of which others may be left out and are
+        inferred; `ignore` leaves a column out, `label` makes it the labels. Or the
+        columns of another data set, which are then all there may be.
+      values: `counts` where the columns that are not given are counts.
+      seed: of the split.
+
+    Returns:
+      A `Dataset` of float32, whose notes say what each column holds.
+
+    Raises:
+      ValueError: names column, row and value of what does not fit.
+
+    Example:
+      >>> import numpy as np
+      >>> from vae_jax import data
+      >>> table = {"size": np.arange(30) ** 2, "name": ["cat", "dog", "hen"] * 10}
+      >>> [column.kind for column in data.from_table(table).columns]
+      ['count', 'categorical']
+    """
+    kind = "count" if values == "counts" else None
+    encoded = encode(as_table(table), columns, default=kind)
+    arrays = {"x": encoded.x}
+    if encoded.labels is not None:
+        arrays["y"] = encoded.labels
+    arrays, notes = _with_test(arrays, seed)
+    require_varying(arrays["x"], encoded.columns)
+    return Dataset(
+        name,
+        arrays["x"],
+        arrays["x_test"],
+        arrays.get("y"),
+        arrays.get("y_test"),
+        encoded.x.shape[1:],
+        None,
+        (*describe_columns(encoded.x, encoded.columns), *notes),
+        columns=encoded.columns,
+    )
+
+
+def _are_real(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether there are floats beyond [0, 1], so no pixels."""
+    found = [arrays[key] for key in ("x", "x_test") if key in arrays]
+    return all(x.dtype.kind == "f" and x.size > 0 for x in found) and any(
+        x.min() < 0 or x.max() > 1 for x in found
+    )
+
+
+def _from_rows(
+    name: str,
+    arrays: dict[str, np.ndarray],
+    columns: Given,
+    *,
+    seed: int,
+    values: str | None,
+) -> Dataset:
+    """A data set of rows of numbers, whose columns have no names but numbers."""
+    _check_arrays(arrays, "columns")
+    arrays = {key: array for key, array in arrays.items() if key != "num_levels"}
+    shape = arrays["x"].shape[1:]
+    arrays, notes = _with_test(arrays, seed)
+    x = np.concatenate([arrays["x"], arrays["x_test"]]).reshape(-1, math.prod(shape))
+    kind = "count" if values == "counts" else "real"
+    encoded = encode(as_table(x), columns, default=None if columns else kind)
+    train, test = np.split(encoded.x, [len(arrays["x"])])
+    require_varying(train, encoded.columns)
+    y, y_test = (
+        None if key not in arrays else arrays[key].astype(np.int32)
+        for key in ("y", "y_test")
+    )
+    if len(encoded.columns) < x.shape[1]:
+        shape = train.shape[1:]
+    notes = (*describe_columns(encoded.x, encoded.columns), *notes)
+    return Dataset(
+        name, train, test, y, y_test, shape, None, notes, columns=encoded.columns
+    )
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -29,6 +134,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError("it is the other of .npz and .npy")
             if isinstance(loaded, np.ndarray):
                 return {"x": loaded}
+            if _SPARSE_KEYS <= set(loaded):
+                from scipy import sparse
+
+                return {"x": sparse.load_npz(path).toarray()}
             arrays = {key: loaded[key] for key in _FILE_KEYS if key in loaded}
         # A damaged archive fails in a dozen ways.
         except Exception as error:
@@ -49,12 +158,8 @@ def _from_arrays(
     _check_arrays(arrays, values)
     num_levels, notes = _num_levels(arrays, values)
     arrays = {key: values for key, values in arrays.items() if key != "num_levels"}
-    if "x_test" not in arrays:
-        arrays = _set_aside(arrays, seed)
-        notes.append(
-            f"no x_test: {len(arrays['x_test'])} random examples of x, drawn by seed "
-            f"{seed}, are the test set"
-        )
+    arrays, more = _with_test(arrays, seed)
+    notes += more
     x, x_test = arrays["x"], arrays["x_test"]
     dtype = np.float32 if num_levels is None else np.uint8
     is_counts, dim = values == "counts", math.prod(x.shape[1:])
@@ -102,6 +207,20 @@ def _num_levels(
 def _highest(arrays: dict[str, np.ndarray]) -> int:
     """The largest value of all examples."""
     return max(int(arrays[key].max()) for key in ("x", "x_test") if key in arrays)
+
+
+def _with_test(
+    arrays: dict[str, np.ndarray], seed: int
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays with test examples, and what was done for them."""
+    if "x_test" in arrays:
+        return arrays, []
+    arrays = _set_aside(arrays, seed)
+    note = (
+        f"no x_test: {len(arrays['x_test'])} random examples of x, drawn by seed "
+        f"{seed}, are the test set"
+    )
+    return arrays, [note]
 
 
 def _set_aside(arrays: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
@@ -174,9 +293,6 @@ def _check_examples(
         raise ValueError(f"{key} must be finite, got NaN or infinity")
     if values == "counts":
         count_values(x, key)
-    elif is_float and (x.min() < 0 or x.max() > 1):
-        values = f"{x.min():g} to {x.max():g}"
-        raise ValueError(f"{key} must be floats in [0, 1], got {values}")
     if x.shape[1:] != like.shape[1:] or x.dtype.kind != like.dtype.kind:
         raise ValueError(f"{key} must be like x, {_describe(like)}, got {_describe(x)}")
 

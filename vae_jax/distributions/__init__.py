@@ -13,16 +13,19 @@ from vae_jax.distributions import (
     discrete,
     discretized_logistic,
     gaussian,
+    log_normal,
     multivariate_gaussian,
     negative_binomial,
     poisson,
 )
+from vae_jax.distributions.affine import AffineDistribution
 from vae_jax.distributions.bernoulli import MAX_ENUMERABLE_BITS, BernoulliDistribution
 from vae_jax.distributions.categorical import CategoricalDistribution
 from vae_jax.distributions.continuous_bernoulli import ContinuousBernoulliDistribution
 from vae_jax.distributions.discretized_logistic import DiscretizedLogisticDistribution
 from vae_jax.distributions.divergence import closed_form_kl, register_kl, unit_kl
 from vae_jax.distributions.gaussian import DiagonalGaussianDistribution
+from vae_jax.distributions.log_normal import LogNormalDistribution
 from vae_jax.distributions.mixture import MixtureDistribution
 from vae_jax.distributions.multivariate_gaussian import (
     FullGaussianDistribution,
@@ -33,23 +36,29 @@ from vae_jax.distributions.negative_binomial import (
     NegativeBinomialDistribution,
     ZeroInflatedNegativeBinomialDistribution,
 )
+from vae_jax.distributions.nominal import NominalDistribution
 from vae_jax.distributions.point_mass import PointMassDistribution
 from vae_jax.distributions.poisson import PoissonDistribution
+from vae_jax.distributions.product import ProductDistribution
 
 __all__ = [
     "MAX_ENUMERABLE_BITS",
+    "AffineDistribution",
     "BernoulliDistribution",
     "CategoricalDistribution",
     "ContinuousBernoulliDistribution",
     "DiagonalGaussianDistribution",
     "DiscretizedLogisticDistribution",
     "FullGaussianDistribution",
+    "LogNormalDistribution",
     "LowRankGaussianDistribution",
     "MixtureDistribution",
     "NegativeBinomialDistribution",
+    "NominalDistribution",
     "PointMassDistribution",
     "PoissonDistribution",
     "PrecisionGaussianDistribution",
+    "ProductDistribution",
     "ZeroInflatedNegativeBinomialDistribution",
     "bernoulli",
     "categorical",
@@ -58,6 +67,7 @@ __all__ = [
     "discrete",
     "discretized_logistic",
     "gaussian",
+    "log_normal",
     "multivariate_gaussian",
     "negative_binomial",
     "poisson",

@@ -6,7 +6,7 @@ values, `Support.require` raises an error with an explanation instead.
 
 import math
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -137,6 +137,55 @@ class Support:
         )
 
 
+@dataclass(frozen=True)
+class ColumnSupport:
+    """A support for each column of a table; a `Support` of their product.
+
+    Attributes:
+      parts: supports, each with the numbers of its columns; all of D once.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions.support import COUNTS, REAL, ColumnSupport
+      >>> support = ColumnSupport(((REAL, (1,)), (COUNTS, (0,))))
+      >>> support.contains(jnp.array([0.5, 0.5])).tolist()
+      [False, True]
+    """
+
+    parts: tuple[tuple[Support, tuple[int, ...]], ...]
+
+    @property
+    def interval(self) -> "ColumnSupport":
+        """All values between the smallest and the largest, as means are."""
+        return ColumnSupport(tuple((part.interval, at) for part, at in self.parts))
+
+    def contains(self, x: Values) -> Values:
+        """Elementwise membership, `[..., D]`."""
+        inside = [part.contains(x[..., list(at)]) for part, at in self.parts]
+        numpy: Any = np if isinstance(x, np.ndarray) else jnp
+        order = np.argsort([number for _, at in self.parts for number in at])
+        return numpy.concatenate(inside, axis=-1)[..., order]
+
+    def nan_outside(self, x: Array) -> Array:
+        """The values, NaN in place of those outside."""
+        return jnp.where(self.contains(x), x, jnp.nan)
+
+    def require(
+        self, x: Array | np.ndarray, name: str = "x", *, remedy: str = _REMEDY
+    ) -> None:
+        """Refuses values outside, as `Support.require`, and names their columns."""
+        values = known_values(x)
+        if values is None:
+            return
+        for part, at in self.parts:
+            for number in at:
+                part.require(
+                    values[..., number], f"{name}, column {number},", remedy=remedy
+                )
+
+
 REAL = Support()
 UNIT_INTERVAL = Support(0.0, 1.0)
 COUNTS = Support(0.0, whole=True)
+# From the smallest float32 that is not rounded to 0.
+POSITIVE = Support(float(np.finfo(np.float32).tiny))

@@ -44,11 +44,14 @@ from vae_jax.families.gaussian import (
 )
 from vae_jax.families.levels import Categorical, DiscretizedLogistic
 from vae_jax.families.point_mass import PointMass
+from vae_jax.families.positive import LogNormal
+from vae_jax.families.tables import Columns, Nominal, Standardized
 
 __all__ = [
     "LOG_VAR_BOUND",
     "Bernoulli",
     "Categorical",
+    "Columns",
     "ContinuousBernoulli",
     "DiagonalGaussian",
     "DiscretizedLogistic",
@@ -60,13 +63,16 @@ __all__ = [
     "HouseholderDistribution",
     "InverseAutoregressive",
     "InverseAutoregressiveDistribution",
+    "LogNormal",
     "LowRankGaussian",
     "NegativeBinomial",
+    "Nominal",
     "PerPixelGaussian",
     "Planar",
     "PlanarDistribution",
     "PointMass",
     "Poisson",
+    "Standardized",
     "Sylvester",
     "SylvesterDistribution",
     "ZeroInflatedNegativeBinomial",

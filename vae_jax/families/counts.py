@@ -45,7 +45,7 @@ class Poisson(Family):
         """Takes the decoder's outputs `[..., D]` as logs of the means."""
         return PoissonDistribution(jnp.exp(bound_log_var(outputs)))
 
-    def encoder_inputs(self, x: Array) -> Array:
+    def encoder_inputs(self, params: PyTree, x: Array) -> Array:
         """log(1 + x)."""
         return jnp.log1p(x)
 
@@ -130,7 +130,7 @@ class NegativeBinomial(Poisson):
         if params["log_inverse_dispersion"].shape != raw.shape:
             # A convolution's bias is of channels, r of every position.
             raw = jnp.tile(raw, params["log_inverse_dispersion"].size // dim)
-        return {"log_inverse_dispersion": raw}, bias
+        return params | {"log_inverse_dispersion": raw}, bias
 
 
 @dataclass(frozen=True)

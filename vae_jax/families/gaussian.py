@@ -160,7 +160,7 @@ class LowRankGaussian(Family):
 
 @dataclass(frozen=True)
 class Gaussian(Family):
-    """The family N(mean(z), s^2 I) with one variance for all pixels.
+    """The family N(mean(z), s^2 I), a variance for all pixels, or one for each.
 
     The log-variance is the leaf `params.likelihood["log_var"]`, 0 at first. Fixed,
     it is a setting that training leaves alone: put another there with
@@ -171,6 +171,8 @@ class Gaussian(Family):
 
     Attributes:
       learned_variance: whether training updates the variance.
+      per_dimension: a variance for each dimension, the same for all examples (factor
+        analysis), in place of one for all.
 
     Example:
       >>> import jax
@@ -180,6 +182,7 @@ class Gaussian(Family):
     """
 
     learned_variance: bool = False
+    per_dimension: bool = False
     support = REAL
 
     @property
@@ -193,7 +196,7 @@ class Gaussian(Family):
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
         """Unit variance."""
-        return {"log_var": jnp.zeros((), jnp.float32)}
+        return {"log_var": jnp.zeros((dim,) * self.per_dimension, jnp.float32)}
 
     def build(self, params: PyTree, outputs: Array) -> DiagonalGaussianDistribution:
         """Takes the decoder's outputs `[..., D]` as means."""
@@ -209,11 +212,15 @@ class Gaussian(Family):
     def start_at_variance(
         self, params: PyTree, bias: Array, data_variance: Array
     ) -> tuple[PyTree, Array]:
-        """A learned variance at the data's, the mean over pixels; a fixed one as is."""
-        if self.learned_variance:
-            mean = jnp.mean(data_variance)
-            params = {"log_var": raw_log_var_of(mean)}
-        return params, bias
+        """A learned variance at the data's, a shared one at the mean over pixels."""
+        if not self.learned_variance:
+            return params, bias
+        if not self.per_dimension:
+            return params | {"log_var": raw_log_var_of(jnp.mean(data_variance))}, bias
+        raw = raw_log_var_of(data_variance)
+        # A convolution's bias is of channels, a variance of every position.
+        raw = jnp.tile(raw, params["log_var"].size // raw.size)
+        return params | {"log_var": raw}, bias
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Categorical(Family):
 
     def build(self, params: PyTree, outputs: Array) -> CategoricalDistribution:
         """Takes the decoder's outputs `[..., n D]` as logits, level by level."""
-        return CategoricalDistribution(_by_pixel(outputs, self.num_levels))
+        return CategoricalDistribution(by_pixel(outputs, self.num_levels))
 
     def output_bias(self, data_mean: Array) -> Array:
         """Logits that rise with the level by the mean's log-odds: near the mean."""
@@ -78,7 +78,7 @@ class DiscretizedLogistic(Family):
 
     def build(self, params: PyTree, outputs: Array) -> DiscretizedLogisticDistribution:
         """Splits the decoder's outputs `[..., 3 K D]`; scales within e^-10 and e^10."""
-        parts = _by_pixel(outputs, 3 * self.num_components)
+        parts = by_pixel(outputs, 3 * self.num_components)
         logits, location, raw = jnp.split(parts, 3, axis=-1)
         log_scale = 0.5 * bound_log_var(raw)
         return DiscretizedLogisticDistribution(
@@ -92,7 +92,21 @@ class DiscretizedLogistic(Family):
         return jnp.concatenate(parts)
 
 
-def _by_pixel(outputs: Array, num_parameters: int) -> Array:
-    """From parameter by parameter, `[..., P D]`, to `[..., D, P]`."""
+def by_pixel(outputs: Array, num_parameters: int) -> Array:
+    """From parameter by parameter, `[..., P D]`, to `[..., D, P]`.
+
+    Args:
+      outputs: of a decoder.
+      num_parameters: P.
+
+    Returns:
+      The same numbers.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.families.levels import by_pixel
+      >>> by_pixel(jnp.arange(4), 2).tolist()
+      [[0, 2], [1, 3]]
+    """
     by_parameter = outputs.reshape(*outputs.shape[:-1], num_parameters, -1)
     return jnp.moveaxis(by_parameter, -2, -1)

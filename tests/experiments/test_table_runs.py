@@ -1,14 +1,17 @@
-"""Counts from the command to the evaluation."""
+"""Counts and tables from the command to the evaluation."""
 
 import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import vae_jax
-from experiments import evaluate, mnist, sweep
+from experiments import datasets, evaluate, mnist, sweep, tables
+from experiments.evaluation import elbo_figures
+from vae_jax import data
 
 PBMC = Path(__file__).resolve().parents[3] / "shared/data/pbmc_counts"
 SMALL = {
@@ -94,3 +97,72 @@ def test_real_counts_vary_more_than_poisson(tmp_path):
             )
         )["importance_weighted_log_likelihood"]
     assert found["negative_binomial"] > found["poisson"] + 20
+
+
+KINDS = ("real", "positive", "count", "binary", "categorical", "ordinal")
+
+
+def test_each_kind_of_column_has_its_family():
+    columns = [data.Column(kind, kind, ("a", "b", "c")) for kind in KINDS * 2]
+    parts = tables.product(columns).parts
+    names = [type(family).__name__ for family, _ in parts]
+    assert names == ["Standardized", "LogNormal", "NegativeBinomial", "Bernoulli"] + [
+        "Nominal"
+    ]
+    assert [at for _, at in parts] == [(0, 6), (1, 7), (2, 8), (3, 9), (4, 5, 10, 11)]
+
+
+def test_a_mixed_table_trains_and_is_evaluated(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=150)
+    lines = ["age,visits,sex,id"] + [
+        f"{40 + 9 * a:.1f},{rng.poisson(np.exp(a))},{'fm'[int(a > 0)]},{row}"
+        for row, a in enumerate(z)
+    ]
+    (tmp_path / "people.csv").write_text("\n".join(lines))
+    (tmp_path / "schema.json").write_text('{"id": "ignore"}')
+    folder = tmp_path / "run"
+    config = mnist.Config(
+        dataset=str(tmp_path / "people.csv"),
+        columns=str(tmp_path / "schema.json"),
+        likelihood="auto",
+        run_dir=str(folder),
+        **SMALL,
+    )
+    results = mnist.run(config)
+    printed = capsys.readouterr().out
+    assert "column sex     binary       f, m" in printed
+    assert "3, mixed, columns likelihood" in printed
+    params = vae_jax.load_run(folder)
+    # The moments are the training split's, saved with the model.
+    order = np.random.default_rng(0).permutation(150)[:-15]
+    ages = np.array([float(line.split(",")[0]) for line in lines[1:]])[order]
+    assert params.likelihood["shift_0"] == pytest.approx(ages.mean(), rel=1e-5)
+    drawn = vae_jax.generate(params, jax.random.key(0), num_samples=50, sample=True)
+    table = data.decode_table(drawn, data.read_columns(folder)[:3])
+    assert set(table["sex"]) <= {"f", "m"} and abs(table["age"].mean() - 40) < 10
+    # The columns of a run are those that another table must have.
+    again = datasets.load(dataclasses.replace(config, columns=str(folder)))
+    np.testing.assert_array_equal(again.train, datasets.load(config).train)
+    # The run is evaluated without the schema.
+    (tmp_path / "schema.json").unlink()
+    _, found = evaluate.load_data(evaluate.Config(str(folder)))
+    elbo = elbo_figures(params, found.test)["elbo"]
+    assert elbo == pytest.approx(results["test_elbo"], abs=1e-4)
+
+
+def test_a_fixed_variance_keeps_the_units_of_a_table(tmp_path):
+    """The variance is of standardized columns, beside their shift and scale."""
+    x = np.random.default_rng(0).normal(size=(60, 3)) * 1000
+    np.save(tmp_path / "x.npy", x)
+    config = mnist.Config(
+        dataset=str(tmp_path / "x.npy"),
+        likelihood="gaussian",
+        variance=0.5,
+        run_dir=str(tmp_path / "run"),
+        **(SMALL | {"epochs": 1, "evaluation_samples": 0}),
+    )
+    mnist.run(config)
+    likelihood = vae_jax.load_run(tmp_path / "run").likelihood
+    assert float(likelihood["log_var"]) == pytest.approx(np.log(0.5))
+    assert np.exp(likelihood["log_scale"]) == pytest.approx(1000, rel=0.3)

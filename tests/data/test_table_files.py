@@ -1,0 +1,257 @@
+"""Tables as data: what columns are taken to hold, and one line for what is wrong."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+
+from vae_jax import data
+
+RNG = np.random.default_rng(0)
+FRAME = pd.DataFrame(
+    {
+        "height": RNG.normal(170, 10, size=60).round(2),
+        "visits": RNG.poisson(4, size=60),
+        "income": np.exp(RNG.normal(8, 3, size=60)).round(2),
+        "smoker": RNG.integers(0, 2, size=60),
+        "sex": np.array(["f", "m"])[RNG.integers(0, 2, size=60)],
+        "city": np.array(["Bonn", "Kiel", "Ulm"])[np.arange(60) % 3],
+        "loss": RNG.integers(-5, 5, size=60),
+    }
+)
+KINDS = ["real", "count", "positive", "binary", "binary", "categorical", "real"]
+
+
+def both(dataset):
+    """All rows of a data set, in an order of their values."""
+    rows = np.concatenate([dataset.train, dataset.test])
+    return rows[np.lexsort(rows.T)]
+
+
+def coded():
+    x = FRAME.copy()
+    x["sex"] = (x["sex"] == "m").astype(int)
+    x["city"] = x["city"].map({"Bonn": 0, "Kiel": 1, "Ulm": 2})
+    rows = x.to_numpy(np.float32)
+    return rows[np.lexsort(rows.T)]
+
+
+def write(folder, ending):
+    path = folder / f"people.{ending}"
+    if ending == "csv":
+        FRAME.to_csv(path, index=False)
+    else:
+        FRAME.to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_columns_are_inferred(tmp_path, ending):
+    dataset = data.load(write(tmp_path, ending))
+    assert [column.name for column in dataset.columns] == list(FRAME)
+    assert [column.kind for column in dataset.columns] == KINDS
+    assert dataset.columns[5].categories == ("Bonn", "Kiel", "Ulm")
+    np.testing.assert_array_equal(both(dataset), coded())
+    assert dataset.data_shape == (7,) and dataset.values == "mixed"
+    assert len(dataset.train) == 54 and dataset.train.dtype == np.float32
+    notes = "\n".join(dataset.notes)
+    assert re.search(r"column city +categorical +Bonn, Kiel, Ulm", notes)
+    assert "6 random examples" in notes
+
+
+def test_a_script_has_the_same_table_as_a_file(tmp_path):
+    from_file = data.load(write(tmp_path, "csv"))
+    for table in (FRAME, dict(FRAME), FRAME.astype({"city": "category"})):
+        dataset = data.from_table(table)
+        np.testing.assert_array_equal(dataset.train, from_file.train)
+        assert dataset.columns == from_file.columns
+    rows = data.from_table(FRAME[["height", "loss"]].to_numpy())
+    assert rows.columns[0] == data.Column("0", "real")
+
+
+def test_kinds_can_be_given(tmp_path):
+    schema = {
+        "city": {"kind": "ordinal", "categories": ["Ulm", "Kiel", "Bonn"]},
+        "visits": "real",
+        "sex": "label",
+        "loss": "ignore",
+        "smoker": "categorical",
+    }
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    columns = data.read_columns(tmp_path / "schema.json")
+    dataset = data.load(write(tmp_path, "csv"), columns=columns)
+    kinds = {column.name: column.kind for column in dataset.columns}
+    assert kinds == {
+        "height": "real",
+        "visits": "real",
+        "income": "positive",
+        "smoker": "categorical",
+        "city": "ordinal",
+    }
+    assert set(np.unique(dataset.train_labels)) == {0, 1}
+    assert len(dataset.test_labels) == 6
+    names = data.decode_table(dataset.train, dataset.columns)["city"]
+    order = np.random.default_rng(0).permutation(60)[:54]
+    assert names.tolist() == FRAME["city"].to_numpy()[order].tolist()
+
+
+def test_columns_of_another_table_code_alike_and_nothing_else_passes(tmp_path):
+    known = data.from_table(FRAME).columns
+    fewer = FRAME[FRAME["city"] != "Bonn"]
+    again = data.from_table(fewer, columns=known)
+    assert set(np.unique(again.train[:, 5])) == {1, 2} and again.columns == known
+    shuffled = data.from_table(fewer[list(FRAME)[::-1]], columns=known)
+    np.testing.assert_array_equal(shuffled.train, again.train)
+    with pytest.raises(ValueError, match="columns 'age' are unknown: .* height, vis"):
+        data.from_table(FRAME.assign(age=1.5), columns=known)
+    with pytest.raises(ValueError, match="'city' is given and not in the table"):
+        data.from_table(FRAME.drop(columns="city"), columns=known)
+    with pytest.raises(ValueError, match="'city', row 1: 'Rom' is none of Bonn, Kiel"):
+        data.from_table(FRAME.replace("Kiel", "Rom"), columns=known)
+
+
+def test_floats_beyond_the_unit_interval_are_real_columns(tmp_path):
+    x = RNG.normal(size=(40, 3)) * 100
+    np.savez(tmp_path / "mine.npz", x=x, x_test=x[:7], y=np.arange(40))
+    dataset = data.load(tmp_path / "mine.npz")
+    np.testing.assert_array_equal(dataset.test, np.float32(x[:7]))
+    np.testing.assert_array_equal(dataset.train_labels, np.arange(40))
+    assert dataset.values == "reals" and len(dataset.columns) == 3
+    np.save(tmp_path / "mine.npy", np.abs(x))
+    given = {"0": "real", "1": "positive", "2": "ignore"}
+    chosen = data.load(tmp_path / "mine.npy", columns=given)
+    assert [column.kind for column in chosen.columns] == ["real", "positive"]
+    assert chosen.data_shape == (2,)
+    np.save(tmp_path / "images.npy", x.reshape(40, 3, 1))
+    assert data.load(tmp_path / "images.npy").data_shape == (3, 1)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_a_sparse_matrix_of_counts(tmp_path, dtype):
+    x = RNG.poisson(0.3, size=(50, 6))
+    for make in (scipy.sparse.csr_matrix, scipy.sparse.coo_array):
+        scipy.sparse.save_npz(tmp_path / "counts.npz", make(x.astype(dtype)))
+        dataset = data.load(tmp_path / "counts.npz", values="counts")
+        rows = x[np.lexsort(x.T)]
+        np.testing.assert_array_equal(both(dataset), rows)
+        assert dataset.values == "counts"
+
+
+def test_a_table_of_counts(tmp_path):
+    pd.DataFrame(RNG.poisson(3, size=(30, 2)), columns=["a", "b"]).to_csv(
+        tmp_path / "genes.csv", index=False
+    )
+    assert data.load(tmp_path / "genes.csv", values="counts").values == "counts"
+
+
+BAD_CSV = {
+    "ragged": ("a,b\n1.5,2\n3.5\n", "line 3 has 1 values, and the header 2"),
+    "too long": ("a,b\n1.5,2\n3.5,4,5\n", "line 3 has 3 values, and the header 2"),
+    "text": ("a,b\n1.5,2\n2.5,3\nx,4\n3.5,5\n", "column 'a', line 4: 'x' is no number"),
+    "all missing": ("a,b\n1.5,\n2.5,NA\n", "column 'b' has no value in any row"),
+    "missing": ("a,b\n1.5,1\n,2\n3.5,3\n", "column 'a', line 3: a value is missing"),
+    "constant": ("a,b\n1.5,7.5\n2.5,7.5\n3.5,7.5\n", "column 'b' is 7.5 in all rows"),
+    "duplicate": ("a,a\n1.5,2\n2.5,3\n", "two columns are named 'a'"),
+    "no name": ("a,\n1.5,2\n2.5,3\n", "column 1 has no name in the header"),
+    "empty": ("", "no rows"),
+    "header only": ("a,b\n", "no rows below its header"),
+    "infinite": ("a,b\n1.5,2\ninf,3\n2.5,4\n", "column 'a', line 3: must be finite"),
+    "one category": ("a,b\n1.5,x\n2.5,x\n", "column 'b', line 2: all rows are 'x'"),
+    "names of rows": (
+        "a,b\n" + "".join(f"{row}.5,id{row}\n" for row in range(40)),
+        "column 'b' has 40 different texts in 40 rows",
+    ),
+    "quote": ('a,b\n1.5,"2\n', "line"),
+    "offset": (
+        "a,b\n1000000.5,1.5\n1000000.6,2.5\n1000000.7,4.5\n",
+        "column 'a' varies by .* float32 keeps too few digits",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CSV)
+def test_a_bad_csv_is_one_line(tmp_path, name):
+    text, expected = BAD_CSV[name]
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=expected) as error:
+        data.load(path)
+    assert str(error.value).startswith(f"dataset {str(path)!r}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "schema, expected",
+    [
+        ({"loss": "positive"}, r"'loss', row \d+: must be positive, got -\d"),
+        ({"loss": "count"}, r"'loss', row \d+: must be a count, .* got -"),
+        ({"height": "count"}, "'height', row 0: must be a count, .* got 171.26"),
+        ({"city": "real"}, "'city', row 0: 'Bonn' is no number"),
+        ({"city": "binary"}, "'city', row 0: a binary column must have 2 values"),
+        ({"city": "colour"}, "'city' must be of a kind real, .* got 'colour'"),
+        ({"town": "ignore"}, "'town' is given and not in the table, which has height"),
+        ({"city": {"kind": "real", "categories": ["a"]}}, "'city': categories must"),
+        (
+            {"city": {"kind": "ordinal", "categories": ["Ulm", "Ulm"]}},
+            "'city': categories must be different",
+        ),
+        (
+            {"city": {"kind": "categorical", "categories": ["Ulm", "Bonn"]}},
+            "'city', row 1: 'Kiel' is none of Ulm, Bonn",
+        ),
+        ({name: "ignore" for name in FRAME}, "no column is left"),
+    ],
+)
+def test_kinds_that_do_not_fit_are_refused(schema, expected):
+    with pytest.raises(ValueError, match=expected):
+        data.from_table(FRAME, columns=schema)
+
+
+@pytest.mark.parametrize(
+    "table, expected",
+    [
+        (np.zeros(3), r"must be \[n, D\], .* got \[3\]"),
+        (np.zeros((0, 3)), "not empty"),
+        ({"a": np.zeros(3), "b": np.zeros(2)}, "of one length"),
+        (
+            pd.DataFrame(np.zeros((3, 2)), columns=["a", "a"]),
+            "two columns are named 'a'",
+        ),
+        ({"a": np.zeros(3, complex)}, "'a' must hold numbers or texts, got complex"),
+        (pd.DataFrame({"a": [[1], [2]]}), "'a' must hold numbers or texts"),
+    ],
+)
+def test_what_is_no_table_is_refused(table, expected):
+    with pytest.raises(ValueError, match=expected):
+        data.from_table(table)
+
+
+def test_other_files_and_schemas_that_cannot_be_read(tmp_path):
+    for name in ("none.csv", "none.parquet"):
+        with pytest.raises(ValueError, match="No such file"):
+            data.load(tmp_path / name)
+    (tmp_path / "bad.parquet").write_text("no parquet")
+    with pytest.raises(ValueError, match="no readable .parquet file"):
+        data.load(tmp_path / "bad.parquet")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match="columns '.*bad.json'"):
+        data.read_columns(tmp_path / "bad.json")
+    (tmp_path / "list.json").write_text("3")
+    with pytest.raises(ValueError, match="must hold kinds by the names .* got int"):
+        data.read_columns(tmp_path / "list.json")
+    with pytest.raises(ValueError, match="columns are of a file, and dataset is 'dig"):
+        data.load("digits", columns={})
+
+
+def test_an_annotated_matrix(tmp_path):
+    anndata = pytest.importorskip("anndata", reason="anndata is not installed")
+    x = scipy.sparse.csr_matrix(RNG.poisson(0.5, size=(40, 5)).astype(np.float32))
+    cells = anndata.AnnData(x)
+    cells.var_names = [f"gene {number}" for number in range(5)]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    dataset = data.load(tmp_path / "cells.h5ad", values="counts")
+    assert dataset.values == "counts" and dataset.columns[4].name == "gene 4"
+    assert dataset.train.sum() + dataset.test.sum() == x.sum()

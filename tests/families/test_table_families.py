@@ -1,0 +1,259 @@
+"""Families of tables: standardized, categories, products, against other libraries."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from sklearn.datasets import load_wine
+from sklearn.decomposition import PCA
+
+from vae_jax import (
+    Bernoulli,
+    Columns,
+    ContinuousBernoulli,
+    FullCovarianceGaussian,
+    Gaussian,
+    Linear,
+    LogNormal,
+    ModelSpec,
+    Nominal,
+    PerPixelGaussian,
+    Poisson,
+    Standardized,
+    decode,
+    encode,
+    exact,
+    generate,
+    init,
+    log_evidence,
+    reconstruct,
+    trainable,
+)
+from vae_jax.distributions import LogNormalDistribution, NominalDistribution
+from vae_jax.distributions.support import COUNTS, REAL, ColumnSupport
+
+LINEAR = {"encoder": Linear(), "decoder": Linear(), "latent_dim": 2}
+WINE = load_wine().data
+
+
+def ppca_vae():
+    """The linear VAE of scikit-learn's PPCA of standardized wine, in units of wine."""
+    shift, scale = WINE.mean(0), WINE.std(0)
+    pca = PCA(3).fit((WINE - shift) / scale)
+    weights = pca.components_.T * np.sqrt(pca.explained_variance_ - pca.noise_variance_)
+    model = exact.LinearGaussian(
+        jnp.float32(weights), jnp.zeros(13), jnp.float32(pca.noise_variance_)
+    )
+    params = exact.linear_vae(model)
+    spec = ModelSpec(
+        encoder=params.spec.encoder,
+        decoder=params.spec.decoder,
+        likelihood=Standardized(params.spec.likelihood),
+        latent_dim=3,
+        data_shape=(13,),
+    )
+    start = init(spec, jax.random.key(0), x=jnp.float32(WINE)).likelihood
+    np.testing.assert_allclose(start["shift"], shift, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(start["log_scale"]), scale, rtol=1e-5)
+    likelihood = start | {"log_var": params.likelihood["log_var"]}
+    known = pca.score_samples((WINE - shift) / scale) - np.log(scale).sum()
+    return params.__class__(
+        params.encoder, params.decoder, {}, {}, likelihood, spec
+    ), known
+
+
+def test_a_linear_vae_has_ppcas_evidence_in_the_units_of_the_data():
+    """Its q is exact, so one sample gives log p(x) itself."""
+    params, known = ppca_vae()
+    found = log_evidence(params, jnp.float32(WINE), jax.random.key(0), num_samples=2)
+    np.testing.assert_allclose(found.estimate, known, atol=1e-3)
+
+
+def test_draws_and_reconstructions_are_in_the_units_of_the_data():
+    params, _ = ppca_vae()
+    drawn = generate(params, jax.random.key(1), num_samples=4000, sample=True)
+    model = PCA(3).fit((WINE - WINE.mean(0)) / WINE.std(0))
+    deviation = np.sqrt(np.diag(model.get_covariance())) * WINE.std(0)
+    error = deviation / np.sqrt(4000)
+    assert (abs(np.asarray(drawn).mean(0) - WINE.mean(0)) < 5 * error).all()
+    off = abs(np.asarray(drawn).std(0) - deviation)
+    assert (off < 5 * error / np.sqrt(2)).all()
+    shown = reconstruct(params, jnp.float32(WINE), jax.random.key(2))
+    spread = (np.asarray(shown) - WINE).std(0) / WINE.std(0)
+    assert (spread < 1).all() and spread.mean() < 0.75
+
+
+def test_shift_and_scale_are_settings_that_training_leaves_alone():
+    params, _ = ppca_vae()
+    mask = trainable(params).likelihood
+    assert mask == {"log_var": False, "shift": False, "log_scale": False}
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        Gaussian(True),
+        Gaussian(True, per_dimension=True),
+        PerPixelGaussian(),
+        FullCovarianceGaussian(),
+    ],
+)
+def test_a_start_at_data_of_any_units_is_their_gaussian(base):
+    """At z = 0 the model is a Gaussian of the data's moments in each dimension."""
+    x = np.random.default_rng(0).normal(size=(500, 3)) * [1e-5, 1, 1e6] + [3e-5, 0, 4e6]
+    spec = ModelSpec(likelihood=Standardized(base), data_shape=(3,), **LINEAR)
+    params = init(spec, jax.random.key(0), x=jnp.float32(x))
+    p = decode(params, jnp.zeros((1, 1, 2)))
+    known = scipy.stats.norm.logpdf(x, x.mean(0), x.std(0)).sum(-1)
+    np.testing.assert_allclose(p.log_prob(jnp.float32(x))[0], known, atol=2e-3)
+    np.testing.assert_allclose(p.mean[0, 0], x.mean(0), rtol=1e-4)
+    seen = encode(params, jnp.float32(x)).mean
+    np.testing.assert_allclose(np.asarray(seen).mean(0), 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("x", [1e-30, 1e-3, 1.0, 7.5, 1e30])
+@pytest.mark.parametrize(
+    "log_median, log_var", [(0.0, 0.0), (-60.0, 3.0), (50.0, -2.0)]
+)
+def test_log_normal_is_scipys(x, log_median, log_var):
+    p = LogNormalDistribution(jnp.array([log_median]), jnp.array([log_var]))
+    known = scipy.stats.lognorm.logpdf(
+        float(np.float32(x)), np.exp(log_var / 2), scale=np.exp(log_median)
+    )
+    assert float(p.log_prob(jnp.array([x]))) == pytest.approx(known, rel=1e-5, abs=1e-3)
+
+
+def test_log_normal_mean_and_draws(assert_mean, key):
+    p = LogNormalDistribution(jnp.array([1.0, 2.0]), jnp.array([-1.0, -3.0]))
+    draws = p.sample(key, 20000)
+    assert_mean(draws, p.mean)
+    assert_mean(np.log(draws), [1.0, 2.0])
+
+
+def test_log_normal_starts_at_the_data_and_refuses_zeros():
+    rng = np.random.default_rng(1)
+    x = np.exp(rng.normal(size=(800, 2)) * [0.5, 3] + [-8, 5])
+    spec = ModelSpec(likelihood=LogNormal(), data_shape=(2,), **LINEAR)
+    params = init(spec, jax.random.key(0), x=jnp.float32(x))
+    p = decode(params, jnp.zeros((1, 1, 2)))
+    logs = np.log(x)
+    known = scipy.stats.norm.logpdf(logs, logs.mean(0), logs.std(0)) - logs
+    np.testing.assert_allclose(p.log_prob(jnp.float32(x))[0], known.sum(-1), atol=2e-3)
+    with pytest.raises(ValueError, match=r"must lie in \[1.1.*e-38, inf\], got .* 0 "):
+        p.log_prob(jnp.zeros((1, 2)))
+    outside = jax.jit(p.log_prob)(jnp.array([[0.0, 1.0], [-1.0, 1.0]]))
+    assert np.isnan(outside).all()
+
+
+def test_nominal_is_a_table_of_probabilities():
+    logits = jnp.log(jnp.array([[0.2, 0.5, 0.3], [0.1, 0.1, 0.8]]))
+    p = NominalDistribution(logits)
+    found = [
+        float(p.log_prob(jnp.array([a, b]))) for a in (0.0, 1, 2) for b in (0.0, 1, 2)
+    ]
+    known = np.log(np.outer([0.2, 0.5, 0.3], [0.1, 0.1, 0.8])).ravel()
+    np.testing.assert_allclose(found, known, rtol=1e-5)
+    assert p.mean.tolist() == [1, 2] and not p.mean_is_exact
+    draws = np.asarray(p.sample(jax.random.key(0), 10000))
+    shares = np.stack([(draws == code).mean(0) for code in range(3)], axis=1)
+    np.testing.assert_allclose(shares, np.exp(logits), atol=5 * 0.5 / 100)
+    for value in (3.0, -1.0, 0.5):
+        with pytest.raises(ValueError, match="must"):
+            p.log_prob(jnp.array([value, 0.0]))
+        assert np.isnan(jax.jit(p.log_prob)(jnp.array([value, 0.0])))
+
+
+def test_categories_start_at_their_shares_and_are_seen_as_indicators():
+    x = np.repeat([[0.0, 2.0], [1.0, 0.0]], [300, 100], axis=0)
+    spec = ModelSpec(likelihood=Nominal(3), data_shape=(2,), **LINEAR)
+    params = init(spec, jax.random.key(0), x=jnp.asarray(x))
+    probabilities = jax.nn.softmax(decode(params, jnp.zeros((1, 1, 2))).logits[0, 0])
+    known = [[0.75, 0.25, 0], [0.25, 0, 0.75]]
+    np.testing.assert_allclose(probabilities, known, atol=0.002)
+    assert params.encoder["output"]["kernel"].shape == (6, 4)
+    seen = Nominal(3).encoder_inputs({}, jnp.array([[0.0, 2.0]]))
+    assert seen.tolist() == [[1, 0, 0, 0, 0, 1]]
+
+
+PARTS = (
+    (Standardized(Gaussian()), (3, 0)),
+    (Poisson(), (1,)),
+    (Nominal(3), (4,)),
+    (Bernoulli(), (2,)),
+)
+
+
+def test_a_product_is_the_sum_of_its_columns_in_their_order():
+    x = np.array([[5.0, 3, 1, 200, 2], [7.0, 1, 0, 100, 0], [6.0, 2, 1, 150, 2]])
+    spec = ModelSpec(likelihood=Columns(PARTS), data_shape=(5,), **LINEAR)
+    params = init(spec, jax.random.key(0), x=jnp.float32(x))
+    p = decode(params, jnp.zeros((1, 1, 2)))
+    real = scipy.stats.norm.logpdf(
+        x[:, [0, 3]], x[:, [0, 3]].mean(0), x[:, [0, 3]].std(0)
+    )
+    known = real.sum(-1) + scipy.stats.poisson.logpmf(x[:, 1], 2)
+    shares = (np.array([1, 0, 2]) + 0.5) / 4.5
+    known += np.log(shares)[x[:, 4].astype(int)]
+    known += scipy.stats.bernoulli.logpmf(x[:, 2], 2 / 3)
+    np.testing.assert_allclose(p.log_prob(jnp.float32(x))[0], known, atol=1e-4)
+    assert not p.mean_is_exact
+    np.testing.assert_allclose(p.mean[0, 0], [6, 2, 2 / 3, 150, 2], rtol=1e-5)
+    draws = np.asarray(p.sample(jax.random.key(0), 4000))[:, 0, 0]
+    assert set(np.unique(draws[:, 2])) == {0, 1}
+    assert set(np.unique(draws[:, 4])) <= {0, 1, 2}
+    for column, mean in ((0, 6), (1, 2), (3, 150)):
+        error = draws[:, column].std() / np.sqrt(4000)
+        assert abs(draws[:, column].mean() - mean) < 5 * error
+
+
+def test_a_product_refuses_values_by_their_column():
+    support = Columns(PARTS).support
+    assert support == ColumnSupport(tuple((f.support, at) for f, at in PARTS))
+    good = np.array([[0.5, 3, 1, -9, 2]])
+    support.require(good)
+    for column, value in ((1, 0.5), (2, 2.0), (4, 3.0), (0, np.nan)):
+        bad = good.copy()
+        bad[0, column] = value
+        with pytest.raises(ValueError, match=f"x, column {column},"):
+            support.require(bad)
+        inside = support.contains(jnp.asarray(bad))[0].tolist()
+        assert inside == [number != column for number in range(5)]
+        assert np.isnan(support.nan_outside(jnp.asarray(bad)))[0, column]
+    # Between the smallest and the largest, as means are.
+    support.interval.require(np.array([[0.5, 2.5, 0.4, 0.0, 1.5]]))
+
+
+@pytest.mark.parametrize(
+    "build, expected",
+    [
+        (lambda: Columns(()), "name every column from 0 on once, got"),
+        (lambda: Columns(((Poisson(), (0, 2)),)), r"once, got \[0, 2\]"),
+        (lambda: Columns(((Poisson(), (0, 0)),)), r"once, got \[0, 0\]"),
+        (lambda: Nominal(1), "num_categories must be at least 2, got 1"),
+        (lambda: Standardized(Poisson()), "all real numbers, got Poisson"),
+        (lambda: Standardized(ContinuousBernoulli()), "all real numbers, got Cont"),
+        (lambda: Columns(PARTS).num_outputs(6), "of 5 columns, and the data have 6"),
+        (
+            lambda: exact.linear_gaussian(
+                init(
+                    ModelSpec(
+                        likelihood=Gaussian(True, per_dimension=True),
+                        data_shape=(3,),
+                        **LINEAR,
+                    ),
+                    jax.random.key(0),
+                )
+            ),
+            "for one noise variance",
+        ),
+    ],
+)
+def test_what_makes_no_table_is_refused(build, expected):
+    with pytest.raises(ValueError, match=expected):
+        build()
+
+
+def test_supports_are_named():
+    assert Standardized(Gaussian()).support == REAL
+    assert Poisson().support == COUNTS

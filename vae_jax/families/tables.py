@@ -1,0 +1,276 @@
+"""Families of p(x|z) for tables: standardized columns, categories, mixed columns.
+
+What standardizes a column is a setting of the likelihood, so that it is saved with the
+model, x, draws and means are in the user's units, and log p(x) holds the log-Jacobian.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax.distributions import (
+    AffineDistribution,
+    NominalDistribution,
+    ProductDistribution,
+)
+from vae_jax.distributions.support import REAL, ColumnSupport, Support
+from vae_jax.families.levels import by_pixel
+from vae_jax.types import Array, Distribution, Family, Key, PyTree
+
+
+def moments(x: Array) -> dict[str, Array]:
+    """Mean of columns and log of their standard deviation, 0 where nothing varies.
+
+    Args:
+      x: `[n, D]`.
+
+    Returns:
+      `shift` and `log_scale`, `[D]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.families.tables import moments
+      >>> moments(jnp.array([[1.0, 5.0], [3.0, 5.0]]))["log_scale"].tolist()
+      [0.0, 0.0]
+    """
+    scale = jnp.std(x, axis=0)
+    log_scale = jnp.log(jnp.where(scale > 0, scale, 1))
+    return {"shift": jnp.mean(x, axis=0), "log_scale": log_scale}
+
+
+@dataclass(frozen=True)
+class Standardized(Family):
+    """A family of real numbers about columns of other scales than 1.
+
+    The base sees (x - shift) / scale; log p(x) = log p_base - sum_d log scale_d. Shift
+    and log_scale are settings, which `init(x=...)` takes from mean and deviation.
+
+    Attributes:
+      base: a family whose support is all real numbers, as `Gaussian()`.
+
+    Raises:
+      ValueError: another support.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import Gaussian, ModelSpec, Standardized, generate, init
+      >>> spec = ModelSpec(likelihood=Standardized(Gaussian()), data_shape=(1,))
+      >>> x = jnp.array([[1000.0], [3000.0]])
+      >>> params = init(spec, jax.random.key(0), x=x)
+      >>> print(params.likelihood["shift"], params.likelihood["log_scale"])
+      [2000.] [6.9077554]
+    """
+
+    base: Family
+    support = REAL
+
+    def __post_init__(self):
+        if self.base.support != REAL:
+            raise ValueError(
+                "base must be a family of all real numbers, got "
+                f"{self.base!r} of {self.base.support}"
+            )
+
+    @property
+    def hyperparameters(self) -> tuple[str, ...]:
+        """Shift and log_scale, and what is a setting of the base."""
+        return (*self.base.hyperparameters, "shift", "log_scale")
+
+    def num_outputs(self, dim: int) -> int:
+        """Those of the base."""
+        return self.base.num_outputs(dim)
+
+    def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
+        """Parameters of the base, shift 0 and scale 1."""
+        zero = jnp.zeros(dim, jnp.float32)
+        return self.base.init(key, dim=dim) | {"shift": zero, "log_scale": zero}
+
+    def build(self, params: PyTree, outputs: Array) -> Distribution:
+        """The base's distribution, in units of the data."""
+        base = self.base.build(params, outputs)
+        return AffineDistribution(base, params["shift"], params["log_scale"])
+
+    def encoder_inputs(self, params: PyTree, x: Array) -> Array:
+        """Standardized columns."""
+        x = (x - params["shift"]) * jnp.exp(-params["log_scale"])
+        return self.base.encoder_inputs(params, x)
+
+    def output_bias(self, data_mean: Array) -> Array:
+        """That of the base at standardized data, whose mean is 0."""
+        return self.base.output_bias(jnp.zeros_like(data_mean))
+
+    def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
+        """Shift and scale at the data's, the base at standardized data."""
+        found = moments(x)
+        x = (x - found["shift"]) * jnp.exp(-found["log_scale"])
+        params, bias = self.base.start_at_data(params, x)
+        # A convolution's channels have one scale at all positions.
+        repeats = params["shift"].size // x.shape[-1]
+        return params | {k: jnp.tile(v, repeats) for k, v in found.items()}, bias
+
+
+@dataclass(frozen=True)
+class Nominal(Family):
+    """The family of independent categories without an order, coded 0 to K - 1.
+
+    The encoder is given the indicators of the codes (one-hot). Without probabilities
+    that the data lack, it starts uniform.
+
+    Attributes:
+      num_categories: K.
+
+    Raises:
+      ValueError: K below 2.
+
+    Example:
+      >>> from vae_jax import Nominal
+      >>> Nominal(num_categories=3).num_outputs(dim=2)
+      6
+    """
+
+    num_categories: int
+
+    def __post_init__(self):
+        if self.num_categories < 2:
+            raise ValueError(
+                f"num_categories must be at least 2, got {self.num_categories}"
+            )
+
+    @property
+    def support(self) -> Support:
+        """The codes."""
+        return Support(0.0, self.num_categories - 1, whole=True)
+
+    def num_outputs(self, dim: int) -> int:
+        """A logit for each category."""
+        return self.num_categories * dim
+
+    def build(self, params: PyTree, outputs: Array) -> NominalDistribution:
+        """Takes the decoder's outputs `[..., K D]` as logits."""
+        return NominalDistribution(by_pixel(outputs, self.num_categories))
+
+    def encoder_inputs(self, params: PyTree, x: Array) -> Array:
+        """Indicators of the codes, `[B, D K]`."""
+        codes = x.astype(jnp.int32)
+        indicators = jax.nn.one_hot(codes, self.num_categories, dtype=x.dtype)
+        return indicators.reshape(len(x), -1)
+
+    def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
+        """Logs of the categories' shares, at least those of half an example."""
+        codes = jnp.arange(self.num_categories, dtype=x.dtype)
+        counts = jnp.sum(x == codes[:, None, None], axis=1)
+        return params, jnp.log((counts + 0.5) / (len(x) + 0.5 * len(codes))).ravel()
+
+
+@dataclass(frozen=True)
+class Columns(Family):
+    """A family for each group of columns of a table, HI-VAE (Nazabal et al. 2020).
+
+    log p(x|z) is the sum over groups: a density in the real columns, a probability in
+    the others. Own parameters of group k end in `_k`.
+
+    Attributes:
+      parts: families, each with the numbers of its columns; all of D once.
+
+    Raises:
+      ValueError: a column that is left out or named twice.
+
+    Example:
+      >>> from vae_jax import Bernoulli, Columns, Nominal
+      >>> Columns(((Bernoulli(), (0, 2)), (Nominal(3), (1,)))).num_outputs(dim=3)
+      5
+    """
+
+    parts: tuple[tuple[Family, tuple[int, ...]], ...]
+
+    def __post_init__(self):
+        numbers = sorted(number for _, at in self.parts for number in at)
+        if not numbers or numbers != list(range(len(numbers))):
+            raise ValueError(
+                f"parts must name every column from 0 on once, got {numbers}"
+            )
+
+    @property
+    def support(self) -> ColumnSupport:
+        """Those of the parts."""
+        return ColumnSupport(tuple((part.support, at) for part, at in self.parts))
+
+    @property
+    def hyperparameters(self) -> tuple[str, ...]:
+        """Settings of the parts."""
+        return tuple(
+            f"{name}_{index}"
+            for index, (part, _) in enumerate(self.parts)
+            for name in part.hyperparameters
+        )
+
+    def num_outputs(self, dim: int) -> int:
+        """Those of the parts, one after the other."""
+        self._require(dim)
+        return sum(part.num_outputs(len(at)) for part, at in self.parts)
+
+    def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
+        """Parameters of all parts."""
+        self._require(dim)
+        keys = jax.random.split(key, len(self.parts))
+        return self._joined(
+            [
+                part.init(own, dim=len(at))
+                for (part, at), own in zip(self.parts, keys, strict=True)
+            ]
+        )
+
+    def build(self, params: PyTree, outputs: Array) -> ProductDistribution:
+        """Splits the decoder's outputs among the parts."""
+        sizes = [part.num_outputs(len(at)) for part, at in self.parts]
+        split = jnp.split(outputs, np.cumsum(sizes)[:-1], axis=-1)
+        built = [
+            part.build(own, piece)
+            for (part, _), own, piece in zip(
+                self.parts, self._own(params), split, strict=True
+            )
+        ]
+        return ProductDistribution(tuple(built), tuple(at for _, at in self.parts))
+
+    def encoder_inputs(self, params: PyTree, x: Array) -> Array:
+        """Inputs of all parts, one after the other."""
+        inputs = [
+            part.encoder_inputs(own, x[:, np.asarray(at)])
+            for (part, at), own in zip(self.parts, self._own(params), strict=True)
+        ]
+        return jnp.concatenate(inputs, axis=-1)
+
+    def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
+        """Each part at its columns."""
+        self._require(x.shape[-1])
+        started = [
+            part.start_at_data(own, x[:, np.asarray(at)])
+            for (part, at), own in zip(self.parts, self._own(params), strict=True)
+        ]
+        own, biases = zip(*started, strict=True)
+        return self._joined(list(own)), jnp.concatenate(biases)
+
+    def _require(self, dim: int) -> None:
+        """Refuses data of another number of columns."""
+        count = sum(len(at) for _, at in self.parts)
+        if dim != count:
+            raise ValueError(f"parts are of {count} columns, and the data have {dim}")
+
+    def _joined(self, own: list[dict[str, PyTree]]) -> dict[str, PyTree]:
+        return {
+            f"{name}_{index}": entry
+            for index, part in enumerate(own)
+            for name, entry in part.items()
+        }
+
+    def _own(self, params: dict[str, PyTree]) -> list[dict[str, PyTree]]:
+        return [
+            {
+                name.removesuffix(f"_{index}"): entry
+                for name, entry in params.items()
+                if name.endswith(f"_{index}")
+            }
+            for index in range(len(self.parts))
+        ]

@@ -1,4 +1,4 @@
-"""Simulation-based calibration of a trained model's q(z|x): figures, row and picture."""
+"""Simulation-based calibration of a trained model's q(z|x): figures, row, picture."""
 
 from functools import partial
 from typing import Any

@@ -42,7 +42,7 @@ ORDER = [
     ["exact", "evaluation", "diagnostics", "annealing", "mcmc", "training"],
     ["variational_fit", "calibration"],
     ["fitted_prior", "fitting"],
-    ["contracts", "parallel", "sweep", "manifest", "checkpoint"],
+    ["contracts", "parallel", "sweep", "manifest", "checkpoint", "sklearn"],
 ]
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 
@@ -160,7 +160,7 @@ def test_what_the_library_imports_is_what_it_depends_on():
     known = importlib.metadata.packages_distributions()
     imported = {
         name.split(".")[0] for tree in SOURCES.values() for name in imports_of(tree)
-    } | {"sklearn", "blackjax"}
+    } | {"sklearn", "blackjax", "tqdm"}
     others = imported - set(sys.stdlib_module_names) - {"vae_jax"}
     needed = distributions_of({known[name][0] for name in others})
     assert needed <= declared, needed - declared

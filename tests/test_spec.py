@@ -1,11 +1,14 @@
 """A spec: what it refuses, when two are equal, and how `Params` carries it."""
 
+import copy
 import dataclasses
+import pickle
 import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from specs import random_params
 
@@ -35,6 +38,7 @@ from vae_jax import (
     VampPrior,
     elbo,
     encode,
+    init,
     log_prior,
 )
 
@@ -338,3 +342,11 @@ def test_a_compiled_function_is_compiled_again_exactly_when_the_spec_changes():
     value(small_params(learned), x, key)
     value(small_params(), x, key)
     assert traces == [SMALL, learned]
+
+
+def test_a_spec_and_its_parameters_are_pickled():
+    spec = ModelSpec(encoder=MLP((5,)), latent_dim=2, data_shape=(4,))
+    params = init(spec, jax.random.key(0))
+    again = pickle.loads(pickle.dumps(params))
+    assert again.spec == spec and copy.deepcopy(spec) == spec
+    jax.tree.map(np.testing.assert_array_equal, again, params)

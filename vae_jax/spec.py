@@ -15,6 +15,7 @@ import jax
 from vae_jax.families import Bernoulli, DiagonalGaussian
 from vae_jax.networks import MLP, is_linen
 from vae_jax.priors import StandardNormal
+from vae_jax.spec_json import spec_from_json, spec_to_json
 from vae_jax.types import Family, Key, Network, Prior, PyTree
 
 COMPUTE_DTYPES = (None, "bfloat16", "float16", "float32", "float64")
@@ -90,10 +91,19 @@ class ModelSpec:
         _check_latents(self)
         _check_labels(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by import paths, as some of jax's functions have no pickle."""
+        return _from_description, (spec_to_json(self),)
+
     @property
     def data_dim(self) -> int:
         """D, the product of `data_shape`."""
         return math.prod(self.data_shape)
+
+
+def _from_description(description: Any) -> ModelSpec:
+    # A pickle runs code anyway; who opens it trusts it.
+    return spec_from_json(description, trust=True)
 
 
 def _check_network(name: str, network: Any) -> None:

@@ -1,0 +1,194 @@
+"""The scikit-learn estimator: its conventions, and its scores against exact ones."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas
+import pytest
+import scipy.stats
+from sklearn.base import clone
+from sklearn.decomposition import FactorAnalysis
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import vae_jax
+from vae_jax.sklearn import VAE, likelihood_of
+
+ROWS = np.random.default_rng(0).normal(size=(60, 4)) @ np.diag([1.0, 5, 0.1, 1]) + 7
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return VAE(latent_dim=2, max_epochs=3, num_samples=50, random_state=0).fit(ROWS)
+
+
+# The array-API check is skipped by scikit-learn itself, which needs an environment
+# variable for it.
+@parametrize_with_checks([VAE(latent_dim=1, max_epochs=2, num_samples=20)])
+def test_it_keeps_the_conventions_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([VAE(latent_dim=1)])
+def test_it_keeps_them_with_its_defaults(estimator, check):
+    check(estimator)
+
+
+def test_a_linear_model_has_the_likelihood_of_factor_analysis():
+    """A linear VAE with a variance for each column is factor analysis (1000 rows)."""
+    rng = np.random.default_rng(1)
+    loadings = np.array([[2.0, 1.0, 0.5, -1.0, 3.0, 0.3]])
+    X = rng.normal(size=(1000, 1)) @ loadings + rng.normal(size=(1000, 6)) * 0.7 + 10
+    spec = vae_jax.ModelSpec(
+        encoder=vae_jax.Linear(),
+        decoder=vae_jax.Linear(),
+        likelihood=likelihood_of(X),
+        latent_dim=1,
+        data_shape=(6,),
+    )
+    model = VAE(
+        spec=spec,
+        validation_fraction=0.0,
+        max_epochs=300,
+        learning_rate=0.01,
+        random_state=0,
+    ).fit(X)
+    exact = FactorAnalysis(n_components=1).fit(X).score(X)
+    assert model.score(X) == pytest.approx(exact, abs=0.02)
+
+
+def test_scores_are_log_evidence_in_the_units_of_the_data(fitted):
+    """A change of units moves log p(x) by the log-Jacobian and by nothing else."""
+    factor = 1000.0
+    other = clone(fitted).fit(ROWS * factor)
+    shift = other.score_samples(ROWS * factor) - fitted.score_samples(ROWS)
+    np.testing.assert_allclose(shift, -4 * np.log(factor), atol=0.02)
+    np.testing.assert_allclose(
+        other.transform(ROWS * factor), fitted.transform(ROWS), atol=1e-3
+    )
+    found = jax.vmap(
+        lambda row: vae_jax.log_evidence(
+            fitted.params_, row[None], jax.random.key(0), num_samples=50
+        ).estimate[0]
+    )(jnp.asarray(ROWS[:3], jnp.float32))
+    np.testing.assert_allclose(fitted.score_samples(ROWS[:3]), found, rtol=1e-4)
+
+
+def test_order_number_and_blocks_of_rows_do_not_matter(fitted):
+    many = np.tile(ROWS, (5, 1))  # More than one block.
+    for name in ("score_samples", "transform"):
+        whole = getattr(fitted, name)(many)
+        some = getattr(fitted, name)(many[::-7])
+        np.testing.assert_allclose(some, whole[::-7], rtol=1e-6)
+
+
+def test_samples_have_the_moments_of_the_data():
+    model = VAE(latent_dim=2, max_epochs=200, random_state=0).fit(ROWS)
+    drawn = model.sample(20_000)
+    assert drawn.shape == (20_000, 4)
+    np.testing.assert_array_equal(drawn, model.sample(20_000))
+    deviation = ROWS.std(axis=0)
+    assert np.all(np.abs(drawn.mean(axis=0) - ROWS.mean(axis=0)) < 0.5 * deviation)
+    assert np.all(np.abs(np.log(drawn.std(axis=0) / deviation)) < np.log(1.5))
+    codes = model.transform(ROWS)
+    assert model.inverse_transform(codes).shape == ROWS.shape
+
+
+def test_frames_go_in_and_out(fitted):
+    frame = pandas.DataFrame(ROWS, columns=list("abcd"))
+    model = clone(fitted).set_output(transform="pandas").fit(frame)
+    codes = model.transform(frame)
+    assert (
+        list(codes.columns) == ["vae0", "vae1"] == list(model.get_feature_names_out())
+    )
+    np.testing.assert_allclose(codes, fitted.transform(ROWS), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="feature names"):
+        model.transform(frame.rename(columns={"a": "z"}))
+
+
+def test_it_is_pickled_and_cloned(fitted):
+    again = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(again.transform(ROWS), fitted.transform(ROWS))
+    assert again.params_.spec == fitted.params_.spec
+    assert not hasattr(clone(fitted), "params_")
+
+
+def test_a_pipeline_and_a_grid_search_run():
+    pipeline = make_pipeline(StandardScaler(), VAE(max_epochs=2, random_state=0))
+    search = GridSearchCV(pipeline, {"vae__latent_dim": [1, 2]}, cv=2).fit(ROWS)
+    assert search.best_params_["vae__latent_dim"] in (1, 2)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+@pytest.mark.parametrize(
+    ("X", "name"),
+    [
+        (np.array([[True, False], [False, False]]), "Bernoulli"),
+        (np.array([[0.0, 1.0], [1.0, 1.0]]), "Bernoulli"),
+        (np.array([[0, 3], [1, 200]]), "NegativeBinomial"),
+        (np.array([[0, -3], [1, 200]]), "Standardized"),
+        (np.array([[0.0, 3.0], [1.0, 2.0]]), "Standardized"),
+    ],
+)
+def test_the_likelihood_suits_the_values(X, name):
+    assert type(likelihood_of(X)).__name__ == name
+
+
+def test_counts_are_scored_by_probabilities():
+    rng = np.random.default_rng(2)
+    X = rng.poisson(np.exp(rng.normal(size=(200, 1)) + 1), size=(200, 3))
+    model = VAE(latent_dim=1, max_epochs=200, random_state=0, num_samples=200).fit(X)
+    assert np.all(model.score_samples(X) < 0)
+    assert model.sample(5).min() >= 0
+    alone = sum(
+        scipy.stats.nbinom.logpmf(column, *_nbinom(column)).mean() for column in X.T
+    )
+    assert model.score(X) > alone
+    with pytest.raises(ValueError, match="x must"):
+        model.transform(X + 0.5)
+
+
+def _nbinom(column):
+    """Size and probability by the method of moments."""
+    mean, variance = column.mean(), column.var()
+    size = mean**2 / (variance - mean)
+    return size, size / (size + mean)
+
+
+def test_a_progress_bar_is_shown_on_demand(capsys):
+    VAE(max_epochs=2, verbose=True, random_state=0).fit(ROWS)
+    assert "2/2" in capsys.readouterr().err
+    VAE(max_epochs=2, random_state=0).fit(ROWS)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_epochs": 0}, "max_epochs must be a positive integer, got 0"),
+        ({"batch_size": 1.5}, "batch_size must be a positive integer, got 1.5"),
+        ({"validation_fraction": 1.0}, "validation_fraction must be in .0, 1."),
+        ({"learning_rate": -1.0}, "learning_rate must be positive"),
+        (
+            {"likelihood": "gaussian"},
+            "likelihood must be 'auto' or a Family, got 'gaussian'",
+        ),
+        ({"spec": vae_jax.ModelSpec()}, "spec must have the columns of X"),
+        ({"latent_dim": 0}, "latent_dim must hold positive integers, got 0"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VAE(**arguments).fit(ROWS)
+
+
+def test_bad_codes_and_counts_are_refused(fitted):
+    with pytest.raises(ValueError, match=r"X must be codes \[n, 2\], got \[60, 4\]"):
+        fitted.inverse_transform(ROWS)
+    with pytest.raises(ValueError, match="n_samples must be at least 1, got 0"):
+        fitted.sample(0)

@@ -1,0 +1,397 @@
+"""A variational autoencoder as a scikit-learn estimator, on top of `fit`.
+
+    from vae_jax.sklearn import VAE
+    codes = VAE(latent_dim=2).fit_transform(X)
+
+It follows scikit-learn's conventions: a constructor that only stores its arguments,
+learned attributes that end in an underscore, `clone`, pipelines, grid search, pickles.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vae_jax.evaluation import log_evidence
+from vae_jax.extras import import_extra
+from vae_jax.families import Bernoulli, Gaussian, NegativeBinomial, Standardized
+from vae_jax.fitting import fit
+from vae_jax.model import decode, encode, generate, init
+from vae_jax.networks import MLP
+from vae_jax.options import require_value
+from vae_jax.schedules import LinearWarmup
+from vae_jax.spec import ModelSpec, Params
+from vae_jax.training_objectives import ELBO
+from vae_jax.types import Array, Family, Key, Objective
+
+_base = import_extra("sklearn.base", "sklearn")
+_validation = import_extra("sklearn.utils.validation", "sklearn")
+_utils = import_extra("sklearn.utils", "sklearn")
+
+# Rows go through the compiled programs in blocks of this size, so that the result of a
+# row depends neither on the other rows nor on their number.
+_ROWS_AT_ONCE = 128
+_WARMUP_STEPS = 400
+
+
+class VAE(
+    _base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _base.BaseEstimator
+):
+    """A variational autoencoder of a table: codes, densities and samples of its rows.
+
+    A table of few rows and strongly correlated columns is hard to fit better than by a
+    Gaussian with all covariances: held-out log p(x) per row of the defaults is -19.2 on
+    wine (Gaussian -19.5), but 12.8 on breast cancer (29.8; 24.6 with 10 latents).
+
+    Args:
+      latent_dim: dimensions L of the codes.
+      likelihood: a family of p(x|z), or `"auto"`: `Bernoulli()` if all values are 0 or
+        1, `NegativeBinomial()` for other whole numbers of an integer type, else
+        standardized columns with a learned variance for each.
+      hidden_dims: widths of the encoder's hidden layers, of the decoder in reverse.
+      spec: a `ModelSpec` in place of the four arguments above, apart from its
+        `data_shape`.
+      objective: training objective, to be maximised; the ELBO by default, whose beta
+        rises from 0 over 400 steps.
+      learning_rate: learning rate of Adam.
+      batch_size: rows per step.
+      max_epochs: passes over the data; by default as many as give 3000 steps, at least
+        10.
+      validation_fraction: share of the rows that are set aside to stop early: the
+        parameters of the best epoch on them are kept. 0 trains on all rows for
+        `max_epochs`.
+      patience: epochs without improvement after which training ends; by default those
+        of 500 steps, at least 5.
+      num_samples: importance samples per row of `score_samples`.
+      random_state: seed, or a `numpy.random.RandomState`.
+      verbose: whether to show a progress bar (needs tqdm).
+
+    Attributes:
+      params_: the trained parameters, for every function of `vae_jax`.
+      history_: figures of each epoch in nats, `[n_iter_]` each (`Fitted`).
+      n_iter_: number of epochs.
+      n_features_in_: number D of columns.
+      feature_names_in_: their names, if X had any.
+
+    Example:
+      >>> import numpy as np
+      >>> from vae_jax.sklearn import VAE
+      >>> X = np.random.default_rng(0).normal(size=(64, 5))
+      >>> model = VAE(latent_dim=2, max_epochs=2, random_state=0).fit(X)
+      >>> model.transform(X).shape, model.score_samples(X).shape, model.sample(3).shape
+      ((64, 2), (64,), (3, 5))
+    """
+
+    def __init__(
+        self,
+        latent_dim: int = 2,
+        *,
+        likelihood: str | Family = "auto",
+        hidden_dims: tuple[int, ...] = (100,),
+        spec: ModelSpec | None = None,
+        objective: Objective | None = None,
+        learning_rate: float = 3e-3,
+        batch_size: int = 128,
+        max_epochs: int | None = None,
+        validation_fraction: float = 0.1,
+        patience: int | None = None,
+        num_samples: int = 1000,
+        random_state: Any = None,
+        verbose: bool = False,
+    ):
+        self.latent_dim = latent_dim
+        self.likelihood = likelihood
+        self.hidden_dims = hidden_dims
+        self.spec = spec
+        self.objective = objective
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.num_samples = num_samples
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> "VAE":
+        """Train the model.
+
+        Args:
+          X: rows, `[n, D]`: an array or a DataFrame of numbers.
+          y: ignored.
+
+        Returns:
+          The estimator.
+
+        Raises:
+          ValueError: X is not a table of finite numbers, has fewer than 2 rows, or
+            values that the likelihood does not take; an argument is out of its range.
+        """
+        self._check()
+        X = self._validated(X, reset=True, ensure_min_samples=2)
+        x = jnp.asarray(X, jnp.float32)
+        init_key, split_key, fit_key = jax.random.split(self._key(), 3)
+        num_held_out = round(self.validation_fraction * len(x))
+        order = jax.random.permutation(split_key, len(x))
+        held_out, rows = x[order[:num_held_out]], x[order[num_held_out:]]
+        steps_per_epoch = math.ceil(len(rows) / self.batch_size)
+        num_epochs = self.max_epochs or max(10, math.ceil(3000 / steps_per_epoch))
+        spec = self._spec(X)
+        spec.likelihood.support.require(x)
+        params = jax.jit(init, static_argnums=0)(spec, init_key, x=rows)
+        warmup = LinearWarmup(1.0, num_steps=_WARMUP_STEPS)
+        with _progress(num_epochs if self.verbose else None) as callback:
+            fitted = fit(
+                params,
+                rows,
+                fit_key,
+                num_epochs=num_epochs,
+                objective=ELBO(beta=warmup)
+                if self.objective is None
+                else self.objective,
+                optimizer=optax.adam(self.learning_rate),
+                batch_size=self.batch_size,
+                validation=held_out if num_held_out else None,
+                patience=self._patience(steps_per_epoch) if num_held_out else None,
+                callback=callback,
+            )
+        self.params_ = fitted.params
+        self.history_ = {
+            name: np.asarray(values) for name, values in fitted.history.items()
+        }
+        self.n_iter_ = len(next(iter(self.history_.values())))
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Means of the posterior q(z|x), the codes.
+
+        Args:
+          X: rows, `[n, D]`.
+
+        Returns:
+          `[n, L]`.
+        """
+        return self._of_rows("means", X)
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """Means of p(x|z) at given codes, in the units of the data.
+
+        Args:
+          X: codes, `[n, L]`.
+
+        Returns:
+          `[n, D]`.
+
+        Raises:
+          ValueError: codes of another size.
+        """
+        _validation.check_is_fitted(self)
+        z = _validation.check_array(X, dtype=np.float32)
+        if z.shape[1] != self._n_features_out:
+            raise ValueError(
+                f"X must be codes [n, {self._n_features_out}], got {list(z.shape)}"
+            )
+        return _in_blocks(_compiled()["decoded"], self.params_, z)
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Log p(x) of each row in nats, by importance samples (`log_evidence`).
+
+        All rows share one set of noise, so that neither their order nor their number
+        changes the score of a row.
+
+        Args:
+          X: rows, `[n, D]`.
+
+        Returns:
+          `[n]`; a density in real columns, a probability in the others.
+        """
+        return self._of_rows("log_evidence", X, num_samples=self.num_samples)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean of `score_samples`, in nats per row.
+
+        Args:
+          X: rows, `[n, D]`.
+          y: ignored.
+
+        Returns:
+          A number; larger is better.
+        """
+        return float(np.mean(self.score_samples(X)))
+
+    def sample(self, n_samples: int = 1) -> np.ndarray:
+        """Draw rows of the model: z ~ p(z), x ~ p(x|z).
+
+        Args:
+          n_samples: how many.
+
+        Returns:
+          `[n_samples, D]`; the same ones at every call if `random_state` is a seed.
+
+        Raises:
+          ValueError: `n_samples` is below 1.
+        """
+        _validation.check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+        key = jax.random.fold_in(self._key(), 1)
+        return np.asarray(
+            generate(self.params_, key, num_samples=n_samples, sample=True)
+        )
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.params_.spec.latent_dim
+
+    def __sklearn_tags__(self) -> Any:
+        """Tags: codes are float32 whatever the rows are."""
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def _check(self) -> None:
+        """Raise ValueError for arguments out of their range."""
+        for name in ("batch_size", "num_samples", "max_epochs", "patience"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        fraction = self.validation_fraction
+        require_value(
+            "validation_fraction", fraction, lambda f: (f >= 0) & (f < 1), "in [0, 1)"
+        )
+        require_value("learning_rate", self.learning_rate, lambda r: r > 0, "positive")
+
+    def _patience(self, steps_per_epoch: int) -> int:
+        return self.patience or max(5, math.ceil(500 / steps_per_epoch))
+
+    def _key(self) -> Key:
+        """A root key from `random_state`."""
+        random = _utils.check_random_state(self.random_state)
+        return jax.random.key(random.randint(2**31 - 1))
+
+    def _spec(self, X: np.ndarray) -> ModelSpec:
+        """The specification of the model for a table."""
+        shape = (X.shape[1],)
+        if self.spec is not None:
+            if math.prod(self.spec.data_shape) != X.shape[1]:
+                raise ValueError(
+                    f"spec must have the columns of X, data_shape {shape}, got "
+                    f"{self.spec.data_shape}"
+                )
+            return self.spec
+        family = likelihood_of(X) if self.likelihood == "auto" else self.likelihood
+        if isinstance(family, str):
+            raise ValueError(f"likelihood must be 'auto' or a Family, got {family!r}")
+        widths = tuple(self.hidden_dims)
+        return ModelSpec(
+            encoder=MLP(widths),
+            decoder=MLP(widths[::-1]),
+            likelihood=family,
+            latent_dim=self.latent_dim,
+            data_shape=shape,
+        )
+
+    def _validated(self, X: Any, **options: Any) -> np.ndarray:
+        """Rows as an array of numbers, checked as scikit-learn checks them."""
+        X = _validation.validate_data(self, X, dtype="numeric", **options)
+        if X.dtype.kind not in "biuf":
+            raise ValueError(f"X must hold real numbers, got {X.dtype}")
+        return X
+
+    def _of_rows(self, name: str, X: Any, **options: Any) -> np.ndarray:
+        _validation.check_is_fitted(self)
+        x = np.asarray(self._validated(X, reset=False), np.float32)
+        self.params_.spec.likelihood.support.require(x)
+        return _in_blocks(_compiled()[name], self.params_, x, **options)
+
+
+def likelihood_of(X: np.ndarray) -> Family:
+    """The likelihood that suits the values of a table.
+
+    Args:
+      X: `[n, D]`, of any numeric type.
+
+    Returns:
+      `Bernoulli()` if all values are 0 or 1, `NegativeBinomial()` for other whole
+      numbers of an integer type, none below 0; else `Standardized(Gaussian(...))` with
+      a learned variance for each column.
+
+    Example:
+      >>> import numpy as np
+      >>> from vae_jax.sklearn import likelihood_of
+      >>> likelihood_of(np.array([[0, 1], [1, 1]]))
+      Bernoulli()
+    """
+    if X.dtype.kind == "b" or np.isin(X, (0, 1)).all():
+        return Bernoulli()
+    if X.dtype.kind in "iu" and X.min() >= 0:
+        return NegativeBinomial()
+    return Standardized(Gaussian(learned_variance=True, per_dimension=True))
+
+
+@functools.cache
+def _compiled() -> dict[str, Callable[..., Array]]:
+    """Programs of a block of rows; compiled once for each model and block."""
+    root = jax.random.key(0)
+
+    def means(params: Params, x: Array) -> Array:
+        return encode(params, x).mean
+
+    def decoded(params: Params, z: Array) -> Array:
+        return decode(params, z[None]).mean[0]
+
+    def evidence(params: Params, x: Array, *, num_samples: int) -> Array:
+        def of_row(row: Array) -> Array:
+            # Number 0 of its data set, so that every row has the same noise.
+            return log_evidence(params, row[None], root, num_samples=num_samples)[0][0]
+
+        return jax.lax.map(of_row, x)
+
+    return {
+        "means": jax.jit(means),
+        "decoded": jax.jit(decoded),
+        "log_evidence": jax.jit(evidence, static_argnames="num_samples"),
+    }
+
+
+def _in_blocks(
+    function: Callable[..., Array], params: Params, rows: np.ndarray, **options: Any
+) -> np.ndarray:
+    """A function of blocks of rows, for any number of them; the last one is padded."""
+    starts = range(0, len(rows), _ROWS_AT_ONCE)
+    blocks = []
+    for start in starts:
+        block = rows[start : start + _ROWS_AT_ONCE]
+        padding = np.repeat(block[:1], _ROWS_AT_ONCE - len(block), axis=0)
+        found = function(params, np.concatenate([block, padding]), **options)
+        blocks.append(np.asarray(found)[: len(block)])
+    return np.concatenate(blocks)
+
+
+class _progress:
+    """A progress bar as the callback of `fit`, or None where none is wanted."""
+
+    def __init__(self, num_epochs: int | None):
+        self.num_epochs = num_epochs
+
+    def __enter__(self) -> Callable[..., None] | None:
+        if self.num_epochs is None:
+            return None
+        self.bar = import_extra("tqdm", "sklearn").tqdm(
+            total=self.num_epochs, unit="epoch"
+        )
+
+        def callback(epoch: int, figures: dict[str, float], params: Params) -> None:
+            self.bar.set_postfix(objective=f"{figures['objective']:.2f}", refresh=False)
+            self.bar.update()
+
+        return callback
+
+    def __exit__(self, *_: Any) -> None:
+        if self.num_epochs is not None:
+            self.bar.close()

@@ -56,7 +56,10 @@ def page(results: Path) -> str:
             path = results / f"{table.name}-{cell.name}.json"
             found = json.loads(path.read_text()) if path.exists() else None
             lines += _rows(cell, found)
-            note = f"- `{cell.name}`: `{table.command(cell)}`. {cell.deviations}."
+            note = (
+                f"- `{cell.name}`: `{table.command(cell)}`. Deviations: "
+                f"{cell.deviations}."
+            )
             warned = _warning(found)
             notes.append(note + (f" {warned}" if warned else ""))
         parts += ["\n".join(lines), "\n".join(["", *notes, ""])]

@@ -116,7 +116,9 @@ def test_the_page_shows_a_record_and_its_absence(recorded, monkeypatch):
     elbo = found["found"]["test_elbo"]
     row = f"| `best` | test ELBO | -30.00 | {elbo['mean']:.2f} ± "
     assert row in text and f"| {elbo['mean'] + 30:+.2f} | 2 of 8 | 0.25 |" in text
-    assert "`python -m experiments.published.tiny --cells best`. all." in text
+    assert (
+        "`python -m experiments.published.tiny --cells best`. Deviations: all." in text
+    )
     assert "log p(x) is a lower bound" in text
     absent = page.page(folder / "nothing")
     assert absent.count("not yet measured") == 2 and "±" not in absent.split("##")[1]

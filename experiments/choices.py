@@ -320,6 +320,13 @@ def _of_levels(family: type, config: "Config", num_levels: int | None) -> Any:
     return family(num_levels)
 
 
+def _ordinal(config: "Config", num_levels: int | None) -> Any:
+    raise ValueError(
+        "--likelihood=ordinal is of a table's columns: choose columns, and give them "
+        "the kind ordinal by --columns"
+    )
+
+
 def _of_dispersion(name: str, family: type) -> dict[str, Any]:
     """Entries of a family of counts: r of each dimension, shared, by the decoder."""
     return {
@@ -369,6 +376,13 @@ LIKELIHOODS = {
     "discretized_logistic": functools.partial(_of_levels, vae_jax.DiscretizedLogistic),
     "categorical": functools.partial(_of_levels, vae_jax.Categorical),
     "continuous_bernoulli": lambda *_: vae_jax.ContinuousBernoulli(),
+    "student_t": lambda *_: vae_jax.StudentT(),
+    "laplace": lambda *_: vae_jax.Laplace(),
+    "log_normal": lambda *_: vae_jax.LogNormal(),
+    "gamma": lambda *_: vae_jax.Gamma(),
+    "beta": lambda *_: vae_jax.Beta(),
+    "ordinal": _ordinal,
+    "multinomial": lambda *_: vae_jax.Multinomial(),
     "poisson": lambda *_: vae_jax.Poisson(),
     **_of_dispersion("negative_binomial", vae_jax.NegativeBinomial),
     **_of_dispersion(

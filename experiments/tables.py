@@ -18,6 +18,7 @@ LIKELIHOOD_OF = {
 }
 _OF_COUNTS = (
     "poisson",
+    "multinomial",
     *(
         f"{name}{whose}"
         for name in ("negative_binomial", "zero_inflated_negative_binomial")
@@ -30,6 +31,11 @@ _OF_REALS = (
     "gaussian_per_dimension",
     "gaussian_per_pixel",
     "gaussian_full",
+    "student_t",
+    "laplace",
+    "log_normal",
+    "gamma",
+    "beta",
 )
 # Those that a table may have, by its values; of others `columns` alone.
 SUITABLE = {
@@ -52,8 +58,9 @@ def standardized(family: Family) -> Family:
 
 def _of_kind(column: data.Column) -> Family:
     """The family of a column, HI-VAE's (Nazabal et al. 2020) but for counts."""
-    if column.kind in ("categorical", "ordinal"):
-        return vae_jax.Nominal(len(column.categories))
+    of_codes = {"categorical": vae_jax.Nominal, "ordinal": vae_jax.Ordinal}
+    if column.kind in of_codes:
+        return of_codes[column.kind](len(column.categories))
     return {
         "real": vae_jax.Standardized(vae_jax.Gaussian(True, per_dimension=True)),
         "positive": vae_jax.LogNormal(),

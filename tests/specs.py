@@ -13,6 +13,7 @@ from vae_jax import (
     MLP,
     AutoregressiveFlow,
     Bernoulli,
+    Beta,
     Categorical,
     Columns,
     ContinuousBernoulli,
@@ -22,23 +23,28 @@ from vae_jax import (
     DiscretizedLogistic,
     FullCovarianceGaussian,
     FullGaussian,
+    Gamma,
     GatedMLP,
     Gaussian,
     HierarchicalGaussian,
     HierarchicalGaussianPrior,
     Householder,
     InverseAutoregressive,
+    Laplace,
     Linear,
+    LogNormal,
     LowRankGaussian,
     MixtureOfGaussians,
     ModelSpec,
     Nominal,
+    Ordinal,
     Params,
     PerPixelGaussian,
     Planar,
     PointMass,
     Standardized,
     StochasticLayer,
+    StudentT,
     Sylvester,
     VampPrior,
     ZeroInflatedNegativeBinomial,
@@ -208,13 +214,19 @@ SPECS = [
             likelihood=Columns(
                 (
                     (Standardized(Gaussian(True, per_dimension=True)), (3, 0)),
+                    (Standardized(StudentT()), (5,)),
+                    (Laplace(), (6,)),
+                    (LogNormal(), (7,)),
+                    (Gamma(), (8,)),
+                    (Beta(), (9,)),
+                    (Ordinal(3), (10,)),
                     (PerPixelGaussian(), (2,)),
                     (Nominal(3), (4,)),
                     (Bernoulli(), (1,)),
                 )
             ),
             latent_dim=2,
-            data_shape=(5,),
+            data_shape=(11,),
         ),
     ),
     (
@@ -248,9 +260,14 @@ def random_params(spec: ModelSpec) -> Params:
 
 
 def example_data(spec: ModelSpec) -> np.ndarray:
-    """Four examples of zeros and ones, which every likelihood takes, `[4, D]`."""
+    """Four examples of two values that the likelihood takes, `[4, D]`.
+
+    Zeros and ones, or a quarter and three quarters where these have no density.
+    """
     rng = np.random.default_rng(1)
-    return rng.integers(0, 2, (4, spec.data_dim)).astype(np.float32)
+    bits = rng.integers(0, 2, (4, spec.data_dim)).astype(np.float32)
+    inside = spec.likelihood.support.contains(np.zeros(spec.data_dim))
+    return np.where(inside, bits, 0.25 + 0.5 * bits)
 
 
 def covariance_of(raw_log_var, raw_below, margin=1e-4, bound=17.0) -> np.ndarray:

@@ -83,6 +83,8 @@ class Distribution:
       is_enumerable: `enumerate_support` returns all values.
       maps_noise: `from_noise` maps standard normal noise to samples and `to_noise` maps
         samples to noise.
+      factorizes: dimensions are independent, and `log_prob_per_dimension` gives the
+        terms of `log_prob`; what is missing is then left out.
     """
 
     mean: Latents
@@ -93,6 +95,7 @@ class Distribution:
     is_reparameterizable: ClassVar[bool] = True
     is_enumerable: ClassVar[bool] = False
     maps_noise: ClassVar[bool] = False
+    factorizes: Declared = False
 
     def __init_subclass__(cls, **options: Any):
         """Reset the inherited capabilities that an overridden method may invalidate.
@@ -107,7 +110,7 @@ class Distribution:
             and getattr(parent, name) is not getattr(Distribution, name)
             for name in ("log_prob", "sample", "sample_and_log_prob")
         ):
-            for name in ("has_entropy", "mean_is_exact", "maps_noise"):
+            for name in ("has_entropy", "mean_is_exact", "maps_noise", "factorizes"):
                 if name not in vars(cls):
                     setattr(cls, name, False)
         if cls.has_log_prob and not cls.has_density:
@@ -140,6 +143,12 @@ class Distribution:
         support raise ValueError; traced ones give NaN.
         """
         raise NotImplementedError(f"{type(self).__name__} has no log_prob")
+
+    def log_prob_per_dimension(self, value: Array) -> Array:
+        """The terms of `log_prob`, `[..., D]`; NaN outside of the support."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no log_prob_per_dimension"
+        )
 
     def entropy(self) -> Array:
         """Entropy in nats, summed over the last axis, `[...]`."""

@@ -401,6 +401,12 @@ CHOICES = {
         "discretized_logistic": "DiscretizedLogistic",
         "categorical": "Categorical",
         "continuous_bernoulli": "ContinuousBernoulli",
+        "student_t": "StudentT",
+        "laplace": "Laplace",
+        "log_normal": "LogNormal",
+        "gamma": "Gamma",
+        "beta": "Beta",
+        "multinomial": "Multinomial",
         "poisson": "Poisson",
         "negative_binomial": "NegativeBinomial",
         "negative_binomial_shared": "NegativeBinomial",
@@ -422,7 +428,7 @@ CHOICES = {
 @pytest.mark.parametrize("flag", CHOICES)
 def test_every_name_leads_to_its_class(flag):
     digits = data.load("digits")
-    assert set(choices.NAMES[flag]) - {"columns"} == set(CHOICES[flag])
+    assert set(choices.NAMES[flag]) - {"columns", "ordinal"} == set(CHOICES[flag])
     for name, expected in CHOICES[flag].items():
         given = {"posterior": "bernoulli"} if name == "bernoulli" else {}
         given = {} if flag == "likelihood" else given
@@ -750,6 +756,11 @@ BAD_INPUT = {
     ),
     "no schema": (["--dataset={bad}/mixed.csv", "--columns=nowhere"], "nowhere"),
     "columns of pixels": (["--likelihood=columns"], "columns is of a table, and the"),
+    "ordinal pixels": (["--likelihood=ordinal"], "ordinal is of a table's columns"),
+    "zeros of a density": (
+        ["--likelihood=gamma", "--binarization=none"],
+        "the test set must lie in .*1.17549e-38, inf",
+    ),
     "columns of digits": (["--columns={bad}/schema.json"], "columns are of a file"),
     "binarized table": (
         ["--dataset={bad}/mixed.csv", "--likelihood=auto", "--binarization=fixed"],

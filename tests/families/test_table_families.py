@@ -1,5 +1,7 @@
 """Families of tables: standardized, categories, products, against other libraries."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,17 +12,23 @@ from sklearn.decomposition import PCA
 
 from vae_jax import (
     Bernoulli,
+    Beta,
     Columns,
     ContinuousBernoulli,
     FullCovarianceGaussian,
+    Gamma,
     Gaussian,
+    Laplace,
     Linear,
     LogNormal,
     ModelSpec,
+    Multinomial,
     Nominal,
+    Ordinal,
     PerPixelGaussian,
     Poisson,
     Standardized,
+    StudentT,
     decode,
     encode,
     exact,
@@ -37,6 +45,14 @@ LINEAR = {"encoder": Linear(), "decoder": Linear(), "latent_dim": 2}
 WINE = load_wine().data
 
 
+def started(likelihood, x):
+    """Parameters that start at data, and p(x|z) at z = 0."""
+    spec = ModelSpec(likelihood=likelihood, data_shape=(x.shape[1],), **LINEAR)
+    params = jax.jit(lambda x: init(spec, jax.random.key(0), x=x))(jnp.float32(x))
+    return params, jax.jit(decode)(params, jnp.zeros((1, 1, 2)))
+
+
+@functools.cache
 def ppca_vae():
     """The linear VAE of scikit-learn's PPCA of standardized wine, in units of wine."""
     shift, scale = WINE.mean(0), WINE.std(0)
@@ -53,7 +69,8 @@ def ppca_vae():
         latent_dim=3,
         data_shape=(13,),
     )
-    start = init(spec, jax.random.key(0), x=jnp.float32(WINE)).likelihood
+    start = jax.jit(lambda x: init(spec, jax.random.key(0), x=x))(jnp.float32(WINE))
+    start = start.likelihood
     np.testing.assert_allclose(start["shift"], shift, rtol=1e-5)
     np.testing.assert_allclose(np.exp(start["log_scale"]), scale, rtol=1e-5)
     likelihood = start | {"log_var": params.likelihood["log_var"]}
@@ -66,7 +83,8 @@ def ppca_vae():
 def test_a_linear_vae_has_ppcas_evidence_in_the_units_of_the_data():
     """Its q is exact, so one sample gives log p(x) itself."""
     params, known = ppca_vae()
-    found = log_evidence(params, jnp.float32(WINE), jax.random.key(0), num_samples=2)
+    evidence = jax.jit(log_evidence, static_argnames="num_samples")
+    found = evidence(params, jnp.float32(WINE), jax.random.key(0), num_samples=2)
     np.testing.assert_allclose(found.estimate, known, atol=1e-3)
 
 
@@ -102,13 +120,11 @@ def test_shift_and_scale_are_settings_that_training_leaves_alone():
 def test_a_start_at_data_of_any_units_is_their_gaussian(base):
     """At z = 0 the model is a Gaussian of the data's moments in each dimension."""
     x = np.random.default_rng(0).normal(size=(500, 3)) * [1e-5, 1, 1e6] + [3e-5, 0, 4e6]
-    spec = ModelSpec(likelihood=Standardized(base), data_shape=(3,), **LINEAR)
-    params = init(spec, jax.random.key(0), x=jnp.float32(x))
-    p = decode(params, jnp.zeros((1, 1, 2)))
+    params, p = started(Standardized(base), x)
     known = scipy.stats.norm.logpdf(x, x.mean(0), x.std(0)).sum(-1)
     np.testing.assert_allclose(p.log_prob(jnp.float32(x))[0], known, atol=2e-3)
     np.testing.assert_allclose(p.mean[0, 0], x.mean(0), rtol=1e-4)
-    seen = encode(params, jnp.float32(x)).mean
+    seen = jax.jit(encode)(params, jnp.float32(x)).mean
     np.testing.assert_allclose(np.asarray(seen).mean(0), 0, atol=1e-3)
 
 
@@ -134,9 +150,7 @@ def test_log_normal_mean_and_draws(assert_mean, key):
 def test_log_normal_starts_at_the_data_and_refuses_zeros():
     rng = np.random.default_rng(1)
     x = np.exp(rng.normal(size=(800, 2)) * [0.5, 3] + [-8, 5])
-    spec = ModelSpec(likelihood=LogNormal(), data_shape=(2,), **LINEAR)
-    params = init(spec, jax.random.key(0), x=jnp.float32(x))
-    p = decode(params, jnp.zeros((1, 1, 2)))
+    _, p = started(LogNormal(), x)
     logs = np.log(x)
     known = scipy.stats.norm.logpdf(logs, logs.mean(0), logs.std(0)) - logs
     np.testing.assert_allclose(p.log_prob(jnp.float32(x))[0], known.sum(-1), atol=2e-3)
@@ -166,9 +180,8 @@ def test_nominal_is_a_table_of_probabilities():
 
 def test_categories_start_at_their_shares_and_are_seen_as_indicators():
     x = np.repeat([[0.0, 2.0], [1.0, 0.0]], [300, 100], axis=0)
-    spec = ModelSpec(likelihood=Nominal(3), data_shape=(2,), **LINEAR)
-    params = init(spec, jax.random.key(0), x=jnp.asarray(x))
-    probabilities = jax.nn.softmax(decode(params, jnp.zeros((1, 1, 2))).logits[0, 0])
+    params, p = started(Nominal(3), x)
+    probabilities = jax.nn.softmax(p.logits[0, 0])
     known = [[0.75, 0.25, 0], [0.25, 0, 0.75]]
     np.testing.assert_allclose(probabilities, known, atol=0.002)
     assert params.encoder["output"]["kernel"].shape == (6, 4)
@@ -186,9 +199,7 @@ PARTS = (
 
 def test_a_product_is_the_sum_of_its_columns_in_their_order():
     x = np.array([[5.0, 3, 1, 200, 2], [7.0, 1, 0, 100, 0], [6.0, 2, 1, 150, 2]])
-    spec = ModelSpec(likelihood=Columns(PARTS), data_shape=(5,), **LINEAR)
-    params = init(spec, jax.random.key(0), x=jnp.float32(x))
-    p = decode(params, jnp.zeros((1, 1, 2)))
+    _, p = started(Columns(PARTS), x)
     real = scipy.stats.norm.logpdf(
         x[:, [0, 3]], x[:, [0, 3]].mean(0), x[:, [0, 3]].std(0)
     )
@@ -199,7 +210,8 @@ def test_a_product_is_the_sum_of_its_columns_in_their_order():
     np.testing.assert_allclose(p.log_prob(jnp.float32(x))[0], known, atol=1e-4)
     assert not p.mean_is_exact
     np.testing.assert_allclose(p.mean[0, 0], [6, 2, 2 / 3, 150, 2], rtol=1e-5)
-    draws = np.asarray(p.sample(jax.random.key(0), 4000))[:, 0, 0]
+    draw = jax.jit(lambda p, key: p.sample(key, 4000))
+    draws = np.asarray(draw(p, jax.random.key(0)))[:, 0, 0]
     assert set(np.unique(draws[:, 2])) == {0, 1}
     assert set(np.unique(draws[:, 4])) <= {0, 1, 2}
     for column, mean in ((0, 6), (1, 2), (3, 150)):
@@ -257,3 +269,53 @@ def test_what_makes_no_table_is_refused(build, expected):
 def test_supports_are_named():
     assert Standardized(Gaussian()).support == REAL
     assert Poisson().support == COUNTS
+
+
+@pytest.mark.parametrize("base", [Laplace(), StudentT()])
+def test_robust_families_start_at_mean_and_variance(base):
+    x = np.random.default_rng(0).normal(size=(400, 2)) * [3, 100] + [5, -7]
+    _, p = started(Standardized(base), x)
+    np.testing.assert_allclose(p.mean[0, 0], x.mean(0), rtol=1e-4)
+    scale = np.exp(p.base.log_scale)
+    variance = 2 * scale**2
+    if isinstance(base, StudentT):
+        np.testing.assert_allclose(p.base.freedom, 5, rtol=1e-5)
+        variance = scale**2 * 5 / 3
+    np.testing.assert_allclose(variance, 1, rtol=1e-4)
+
+
+def test_gamma_and_beta_start_at_mean_and_variance():
+    rng = np.random.default_rng(0)
+    x = rng.gamma([0.7, 30], [100, 1e-3], size=(900, 2))
+    _, p = started(Gamma(), x)
+    np.testing.assert_allclose(p.mean[0, 0], x.mean(0), rtol=1e-4)
+    variance = x.mean(0) ** 2 / p.concentration
+    np.testing.assert_allclose(variance, x.var(0), rtol=1e-3)
+    x = rng.beta([0.7, 30], [2, 90], size=(900, 2))
+    _, p = started(Beta(), x)
+    np.testing.assert_allclose(p.mean[0, 0], x.mean(0), rtol=1e-4)
+    variance = x.mean(0) * (1 - x.mean(0)) / (p.concentration + 1)
+    np.testing.assert_allclose(variance, x.var(0), rtol=1e-3)
+
+
+def test_ordered_categories_start_at_their_shares():
+    x = np.repeat([[0, 2], [1, 0], [2, 2]], [300, 150, 50], axis=0)
+    params, p = started(Ordinal(3), x)
+    found = [np.exp(p.log_prob(jnp.float32([code, 2.0]))[0, 0]) for code in range(3)]
+    np.testing.assert_allclose(found, [0.42, 0.21, 0.07], atol=2e-3)
+    assert Ordinal(3).encoder_inputs({}, jnp.array([[0.0, 1, 2]])).tolist() == [
+        [0, 0.5, 1]
+    ]
+    _, two = started(Ordinal(2), x[:, :1] > 0)
+    assert np.exp(two.log_prob(jnp.ones((1, 1)))[0, 0]) == pytest.approx(0.4, abs=2e-3)
+
+
+def test_shares_of_counts_start_at_the_data_and_the_mean_has_their_total():
+    x = np.random.default_rng(0).poisson([30, 7, 0], size=(500, 3))
+    params, p = started(Multinomial(), x)
+    np.testing.assert_allclose(p.mean[0, 0], x.mean(0), rtol=1e-3, atol=2e-3)
+    assert trainable(params).likelihood == {"log_total": False}
+    total = x.sum(-1)
+    shares = np.maximum(x.mean(0), 1e-3)
+    known = scipy.stats.multinomial.logpmf(x, total, shares / shares.sum())
+    np.testing.assert_allclose(p.log_prob(jnp.float32(x))[0], known, atol=1e-3)

@@ -10,6 +10,7 @@ from vae_jax.data.columns import Given, count_values, numbered
 from vae_jax.data.dataset import Dataset
 from vae_jax.data.readers import as_table, read_table
 from vae_jax.data.tables import describe_columns, encode, require_varying
+from vae_jax.extras import import_extra
 
 # What is read of a `.npz`.
 _FILE_KEYS = ("x", "x_test", "y", "y_test", "num_levels")
@@ -135,8 +136,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             if isinstance(loaded, np.ndarray):
                 return {"x": loaded}
             if _SPARSE_KEYS <= set(loaded):
-                from scipy import sparse
-
+                sparse = import_extra("scipy.sparse", "tables")
                 return {"x": sparse.load_npz(path).toarray()}
             arrays = {key: loaded[key] for key in _FILE_KEYS if key in loaded}
         # A damaged archive fails in a dozen ways.

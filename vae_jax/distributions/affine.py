@@ -44,6 +44,11 @@ class AffineDistribution(Distribution):
         return self.base.mean_is_exact
 
     @property
+    def factorizes(self) -> bool:
+        """As the base."""
+        return self.base.factorizes
+
+    @property
     def mean(self) -> Array:
         """Shift + scale E[v], `[..., D]`."""
         return self.shift + jnp.exp(self.log_scale) * self.base.mean
@@ -57,3 +62,8 @@ class AffineDistribution(Distribution):
         """See `Distribution.log_prob`; with the log-determinant of the scale."""
         standardized = (value - self.shift) * jnp.exp(-self.log_scale)
         return self.base.log_prob(standardized) - jnp.sum(self.log_scale, axis=-1)
+
+    def log_prob_per_dimension(self, value: Array) -> Array:
+        """See `Distribution.log_prob_per_dimension`."""
+        standardized = (value - self.shift) * jnp.exp(-self.log_scale)
+        return self.base.log_prob_per_dimension(standardized) - self.log_scale

@@ -154,6 +154,7 @@ class BernoulliDistribution(Distribution):
     mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = False
     is_enumerable: ClassVar[bool] = True
+    factorizes = True
 
     @property
     def mean(self) -> Array:
@@ -169,6 +170,11 @@ class BernoulliDistribution(Distribution):
         """See `Distribution.log_prob`."""
         UNIT_INTERVAL.require(value)
         return log_prob(value, self.logits)
+
+    def log_prob_per_dimension(self, value: Array) -> Array:
+        """See `Distribution.log_prob_per_dimension`."""
+        value = UNIT_INTERVAL.nan_outside(jnp.asarray(value, self.logits.dtype))
+        return _log_prob(value, self.logits)
 
     def entropy(self) -> Array:
         """See `Distribution.entropy`."""

@@ -168,6 +168,7 @@ class DiagonalGaussianDistribution(Distribution):
     has_entropy: ClassVar[bool] = True
     mean_is_exact = True
     maps_noise: ClassVar[bool] = True
+    factorizes = True
 
     @property
     def scale_tril(self) -> Array:
@@ -191,6 +192,11 @@ class DiagonalGaussianDistribution(Distribution):
         models are compared.
         """
         return diagonal_log_prob(value, self.mean, self.log_var)
+
+    def log_prob_per_dimension(self, value: Array) -> Array:
+        """See `Distribution.log_prob_per_dimension`."""
+        squares = jnp.square(value - self.mean) * jnp.exp(-self.log_var)
+        return -0.5 * (squares + self.log_var + LOG_2PI)
 
     def entropy(self) -> Array:
         """See `Distribution.entropy`."""

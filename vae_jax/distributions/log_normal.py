@@ -50,6 +50,7 @@ class LogNormalDistribution(Distribution):
     log_var: Array
     mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = True
+    factorizes = True
 
     @property
     def mean(self) -> Array:
@@ -69,3 +70,9 @@ class LogNormalDistribution(Distribution):
         """Log-density in nats, summed over D."""
         POSITIVE.require(value)
         return log_prob(value, self.log_median, self.log_var)
+
+    def log_prob_per_dimension(self, value: Array) -> Array:
+        """See `Distribution.log_prob_per_dimension`."""
+        log_x = jnp.log(POSITIVE.nan_outside(value))
+        of_log = gaussian.DiagonalGaussianDistribution(self.log_median, self.log_var)
+        return of_log.log_prob_per_dimension(log_x) - log_x

@@ -114,9 +114,16 @@ def zero_inflated_log_prob(
       >>> print(f"{jnp.exp(log_p):.4f}")  # 1/2 + 1/2 * 1/2
       0.7500
     """
+    return jnp.sum(_zero_inflated(x, logits, mean, inverse_dispersion), axis=-1)
+
+
+def _zero_inflated(
+    x: Array, logits: Array, mean: Array, inverse_dispersion: Array
+) -> Array:
+    """Elementwise log-probability."""
     counted = jax.nn.log_sigmoid(-logits) + _log_prob(x, mean, inverse_dispersion)
     zero = jnp.logaddexp(jax.nn.log_sigmoid(logits), counted)
-    return jnp.sum(jnp.where(x == 0, zero, counted), axis=-1)
+    return jnp.where(x == 0, zero, counted)
 
 
 @jax.tree_util.register_dataclass
@@ -133,6 +140,7 @@ class NegativeBinomialDistribution(Distribution):
     inverse_dispersion: Array
     mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = False
+    factorizes = True
 
     def sample(self, key: Key, num_samples: int) -> Array:
         """Counts, `[S, ..., D]`."""
@@ -143,6 +151,10 @@ class NegativeBinomialDistribution(Distribution):
         """Log-probability in nats, summed over D."""
         COUNTS.require(value)
         return log_prob(value, self.mean, self.inverse_dispersion)
+
+    def log_prob_per_dimension(self, value: Array) -> Array:
+        """See `Distribution.log_prob_per_dimension`."""
+        return _log_prob(value, self.mean, self.inverse_dispersion)
 
 
 @jax.tree_util.register_dataclass
@@ -159,6 +171,7 @@ class ZeroInflatedNegativeBinomialDistribution(Distribution):
     counted: NegativeBinomialDistribution
     mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = False
+    factorizes = True
 
     @property
     def mean(self) -> Array:
@@ -178,5 +191,11 @@ class ZeroInflatedNegativeBinomialDistribution(Distribution):
         """Log-probability in nats, summed over D."""
         COUNTS.require(value)
         return zero_inflated_log_prob(
+            value, self.logits, self.counted.mean, self.counted.inverse_dispersion
+        )
+
+    def log_prob_per_dimension(self, value: Array) -> Array:
+        """See `Distribution.log_prob_per_dimension`."""
+        return _zero_inflated(
             value, self.logits, self.counted.mean, self.counted.inverse_dispersion
         )

@@ -30,6 +30,7 @@ class NominalDistribution(Distribution):
     logits: Array
     has_entropy: ClassVar[bool] = True
     is_reparameterizable: ClassVar[bool] = False
+    factorizes = True
 
     @property
     def mean(self) -> Array:
@@ -43,12 +44,19 @@ class NominalDistribution(Distribution):
 
     def log_prob(self, value: Array) -> Array:
         """Log-probability in nats, summed over D."""
-        support = Support(0.0, self.logits.shape[-1] - 1, whole=True)
-        support.require(value)
+        self._support.require(value)
+        return jnp.sum(self.log_prob_per_dimension(value), axis=-1)
+
+    def log_prob_per_dimension(self, value: Array) -> Array:
+        """See `Distribution.log_prob_per_dimension`."""
         value = jnp.asarray(value, self.logits.dtype)
         # -1 is no category: NaN.
-        code = jnp.where(support.contains(value), value, -1)
-        return categorical.log_prob(code.astype(jnp.int32), self.logits)
+        code = jnp.where(self._support.contains(value), value, -1).astype(jnp.int32)
+        return categorical.log_prob(code[..., None], self.logits[..., None, :])
+
+    @property
+    def _support(self) -> Support:
+        return Support(0.0, self.logits.shape[-1] - 1, whole=True)
 
     def entropy(self) -> Array:
         """See `Distribution.entropy`."""

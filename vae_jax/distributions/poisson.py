@@ -65,6 +65,7 @@ class PoissonDistribution(Distribution):
     mean: Array
     mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = False
+    factorizes = True
 
     def sample(self, key: Key, num_samples: int) -> Array:
         """Counts, `[S, ..., D]`."""
@@ -74,3 +75,8 @@ class PoissonDistribution(Distribution):
         """Log-probability in nats, summed over D."""
         COUNTS.require(value)
         return log_prob(value, self.mean)
+
+    def log_prob_per_dimension(self, value: Array) -> Array:
+        """See `Distribution.log_prob_per_dimension`."""
+        x = COUNTS.nan_outside(jnp.asarray(value, self.mean.dtype))
+        return log_poisson(x, self.mean)

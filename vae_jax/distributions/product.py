@@ -43,6 +43,11 @@ class ProductDistribution(Distribution):
         return all(part.mean_is_exact for part in self.parts)
 
     @property
+    def factorizes(self) -> bool:
+        """Whether all parts do."""
+        return all(part.factorizes for part in self.parts)
+
+    @property
     def mean(self) -> Array:
         """Means of the parts, `[..., D]`."""
         return self._in_order([part.mean for part in self.parts])
@@ -63,6 +68,14 @@ class ProductDistribution(Distribution):
             for part, at in zip(self.parts, self.columns, strict=True)
         ]
         return sum(log_probs[1:], start=log_probs[0])
+
+    def log_prob_per_dimension(self, value: Array) -> Array:
+        """See `Distribution.log_prob_per_dimension`."""
+        each = [
+            part.log_prob_per_dimension(value[..., np.asarray(at)])
+            for part, at in zip(self.parts, self.columns, strict=True)
+        ]
+        return self._in_order(each)
 
     def _in_order(self, values: list[Array]) -> Array:
         """Values of the parts side by side, `[..., D]`."""

@@ -189,3 +189,5 @@ UNIT_INTERVAL = Support(0.0, 1.0)
 COUNTS = Support(0.0, whole=True)
 # From the smallest float32 that is not rounded to 0.
 POSITIVE = Support(float(np.finfo(np.float32).tiny))
+# Between 0 and 1, to the largest float32 below 1.
+FRACTIONS = Support(POSITIVE.low, 1 - 2.0**-24)

@@ -20,6 +20,7 @@ from vae_jax.families.bounds import (
     unbound_log_var,
 )
 from vae_jax.families.counts import (
+    Multinomial,
     NegativeBinomial,
     Poisson,
     ZeroInflatedNegativeBinomial,
@@ -34,6 +35,7 @@ from vae_jax.families.flows import (
     Sylvester,
     SylvesterDistribution,
 )
+from vae_jax.families.fractions import Beta
 from vae_jax.families.gaussian import (
     DiagonalGaussian,
     FullCovarianceGaussian,
@@ -43,13 +45,16 @@ from vae_jax.families.gaussian import (
     PerPixelGaussian,
 )
 from vae_jax.families.levels import Categorical, DiscretizedLogistic
+from vae_jax.families.ordinal import Ordinal
 from vae_jax.families.point_mass import PointMass
-from vae_jax.families.positive import LogNormal
+from vae_jax.families.positive import Gamma, LogNormal
+from vae_jax.families.robust import Laplace, StudentT
 from vae_jax.families.tables import Columns, Nominal, Standardized
 
 __all__ = [
     "LOG_VAR_BOUND",
     "Bernoulli",
+    "Beta",
     "Categorical",
     "Columns",
     "ContinuousBernoulli",
@@ -58,21 +63,26 @@ __all__ = [
     "FactorizedBernoulli",
     "FullCovarianceGaussian",
     "FullGaussian",
+    "Gamma",
     "Gaussian",
     "Householder",
     "HouseholderDistribution",
     "InverseAutoregressive",
     "InverseAutoregressiveDistribution",
+    "Laplace",
     "LogNormal",
     "LowRankGaussian",
+    "Multinomial",
     "NegativeBinomial",
     "Nominal",
+    "Ordinal",
     "PerPixelGaussian",
     "Planar",
     "PlanarDistribution",
     "PointMass",
     "Poisson",
     "Standardized",
+    "StudentT",
     "Sylvester",
     "SylvesterDistribution",
     "ZeroInflatedNegativeBinomial",

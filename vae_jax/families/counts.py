@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.distributions import (
+    MultinomialDistribution,
     NegativeBinomialDistribution,
     PoissonDistribution,
     ZeroInflatedNegativeBinomialDistribution,
@@ -163,3 +164,38 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         logits = jnp.full_like(data_mean, -2.0)
         counted = super().output_bias(data_mean / jax.nn.sigmoid(-logits))
         return jnp.concatenate([counted, logits])
+
+
+@dataclass(frozen=True)
+class Multinomial(Poisson):
+    """The family of counts given their total, which is that of each example.
+
+    log p(x|z) is of the shares of x, given n = sum_d x_d (`multinomial.log_prob`), and
+    compares with no log-probability of the counts themselves. Draws and means have the
+    total `log_total` says, a setting, which `init(x=...)` puts at the data's mean.
+
+    Example:
+      >>> from vae_jax import Multinomial
+      >>> Multinomial().num_outputs(dim=1000)
+      1000
+    """
+
+    hyperparameters = ("log_total",)
+
+    def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
+        """A total of one for each dimension."""
+        return {"log_total": jnp.log(jnp.float32(dim))}
+
+    def build(self, params: PyTree, outputs: Array) -> Distribution:
+        """Takes the decoder's outputs `[..., D]` as logits of the shares."""
+        return MultinomialDistribution(outputs, jnp.exp(params["log_total"]))
+
+    def output_bias(self, data_mean: Array) -> Array:
+        """Logs of the data's shares, at least those of 0.001 counts a row."""
+        return jnp.log(jnp.maximum(data_mean, LEAST_MEAN))
+
+    def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
+        """Shares and mean total of the data."""
+        _, bias = super().start_at_data(params, x)
+        total = jnp.maximum(jnp.sum(jnp.mean(x, axis=0)), LEAST_MEAN)
+        return {"log_total": jnp.log(total)}, bias

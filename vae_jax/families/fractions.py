@@ -1,0 +1,62 @@
+"""The beta family of p(x|z), for fractions between 0 and 1."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from vae_jax.distributions import BetaDistribution
+from vae_jax.distributions.support import FRACTIONS
+from vae_jax.families.bounds import bound_log_var, unbound_log_var
+from vae_jax.types import Array, Distribution, Family, Key, PyTree
+
+# Where the data's variance is none, or beyond what a beta density has.
+LEAST_CONCENTRATION, LARGEST_CONCENTRATION = 1e-2, 1e6
+
+
+@dataclass(frozen=True)
+class Beta(Family):
+    """The family prod_d Beta of mean sigmoid(logits_d(z)), concentration trained.
+
+    The concentration n, of each dimension, gives the variance m (1 - m) / (n + 1) and
+    starts where that is the data's. The encoder sees log-odds. Exactly 0 and 1 have no
+    density under it.
+
+    Example:
+      >>> from vae_jax import Beta
+      >>> Beta().num_outputs(dim=5)
+      5
+    """
+
+    support = FRACTIONS
+
+    def num_outputs(self, dim: int) -> int:
+        """The log-odds of each mean."""
+        return dim
+
+    def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
+        """`log_concentration`, `[D]`, 0."""
+        return {"log_concentration": jnp.zeros(dim, jnp.float32)}
+
+    def build(self, params: PyTree, outputs: Array) -> Distribution:
+        """Takes the decoder's outputs `[..., D]` as log-odds, within (-20, 20)."""
+        concentration = jnp.exp(bound_log_var(params["log_concentration"]))
+        return BetaDistribution(bound_log_var(outputs), concentration)
+
+    def encoder_inputs(self, params: PyTree, x: Array) -> Array:
+        """log(x / (1 - x))."""
+        x = jnp.clip(x, FRACTIONS.low, FRACTIONS.high)
+        return jnp.log(x) - jnp.log1p(-x)
+
+    def output_bias(self, data_mean: Array) -> Array:
+        """The log-odds of the data's mean."""
+        mean = jnp.clip(data_mean, 1e-6, 1 - 1e-6)
+        return unbound_log_var(jnp.log(mean) - jnp.log1p(-mean))
+
+    def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
+        """Mean and variance of the data."""
+        mean = jnp.mean(x, axis=0)
+        ratio = mean * (1 - mean) / jnp.maximum(jnp.var(x, axis=0), 1e-12) - 1
+        ratio = jnp.clip(ratio, LEAST_CONCENTRATION, LARGEST_CONCENTRATION)
+        raw = unbound_log_var(jnp.log(ratio))
+        raw = jnp.tile(raw, params["log_concentration"].size // raw.size)
+        return params | {"log_concentration": raw}, self.output_bias(mean)

@@ -1,0 +1,82 @@
+"""The cumulative-logit family of p(x|z), for categories with an order."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from vae_jax.distributions import OrdinalDistribution
+from vae_jax.distributions.support import Support
+from vae_jax.families.bounds import bound_log_var, unbound_log_var
+from vae_jax.types import Array, Distribution, Family, Key, PyTree
+
+
+@dataclass(frozen=True)
+class Ordinal(Family):
+    """The family of ordered categories 0 to K - 1, HI-VAE's for ordinal columns.
+
+    P(x <= k) = sigmoid(t_k - h(z)) with thresholds t that rise, trained for each
+    dimension, and h by the decoder. They start at the shares of the data. The encoder
+    sees the codes over K - 1.
+
+    Attributes:
+      num_categories: K.
+
+    Raises:
+      ValueError: K below 2.
+
+    Example:
+      >>> from vae_jax import Ordinal
+      >>> Ordinal(num_categories=5).num_outputs(dim=3)
+      3
+    """
+
+    num_categories: int
+
+    def __post_init__(self):
+        if self.num_categories < 2:
+            raise ValueError(
+                f"num_categories must be at least 2, got {self.num_categories}"
+            )
+
+    @property
+    def support(self) -> Support:
+        """The codes."""
+        return Support(0.0, self.num_categories - 1, whole=True)
+
+    def num_outputs(self, dim: int) -> int:
+        """One location for each dimension."""
+        return dim
+
+    def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
+        """`first_threshold`, `[D]`, and `log_gaps` between them, `[D, K - 2]`."""
+        return {
+            "first_threshold": jnp.zeros(dim, jnp.float32),
+            "log_gaps": jnp.zeros((dim, self.num_categories - 2), jnp.float32),
+        }
+
+    def build(self, params: PyTree, outputs: Array) -> Distribution:
+        """Takes the decoder's outputs `[..., D]` as locations."""
+        gaps = jnp.exp(bound_log_var(params["log_gaps"]))
+        first = params["first_threshold"][..., None]
+        above = first + jnp.cumsum(gaps, axis=-1)
+        thresholds = jnp.concatenate([first, above], axis=-1)
+        return OrdinalDistribution(outputs, thresholds)
+
+    def encoder_inputs(self, params: PyTree, x: Array) -> Array:
+        """Codes between 0 and 1."""
+        return x / (self.num_categories - 1)
+
+    def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
+        """Thresholds at which the shares are the data's, each at least half an x."""
+        codes = jnp.arange(self.num_categories, dtype=x.dtype)
+        counts = jnp.sum(x[..., None] == codes, axis=0) + 0.5
+        below = jnp.cumsum(counts, axis=-1)[:, :-1]
+        above = jnp.sum(counts, axis=-1, keepdims=True) - below
+        thresholds = jnp.log(below) - jnp.log(above)
+        repeats = params["first_threshold"].size // x.shape[-1]
+        thresholds = jnp.tile(thresholds, (repeats, 1))
+        started = {
+            "first_threshold": thresholds[:, 0],
+            "log_gaps": unbound_log_var(jnp.log(jnp.diff(thresholds, axis=-1))),
+        }
+        return started, jnp.zeros(x.shape[-1], x.dtype)

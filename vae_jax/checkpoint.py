@@ -14,6 +14,7 @@ number for a name is complete. orbax does not notice a flipped bit in an array; 
 digests do.
 """
 
+import errno
 import json
 import os
 import re
@@ -25,7 +26,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from vae_jax import manifest
@@ -58,6 +58,7 @@ def save(
 
     Raises:
       FileExistsError: the folder exists.
+      OSError: it cannot be written, of a full disk for one; names the folder.
 
     Example:
       >>> import jax, optax, tempfile, vae_jax
@@ -82,19 +83,36 @@ def save(
         draft.mkdir(parents=True)
     multihost_utils.sync_global_devices("vae_jax.checkpoint: draft")
     leaves = _flatten({_STATE: state, _EXTRA: extra})
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        # orbax stores no empty arrays; the manifest has all there is to know of them.
-        arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}
-        checkpointer.save(draft / "arrays", arrays)
+    # orbax stores no empty arrays; the manifest has all there is to know of them.
+    _save_arrays(draft, {name: leaf for name, leaf in leaves.items() if leaf.size})
     if is_first:
-        for name, text in (texts or {}).items():
-            (draft / name).write_text(text)
-        described = spec_to_json(spec) | {"version": _version()}
-        manifest.write(draft, leaves, described, step=folder.name)
-        folder.parent.mkdir(exist_ok=True)
-        draft.rename(folder)
-        manifest.flush(folder.parent)
+        with manifest.naming(draft):
+            for name, text in (texts or {}).items():
+                (draft / name).write_text(text)
+            described = spec_to_json(spec) | {"version": _version()}
+            manifest.write(draft, leaves, described, step=folder.name)
+            folder.parent.mkdir(exist_ok=True)
+            draft.rename(folder)
+            manifest.flush(folder.parent)
     multihost_utils.sync_global_devices("vae_jax.checkpoint: in place")
+
+
+def _save_arrays(draft: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays by orbax.
+
+    Raises:
+      OSError: it could not; orbax has a dozen errors for a full disk.
+    """
+    manifest.require_room(draft, arrays)
+    try:
+        with manifest.naming(draft), manifest.checkpointer() as orbax:
+            orbax.save(draft / "arrays", arrays)
+    except (OSError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number), str(draft)) from error
 
 
 def restore(

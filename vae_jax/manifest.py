@@ -5,10 +5,14 @@ sha256. `read` gives back what it describes, or raises `CorruptCheckpoint`, what
 the files hold.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -97,6 +101,45 @@ def read(folder: Path) -> Contents:
     return Contents(leaves, spec)
 
 
+def require_room(folder: Path, leaves: dict[str, np.ndarray]) -> None:
+    """Raise if there is no room for a checkpoint, of which orbax dies in a dozen ways.
+
+    Args:
+      folder: exists, on the disk that is written to.
+      leaves: the arrays.
+
+    Raises:
+      OSError: too few bytes or files are left; names the folder and both numbers.
+    """
+    disk = os.statvfs(folder)
+    needed = sum(leaf.nbytes for leaf in leaves.values()) + _BYTES_BESIDE_ARRAYS
+    free = disk.f_bavail * disk.f_frsize
+    # Some file systems count no files.
+    if free < needed or 0 < disk.f_files and disk.f_favail < _FILES:
+        raise OSError(
+            errno.ENOSPC,
+            f"No space left on device: a checkpoint needs {needed:,} bytes in "
+            f"{_FILES} files, and {free:,} in {disk.f_favail} are free",
+            str(folder),
+        )
+
+
+# Of the metadata and the manifest; with blocks that are not full, of a hundred leaves.
+_BYTES_BESIDE_ARRAYS, _FILES = 500_000, 50
+
+
+@contextlib.contextmanager
+def checkpointer() -> Iterator[ocp.PyTreeCheckpointer]:
+    """A checkpointer of orbax, which raises its errors and does not log them too."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with ocp.PyTreeCheckpointer() as orbax:
+            yield orbax
+    finally:
+        logger.disabled = before
+
+
 def read_text(folder: Path, name: str) -> str | None:
     """Read a file of a checkpoint and compare it with its digest.
 
@@ -158,8 +201,8 @@ def _read_arrays(
         if 0 not in description["shape"]
     }
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            leaves: PyTree = checkpointer.restore(
+        with checkpointer() as orbax:
+            leaves: PyTree = orbax.restore(
                 (folder / "arrays").absolute(), restore_args=wanted
             )
         empty = {
@@ -206,6 +249,21 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptCheckpoint(f"{path.name} cannot be read ({error})") from error
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file in the errors of the system that do not name any.
+
+    Args:
+      path: what is written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def discard(path: Path) -> None:

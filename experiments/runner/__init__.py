@@ -1,5 +1,6 @@
 """Verbs that every command shares. An experiment calls them; they never call it.
 
+startup        streams and Ctrl-C before the imports
 command_line   flags from a dataclass, errors in one line, exit codes
 flags          flags of data and runs, rules for values
 run_folder     lock, configuration, JSON files

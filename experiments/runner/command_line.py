@@ -2,11 +2,15 @@
 
 import contextlib
 import io
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import tyro
+
+from experiments.runner.startup import INTERRUPTED, say_no_more
 
 ConfigT = TypeVar("ConfigT")
 
@@ -44,13 +48,18 @@ def parse(
       SystemExit: with code 2 for bad flags, 0 after `--help`.
     """
     captured = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(captured):
-            return tyro.cli(config_class, prog=command, args=argv, use_underscores=True)
-    except SystemExit as stop:
-        if stop.code != 2:
-            raise
+    with _one_line():
+        try:
+            with contextlib.redirect_stderr(captured):
+                return tyro.cli(
+                    config_class, prog=command, args=argv, use_underscores=True
+                )
+        except SystemExit as stop:
+            if stop.code != 2:
+                sys.stdout.flush()
+                raise
         _fail(_first_paragraph(captured.getvalue()), code=2)
+    raise AssertionError("an error of flags ends the process")
 
 
 def execute(run: Callable[[ConfigT], Any], config: ConfigT) -> None:
@@ -61,11 +70,28 @@ def execute(run: Callable[[ConfigT], Any], config: ConfigT) -> None:
       config: its configuration.
 
     Raises:
-      SystemExit: 2 for bad input (`ValueError`), 1 for a run that failed, 128 plus
-        the signal for one that was interrupted.
+      SystemExit: 2 for bad input (`ValueError`), 1 for a run that failed or whose
+        files cannot be written, 128 plus the signal for one that was interrupted or
+        whose output nobody reads any more.
     """
-    try:
+    with _one_line():
         run(config)
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn an error that a user can act on into one line and an exit code."""
+    try:
+        yield
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough.
+        _let_go_of(sys.stdout, sys.stderr)
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        _fail(_cause(error), code=1)
+    except MemoryError as error:
+        _fail(f"out of memory: {error}", code=1)
     except ValueError as error:
         _fail(str(error), code=2)
     except CommandFailed as error:
@@ -73,7 +99,30 @@ def execute(run: Callable[[ConfigT], Any], config: ConfigT) -> None:
     except Interrupted as stop:
         _fail(str(stop), code=128 + stop.signal_number, label="interrupted")
     except KeyboardInterrupt:
-        _fail("nothing is lost: the same command goes on", 130, label="interrupted")
+        _fail(INTERRUPTED, 130, label="interrupted")
+
+
+def _cause(error: OSError) -> str:
+    """The file of an error and what is wrong with it."""
+    file = error.filename
+    if file is None:
+        # Files of the run are named where they are written.
+        try:
+            os.write(sys.stdout.fileno(), b"\n")
+        except ValueError:
+            pass
+        except OSError:
+            file = "standard output"
+            _let_go_of(sys.stdout)
+    where = "" if file is None else f"{os.fsdecode(file)}: "
+    return f"{where}{error.strerror or error}; {INTERRUPTED} once this is mended"
+
+
+def _let_go_of(*streams: TextIO) -> None:
+    """Discard what standard streams could not take, and all that follows."""
+    for stream in streams:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say(*notes: str) -> None:
@@ -83,7 +132,11 @@ def say(*notes: str) -> None:
 
 
 def _fail(message: str, code: int, label: str = "error") -> NoReturn:
-    print(f"{label}: {' '.join(message.split())}", file=sys.stderr)
+    try:
+        print(f"{label}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    except OSError:
+        _let_go_of(sys.stderr)
+    say_no_more()
     sys.exit(code)
 
 

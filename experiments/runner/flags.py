@@ -99,9 +99,27 @@ def _check(name: str, value: Any, hint: Any) -> None:
         is_bool = isinstance(value, bool) == (hint is bool)
         holds = isinstance(value, _TYPES[hint]) and is_bool
         _require(name, value, holds, f"of type {hint.__name__}")
+        if isinstance(value, str):
+            require_text(name, value)
 
 
 _TYPES = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str}
+
+
+def require_text(name: str, value: str) -> None:
+    """Refuse a path whose bytes are no UTF-8, which not every library can open.
+
+    Args:
+      name: of the flag.
+      value: its value.
+
+    Raises:
+      ValueError: it is no text.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"--{name} must be UTF-8, got {ascii(value)}") from error
 
 
 def _require(name: str, value: Any, holds: bool, expected: str) -> None:

@@ -1,14 +1,17 @@
 """The metrics of a run: metrics.jsonl, and the same as TensorBoard events."""
 
 import contextlib
+import importlib
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.runner.run_folder import finite, write
+from vae_jax.manifest import naming
 
 NAMES = ("elbo", "log_likelihood", "kl_divergence")
 
@@ -44,26 +47,37 @@ class Metrics:
         """Append a row; figures, and lists of them, become TensorBoard scalars."""
         row = finite(row)
         self.rows.append(row)
-        with open(self._path, "a") as file:
+        with naming(self._path), open(self._path, "a") as file:
             file.write(json.dumps(row) + "\n")
-        # Not before there is something to say: a writer leaves a file behind.
-        self._events = self._events or self._open_events()
         for name, value in row.items():
             tag = f"{name}/{row['split']}"
             if isinstance(value, float):
-                self._events.add_scalar(tag, value, row["step"])
+                self._add_scalar(tag, value, row["step"])
             for model, one in enumerate(value if isinstance(value, list) else ()):
                 if one is not None:
-                    self._events.add_scalar(f"{tag}/{model}", one, row["step"])
+                    self._add_scalar(f"{tag}/{model}", one, row["step"])
 
-    def _open_events(self):
+    def _add_scalar(self, tag: str, value: float, step: int) -> None:
         # Not at the top: it imports PyTorch where there is one.
-        from tensorboardX import SummaryWriter
+        from tensorboardX.summary import scalar
 
-        return SummaryWriter(
-            str(self._folder / "tensorboard"),
-            purge_step=self._step + 1 if self._step else None,
-        )
+        self._write(step=step, summary=scalar(tag, value))
+
+    def _write(self, **event: Any) -> None:
+        """Write an event here and now: an error of a thread would be seen by nobody."""
+        from tensorboardX.event_file_writer import EventsWriter
+
+        proto: Any = importlib.import_module("tensorboardX.proto.event_pb2")
+        folder = self._folder / "tensorboard"
+        with naming(folder):
+            # Not before there is something to say: a writer leaves a file behind.
+            if self._events is None:
+                folder.mkdir(exist_ok=True)
+                self._events = EventsWriter(str(folder / "events"))
+                if self._step:
+                    start = proto.SessionLog(status=proto.SessionLog.START)
+                    self._write(step=self._step + 1, session_log=start)
+            self._events.write_event(proto.Event(wall_time=time.time(), **event))
 
     def flush(self) -> None:
         """Put the rows on disk, all of them, with a warning where some were gone."""
@@ -71,13 +85,17 @@ class Metrics:
         if text != lines(self.rows):
             _warn(self._path, "was changed while training, and is restored")
             write(self._path, lines(self.rows))
-        with open(self._path, "a") as file:
+        with naming(self._path), open(self._path, "a") as file:
             os.fsync(file.fileno())
+        if self._events is not None:
+            with naming(self._folder / "tensorboard"):
+                self._events.flush()
 
     def close(self) -> None:
         """Flush and close the TensorBoard events."""
         if self._events is not None:
-            self._events.close()
+            with naming(self._folder / "tensorboard"):
+                self._events.close()
 
 
 def _warn(path: Path, what: str) -> None:

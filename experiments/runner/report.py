@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vae_jax.manifest import naming
+
 Number = Any
 """A number, or an array of shape ()."""
 
@@ -180,6 +182,10 @@ def save_figure(figure: Any, folder: Path, name: str, *, dpi: Any = "figure") ->
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
-    # Without matplotlib's version in it.
-    figure.savefig(path, dpi=dpi, metadata={"Software": None})
+    # It may lead anywhere.
+    if path.is_symlink():
+        path.unlink()
+    with naming(path):
+        # Without matplotlib's version in it.
+        figure.savefig(path, dpi=dpi, metadata={"Software": None})
     return path

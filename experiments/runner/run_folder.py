@@ -10,6 +10,7 @@ figures/         pictures
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -20,8 +21,9 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from experiments.runner import flags
 from experiments.runner.flags import IGNORED, RunFlags
-from vae_jax.manifest import discard
+from vae_jax.manifest import discard, naming
 
 
 def default_folder(experiment: str, config: RunFlags) -> Path:
@@ -45,6 +47,17 @@ def default_folder(experiment: str, config: RunFlags) -> Path:
     return Path("runs") / experiment / f"{Path(config.dataset).stem}-{digest[:8]}"
 
 
+# What is wrong with no flag: disk, quota, memory, number of open files.
+_OF_THE_MACHINE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+)
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make the folder and hold its lock, which ends with the process.
@@ -56,6 +69,7 @@ def locked(folder: Path) -> Iterator[None]:
       ValueError: it cannot be written to, a live process holds it, or a folder in it
         is a symbolic link.
     """
+    flags.require_text("run_dir", str(folder.absolute()))
     for name in ("checkpoints", "figures", "tensorboard"):
         if (folder / name).is_symlink():
             raise ValueError(
@@ -71,6 +85,8 @@ def locked(folder: Path) -> Iterator[None]:
             f"run_dir {folder} is in use: a live process is training in it"
         ) from error
     except OSError as error:
+        if error.errno in _OF_THE_MACHINE:
+            raise
         raise ValueError(f"run_dir {folder} cannot be written to: {error}") from error
     try:
         _remove_drafts(folder)
@@ -125,6 +141,21 @@ def claim(folder: Path, config: RunFlags, data_digest: str) -> list[str]:
             )
     write_signed(path, wanted)
     return notes
+
+
+def require_present(folder: Path) -> None:
+    """Raise if a run's folder was removed: what is saved would belong to no run.
+
+    Args:
+      folder: the run's folder.
+
+    Raises:
+      FileNotFoundError: it has no config.json any more.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        message = "was removed while training, and with it what the run is"
+        raise FileNotFoundError(errno.ENOENT, message, str(path))
 
 
 def _compatible(name: str, found: Any, wanted: Any) -> bool:
@@ -219,11 +250,12 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all, even if the power goes."""
     draft = path.with_name(f".{path.name}.draft")
-    with open(draft, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    with naming(path):
+        with open(draft, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
 
 
 def finite(content: Any) -> Any:

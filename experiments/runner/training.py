@@ -404,6 +404,7 @@ class Run:
 
     def _save(self, state: TrainState, history: History) -> None:
         if self._metrics:
+            run_folder.require_present(self.folder)
             self._metrics.flush()
         checkpoints.save(
             self.folder,

@@ -1,0 +1,56 @@
+"""The process of a command before its imports: standard streams and Ctrl-C."""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+INTERRUPTED = "nothing is lost: the same command goes on"
+
+
+def prepare() -> None:
+    """Open the standard streams that are closed, and let Ctrl-C end the process.
+
+    Without them the first file that is opened would take the number of a stream, and
+    what is meant for a terminal would be written into it. A `KeyboardInterrupt` may be
+    swallowed by what is being imported or compiled, and end in a traceback of a thread.
+    """
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The least free number is that of the stream.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r+" if number else "r", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of files need not be text in the encoding of the terminal.
+            stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGINT, end_at_once)
+    global _is_prepared
+    _is_prepared = True
+
+
+_is_prepared = False
+
+
+def say_no_more() -> None:
+    """Discard tracebacks of threads that outlive what went wrong, in a command."""
+    if _is_prepared:
+        sys.excepthook = lambda *error: None
+
+
+def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle a signal by the end of the process, which loses no more than SIGKILL.
+
+    Args:
+      number: of the signal.
+      frame: where it came.
+    """
+    with contextlib.suppress(OSError):
+        os.write(2, f"interrupted: {INTERRUPTED}\n".encode())
+    os._exit(128 + number)

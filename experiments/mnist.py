@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import vae_jax
 from experiments import choices, datasets, evaluation, final_evaluation, optimizers
 from experiments.defaults import refuse_ignored, resolve
-from experiments.runner import devices, flags, processes
+from experiments.runner import devices, flags, memory, processes
 from experiments.runner.command_line import execute, parse, say
 from experiments.runner.training import open_run
 from vae_jax import TrainState, data
@@ -99,7 +99,7 @@ leave_one_out, disarm, doubly_reparameterized, ...), or module:function."""
     ema_decay: flags.Fraction | None = None
     """Decay of a moving average of the weights (0.999, say), which is then what is \
 evaluated."""
-    seed: Annotated[flags.Natural, flags.below(evaluation.EVALUATION_SEED)] = 0
+    seed: Annotated[int, flags.at_least(0), flags.below(evaluation.EVALUATION_SEED)] = 0
     """Seed of weights, noise and order of the data."""
 
 
@@ -262,6 +262,7 @@ def run(config: Config) -> dict[str, Any]:
         spec = choices.model_spec(config, original, num_classes=num_classes)
         say(*datasets.warnings(original, spec.likelihood, config.binarization))
         datasets.require_in(spec.likelihood.support, dataset, config.binarization)
+        memory.require(partial(initial_state, config, spec, dataset), config)
         state = initial_state(config, spec, dataset)
         datasets.check_early_stopping(config.early_stopping, state.params, watched)
 

@@ -31,7 +31,7 @@ from experiments.evaluation import (
     unit_figures,
     warn_of_collapse,
 )
-from experiments.runner import devices, flags
+from experiments.runner import devices, flags, memory
 from experiments.runner.checkpoints import finite_models
 from experiments.runner.command_line import execute, parse, say
 from experiments.runner.training import open_run
@@ -221,6 +221,9 @@ def run(config: Config) -> dict[str, Any]:
     settings = jax.tree.map(
         lambda *values: jnp.array(values, jnp.float32), *map(choices.settings, models)
     )
+    count = len(models)
+    state_of = partial(mnist.initial_state, first, spec, dataset)
+    memory.require(state_of, first, num_models=count)
     state = vae_jax.stack_states(
         [mnist.initial_state(model, spec, dataset) for model in models]
     )
@@ -229,7 +232,6 @@ def run(config: Config) -> dict[str, Any]:
 
     headline = datasets.describe(dataset, config, config.binarization)
     digest = datasets.digest(original, config.dataset, labelled=config.conditional)
-    count = len(models)
     with open_run(
         "sweep", config, digest, spec, batch_sizes, started, num_models=count
     ) as training:

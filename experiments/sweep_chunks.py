@@ -2,10 +2,8 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
+from experiments.runner.memory import free_bytes
 from vae_jax.types import PyTree
 
 # Fraction of the free memory that the program may use.
@@ -135,19 +134,6 @@ def program_bytes(program: Any) -> int:
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
     )
-
-
-def free_bytes() -> int:
-    """Free memory in bytes of the accelerator, or of the host if there is none."""
-    statistics = jax.devices()[0].memory_stats() or {}
-    if "bytes_limit" in statistics:
-        return statistics["bytes_limit"] - statistics["bytes_in_use"]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def in_chunks(

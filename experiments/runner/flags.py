@@ -6,6 +6,7 @@ configuration to all of its own.
 
 import math
 import numbers
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,11 @@ class Rule(NamedTuple):
 
 def at_least(least: float) -> Rule:
     """The rule of a finite number with a lower bound."""
-    return Rule(lambda v: math.isfinite(v) and v >= least, f"at least {least}")
+    # An integer may be too large to be compared with infinity.
+    return Rule(
+        lambda v: (isinstance(v, int) or math.isfinite(v)) and v >= least,
+        f"at least {least}",
+    )
 
 
 def at_most(most: float) -> Rule:
@@ -40,16 +45,33 @@ def below(limit: float) -> Rule:
     return Rule(lambda v: v < limit, f"below {limit}")
 
 
-Count = Annotated[int, at_least(1)]
-Natural = Annotated[int, at_least(0)]
-Several = Annotated[int, at_least(2)]
-NonNegative = Annotated[float, at_least(0)]
-Finite = Annotated[float, Rule(math.isfinite, "finite")]
+IN_INT32 = at_most(2**31 - 1)
+# What is squared on the way, by Adam for one, must not leave float32.
+IN_FLOAT32 = Rule(
+    lambda v: v == 0 or 1e-18 <= abs(v) <= 1e18, "0 or of a size from 1e-18 to 1e18"
+)
+EXPANDED = Rule(
+    lambda v: not v.startswith("~"), "a path without ~, which no shell expanded here"
+)
+
+Count = Annotated[int, at_least(1), IN_INT32]
+Natural = Annotated[int, at_least(0), IN_INT32]
+Several = Annotated[int, at_least(2), IN_INT32]
+NonNegative = Annotated[float, at_least(0), IN_FLOAT32]
+Finite = Annotated[float, Rule(math.isfinite, "finite"), IN_FLOAT32]
 Positive = Annotated[
-    float, Rule(lambda v: math.isfinite(v) and v > 0, "positive and finite")
+    float, Rule(lambda v: math.isfinite(v) and v > 0, "positive and finite"), IN_FLOAT32
 ]
 Fraction = Annotated[float, Rule(lambda v: 0 < v < 1, "between 0 and 1")]
 Counts = Annotated[tuple[Count, ...], Rule(bool, "one or more positive numbers")]
+Folder = Annotated[str, EXPANDED]
+Address = Annotated[
+    str,
+    Rule(
+        lambda v: v == "auto" or re.fullmatch(r".+:\d{1,5}", v) is not None,
+        "host:port, or auto",
+    ),
+]
 
 
 def check(config: Any) -> None:
@@ -101,6 +123,7 @@ def _check(name: str, value: Any, hint: Any) -> None:
         _require(name, value, holds, f"of type {hint.__name__}")
         if isinstance(value, str):
             require_text(name, value)
+            _require(name, value, bool(value.strip()), "some text")
 
 
 _TYPES = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str}
@@ -183,7 +206,7 @@ class DataFlags:
     """auto (MNIST, or digits where it cannot be had), mnist, binarized_mnist, \
 fashion_mnist, kmnist, digits, synthetic, or a file: .npz with key x (perhaps x_test), \
 .npy, .csv, .parquet, .h5ad, or a sparse .npz."""
-    data_dir: str = "data"
+    data_dir: Folder = "data"
     """Folder of data files; downloads go there."""
 
 
@@ -197,7 +220,7 @@ names and kinds (real, positive, count, binary, categorical, ordinal, label, ign
 or the folder of a run, whose columns are then expected."""
     epochs: Count | None = None
     """Passes over the training data; by default 20, more for small data sets."""
-    run_dir: str | None = None
+    run_dir: Folder | None = None
     """The run's folder; by default runs/<command>/<data set>-<digest of the flags>."""
     overwrite: bool = False
     """Start anew in a folder that holds a run."""
@@ -211,9 +234,9 @@ sweep, is chosen by them. binarized_mnist has 10,000 of its own."""
 last epoch is always saved."""
     num_devices: Count = 1
     """Devices to share each batch; several processes always use all they have."""
-    compilation_cache: str | None = None
+    compilation_cache: Folder | None = None
     """A folder to keep compiled programs in, so that the next run starts sooner."""
-    coordinator_address: str | None = None
+    coordinator_address: Address | None = None
     """host:port of the first of several processes, which all run the same command; \
 auto where a cluster's environment knows it."""
     num_processes: int | None = None

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from experiments.runner import flags
 from experiments.runner.command_line import CommandFailed
 from experiments.runner.flags import RunFlags
 
@@ -60,6 +61,7 @@ def join(config: RunFlags) -> None:
       ValueError: flags that do not fit together.
       CommandFailed: the others could not be reached.
     """
+    flags.check(config)
     address, count, own = (
         config.coordinator_address,
         config.num_processes,

@@ -30,7 +30,9 @@ def prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # Names of files need not be text in the encoding of the terminal.
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGINT, end_at_once)
+    # A shell lets what it starts in the background ignore it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_at_once)
     global _is_prepared
     _is_prepared = True
 

@@ -1,0 +1,67 @@
+"""Memory that a run needs at least, compared with what there is before it starts."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from vae_jax import TrainState
+from vae_jax.data.memory import available_bytes
+from vae_jax.types import PyTree
+
+
+def free_bytes() -> int:
+    """Free memory in bytes of the accelerator, or of the host if there is none."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return statistics["bytes_limit"] - statistics["bytes_in_use"]
+    return available_bytes()
+
+
+def require(
+    initial_state: Callable[[], TrainState], config: Any, *, num_models: int = 1
+) -> None:
+    """Refuse a run whose parameters or batches are larger than the memory.
+
+    The least that training holds at once: state and gradient, and for each sample of
+    each example z and what the decoder makes of it. What is accepted may need more.
+
+    Args:
+      initial_state: makes the state of a model; traced, not run.
+      config: has `batch_size`, shared by `num_devices`, and `num_samples`.
+      num_models: whose states are held at once.
+
+    Raises:
+      ValueError: names what is needed, of what, and what there is.
+    """
+    try:
+        # Of sizes beyond 32 bits, which are refused below.
+        with warnings.catch_warnings(action="ignore"):
+            state = jax.eval_shape(initial_state)
+    except (MemoryError, OverflowError) as error:
+        raise ValueError(
+            f"the model is larger than any memory ({error}): choose smaller sizes"
+        ) from error
+    spec = state.params.spec
+    of_state = _bytes(state) + _bytes(state.params)
+    samples, batch = config.num_samples, config.batch_size
+    values = samples * math.ceil(batch / config.num_devices)
+    of_samples = 4 * values * (spec.latent_dim + math.prod(spec.data_shape))
+    needed, free = num_models * of_state + of_samples, free_bytes()
+    if needed > free:
+        raise ValueError(
+            f"training needs at least {needed / 1e9:,.1f} GB of memory, and "
+            f"{free / 1e9:,.1f} GB are free: {num_models} x {of_state / 1e9:,.1f} GB "
+            f"of parameters, optimizer and gradient, {of_samples / 1e9:,.1f} GB of "
+            f"--num_samples {samples} for --batch_size {batch}; choose smaller sizes"
+        )
+
+
+def _bytes(tree: PyTree) -> int:
+    sizes = (
+        math.prod(leaf.shape) * getattr(leaf.dtype, "itemsize", 4)
+        for leaf in jax.tree.leaves(tree)
+    )
+    return sum(sizes)

@@ -1,0 +1,96 @@
+"""Memory that arrays of a file would take, known before they are read.
+
+A file of megabytes may unpack to any size: the header of each array says which.
+"""
+
+import math
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+
+def available_bytes() -> int:
+    """Memory in bytes that this process may still take, by the system or its group.
+
+    Returns:
+      The least of what is known.
+
+    Example:
+      >>> from vae_jax.data.memory import available_bytes
+      >>> available_bytes() > 0
+      True
+    """
+    known = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            known.append(int(line.split()[1]) * 1024)
+    group = Path("/sys/fs/cgroup")
+    limit, used = (_lines(group / f"memory.{name}") for name in ("max", "current"))
+    if limit and used and limit[0].isdecimal():
+        known.append(int(limit[0]) - int(used[0]))
+    return max(min(known), 0)
+
+
+def _lines(path: str | Path) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def require_room(file: IO[bytes], keys: Sequence[str]) -> None:
+    """Raise if the arrays of a `.npz` or `.npy` need more memory than there is.
+
+    Each is counted as it is stored and once more as float32, which it becomes.
+
+    Args:
+      file: opened, at its beginning; it is there again afterwards.
+      keys: of a `.npz`, those that are going to be read.
+
+    Raises:
+      ValueError: they do; names both numbers.
+
+    Example:
+      >>> import io, numpy as np
+      >>> from vae_jax.data.memory import require_room
+      >>> file = io.BytesIO()
+      >>> np.save(file, np.zeros(3))
+      >>> file.seek(0)
+      0
+      >>> require_room(file, ["x"])
+    """
+    needed = 0
+    if zipfile.is_zipfile(file):
+        file.seek(0)
+        with zipfile.ZipFile(file) as archive:
+            for key in {f"{key}.npy" for key in keys} & {*archive.namelist()}:
+                with archive.open(key) as member:
+                    needed += _bytes_of(member)
+    else:
+        file.seek(0)
+        needed = _bytes_of(file)
+    file.seek(0)
+    available = available_bytes()
+    if needed > available:
+        raise ValueError(
+            f"its arrays need {needed / 1e9:.1f} GB of memory, and "
+            f"{available / 1e9:.1f} GB are available"
+        )
+
+
+def _bytes_of(file: IO[bytes]) -> int:
+    """Memory of one array; none of what has no header, which the reader refuses."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, _, dtype = read(file)
+    except (ValueError, KeyError, EOFError):
+        return 0
+    return math.prod(shape) * (dtype.itemsize + 4)

@@ -10,6 +10,7 @@ selection      which epoch is the best, on validation data
 metrics        metrics.jsonl, TensorBoard
 signals        collected until there is a good moment to stop
 processes      several under one experiment: meet, agree, who writes
+lost_process   the end of a process that has lost another
 memory         what a run needs, and what there is
 devices        data and steps on one device or many
 report         checks, tables, pictures

@@ -125,6 +125,10 @@ def _let_go_of(*streams: TextIO) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+end: Callable[[int], NoReturn] = sys.exit
+"""How a command ends after its line; one of several processes ends otherwise."""
+
+
 def say(*notes: str) -> None:
     """Print notes for the user, a line each."""
     for note in notes:
@@ -137,7 +141,7 @@ def _fail(message: str, code: int, label: str = "error") -> NoReturn:
     except OSError:
         _let_go_of(sys.stderr)
     say_no_more()
-    sys.exit(code)
+    end(code)
 
 
 def _first_paragraph(box: str) -> str:

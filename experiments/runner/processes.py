@@ -11,21 +11,23 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.runner import flags
+from experiments.runner import command_line, flags, lost_process, startup
 from experiments.runner.command_line import CommandFailed
 from experiments.runner.flags import RunFlags
 
 ConfigT = TypeVar("ConfigT", bound=RunFlags)
 
 # Of a process that is not heard of; one that is killed is noticed at once.
-SECONDS_UNTIL_LOST = 20
+SECONDS_UNTIL_LOST = 12
+SECONDS_FOR_THE_OTHERS = 3
 
 
 @contextlib.contextmanager
@@ -81,6 +83,9 @@ def join(config: RunFlags) -> None:
         raise ValueError(f"--process_id must be 0 to {count - 1}, got {own}")
     if jax.distributed.is_initialized():
         return
+    if startup.is_command() and own is not None and count is not None and count > 1:
+        global _watch
+        _watch = lost_process.Watch(own, count)
     try:
         jax.distributed.initialize(
             coordinator_address=None if address == "auto" else address,
@@ -95,6 +100,9 @@ def join(config: RunFlags) -> None:
             f"could not meet the other processes at --coordinator_address {address}: "
             f"{error}"
         ) from error
+
+
+_watch: lost_process.Watch | None = None
 
 
 def is_first() -> bool:
@@ -189,13 +197,19 @@ def lost_process_ends_the_run() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, multihost_utils.ProcessFailureError) as error:
-        if jax.process_count() == 1:
+        if _watch is None:
             raise
-        print(
-            f"error: process {jax.process_index()} lost another one, or failed itself "
-            f"({str(error).splitlines()[0][:200]}); start all of them again, and they "
-            "go on from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(1)
+        _watch.end(str(error))
+    except BaseException:
+        if _watch is not None:
+            # At the end of Python it would wait for the others, which wait for it.
+            command_line.end = _end_before_the_others
+        raise
+
+
+def _end_before_the_others(code: int) -> NoReturn:
+    """Exit at once; the coordinator when others had time for an error of their own."""
+    sys.stdout.flush()
+    if is_first():
+        time.sleep(SECONDS_FOR_THE_OTHERS)
+    os._exit(code)

@@ -40,6 +40,11 @@ def prepare() -> None:
 _is_prepared = False
 
 
+def is_command() -> bool:
+    """Whether this is the process of a command, and not one that imports it."""
+    return _is_prepared
+
+
 def say_no_more() -> None:
     """Discard tracebacks of threads that outlive what went wrong, in a command."""
     if _is_prepared:

@@ -14,7 +14,7 @@ from vae_jax.data import files
 from vae_jax.data import memory as file_memory
 
 ABSURD = {
-    "beta": ("--beta=1e300", "--beta must be 0 or of a size from 1e-18 to 1e18"),
+    "beta": ("--beta=1e300", "--beta must be 0 or of a size from 1e-37 to 1e37"),
     "learning rate": ("--learning_rate=1e38", "--learning_rate must be"),
     "subnormal": ("--learning_rate=1e-320", "--learning_rate must be 0 or of a size"),
     "variance": ("--variance=1e-300", "--variance must be 0 or of a size"),

@@ -1,0 +1,76 @@
+"""The end of a process that has lost another: one line, and exit code 1.
+
+When JAX hears that a process is gone, a thread of its own logs a stack of C++ and aborts,
+and there is no other way. So the log goes to a file, which says who is gone, and the
+abort becomes the line.
+"""
+
+import ctypes
+import os
+import re
+import signal
+import sys
+import tempfile
+from typing import NoReturn
+
+_handler_type = ctypes.CFUNCTYPE(None, ctypes.c_int)
+
+
+class Watch:
+    """Standard error for Python alone, the log of C++, and a handler of the abort.
+
+    Attributes:
+      own: number of this process.
+      count: of all.
+    """
+
+    def __init__(self, own: int, count: int):
+        """Take over standard error and the signal, for good."""
+        self.own, self.count = own, count
+        self._log = tempfile.TemporaryFile()
+        self._stderr = os.dup(2)
+        sys.stderr = open(self._stderr, "w", buffering=1, errors="backslashreplace")
+        os.dup2(self._log.fileno(), 2)
+        # Python runs its handlers when C++ has returned, which an abort does not.
+        self._handler = _handler_type(lambda number: self.end())
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes = [ctypes.c_int, _handler_type]
+        libc.signal(signal.SIGABRT, self._handler)
+
+    def end(self, reason: str = "") -> NoReturn:
+        """Print the line and exit: what else is to be done waits for the lost one.
+
+        Args:
+          reason: what JAX said, where it raised an error.
+        """
+        os.lseek(self._log.fileno(), 0, os.SEEK_SET)
+        log = os.read(self._log.fileno(), 10**6).decode(errors="replace")
+        line = (
+            f"error: process {self.own} lost {lost_one(log + reason, self)}; start all "
+            "of them again, and they go on from the last checkpoint\n"
+        )
+        os.write(self._stderr, line.encode())
+        os._exit(1)
+
+
+def lost_one(log: str, watch: Watch) -> str:
+    """The process that is gone, by what JAX logged.
+
+    Args:
+      log: of the coordination service.
+      watch: of this process.
+
+    Returns:
+      Words for it.
+    """
+    unhealthy = re.search(r"stopped sending heartbeats\):\s*((?:\d+\s+)+)", log)
+    if unhealthy:
+        numbers = sorted({int(n) for n in unhealthy[1].split()} - {watch.own})
+        if numbers:
+            return f"process {' and '.join(map(str, numbers))}"
+    if watch.count == 2:
+        return f"process {1 - watch.own}"
+    # The coordinator is the first process; without it nobody says who is gone.
+    if watch.own and re.search("Socket closed|failed to connect|UNAVAILABLE", log):
+        return "process 0"
+    return "another process"

@@ -62,7 +62,7 @@ Finite = Annotated[float, Rule(math.isfinite, "finite"), IN_FLOAT32]
 Positive = Annotated[
     float, Rule(lambda v: math.isfinite(v) and v > 0, "positive and finite"), IN_FLOAT32
 ]
-Fraction = Annotated[float, Rule(lambda v: 0 < v < 1, "between 0 and 1")]
+Fraction = Annotated[float, Rule(lambda v: 0 < v < 1, "between 0 and 1"), IN_FLOAT32]
 Counts = Annotated[tuple[Count, ...], Rule(bool, "one or more positive numbers")]
 Folder = Annotated[str, EXPANDED]
 Address = Annotated[

@@ -1,8 +1,8 @@
 """The end of a process that has lost another: one line, and exit code 1.
 
 When JAX hears that a process is gone, a thread of its own logs a stack of C++ and
-aborts, and there is no other way. So the log goes to a file, which says who is gone, and
-the abort becomes the line.
+aborts, and there is no other way. So the log goes to a file, which says who is gone,
+and the abort becomes the line.
 """
 
 import ctypes

@@ -38,6 +38,7 @@ from experiments.runner import flags, run_folder
 from experiments.runner.command_line import execute, parse
 from experiments.runner.report import columns, mean_of, measured, save_figure
 from vae_jax import data, exact
+from vae_jax.distributions.support import COUNTS
 from vae_jax.types import Array, Labels
 
 
@@ -52,6 +53,8 @@ class Config:
     trust: bool = False
     """Import the classes outside vae_jax that the run names: code of whoever made it \
 runs."""
+    dataset: str | None = None
+    """The data of a folder that vae_jax.save_run wrote: a name or a file."""
     data_dir: str | None = None
     """Folder of data files; by default the run's."""
     which: Literal["last", "best"] = "last"
@@ -100,7 +103,10 @@ def load_data(config: Config) -> tuple[mnist.Config, RunData]:
     """
     path = Path(config.run_folder) / "config.json"
     if not path.exists():
-        raise ValueError(f"{config.run_folder} holds no config.json of a run")
+        raise ValueError(
+            f"{config.run_folder} holds no config.json of a run; for a folder of "
+            "vae_jax.save_run, name the data with --dataset"
+        )
     found, is_changed = run_folder.read_signed(path)
     try:
         trained = _trained(found, config.model)
@@ -117,15 +123,47 @@ def load_data(config: Config) -> tuple[mnist.Config, RunData]:
     if is_changed:
         message = "is not what the run wrote, and is taken as it is now"
         print(f"warning: {path} {message}", file=sys.stderr)
-    dataset = datasets.binarized(original, trained.binarization, seed=trained.seed)
+    seen = _as_seen(
+        original, trained.binarization, seed=trained.seed, labelled=trained.conditional
+    )
+    return trained, seen
+
+
+def data_of_a_script(config: Config, spec: vae_jax.ModelSpec) -> RunData:
+    """The data set that `--dataset` names, as the likelihood takes it.
+
+    Raises:
+      ValueError: the folder is a run with data of its own; values that the likelihood
+        does not take.
+    """
+    if (Path(config.run_folder) / "config.json").exists():
+        raise ValueError(
+            f"--dataset is for a folder of vae_jax.save_run, and {config.run_folder} "
+            "holds a config.json that names its data"
+        )
+    of_counts = spec.likelihood.support == COUNTS
+    original = data.load(
+        config.dataset or "auto",
+        data_dir=config.data_dir or "data",
+        values="counts" if of_counts else None,
+    )
+    is_bernoulli = isinstance(spec.likelihood, vae_jax.Bernoulli)
+    binarization = "dynamic" if is_bernoulli else "none"
+    datasets.require_in(spec.likelihood.support, original, binarization)
+    return _as_seen(original, binarization, seed=0, labelled=spec.num_classes > 0)
+
+
+def _as_seen(
+    original: data.Dataset, binarization: str, *, seed: int, labelled: bool
+) -> RunData:
+    """The data as the model sees them, and as it was evaluated on them."""
+    dataset = datasets.binarized(original, binarization, seed=seed)
     test = datasets.test_images(dataset)
     train = data.to_unit_interval(jnp.asarray(dataset.train), dataset.num_levels)
-    if trained.binarization == "dynamic":
+    if binarization == "dynamic":
         train = data.binarize(train, evaluation_keys().train_data)
-    labels = (dataset.train_labels, dataset.test_labels)
-    if not trained.conditional:
-        labels = (None, None)
-    return trained, RunData(train, test, *labels)
+    labels = (dataset.train_labels, dataset.test_labels) if labelled else (None, None)
+    return RunData(train, test, *labels)
 
 
 def _trained(found: dict[str, Any], model: int | None) -> mnist.Config:
@@ -381,8 +419,7 @@ def run(config: Config) -> dict[str, Any]:
       ValueError: no run there, other data, or a value that no run can have.
     """
     flags.check(config)
-    trained, run_data = load_data(config)
-    x = run_data.test
+    trained, run_data = (None, None) if config.dataset else load_data(config)
     params = vae_jax.load_run(
         config.run_folder,
         which=config.which,
@@ -390,6 +427,8 @@ def run(config: Config) -> dict[str, Any]:
         model=config.model,
         trust=config.trust,
     )
+    run_data = run_data or data_of_a_script(config, params.spec)
+    x = run_data.test
     folder = Path(config.run_folder)
     with run_folder.locked(folder):
         if config.model is not None:
@@ -408,14 +447,21 @@ def run(config: Config) -> dict[str, Any]:
         if calibrated is not None:
             picture = calibration.draw(calibrated)
             save_figure(picture, folder / "figures", "calibration")
-        beta = choices.trained_on(trained)["beta"]
-        told = trained.objective if beta is None else f"beta {beta:g}"
         which = "" if config.which == "last" else ", the best on validation data"
-        title = f"{trained.dataset}: {told}{which}, {len(x)} test images"
+        title = f"{_told(config, trained)}{which}, {len(x)} test images"
         save_figure(draw(figures, title), folder / "figures", "diagnostics")
         run_folder.write_json(folder / "evaluation.json", figures)
     print(f"{title}\n{table(figures, config)}")
     return figures
+
+
+def _told(config: Config, trained: mnist.Config | None) -> str:
+    """The data and the objective of a run, for a title."""
+    if trained is None:
+        return f"{config.dataset}: trained by a script"
+    beta = choices.trained_on(trained)["beta"]
+    objective = trained.objective if beta is None else f"beta {beta:g}"
+    return f"{trained.dataset}: {objective}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,7 +5,7 @@ from vae_jax.annealing import (
     bidirectional_log_evidence,
     reverse_annealed_log_evidence,
 )
-from vae_jax.checkpoint import load_run
+from vae_jax.checkpoint import load_run, save_run
 from vae_jax.contracts import check
 from vae_jax.diagnostics import (
     ActiveUnits,
@@ -273,6 +273,7 @@ __all__ = [
     "reparameterize",
     "reverse_annealed_log_evidence",
     "run_keys",
+    "save_run",
     "select",
     "shard_batch",
     "shard_epoch",

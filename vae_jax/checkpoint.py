@@ -19,6 +19,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -347,6 +348,47 @@ def remove(folder: str | Path) -> None:
     discard(doomed)
     folder.rename(doomed)
     discard(doomed)
+
+
+def save_run(folder: str | Path, params: Params, *, step: int = 0) -> Path:
+    """Write a model trained in a loop of one's own as a run that `load_run` reads.
+
+    `python -m experiments.evaluate FOLDER --dataset=...` evaluates it.
+
+    Args:
+      folder: the run's folder; made if it does not exist.
+      params: model parameters.
+      step: number of steps taken, the name of the checkpoint.
+
+    Returns:
+      The checkpoint's folder.
+
+    Raises:
+      ValueError: a negative step.
+      FileExistsError: the run has a checkpoint of that step.
+
+    Example:
+      >>> import jax, tempfile, vae_jax
+      >>> params = vae_jax.init(vae_jax.ModelSpec(latent_dim=2), jax.random.key(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     _ = vae_jax.save_run(folder, params, step=100)
+      ...     vae_jax.load_run(folder).spec == params.spec
+      True
+    """
+    if step < 0:
+        raise ValueError(f"step must not be negative, got {step}")
+    state = _Trained(params.replace(network_key=None))
+    checkpoint = Path(folder) / "checkpoints" / str(step)
+    save(checkpoint, state, spec=params.spec)
+    return checkpoint
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Trained:
+    """A state that has parameters and no more."""
+
+    params: Params
 
 
 def load_run(

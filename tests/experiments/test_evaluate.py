@@ -3,11 +3,12 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import vae_jax
-from experiments import evaluate, evaluation, figures, mnist
+from experiments import datasets, evaluate, evaluation, figures, mnist
 from experiments.evaluate import Config
 
 
@@ -221,3 +222,27 @@ def test_the_run_is_left_as_it_was(trained, evaluated):
     folder, results = trained
     assert json.loads((folder / "results.json").read_text()) == results
     assert vae_jax.load_run(folder).spec.latent_dim == 2
+
+
+def test_a_model_of_a_script_is_evaluated(tmp_path, capsys):
+    """`save_run` and `--dataset`; the ELBO is that of `elbo_figures` on the data."""
+    digits = vae_jax.data.load("digits")
+    x = datasets.test_images(datasets.binarized(digits, "dynamic", seed=0))
+    spec = vae_jax.ModelSpec(latent_dim=2, data_shape=digits.data_shape)
+    params = vae_jax.init(spec, jax.random.key(0), x=x)
+    vae_jax.save_run(tmp_path, params, step=7)
+    few = ["--num_gap=2", "--gap_steps=2", "--num_annealed=0", "--fitted_components=0"]
+    few += ["--num_simulated=0", "--evaluation_samples=2", "--num_aggregate=10"]
+    evaluate.main([str(tmp_path), "--dataset=digits", *few])
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    expected = evaluation.elbo_figures(params, x)["elbo"]
+    assert found["elbo"] == pytest.approx(expected, rel=1e-6)
+    assert "digits: trained by a script" in capsys.readouterr().out
+    with pytest.raises(FileExistsError):
+        vae_jax.save_run(tmp_path, params, step=7)
+    with pytest.raises(ValueError, match="step must not be negative, got -1"):
+        vae_jax.save_run(tmp_path, params, step=-1)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        evaluate.main([str(tmp_path), "--dataset=digits", *few])
+    assert "names its data" in capsys.readouterr().err

@@ -184,10 +184,14 @@ def likelihood(
       ValueError: it does not suit the data.
     """
     if config.likelihood == "columns":
-        return tables.product(columns)
-    found = _chosen(config, "likelihood", config, num_levels)
-    is_named = config.likelihood in LIKELIHOODS
-    return tables.standardized(found) if columns and is_named else found
+        found = tables.product(columns)
+    else:
+        found = _chosen(config, "likelihood", config, num_levels)
+        if columns and config.likelihood in LIKELIHOODS:
+            found = tables.standardized(found)
+    if config.missing == "error" or not columns:
+        return found
+    return vae_jax.Masked(found, shows_mask=config.missing == "mask_seen")
 
 
 def is_of_counts(config: "ModelFlags") -> bool:

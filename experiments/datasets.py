@@ -83,6 +83,7 @@ def load(config: "ModelFlags", *, data_dir: str | None = None) -> data.Dataset:
         data_dir=data_dir or config.data_dir,
         values="counts" if choices.is_of_counts(config) else None,
         columns=_given(config.columns),
+        missing="error" if config.missing == "error" else "mask",
     )
     return data.hold_out(dataset, config.validation) if config.validation else dataset
 

@@ -98,7 +98,7 @@ def draw_all(
 def are_pixels(params: Params, x: np.ndarray) -> bool:
     """Whether examples are pixels in [0, 1], and not counts or rows of a table."""
     likelihood = params.spec.likelihood
-    if isinstance(likelihood, vae_jax.Columns | vae_jax.Standardized):
+    if isinstance(likelihood, vae_jax.Columns | vae_jax.Standardized | vae_jax.Masked):
         return False
     return bool(np.all((x >= 0) & (x <= 1))) and not likelihood.support.whole
 

@@ -34,6 +34,7 @@ from vae_jax import (
     Linear,
     LogNormal,
     LowRankGaussian,
+    Masked,
     MixtureOfGaussians,
     ModelSpec,
     Nominal,
@@ -227,6 +228,16 @@ SPECS = [
             ),
             latent_dim=2,
             data_shape=(11,),
+        ),
+    ),
+    (
+        "missing-values",
+        ModelSpec(
+            encoder=MLP((6,)),
+            decoder=MLP((6,)),
+            likelihood=Masked(Standardized(PerPixelGaussian()), shows_mask=True),
+            latent_dim=2,
+            data_shape=(3,),
         ),
     ),
     (

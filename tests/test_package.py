@@ -40,7 +40,7 @@ ORDER = [
     ["penalties"],
     ["training_objectives"],
     ["exact", "evaluation", "diagnostics", "annealing", "mcmc", "training"],
-    ["variational_fit", "calibration"],
+    ["variational_fit", "calibration", "imputation"],
     ["fitted_prior", "fitting"],
     ["contracts", "parallel", "sweep", "manifest", "checkpoint", "sklearn"],
 ]

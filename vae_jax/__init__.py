@@ -35,6 +35,7 @@ from vae_jax.families import (
     Laplace,
     LogNormal,
     LowRankGaussian,
+    Masked,
     Multinomial,
     NegativeBinomial,
     Nominal,
@@ -55,6 +56,7 @@ from vae_jax.hierarchical import (
     HierarchicalGaussianPrior,
     StochasticLayer,
 )
+from vae_jax.imputation import Imputation, impute
 from vae_jax.model import (
     decode,
     encode,
@@ -189,6 +191,7 @@ __all__ = [
     "HierarchicalGaussianPrior",
     "Householder",
     "IWAE",
+    "Imputation",
     "InferenceGap",
     "InverseAutoregressive",
     "Labelled",
@@ -199,6 +202,7 @@ __all__ = [
     "LogNormal",
     "LowRankGaussian",
     "MLP",
+    "Masked",
     "MaximumMeanDiscrepancy",
     "MixtureOfGaussians",
     "ModelSpec",
@@ -247,6 +251,7 @@ __all__ = [
     "importance_weighted_bound",
     "importance_weighted_objective",
     "importance_weighted_terms",
+    "impute",
     "inference_gap",
     "init",
     "init_state",

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 
 class Rule(NamedTuple):
@@ -218,6 +218,9 @@ class RunFlags(DataFlags):
     """What the columns of a file hold, where it is not to be inferred: a JSON file of \
 names and kinds (real, positive, count, binary, categorical, ordinal, label, ignore), \
 or the folder of a run, whose columns are then expected."""
+    missing: Literal["error", "mask", "mask_seen"] = "error"
+    """Missing values of a table (empty, NA, NaN): refused, or left out of log p(x), 0 \
+to the encoder, which with mask_seen also sees which values are observed."""
     epochs: Count | None = None
     """Passes over the training data; by default 20, more for small data sets."""
     run_dir: Folder | None = None

@@ -152,7 +152,10 @@ BAD_CSV = {
     "too long": ("a,b\n1.5,2\n3.5,4,5\n", "line 3 has 3 values, and the header 2"),
     "text": ("a,b\n1.5,2\n2.5,3\nx,4\n3.5,5\n", "column 'a', line 4: 'x' is no number"),
     "all missing": ("a,b\n1.5,\n2.5,NA\n", "column 'b' has no value in any row"),
-    "missing": ("a,b\n1.5,1\n,2\n3.5,3\n", "column 'a', line 3: a value is missing"),
+    "missing": (
+        "a,b\n1.5,1\n,2\n3.5,3\n",
+        "column 'a', line 3: a value is missing .mask leaves",
+    ),
     "constant": ("a,b\n1.5,7.5\n2.5,7.5\n3.5,7.5\n", "column 'b' is 7.5 in all rows"),
     "duplicate": ("a,a\n1.5,2\n2.5,3\n", "two columns are named 'a'"),
     "no name": ("a,\n1.5,2\n2.5,3\n", "column 1 has no name in the header"),
@@ -255,3 +258,43 @@ def test_an_annotated_matrix(tmp_path):
     dataset = data.load(tmp_path / "cells.h5ad", values="counts")
     assert dataset.values == "counts" and dataset.columns[4].name == "gene 4"
     assert dataset.train.sum() + dataset.test.sum() == x.sum()
+
+
+def holes():
+    """The table with a fifth of its values missing."""
+    return FRAME.mask(np.random.default_rng(1).random(FRAME.shape) < 0.2)
+
+
+def test_missing_values_are_nan_and_kinds_are_as_without(tmp_path):
+    frame = holes()
+    frame.to_csv(tmp_path / "holes.csv", index=False)
+    frame.to_parquet(tmp_path / "holes.parquet")
+    whole = data.from_table(FRAME)
+    for table in ("holes.csv", "holes.parquet"):
+        dataset = data.load(tmp_path / table, missing="mask")
+        assert [column.kind for column in dataset.columns] == KINDS
+        present = ~np.isnan(dataset.train)
+        np.testing.assert_array_equal(dataset.train[present], whole.train[present])
+        order = np.random.default_rng(0).permutation(60)[:54]
+        np.testing.assert_array_equal(~present, frame.isna().to_numpy()[order])
+        assert any(re.search(r"loss .*, \d+.\d% missing", n) for n in dataset.notes)
+        names = data.decode_table(dataset.train, dataset.columns)["city"]
+        assert (names == None).any() and set(names) == {None, "Bonn", "Kiel", "Ulm"}  # noqa: E711
+        with pytest.raises(ValueError, match="a value is missing"):
+            data.load(tmp_path / table)
+
+
+@pytest.mark.parametrize("values", [None, "counts"])
+def test_rows_of_numbers_may_have_holes(tmp_path, values):
+    x = RNG.integers(0, 2, size=(40, 3)).astype(float)
+    x[RNG.random(x.shape) < 0.2] = np.nan
+    np.savez(tmp_path / "x.npz", x=x, x_test=x)
+    dataset = data.load(tmp_path / "x.npz", missing="mask", values=values)
+    np.testing.assert_array_equal(dataset.test, x)
+    assert dataset.values == (values or "reals")
+    with pytest.raises(ValueError, match="x must be finite"):
+        data.load(tmp_path / "x.npz", values=values)
+    with pytest.raises(ValueError, match="missing='mask' is of a file"):
+        data.load("digits", missing="mask")
+    with pytest.raises(ValueError, match="missing must be 'error' or 'mask', got 'm'"):
+        data.load("digits", missing="m")

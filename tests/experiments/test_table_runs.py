@@ -106,10 +106,9 @@ def test_each_kind_of_column_has_its_family():
     columns = [data.Column(kind, kind, ("a", "b", "c")) for kind in KINDS * 2]
     parts = tables.product(columns).parts
     names = [type(family).__name__ for family, _ in parts]
-    assert names == ["Standardized", "LogNormal", "NegativeBinomial", "Bernoulli"] + [
-        "Nominal"
-    ]
-    assert [at for _, at in parts] == [(0, 6), (1, 7), (2, 8), (3, 9), (4, 5, 10, 11)]
+    reals = ["Standardized", "LogNormal"]
+    assert names == [*reals, "NegativeBinomial", "Bernoulli", "Nominal", "Ordinal"]
+    assert [at for _, at in parts] == [(number, number + 6) for number in range(6)]
 
 
 def test_a_mixed_table_trains_and_is_evaluated(tmp_path, capsys):
@@ -166,3 +165,29 @@ def test_a_fixed_variance_keeps_the_units_of_a_table(tmp_path):
     likelihood = vae_jax.load_run(tmp_path / "run").likelihood
     assert float(likelihood["log_var"]) == pytest.approx(np.log(0.5))
     assert np.exp(likelihood["log_scale"]) == pytest.approx(1000, rel=0.3)
+
+
+def test_a_table_with_holes_trains_and_is_imputed(tmp_path):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=120)
+    x = np.stack([z, 2 * z, -z], axis=1) * 100 + rng.normal(size=(120, 3))
+    holes = np.where(rng.random(x.shape) < 0.3, np.nan, x)
+    np.save(tmp_path / "x.npy", holes)
+    folder = tmp_path / "run"
+    config = mnist.Config(
+        dataset=str(tmp_path / "x.npy"),
+        likelihood="auto",
+        missing="mask_seen",
+        run_dir=str(folder),
+        **SMALL,
+    )
+    results = mnist.run(config)
+    assert np.isfinite(results["importance_weighted_log_likelihood"])
+    params = vae_jax.load_run(folder)
+    assert params.spec.likelihood.shows_mask
+    _, found = evaluate.load_data(evaluate.Config(str(folder)))
+    assert np.isnan(found.test).any()
+    filled = vae_jax.impute(params, found.test, jax.random.key(0), num_samples=20)
+    assert np.isfinite(filled.mean).all()
+    with pytest.raises(ValueError, match="x must be finite, got NaN"):
+        datasets.load(dataclasses.replace(config, missing="error"))

@@ -55,6 +55,7 @@ def load(
     seed: int = 0,
     values: Literal["counts"] | None = None,
     columns: Given = None,
+    missing: Literal["error", "mask"] = "error",
 ) -> Dataset:
     """Loads a data set by its name, or from a user's file.
 
@@ -82,6 +83,7 @@ def load(
       values: `counts` takes whole numbers of any type and width as counts; None takes
         integers wider than 8 bits as such, where no `num_levels` says otherwise.
       columns: of a file, as for `from_table`; `read_columns` reads them.
+      missing: of a file, as for `from_table`.
 
     Returns:
       A `Dataset`.
@@ -101,11 +103,14 @@ def load(
         raise ValueError(f"seed must be at least 0, got {seed}")
     if values not in (None, "counts"):
         raise ValueError(f"values must be 'counts' or None, got {values!r}")
+    if missing not in ("error", "mask"):
+        raise ValueError(f"missing must be 'error' or 'mask', got {missing!r}")
     name, data_dir = str(name), Path(data_dir).expanduser()
     if name.endswith(ENDS):
-        return load_file(Path(name).expanduser(), seed, values, columns)
-    if columns is not None:
-        raise ValueError(f"columns are of a file, and dataset is {name!r}")
+        return load_file(Path(name).expanduser(), seed, values, columns, missing)
+    if columns is not None or missing != "error":
+        asked = "columns are" if columns is not None else f"missing={missing!r} is"
+        raise ValueError(f"{asked} of a file, and dataset is {name!r}")
     dataset = _load_named(name, data_dir, seed)
     return as_counts(dataset) if values == "counts" else dataset
 

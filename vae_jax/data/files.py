@@ -22,16 +22,19 @@ _SPARSE_KEYS = {"format", "shape", "data"}
 ENDS = (".npz", ".npy", ".csv", ".parquet", ".h5ad")
 
 
-def load_file(path: Path, seed: int, values: str | None, columns: Given) -> Dataset:
+def load_file(
+    path: Path, seed: int, values: str | None, columns: Given, missing: str
+) -> Dataset:
     """A user's data set."""
     options = {"seed": seed, "values": values}
+    of_table = options | {"columns": columns, "missing": missing}
     try:
         if path.suffix not in (".npz", ".npy"):
-            table = read_table(path)
-            return from_table(table, path.stem, columns=columns, **options)
+            return from_table(read_table(path), path.stem, **of_table)
         arrays = _read_arrays(path)
-        if columns is not None or _are_real(arrays) and values is None:
-            return _from_rows(path.stem, arrays, columns, **options)
+        is_table = columns is not None or _are_real(arrays) and values is None
+        if is_table or missing == "mask" and arrays["x"].dtype.kind == "f":
+            return _from_rows(path.stem, arrays, **of_table)
         return _from_arrays(path.stem, arrays, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"dataset {str(path)!r}: {error}") from error
@@ -43,6 +46,7 @@ def from_table(
     *,
     columns: Given = None,
     values: str | None = None,
+    missing: str = "error",
     seed: int = 0,
 ) -> Dataset:
     """A data set of a table in a script, a random tenth of it set aside to test.
@@ -54,6 +58,8 @@ def from_table(
         inferred; `ignore` leaves a column out, `label` makes it the labels. Or the
         columns of another data set, which are then all there may be.
       values: `counts` where the columns that are not given are counts.
+      missing: `mask` makes values that are missing (NaN, None, empty, NA) NaN, for a
+        `Masked` likelihood; `error` refuses them.
       seed: of the split.
 
     Returns:
@@ -70,7 +76,7 @@ def from_table(
       ['count', 'categorical']
     """
     kind = "count" if values == "counts" else None
-    encoded = encode(as_table(table), columns, default=kind)
+    encoded = encode(as_table(table), columns, default=kind, missing=missing)
     arrays = {"x": encoded.x}
     if encoded.labels is not None:
         arrays["y"] = encoded.labels
@@ -93,26 +99,28 @@ def _are_real(arrays: dict[str, np.ndarray]) -> bool:
     """Whether there are floats beyond [0, 1], so no pixels."""
     found = [arrays[key] for key in ("x", "x_test") if key in arrays]
     return all(x.dtype.kind == "f" and x.size > 0 for x in found) and any(
-        x.min() < 0 or x.max() > 1 for x in found
+        bool(((x < 0) | (x > 1)).any()) for x in found
     )
 
 
 def _from_rows(
     name: str,
     arrays: dict[str, np.ndarray],
-    columns: Given,
     *,
+    columns: Given,
     seed: int,
     values: str | None,
+    missing: str,
 ) -> Dataset:
     """A data set of rows of numbers, whose columns have no names but numbers."""
-    _check_arrays(arrays, "columns")
+    _check_arrays(_without_missing(arrays) if missing == "mask" else arrays, "columns")
     arrays = {key: array for key, array in arrays.items() if key != "num_levels"}
     shape = arrays["x"].shape[1:]
     arrays, notes = _with_test(arrays, seed)
     x = np.concatenate([arrays["x"], arrays["x_test"]]).reshape(-1, math.prod(shape))
     kind = "count" if values == "counts" else "real"
-    encoded = encode(as_table(x), columns, default=None if columns else kind)
+    kind = None if columns else kind
+    encoded = encode(as_table(x), columns, default=kind, missing=missing)
     train, test = np.split(encoded.x, [len(arrays["x"])])
     require_varying(train, encoded.columns)
     y, y_test = (
@@ -125,6 +133,16 @@ def _from_rows(
     return Dataset(
         name, train, test, y, y_test, shape, None, notes, columns=encoded.columns
     )
+
+
+def _without_missing(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays, 0 in the place of NaN in examples."""
+    return {
+        key: np.where(np.isnan(array), 0, array)
+        if key in ("x", "x_test") and array.dtype.kind == "f"
+        else array
+        for key, array in arrays.items()
+    }
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -35,13 +35,20 @@ class Encoded(NamedTuple):
     labels: np.ndarray | None
 
 
-def encode(table: Table, given: Given, *, default: str | None = None) -> Encoded:
+def encode(
+    table: Table,
+    given: Given,
+    *,
+    default: str | None = None,
+    missing: str = "error",
+) -> Encoded:
     """Numbers of a table, and what its columns hold, inferred where it is not given.
 
     Args:
       table: as read.
       given: kinds by name, or all columns.
       default: kind of the columns that are not given; None infers it.
+      missing: `mask` makes missing values NaN, `error` refuses them.
 
     Returns:
       Values, columns and labels.
@@ -63,7 +70,7 @@ def encode(table: Table, given: Given, *, default: str | None = None) -> Encoded
             labels = np.unique(values.astype(str), return_inverse=True)[1]
             labels = labels.astype(np.int32)
             continue
-        coded, column = _encode_column(column, values, table.place)
+        coded, column = _encode_column(column, values, table.place, missing)
         found.append(coded)
         columns.append(column)
     if not found:
@@ -72,19 +79,40 @@ def encode(table: Table, given: Given, *, default: str | None = None) -> Encoded
 
 
 def _encode_column(
-    column: Column, values: np.ndarray, place: Callable[[int], str]
+    column: Column, values: np.ndarray, place: Callable[[int], str], missing: str
 ) -> tuple[np.ndarray, Column]:
     """Values of one column as float32, and the column with its kind and categories."""
     name = column.name
+    absent = _absent(values, column)
+    rows = np.flatnonzero(~absent)
 
     def refuse(row: Any, what: str) -> ValueError:
         return ValueError(f"column {name!r}, {place(int(row))}: {what}")
 
-    values, missing = _parsed(values, column, refuse)
-    if missing.all():
+    if absent.all():
         raise ValueError(f"column {name!r} has no value in any row: give it 'ignore'")
-    if missing.any():
-        raise refuse(np.argmax(missing), "a value is missing")
+    if absent.any() and missing == "error":
+        what = "a value is missing (mask leaves such out: --missing, missing=)"
+        raise refuse(np.argmax(absent), what)
+
+    def refuse_present(row: Any, what: str) -> ValueError:
+        return refuse(rows[int(row)], what)
+
+    present = _parsed(values[~absent], column, refuse_present)
+    if absent.any() and present.dtype.kind == "f" and are_counts(present).all():
+        # As whole numbers are read where some are missing.
+        present = present.astype(np.int64)
+    coded, column = _encode_present(column, present, refuse_present)
+    found = np.full(len(values), np.nan, np.float32)
+    found[~absent] = coded
+    return found, column
+
+
+def _encode_present(
+    column: Column, values: np.ndarray, refuse: Callable[[Any, str], ValueError]
+) -> tuple[np.ndarray, Column]:
+    """Values that are all there as float32, and the column with its kind."""
+    name = column.name
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         row = np.argmin(np.isfinite(values))
         raise refuse(row, f"must be finite, got {values[row]}")
@@ -107,41 +135,49 @@ def _encode_column(
     return numbers.astype(np.float32), column
 
 
-def _parsed(
-    values: np.ndarray, column: Column, refuse: Callable[[Any, str], ValueError]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers where all texts are such, and which values are missing."""
+def _absent(values: np.ndarray, column: Column) -> np.ndarray:
+    """Which values are missing: NaN, None, and texts that say so."""
     if values.dtype.kind == "f":
-        return values, np.isnan(values)
+        return np.isnan(values)
     if values.dtype.kind in "iub":
-        return values, np.zeros(len(values), bool)
+        return np.zeros(len(values), bool)
     if values.dtype.kind not in "OU":
         raise ValueError(
             f"column {column.name!r} must hold numbers or texts, got {values.dtype}"
         )
-    texts = np.array(["" if value is None else str(value).strip() for value in values])
-    missing = np.isin(texts, MISSING) & ~np.isin(texts, column.categories)
-    present = texts[~missing]
-    is_number = np.array([_is_number(text) for text in present], bool)
+    texts = _texts(values)
+    return np.isin(texts, MISSING) & ~np.isin(texts, column.categories)
+
+
+def _texts(values: np.ndarray) -> np.ndarray:
+    return np.array(["" if value is None else str(value).strip() for value in values])
+
+
+def _parsed(
+    values: np.ndarray, column: Column, refuse: Callable[[Any, str], ValueError]
+) -> np.ndarray:
+    """Numbers where all texts are such, whole ones as integers."""
+    if values.dtype.kind in "fiub":
+        return values
+    texts = _texts(values)
+    is_number = np.array([_is_number(text) for text in texts], bool)
     if column.categories or not is_number.any():
-        return texts, missing
+        return texts
     wants_number = column.kind not in ("", *CODED)
     if not is_number.all():
         # A few texts among numbers are mistakes; the reverse may be categories.
         if wants_number or (is_number.mean() > 0.5 and not column.kind):
-            row = np.flatnonzero(~missing)[np.argmin(is_number)]
+            row = np.argmin(is_number)
             raise refuse(
                 row,
                 f"{str(texts[row])!r} is no number (give the column the kind "
                 "'categorical' if it holds categories)",
             )
-        return texts, missing
-    whole = all(text.lstrip("+-").isdigit() for text in present)
-    if whole and not missing.any() and max(map(len, present)) < 19:
-        return texts.astype(np.int64), missing
-    numbers = np.full(len(texts), np.nan)
-    numbers[~missing] = present.astype(np.float64)
-    return numbers, missing
+        return texts
+    whole = all(text.lstrip("+-").isdigit() for text in texts)
+    if whole and max(map(len, texts)) < 19:
+        return texts.astype(np.int64)
+    return texts.astype(np.float64)
 
 
 def _is_number(text: str) -> bool:
@@ -193,6 +229,12 @@ def require_varying(x: np.ndarray, columns: tuple[Column, ...]) -> None:
         if column.kind not in ("real", "positive"):
             continue
         values = x[:, number].astype(np.float64)
+        values = values[~np.isnan(values)]
+        if not len(values):
+            raise ValueError(
+                f"column {column.name!r} has no value in any row to train on: give it "
+                "the kind 'ignore'"
+            )
         if values.min() == values.max():
             raise ValueError(
                 f"column {column.name!r} is {values[0]:g} in all rows to train on, "
@@ -230,11 +272,18 @@ def decode_table(x: Any, columns: tuple[Column, ...]) -> dict[str, np.ndarray]:
     if x.ndim != 2 or x.shape[1] != len(columns):
         raise ValueError(f"x must be [n, {len(columns)}], got {list(x.shape)}")
     return {
-        column.name: np.array(column.categories)[np.rint(values).astype(int)]
-        if column.categories
-        else values
+        column.name: _names(values, column.categories) if column.categories else values
         for column, values in zip(columns, x.T, strict=True)
     }
+
+
+def _names(codes: np.ndarray, categories: tuple[str, ...]) -> np.ndarray:
+    """Categories of codes, None where one is missing."""
+    missing = np.isnan(codes)
+    known = np.rint(np.where(missing, 0, codes)).astype(int)
+    names = np.array(categories, object)[known]
+    names[missing] = None
+    return names
 
 
 def describe_columns(x: np.ndarray, columns: tuple[Column, ...]) -> list[str]:
@@ -254,9 +303,11 @@ def describe_columns(x: np.ndarray, columns: tuple[Column, ...]) -> list[str]:
     width = max(len(column.name) for column in columns)
     lines = []
     for column, values in zip(columns, x.T, strict=True):
-        shown = f"{values.min():g} to {values.max():g}"
+        shown = f"{np.nanmin(values):g} to {np.nanmax(values):g}"
         if column.categories:
             shown = ", ".join(column.categories[:8])
             shown += ", ..." * (len(column.categories) > 8)
+        absent = np.isnan(values).mean()
+        shown += f", {absent:.1%} missing" if absent else ""
         lines.append(f"column {column.name:{width}}  {column.kind:11}  {shown}")
     return lines

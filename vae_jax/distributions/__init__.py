@@ -35,6 +35,7 @@ from vae_jax.distributions.gamma import GammaDistribution
 from vae_jax.distributions.gaussian import DiagonalGaussianDistribution
 from vae_jax.distributions.laplace import LaplaceDistribution
 from vae_jax.distributions.log_normal import LogNormalDistribution
+from vae_jax.distributions.masked import MaskedDistribution
 from vae_jax.distributions.mixture import MixtureDistribution
 from vae_jax.distributions.multinomial import MultinomialDistribution
 from vae_jax.distributions.multivariate_gaussian import (
@@ -67,6 +68,7 @@ __all__ = [
     "LaplaceDistribution",
     "LogNormalDistribution",
     "LowRankGaussianDistribution",
+    "MaskedDistribution",
     "MixtureDistribution",
     "MultinomialDistribution",
     "NegativeBinomialDistribution",

@@ -50,7 +50,7 @@ class ProductDistribution(Distribution):
     @property
     def mean(self) -> Array:
         """Means of the parts, `[..., D]`."""
-        return self._in_order([part.mean for part in self.parts])
+        return self.in_order([part.mean for part in self.parts])
 
     def sample(self, key: Key, num_samples: int) -> Array:
         """See `Distribution.sample`."""
@@ -59,7 +59,7 @@ class ProductDistribution(Distribution):
             part.sample(own, num_samples)
             for part, own in zip(self.parts, keys, strict=True)
         ]
-        return self._in_order(draws)
+        return self.in_order(draws)
 
     def log_prob(self, value: Array) -> Array:
         """See `Distribution.log_prob`."""
@@ -75,9 +75,9 @@ class ProductDistribution(Distribution):
             part.log_prob_per_dimension(value[..., np.asarray(at)])
             for part, at in zip(self.parts, self.columns, strict=True)
         ]
-        return self._in_order(each)
+        return self.in_order(each)
 
-    def _in_order(self, values: list[Array]) -> Array:
+    def in_order(self, values: list[Array]) -> Array:
         """Values of the parts side by side, `[..., D]`."""
         order = np.argsort([number for at in self.columns for number in at])
         return jnp.concatenate(values, axis=-1)[..., order]

@@ -77,6 +77,14 @@ class Support:
         """The interval without discretization, which contains means of values."""
         return replace(self, num_levels=None, whole=False)
 
+    def filler(self, dim: int) -> np.ndarray:
+        """A value inside, in the place of values that are missing, `[dim]`."""
+        low = 0.0 if self.low == -math.inf else self.low
+        is_open = not self.whole and self.num_levels is None and self.low > 0
+        # Far from the ends of an interval without its ends.
+        inside = min(1.0, self.high / 2) if is_open else low
+        return np.full(dim, inside)
+
     def contains(self, x: Values) -> Values:
         """Elementwise membership; False for NaN."""
         inside = (x >= self.low) & (x <= self.high)
@@ -159,6 +167,13 @@ class ColumnSupport:
         """All values between the smallest and the largest, as means are."""
         return ColumnSupport(tuple((part.interval, at) for part, at in self.parts))
 
+    def filler(self, dim: int) -> np.ndarray:
+        """A value of each column inside, `[dim]`."""
+        found = np.zeros(dim)
+        for part, at in self.parts:
+            found[list(at)] = part.filler(len(at))
+        return found
+
     def contains(self, x: Values) -> Values:
         """Elementwise membership, `[..., D]`."""
         inside = [part.contains(x[..., list(at)]) for part, at in self.parts]
@@ -182,6 +197,48 @@ class ColumnSupport:
                 part.require(
                     values[..., number], f"{name}, column {number},", remedy=remedy
                 )
+
+
+@dataclass(frozen=True)
+class MaskedSupport:
+    """The values of another support, and NaN for those that are missing.
+
+    Attributes:
+      base: a `Support` or a `ColumnSupport`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.distributions.support import COUNTS, MaskedSupport
+      >>> MaskedSupport(COUNTS).contains(jnp.array([2.0, jnp.nan, 0.5])).tolist()
+      [True, True, False]
+    """
+
+    base: Support | ColumnSupport
+
+    @property
+    def interval(self) -> "MaskedSupport":
+        """All values between the smallest and the largest, and NaN."""
+        return MaskedSupport(self.base.interval)
+
+    def contains(self, x: Values) -> Values:
+        """Elementwise membership, `[..., D]`."""
+        missing: Any = x != x
+        return self.base.contains(x) | missing
+
+    def nan_outside(self, x: Array) -> Array:
+        """The values, infinity in place of those outside: NaN is a missing one."""
+        return jnp.where(self.contains(x), x, jnp.inf)
+
+    def require(
+        self, x: Array | np.ndarray, name: str = "x", *, remedy: str = _REMEDY
+    ) -> None:
+        """Refuses values outside, as far as they are known."""
+        values = known_values(x)
+        if values is None or values.size == 0:
+            return
+        filler = self.base.filler(values.shape[-1]).astype(values.dtype)
+        filled = np.where(np.isnan(values), filler, values)
+        self.base.require(filled, name, remedy=remedy)
 
 
 REAL = Support()

@@ -45,6 +45,7 @@ from vae_jax.families.gaussian import (
     PerPixelGaussian,
 )
 from vae_jax.families.levels import Categorical, DiscretizedLogistic
+from vae_jax.families.missing import Masked
 from vae_jax.families.ordinal import Ordinal
 from vae_jax.families.point_mass import PointMass
 from vae_jax.families.positive import Gamma, LogNormal
@@ -72,6 +73,7 @@ __all__ = [
     "Laplace",
     "LogNormal",
     "LowRankGaussian",
+    "Masked",
     "Multinomial",
     "NegativeBinomial",
     "Nominal",

@@ -155,6 +155,7 @@ class Nominal(Family):
         """Indicators of the codes, `[B, D K]`."""
         codes = x.astype(jnp.int32)
         indicators = jax.nn.one_hot(codes, self.num_categories, dtype=x.dtype)
+        indicators = jnp.where(jnp.isnan(x)[..., None], jnp.nan, indicators)
         return indicators.reshape(len(x), -1)
 
     def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:

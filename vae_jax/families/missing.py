@@ -1,0 +1,108 @@
+"""A family of p(x|z) for data with missing values, which are NaN."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from vae_jax.distributions import MaskedDistribution
+from vae_jax.distributions.support import MaskedSupport
+from vae_jax.types import Array, Distribution, Family, Key, PyTree
+
+
+@dataclass(frozen=True)
+class Masked(Family):
+    """The family of what is observed: missing values are left out of log p(x|z).
+
+    With it every bound is of log p(x_observed): the ELBO, and with importance weights
+    MIWAE (Mattei & Frellsen 2019). The encoder sees 0 in the place of what is missing,
+    for a `Standardized` column its mean, and, if wanted, which values are observed.
+
+    Attributes:
+      base: the family of all values, whose dimensions are independent.
+      shows_mask: give the encoder 1 for an observed and 0 for a missing value of each
+        dimension beside the values.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax import Gaussian, Masked
+      >>> x = jnp.array([[3.0, jnp.nan]])
+      >>> Masked(Gaussian(), shows_mask=True).encoder_inputs({}, x).tolist()
+      [[3.0, 0.0, 1.0, 0.0]]
+    """
+
+    base: Family
+    shows_mask: bool = False
+
+    @property
+    def support(self) -> MaskedSupport:
+        """That of the base, and NaN."""
+        return MaskedSupport(self.base.support)
+
+    @property
+    def hyperparameters(self) -> tuple[str, ...]:
+        """Those of the base."""
+        return self.base.hyperparameters
+
+    def num_outputs(self, dim: int) -> int:
+        """Those of the base."""
+        return self.base.num_outputs(dim)
+
+    def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
+        """Parameters of the base."""
+        return self.base.init(key, dim=dim)
+
+    def build(self, params: PyTree, outputs: Array) -> Distribution:
+        """The base's distribution of the observed dimensions.
+
+        Raises:
+          ValueError: its dimensions depend on one another.
+        """
+        built = self.base.build(params, outputs)
+        if not built.factorizes:
+            raise ValueError(
+                "missing values need a likelihood of independent dimensions, got "
+                f"{self.base!r}"
+            )
+        filler = self.base.support.filler(built.mean.shape[-1])
+        return MaskedDistribution(built, jnp.asarray(filler, outputs.dtype))
+
+    def encoder_inputs(self, params: PyTree, x: Array) -> Array:
+        """Inputs of the base, 0 where they are of a missing value, and the mask."""
+        inputs = self.base.encoder_inputs(params, x)
+        inputs = jnp.where(jnp.isnan(inputs), 0, inputs)
+        if not self.shows_mask:
+            return inputs
+        return jnp.concatenate([inputs, (~jnp.isnan(x)).astype(x.dtype)], axis=-1)
+
+    def output_bias(self, data_mean: Array) -> Array:
+        """That of the base."""
+        return self.base.output_bias(data_mean)
+
+    def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
+        """The base at what is observed."""
+        return self.base.start_at_data(params, fill_in_turn(x))
+
+
+def fill_in_turn(x: Array) -> Array:
+    """Missing values replaced by the observed ones of their column, one after another.
+
+    Moments of a column stay those of what is observed, but for the remainder of a
+    turn.
+
+    Args:
+      x: `[n, D]`, NaN where missing.
+
+    Returns:
+      `[n, D]`; NaN in a column where nothing is observed.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.families.missing import fill_in_turn
+      >>> fill_in_turn(jnp.array([[5.0], [jnp.nan], [7.0], [jnp.nan]]))[:, 0].tolist()
+      [5.0, 5.0, 7.0, 7.0]
+    """
+    missing = jnp.isnan(x)
+    first = jnp.take_along_axis(x, jnp.argsort(missing, axis=0, stable=True), axis=0)
+    turn = jnp.cumsum(missing, axis=0) - 1
+    count = jnp.maximum(jnp.sum(~missing, axis=0), 1)
+    return jnp.where(missing, jnp.take_along_axis(first, turn % count, axis=0), x)

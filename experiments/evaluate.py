@@ -23,7 +23,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import vae_jax
-from experiments import calibration, choices, datasets, mnist, sweep
+from experiments import calibration, choices, datasets, mnist, predictive, sweep
 from experiments.choices import labels_of
 from experiments.evaluation import (
     elbo_figures,
@@ -350,6 +350,8 @@ def table(figures: dict[str, Any], config: Config) -> str:
         rows.append(("ELBO with a prior fitted to the codes", shown(fitted["elbo"])))
     if figures["calibration"] is not None:
         rows.append(calibration.row(figures["calibration"]))
+    if figures.get("posterior_predictive") is not None:
+        rows += predictive.rows(figures["posterior_predictive"])
     if "quadrature_log_evidence" in figures:
         value = shown(*figures["quadrature_log_evidence"].values())
         error = figures["quadrature_error"]
@@ -447,6 +449,13 @@ def run(config: Config) -> dict[str, Any]:
         if calibrated is not None:
             picture = calibration.draw(calibrated)
             save_figure(picture, folder / "figures", "calibration")
+        checked = predictive.predictive_figures(
+            params, x, run_data.test_labels, evaluation_keys().predictive
+        )
+        figures["posterior_predictive"] = checked
+        if checked is not None:
+            picture = predictive.draw(checked)
+            save_figure(picture, folder / "figures", "posterior_predictive")
         which = "" if config.which == "last" else ", the best on validation data"
         title = f"{_told(config, trained)}{which}, {len(x)} test images"
         save_figure(draw(figures, title), folder / "figures", "diagnostics")

@@ -41,6 +41,7 @@ class EvaluationKeys(NamedTuple):
       train_data: draws the training images that a prior is fitted to.
       fitted_prior: noise of their codes, and of the pictures of it.
       calibration: noise of the simulated observations and their latents.
+      predictive: noise of the replications of a posterior predictive check.
     """
 
     data: Array
@@ -52,6 +53,7 @@ class EvaluationKeys(NamedTuple):
     train_data: Array
     fitted_prior: Array
     calibration: Array
+    predictive: Array
 
 
 def evaluation_keys() -> EvaluationKeys:

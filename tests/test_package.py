@@ -40,7 +40,7 @@ ORDER = [
     ["penalties"],
     ["training_objectives"],
     ["exact", "evaluation", "diagnostics", "annealing", "mcmc", "training"],
-    ["variational_fit", "calibration", "imputation"],
+    ["variational_fit", "calibration", "imputation", "predictive"],
     ["fitted_prior", "fitting"],
     ["contracts", "parallel", "sweep", "manifest", "checkpoint", "sklearn"],
 ]

@@ -110,6 +110,7 @@ from vae_jax.penalties import (
     maximum_mean_discrepancy,
     total_correlation,
 )
+from vae_jax.predictive import posterior_predictive
 from vae_jax.priors import (
     AutoregressiveFlow,
     ClassConditionalPrior,
@@ -271,6 +272,7 @@ __all__ = [
     "partially_importance_weighted_bound",
     "partially_importance_weighted_terms",
     "pmap_step",
+    "posterior_predictive",
     "put_on_devices",
     "reconstruct",
     "register_kl",

@@ -192,3 +192,8 @@ def test_values_outside_are_refused_or_nan(distribution, outside):
         with pytest.raises(ValueError, match="x must"):
             distribution.log_prob(x)
         assert np.isnan(jax.jit(distribution.log_prob)(x))
+
+
+def test_a_student_t_without_a_mean_says_so():
+    p = StudentTDistribution(TWO, TWO, jnp.array([1.0, 1.5]))
+    assert np.isnan(p.mean).tolist() == [True, False]

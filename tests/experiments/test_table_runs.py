@@ -64,7 +64,24 @@ def test_counts_train_and_are_evaluated(counts, tmp_path, capsys):
     )
     assert found["elbo"] == pytest.approx(results["test_elbo"], abs=1e-4)
     names = {path.stem for path in (folder / "figures").iterdir()}
-    assert names == {"training_curves", "latent_scatter", "diagnostics"}
+    pictures = {"training_curves", "latent_scatter", "diagnostics"}
+    assert names >= {*pictures, "posterior_predictive"}
+    assert not names & {"reconstructions", "samples", "samples_fitted_prior"}
+    checked = found["posterior_predictive"]
+    test = datasets.load(config).test
+    np.testing.assert_allclose(checked["mean"]["observed"], test.mean(0), rtol=1e-5)
+    assert checked["zeros_of_all"]["observed"] == pytest.approx((test == 0).mean())
+    inside = [
+        low <= mean <= high
+        for low, mean, high in zip(
+            checked["mean"]["lower"],
+            checked["mean"]["observed"],
+            checked["mean"]["upper"],
+            strict=True,
+        )
+    ]
+    assert checked["mean"]["inside"] == pytest.approx(np.mean(inside))
+    assert "in the 95% predictive interval" in capsys.readouterr().out
     # The same command finds the run complete.
     again = mnist.run(dataclasses.replace(config, likelihood="negative_binomial"))
     assert again["test_elbo"] == results["test_elbo"]

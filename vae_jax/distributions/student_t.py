@@ -66,13 +66,14 @@ class StudentTDistribution(Distribution):
     location: Array
     log_scale: Array
     freedom: Array
+    mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = True
     factorizes = True
 
     @property
     def mean(self) -> Array:
-        """The location, which is the mean where v > 1, `[..., D]`."""
-        return self.location
+        """The location; NaN where v is at most 1, which has no mean, `[..., D]`."""
+        return jnp.where(self.freedom > 1, self.location, jnp.nan)
 
     def sample(self, key: Key, num_samples: int) -> Array:
         """See `Distribution.sample`; reparameterized."""

@@ -58,8 +58,9 @@ class Laplace(Family):
 class StudentT(Laplace):
     """The family of location_d(z) + s_d t(v_d), scale and freedom v trained.
 
-    Both are of each dimension; v starts at 5, where a variance exists. An outlier costs
-    log(1 + t^2) where it costs t^2 under a Gaussian (Takahashi et al. 2018).
+    Both are of each dimension; v is above 1, so that a mean exists, and starts at 5. An
+    outlier costs log(1 + t^2) where it costs t^2 under a Gaussian (Takahashi et al.
+    2018).
 
     Example:
       >>> import jax
@@ -69,14 +70,15 @@ class StudentT(Laplace):
     """
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """`log_width`, twice the log of s, and `log_freedom`, each `[D]`."""
-        raw = unbound_log_var(jnp.full(dim, jnp.log(INITIAL_FREEDOM), jnp.float32))
+        """`log_width`, twice the log of s, and `log_freedom`, of v - 1, each `[D]`."""
+        raw = unbound_log_var(jnp.full(dim, jnp.log(INITIAL_FREEDOM - 1), jnp.float32))
         return super().init(key, dim=dim) | {"log_freedom": raw}
 
     def build(self, params: PyTree, outputs: Array) -> Distribution:
         """Takes the decoder's outputs `[..., D]` as locations."""
         log_scale = 0.5 * bound_log_var(params["log_width"])
-        freedom = jnp.exp(bound_log_var(params["log_freedom"]))
+        # A little more than 1 is 1 in float32.
+        freedom = 1.001 + jnp.exp(bound_log_var(params["log_freedom"]))
         return StudentTDistribution(outputs, log_scale, freedom)
 
     def start_at_variance(

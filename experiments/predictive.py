@@ -1,0 +1,100 @@
+"""Posterior predictive check of a table or of counts: figures, rows and picture."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+import vae_jax
+from experiments.choices import labels_of
+from experiments.figures import are_pixels
+from vae_jax.types import Array, Key, Labels
+
+NUM_REPLICATIONS = 200
+SHOWN = ("mean", "variance", "zeros", "dispersion")
+
+_check = jax.jit(vae_jax.posterior_predictive, static_argnames="num_replications")
+
+
+def predictive_figures(
+    params: vae_jax.Params, x: Array, labels: Labels, key: Key
+) -> dict[str, Any] | None:
+    """Statistics of the test set beside those of data that the model made.
+
+    Args:
+      params: model parameters.
+      x: the test set, `[m, D]`.
+      labels: its labels, which a conditional model is given.
+      key: PRNG key, consumed once.
+
+    Returns:
+      For each statistic the test set's value, mean and 95% interval over replications,
+      lists over dimensions, and the share of dimensions inside; None for pixels.
+    """
+    if are_pixels(params, np.asarray(x)):
+        return None
+    given = labels_of(params, labels)
+    found = _check(params, x, key, num_replications=NUM_REPLICATIONS, **given)
+    return {
+        name: {part: np.asarray(values).tolist() for part, values in one.items()}
+        | {"inside": _share_inside(one["observed"], one["lower"], one["upper"])}
+        for name, one in ((name, found[name]._asdict()) for name in found)
+    }
+
+
+def _share_inside(observed: Array, lower: Array, upper: Array) -> float | None:
+    """Share of the dimensions that have the statistic; None where none has."""
+    inside = (lower <= observed) & (observed <= upper)
+    defined = np.isfinite(np.asarray(observed)) & np.isfinite(np.asarray(lower))
+    return float(np.asarray(inside)[defined].mean()) if defined.any() else None
+
+
+def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows of a table: dimensions whose statistics the model has.
+
+    Args:
+      figures: of `predictive_figures`.
+
+    Returns:
+      Labels and texts.
+    """
+    zeros = figures["zeros_of_all"]
+    found = [("in the 95% predictive interval of the model", "")]
+    for name in SHOWN:
+        share = figures[name]["inside"]
+        text = "undefined" if share is None else f"{share:.0%} of the dimensions"
+        found.append((f"  {name} of the test set", text))
+    interval = f"predicted {zeros['lower']:.2%} to {zeros['upper']:.2%}"
+    return [*found, ("  share of zeros", f"{zeros['observed']:.2%}, {interval}")]
+
+
+def draw(figures: dict[str, Any]) -> Figure:
+    """Statistics of each dimension, the test set's against the model's interval.
+
+    Args:
+      figures: of `predictive_figures`.
+
+    Returns:
+      A panel a statistic; outside of its interval a dimension is red.
+    """
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    figure.suptitle("posterior predictive check: 95% intervals of each dimension")
+    for axes, name in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
+        one = figures[name]
+        observed, mean, lower, upper = (
+            np.array(one[part], float)
+            for part in ("observed", "mean", "lower", "upper")
+        )
+        inside = (lower <= observed) & (observed <= upper)
+        for here, color in ((inside, "tab:blue"), (~inside, "tab:red")):
+            axes.vlines(
+                observed[here], lower[here], upper[here], color=color, alpha=0.5
+            )
+            axes.plot(observed[here], mean[here], ".", color=color, markersize=3)
+        ends = [np.nanmin(observed), np.nanmax(observed)]
+        axes.plot(ends, ends, color="0.5", linewidth=1)
+        scale = "symlog" if name in ("mean", "variance") else "linear"
+        axes.set(title=name, xlabel="test set", ylabel="model")
+        axes.set(xscale=scale, yscale=scale)
+    return figure

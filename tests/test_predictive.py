@@ -1,0 +1,109 @@
+"""Posterior predictive checks against what is known of the replications."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from vae_jax import (
+    Gaussian,
+    Linear,
+    Masked,
+    ModelSpec,
+    NegativeBinomial,
+    Poisson,
+    init,
+    posterior_predictive,
+)
+from vae_jax.predictive import statistics
+
+LINEAR = {"encoder": Linear(), "decoder": Linear(), "latent_dim": 2}
+RNG = np.random.default_rng(0)
+COUNTS = RNG.negative_binomial([0.5, 2, 8], [0.2, 0.3, 0.6], size=(400, 3))
+COUNTS = COUNTS.astype(np.float32)
+
+
+@functools.cache
+def checked(likelihood, missing=False):
+    """A check of a model that does not use z, at the moments of the data."""
+    spec = ModelSpec(likelihood=likelihood, data_shape=(3,), **LINEAR)
+    params = jax.jit(lambda x: init(spec, jax.random.key(0), x=x))(COUNTS)
+    output = params.decoder["output"]
+    decoder = {"output": output | {"kernel": 0 * output["kernel"]}}
+    params = params.replace(decoder=decoder)
+    x = np.where(np.arange(400)[:, None] < 100, np.nan, COUNTS) if missing else COUNTS
+    run = jax.jit(posterior_predictive, static_argnames="num_replications")
+    return run(
+        params, jnp.float32(x), jax.random.key(1), num_replications=400, level=0.95
+    )
+
+
+def test_the_interval_of_zeros_is_the_binomials():
+    found = checked(Poisson())["zeros"]
+    np.testing.assert_allclose(found.observed, (COUNTS == 0).mean(0), rtol=1e-6)
+    zero = np.exp(-COUNTS.mean(0))
+    # A quantile of 400 draws is that of a share within 5 standard errors of the count.
+    for end, share in ((found.lower, 0.025), (found.upper, 0.975)):
+        off = 5 * np.sqrt(share * (1 - share) / 400)
+        low = scipy.stats.binom.ppf(max(share - off, 1e-9), 400, zero) / 400
+        high = scipy.stats.binom.ppf(min(share + off, 1 - 1e-9), 400, zero) / 400
+        assert ((low - 1e-6 <= end) & (end <= high + 1e-6)).all()
+    error = np.sqrt(zero * (1 - zero) / 400 / 400)
+    assert (abs(np.asarray(found.mean) - zero) < 5 * error + 1e-4).all()
+
+
+def test_overdispersed_counts_are_no_poisson_and_a_negative_binomial():
+    poisson, negative_binomial = checked(Poisson()), checked(NegativeBinomial())
+    for name in ("zeros", "variance", "dispersion"):
+        assert not poisson[name].inside[:2].any()
+        assert negative_binomial[name].inside.all()
+    assert not poisson["zeros_of_all"].inside
+    assert negative_binomial["zeros_of_all"].inside
+    # Both have the mean.
+    assert poisson["mean"].inside.all() and negative_binomial["mean"].inside.all()
+
+
+def test_what_is_missing_is_missing_from_replications_too():
+    found = checked(Masked(Poisson()), missing=True)
+    whole = COUNTS[100:]
+    np.testing.assert_allclose(found["mean"].observed, whole.mean(0), rtol=1e-5)
+    # Of three quarters of the rows the interval is wider.
+    width = [
+        np.asarray(check["mean"].upper - check["mean"].lower)
+        for check in (found, checked(Poisson()))
+    ]
+    np.testing.assert_allclose(width[0] / width[1], np.sqrt(4 / 3), rtol=0.25)
+
+
+def test_statistics_are_numpys():
+    x = np.where(RNG.random((50, 4)) < 0.2, np.nan, RNG.poisson(2, (50, 4)))
+    found = statistics(jnp.float32(x))
+    np.testing.assert_allclose(found["mean"], np.nanmean(x, 0), rtol=1e-6)
+    np.testing.assert_allclose(found["variance"], np.nanvar(x, 0), rtol=1e-5)
+    np.testing.assert_allclose(
+        found["dispersion"], np.nanvar(x, 0) / np.nanmean(x, 0), rtol=1e-5
+    )
+    zeros = (x == 0).sum(0) / (~np.isnan(x)).sum(0)
+    np.testing.assert_allclose(found["zeros"], zeros, rtol=1e-6)
+    assert float(found["zeros_of_all"]) == pytest.approx(
+        np.nanmean(x[~np.isnan(x)] == 0)
+    )
+    for q in (0.1, 0.5, 0.9):
+        known = np.nanquantile(x, q, axis=0)
+        np.testing.assert_allclose(found[f"quantile_{q}"], known, rtol=1e-5)
+
+
+def test_numbers_out_of_range_are_refused():
+    spec = ModelSpec(likelihood=Gaussian(), data_shape=(3,), **LINEAR)
+    params, key = init(spec, jax.random.key(0)), jax.random.key(1)
+    x = jnp.zeros((2, 3))
+    with pytest.raises(ValueError, match="num_replications must be at least 1, got 0"):
+        posterior_predictive(params, x, key, num_replications=0)
+    for level in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="level must be between 0 and 1"):
+            posterior_predictive(params, x, key, level=level)
+    with pytest.raises(ValueError, match="x must be finite"):
+        posterior_predictive(params, x * jnp.nan, key)

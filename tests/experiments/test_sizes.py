@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 from experiments import mnist, sweep
 from experiments.runner import memory
@@ -91,7 +92,7 @@ def test_a_file_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, suffix
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("x.npy", content)
     with pytest.raises(ValueError, match=r"800000.0 GB of memory, and .* available"):
-        files.load_file(path, 0, None)
+        files.load_file(path, 0, None, None)
 
 
 def test_what_is_not_read_is_not_counted(tmp_path):
@@ -99,7 +100,7 @@ def test_what_is_not_read_is_not_counted(tmp_path):
     np.savez(path, x=np.linspace(0, 1, 40).reshape(20, 2))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("other.npy", header((10**7, 10**7)))
-    assert files.load_file(path, 0, None).train.shape[1] == 2
+    assert files.load_file(path, 0, None, None).train.shape[1] == 2
 
 
 def test_the_memory_of_a_file_is_that_of_its_header(monkeypatch):
@@ -112,3 +113,9 @@ def test_the_memory_of_a_file_is_that_of_its_header(monkeypatch):
     monkeypatch.setattr(file_memory, "available_bytes", lambda: 30 * 12 + 10 * 8 - 1)
     with pytest.raises(ValueError, match="are available"):
         file_memory.require_room(file, ["x", "y"])
+
+
+def test_a_sparse_file_is_counted_as_it_unpacks(tmp_path):
+    scipy.sparse.save_npz(tmp_path / "x.npz", scipy.sparse.csr_matrix((10**7, 10**7)))
+    with pytest.raises(ValueError, match=r"1200000.0 GB of memory"):
+        files.load_file(tmp_path / "x.npz", 0, None, None)

@@ -8,7 +8,7 @@ import numpy as np
 
 from vae_jax.data.columns import Given, count_values, numbered
 from vae_jax.data.dataset import Dataset
-from vae_jax.data.memory import require_room
+from vae_jax.data.memory import require_bytes, require_room
 from vae_jax.data.readers import as_table, read_table
 from vae_jax.data.tables import describe_columns, encode, require_varying
 from vae_jax.extras import import_extra
@@ -149,7 +149,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a `.npz` that are of use, or that of a `.npy` as `x`."""
     with path.open("rb") as file:
         try:
-            require_room(file, _FILE_KEYS)
+            require_room(file, (*_FILE_KEYS, *_SPARSE_KEYS))
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray) != (path.suffix == ".npy"):
                 raise ValueError("it is the other of .npz and .npy")
@@ -157,7 +157,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                 return {"x": loaded}
             if _SPARSE_KEYS <= set(loaded):
                 sparse = import_extra("scipy.sparse", "tables")
-                return {"x": sparse.load_npz(path).toarray()}
+                matrix = sparse.load_npz(path)
+                require_bytes(math.prod(matrix.shape) * (matrix.dtype.itemsize + 4))
+                return {"x": matrix.toarray()}
             arrays = {key: loaded[key] for key in _FILE_KEYS if key in loaded}
         # A damaged archive fails in a dozen ways.
         except Exception as error:

@@ -74,6 +74,22 @@ def require_room(file: IO[bytes], keys: Sequence[str]) -> None:
         file.seek(0)
         needed = _bytes_of(file)
     file.seek(0)
+    require_bytes(needed)
+
+
+def require_bytes(needed: int) -> None:
+    """Raise if arrays need more memory than there is.
+
+    Args:
+      needed: bytes.
+
+    Raises:
+      ValueError: they do; names both numbers.
+
+    Example:
+      >>> from vae_jax.data.memory import require_bytes
+      >>> require_bytes(1000)
+    """
     available = available_bytes()
     if needed > available:
         raise ValueError(

@@ -75,7 +75,7 @@ def save(
     """
     folder = Path(folder).absolute()
     if folder.exists():
-        raise FileExistsError(f"checkpoint {folder} exists")
+        raise FileExistsError(errno.EEXIST, "exists already: move it away", str(folder))
     # Beside the folder of checkpoints: in there only numbers are names.
     draft = folder.parent.parent / f".{folder.parent.name}-{folder.name}.draft"
     is_first = jax.process_index() == 0

@@ -124,7 +124,8 @@ def save(
     step, checkpoints = int(state.step), folder / "checkpoints"
     if not finite_models(state.params, num_models).any():
         fail_not_finite(folder, step)
-    if not (checkpoints / str(step)).exists():
+    # What else has its name is no checkpoint, and `checkpoint.save` refuses it.
+    if step not in checkpoint.steps(checkpoints):
         lines = {METRICS: metrics.lines(rows)}
         checkpoint.save(
             checkpoints / str(step), state, spec=spec, extra=history, texts=lines

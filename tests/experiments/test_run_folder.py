@@ -57,6 +57,16 @@ def assert_same_figures(results, expected):
             assert results[name] == value, name
 
 
+def test_a_file_in_place_of_a_checkpoint_is_named(copy):
+    """It is no checkpoint, and none can be saved by its name."""
+    shutil.rmtree(copy / "checkpoints" / "48")
+    (copy / "checkpoints" / "48").write_text("a file")
+    with pytest.raises(FileExistsError, match="exists already.*checkpoints/48"):
+        run(copy)
+    (copy / "checkpoints" / "48").unlink()
+    assert run(copy)["step"] == 48
+
+
 class Killed(BaseException):
     """The end of a process, at a place of a test's choice."""
 

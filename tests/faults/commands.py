@@ -160,7 +160,7 @@ def lost(rng: np.random.Generator, bench: Bench) -> str:
     return f"process {victim}; the other ended after {seconds:.1f} s"
 
 
-ABSURD = ("nan", "inf", "-inf", "-1", "1e300", "1e-320", "word", "", "9" * 30, "~x")
+ABSURD = ("nan", "inf", "-inf", "-1", "1e300", "1e-320", "word", "", "9" * 40, "~x")
 NUMERIC = [
     field.name
     for field in dataclasses.fields(mnist.Config)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.published import miwae
 from experiments.published.tables import FIGURES, FOLDER, Cell, Table
 from experiments.runner.report import measured
 
@@ -63,7 +64,9 @@ def page(results: Path) -> str:
             warned = _warning(found)
             notes.append(note + (f" {warned}" if warned else ""))
         parts += ["\n".join(lines), "\n".join(["", *notes, ""])]
-    return "\n".join(parts)
+    path = results / "miwae.json"
+    found = json.loads(path.read_text()) if path.exists() else None
+    return "\n".join([*parts, miwae.section(found)])
 
 
 def _rows(cell: Cell, found: Mapping[str, Any] | None) -> list[str]:

@@ -166,11 +166,8 @@ def record(
         "minutes_are": "of training, by the clock, on two cores that others used too",
         "deviations": cell.deviations,
         "config": dataclasses.asdict(cell.config),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("vae_jax", "jax", "optax")},
-        },
-        "commit": _commit(),
+        "versions": versions(),
+        "commit": commit(),
     }
 
 
@@ -185,7 +182,14 @@ def _elbo(cell: Cell, config: mnist.Config) -> dict[str, float]:
     return mean_of(np.asarray(terms.elbo))
 
 
-def _commit() -> str | None:
+def versions() -> dict[str, str]:
+    """Versions of Python and of what the figures depend on most."""
+    names = ("vae_jax", "jax", "optax")
+    found = {name: metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **found}
+
+
+def commit() -> str | None:
     """The commit of the code, with a mark where files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:

@@ -41,7 +41,9 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
     warmup = config.beta_warmup_epochs
     if warmup is None:
         warmup = choices.default_warmup_epochs(
-            config, epochs=epochs, steps_per_epoch=steps_per_epoch
+            config,
+            epochs=config.schedule_epochs or epochs,
+            steps_per_epoch=steps_per_epoch,
         )
     config = choices.with_likelihood(choices.with_prior(config), dataset)
     family = choices.likelihood(config, dataset.num_levels, dataset.columns)

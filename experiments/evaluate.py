@@ -435,7 +435,8 @@ def run(config: Config) -> dict[str, Any]:
     with run_folder.locked(folder):
         if config.model is not None:
             folder = folder / f"model-{config.model}"
-        figures: dict[str, Any] = {"which": config.which}
+        which = config.which if config.step is None else None
+        figures: dict[str, Any] = {"which": which, "step": config.step}
         figures |= evaluate(params, x, run_data.test_labels, config)
         figures["fitted_prior"] = fitted_prior(
             params, run_data, config, folder / "figures"
@@ -456,12 +457,15 @@ def run(config: Config) -> dict[str, Any]:
         if checked is not None:
             picture = predictive.draw(checked)
             save_figure(picture, folder / "figures", "posterior_predictive")
-        which = "" if config.which == "last" else ", the best on validation data"
-        title = f"{_told(config, trained)}{which}, {len(x)} test images"
+        told = f", step {config.step}" if which is None else _OF_EPOCH[which]
+        title = f"{_told(config, trained)}{told}, {len(x)} test images"
         save_figure(draw(figures, title), folder / "figures", "diagnostics")
         run_folder.write_json(folder / "evaluation.json", figures)
     print(f"{title}\n{table(figures, config)}")
     return figures
+
+
+_OF_EPOCH = {"last": "", "best": ", the best on validation data"}
 
 
 def _told(config: Config, trained: mnist.Config | None) -> str:

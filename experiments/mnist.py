@@ -201,6 +201,7 @@ def initial_state(
         jax.random.key(config.seed),
         jnp.asarray(dataset.train),
         config.variance if config.likelihood == "gaussian" else None,
+        config.learning_rate,
         spec=spec,
         num_levels=dataset.num_levels,
         average=config.ema_decay is not None,
@@ -213,6 +214,7 @@ def _initial_state(
     key: Key,
     examples: Array,
     variance: float | None,
+    learning_rate: float,
     *,
     spec: vae_jax.ModelSpec,
     num_levels: int | None,
@@ -224,7 +226,8 @@ def _initial_state(
     if variance is not None:
         log_var = jnp.log(jnp.float32(variance))
         params = params.replace(likelihood=params.likelihood | {"log_var": log_var})
-    optimizer = recipe.at_rate(1.0)  # Or at any: its state does not depend on it.
+    # Some optimizers keep the rate in their state.
+    optimizer = recipe.at_rate(learning_rate)
     return vae_jax.init_state(params, key, optimizer=optimizer, average=average)
 
 
@@ -262,7 +265,8 @@ def run(config: Config) -> dict[str, Any]:
         spec = choices.model_spec(config, original, num_classes=num_classes)
         say(*datasets.warnings(original, spec.likelihood, config.binarization))
         datasets.require_in(spec.likelihood.support, dataset, config.binarization)
-        memory.require(partial(initial_state, config, spec, dataset), config)
+        sizes = {"num_examples": len(dataset.train)}
+        memory.require(partial(initial_state, config, spec, dataset), config, **sizes)
         state = initial_state(config, spec, dataset)
         datasets.check_early_stopping(config.early_stopping, state.params, watched)
 

@@ -223,7 +223,8 @@ def run(config: Config) -> dict[str, Any]:
     )
     count = len(models)
     state_of = partial(mnist.initial_state, first, spec, dataset)
-    memory.require(state_of, first, num_models=count)
+    sizes = {"num_examples": len(dataset.train), "num_models": count}
+    memory.require(state_of, first, **sizes)
     state = vae_jax.stack_states(
         [mnist.initial_state(model, spec, dataset) for model in models]
     )

@@ -50,7 +50,7 @@ def standardized_rows() -> np.ndarray:
     """The data, `[569, 30]`, each column of mean 0 and variance 1."""
     from sklearn.datasets import load_breast_cancer
 
-    x = load_breast_cancer().data
+    x = np.asarray(load_breast_cancer(return_X_y=True)[0])
     return (x - x.mean(axis=0)) / x.std(axis=0)
 
 
@@ -194,10 +194,11 @@ def section(record: dict[str, Any] | None) -> str:
     lines += [
         "",
         f"Trained for {record['epochs']} epochs, {record['training_minutes']:.0f} "
-        "minutes. Mask, standardization on all rows, sizes, learning rate and batch size "
-        "are those of the notebook as far as they are known. Its likelihood is a Student "
-        "t whose scale and degrees of freedom the decoder gives, ours a Gaussian whose "
-        "variance it gives; initial weights, order of the rows and noise are ours.",
+        "minutes. Mask, standardization on all rows, sizes, learning rate and batch "
+        "size are those of the notebook as far as they are known. Its likelihood is a "
+        "Student t whose scale and degrees of freedom the decoder gives, ours a "
+        "Gaussian whose variance it gives; initial weights, order of the rows and "
+        "noise are ours.",
         "",
     ]
     return "\n".join(lines)

@@ -104,8 +104,9 @@ def run(config: Config, *, table: Table) -> list[dict[str, Any]]:
         single = dataclasses.replace(
             cells[name].config, data_dir=config.data_dir, run_dir=str(folder)
         )
+        provenance = _provenance(folder)
         results = mnist.run(single)
-        records.append(record(table, cells[name], single, results))
+        records.append(record(table, cells[name], single, results) | provenance)
         Path(config.results_dir).mkdir(parents=True, exist_ok=True)
         path = Path(config.results_dir, f"{table.name}-{name}.json")
         run_folder.write_json(path, records[-1])
@@ -166,9 +167,18 @@ def record(
         "minutes_are": "of training, by the clock, on two cores that others used too",
         "deviations": cell.deviations,
         "config": dataclasses.asdict(cell.config),
-        "versions": versions(),
-        "commit": commit(),
     }
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """Versions and commit that a run was begun with, kept beside its folder."""
+    path = folder.with_name(f"{folder.name}.provenance.json")
+    if not (folder / "config.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        run_folder.write_json(path, {"versions": versions(), "commit": commit()})
+    if not path.exists():
+        return {"versions": versions(), "commit": None}
+    return json.loads(path.read_text())
 
 
 def _elbo(cell: Cell, config: mnist.Config) -> dict[str, float]:

@@ -248,6 +248,8 @@ auto where a cluster's environment knows it."""
     """Number of this one, from 0 on; likewise."""
 
 
+# What a run did before there was such a flag, where that is not its default.
+FORMER_DEFAULTS = {"schedule": "constant", "warmup_steps": 0}
 # May differ between two commands that share a run: how it is carried out.
 IGNORED = {field.name for field in fields(RunFlags)}
 IGNORED -= {"dataset", "epochs", "validation"}

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from vae_jax import TrainState
-from vae_jax.data.memory import available_bytes
+from vae_jax.data.memory import available_bytes, gigabytes
 from vae_jax.types import PyTree
 
 
@@ -21,7 +21,11 @@ def free_bytes() -> int:
 
 
 def require(
-    initial_state: Callable[[], TrainState], config: Any, *, num_models: int = 1
+    initial_state: Callable[[], TrainState],
+    config: Any,
+    *,
+    num_examples: int,
+    num_models: int = 1,
 ) -> None:
     """Refuse a run whose parameters or batches are larger than the memory.
 
@@ -31,6 +35,7 @@ def require(
     Args:
       initial_state: makes the state of a model; traced, not run.
       config: has `batch_size`, shared by `num_devices`, and `num_samples`.
+      num_examples: in the training set; a batch has no more.
       num_models: whose states are held at once.
 
     Raises:
@@ -46,15 +51,15 @@ def require(
         ) from error
     spec = state.params.spec
     of_state = _bytes(state) + _bytes(state.params)
-    samples, batch = config.num_samples, config.batch_size
+    samples, batch = config.num_samples, min(config.batch_size, num_examples)
     values = samples * math.ceil(batch / config.num_devices)
     of_samples = 4 * values * (spec.latent_dim + math.prod(spec.data_shape))
     needed, free = num_models * of_state + of_samples, free_bytes()
     if needed > free:
         raise ValueError(
-            f"training needs at least {needed / 1e9:,.1f} GB of memory, and "
-            f"{free / 1e9:,.1f} GB are free: {num_models} x {of_state / 1e9:,.1f} GB "
-            f"of parameters, optimizer and gradient, {of_samples / 1e9:,.1f} GB of "
+            f"training needs at least {gigabytes(needed)} of memory, and "
+            f"{gigabytes(free)} are free: {num_models} x {gigabytes(of_state)} "
+            f"of parameters, optimizer and gradient, {gigabytes(of_samples)} of "
             f"--num_samples {samples} for --batch_size {batch}; choose smaller sizes"
         )
 

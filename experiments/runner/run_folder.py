@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from experiments.runner import flags
-from experiments.runner.flags import IGNORED, RunFlags
+from experiments.runner.flags import FORMER_DEFAULTS, IGNORED, RunFlags
 from vae_jax.manifest import discard, naming
 
 
@@ -120,8 +120,10 @@ def claim(folder: Path, config: RunFlags, data_digest: str) -> list[str]:
     elif config.overwrite:
         _remove_run(folder)
     else:
-        # A field that is newer than the run stood at its default.
+        # A field that is newer than the run stood at its default, or did what the
+        # default of its time was.
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        defaults |= FORMER_DEFAULTS
         known = read_signed(path).content
         found = json.loads(json.dumps(defaults, default=str)) | known
         differing = [

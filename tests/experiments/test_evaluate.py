@@ -10,6 +10,7 @@ import pytest
 import vae_jax
 from experiments import datasets, evaluate, evaluation, figures, mnist
 from experiments.evaluate import Config
+from vae_jax import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +247,14 @@ def test_a_model_of_a_script_is_evaluated(tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate.main([str(tmp_path), "--dataset=digits", *few])
     assert "names its data" in capsys.readouterr().err
+
+
+def test_a_step_is_not_called_the_last(trained):
+    folder, _ = trained
+    steps = checkpoint.steps(folder / "checkpoints")
+    few = {"num_gap": 2, "gap_steps": 2, "num_annealed": 0, "fitted_components": 0}
+    config = Config(
+        str(folder), step=steps[0], num_simulated=0, num_aggregate=10, **few
+    )
+    found = evaluate.run(config)
+    assert found["which"] is None and found["step"] == steps[0]

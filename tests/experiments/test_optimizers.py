@@ -268,3 +268,34 @@ def test_a_function_that_makes_no_optimizer_is_refused():
     config = dataclasses.replace(TINY, optimizer=f"{__name__}:no_optimizer")
     with pytest.raises(ValueError, match="must return an optax.GradientTransformation"):
         mnist.check(config)
+
+
+def injected(learning_rate):
+    """Adam that keeps its rate in its state."""
+    return optax.inject_hyperparams(optax.adam)(learning_rate=learning_rate)
+
+
+def test_an_optimizer_that_keeps_its_rate_trains_at_it():
+    digits = data.load("digits")
+    states = []
+    for rate in (1e-4, 1e-2):
+        own = f"{__name__}:injected"
+        config = dataclasses.replace(TINY, optimizer=own, learning_rate=rate)
+        config = resolve(config, digits)
+        spec = choices.model_spec(config, digits)
+        states.append(mnist.initial_state(config, spec, digits))
+    for state, rate in zip(states, (1e-4, 1e-2), strict=True):
+        kept = [
+            float(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.size == 1
+        ]
+        assert np.isclose(kept, rate).any(), kept
+
+
+def test_the_warmup_of_beta_is_that_of_the_planned_length():
+    """A first part of a run has the warm-up of the whole."""
+    digits = data.load("digits")
+    config = dataclasses.replace(TINY, schedule="cosine", batch_size=512)
+    whole = dataclasses.replace(config, epochs=40)
+    part = dataclasses.replace(config, epochs=4, schedule_epochs=40)
+    found = [resolve(each, digits).beta_warmup_epochs for each in (whole, part)]
+    assert found[0] == found[1] == 20

@@ -1,5 +1,6 @@
 """Values that no machine holds, refused before anything is written."""
 
+import dataclasses
 import io
 import re
 import zipfile
@@ -9,6 +10,7 @@ import pytest
 import scipy.sparse
 
 from experiments import mnist, sweep
+from experiments.defaults import resolve
 from experiments.runner import memory
 from vae_jax import data
 from vae_jax.data import files
@@ -56,6 +58,7 @@ def test_the_estimate_counts_what_training_holds(monkeypatch):
         latent_dim=2, batch_size=100, num_samples=3, dataset="digits", epochs=1
     )
     digits = data.load("digits")
+    config = resolve(config, digits)
     spec = mnist.choices.model_spec(config, digits)
     weights = 64 * 400 + 400 + 400 * 4 + 4 + 2 * 400 + 400 + 400 * 64 + 64
     expected = 4 * (4 * weights + 300 * (2 + 64))
@@ -65,13 +68,16 @@ def test_the_estimate_counts_what_training_holds(monkeypatch):
 
     # Beside them three counters and a key of two words.
     monkeypatch.setattr(memory, "free_bytes", lambda: expected + 64)
-    memory.require(make, config)
+    memory.require(make, config, num_examples=1000)
     monkeypatch.setattr(memory, "free_bytes", lambda: expected - 1)
     with pytest.raises(ValueError, match="needs at least"):
-        memory.require(make, config)
+        memory.require(make, config, num_examples=1000)
     monkeypatch.setattr(memory, "free_bytes", lambda: 7 * expected)
+    # A batch has no more examples than there are.
+    huge = dataclasses.replace(config, batch_size=10**8)
+    memory.require(make, huge, num_examples=100)
     with pytest.raises(ValueError, match="10 x "):
-        memory.require(make, config, num_models=10)
+        memory.require(make, config, num_examples=1000, num_models=10)
 
 
 def header(shape, dtype="<f4"):
@@ -91,8 +97,8 @@ def test_a_file_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, suffix
     else:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("x.npy", content)
-    with pytest.raises(ValueError, match=r"800000.0 GB of memory, and .* available"):
-        files.load_file(path, 0, None, None)
+    with pytest.raises(ValueError, match=r"800,000.0 GB of memory, and .* available"):
+        files.load_file(path, 0, None, None, "error")
 
 
 def test_what_is_not_read_is_not_counted(tmp_path):
@@ -100,7 +106,7 @@ def test_what_is_not_read_is_not_counted(tmp_path):
     np.savez(path, x=np.linspace(0, 1, 40).reshape(20, 2))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("other.npy", header((10**7, 10**7)))
-    assert files.load_file(path, 0, None, None).train.shape[1] == 2
+    assert files.load_file(path, 0, None, None, "error").train.shape[1] == 2
 
 
 def test_the_memory_of_a_file_is_that_of_its_header(monkeypatch):
@@ -117,5 +123,30 @@ def test_the_memory_of_a_file_is_that_of_its_header(monkeypatch):
 
 def test_a_sparse_file_is_counted_as_it_unpacks(tmp_path):
     scipy.sparse.save_npz(tmp_path / "x.npz", scipy.sparse.csr_matrix((10**7, 10**7)))
-    with pytest.raises(ValueError, match=r"1200000.0 GB of memory"):
-        files.load_file(tmp_path / "x.npz", 0, None, None)
+    with pytest.raises(ValueError, match=r"1,200,000.0 GB of memory"):
+        files.load_file(tmp_path / "x.npz", 0, None, None, "error")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("memory.max", "memory.current", "memory.stat"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+        ),
+    ],
+)
+def test_pages_of_files_are_memory_that_a_group_gives_back(
+    names, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(file_memory, "_GROUP", tmp_path)
+    (tmp_path / "memory").mkdir()
+    limit, usage, statistics = (tmp_path / name for name in names)
+    limit.write_text("1000\n")
+    usage.write_text("1000\n")
+    statistics.write_text("anon 300\ninactive_file 600\nactive_file 100\n")
+    assert file_memory.available_bytes() == 700
+    limit.write_text("max\n")
+    assert file_memory.available_bytes() > 10**6

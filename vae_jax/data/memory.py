@@ -28,11 +28,52 @@ def available_bytes() -> int:
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
             known.append(int(line.split()[1]) * 1024)
-    group = Path("/sys/fs/cgroup")
-    limit, used = (_lines(group / f"memory.{name}") for name in ("max", "current"))
-    if limit and used and limit[0].isdecimal():
-        known.append(int(limit[0]) - int(used[0]))
+    known += [left for names in _GROUP_FILES if (left := _left(*names)) is not None]
     return max(min(known), 0)
+
+
+# Limit, usage and statistics of a control group, of version 2 and of version 1.
+_GROUP = Path("/sys/fs/cgroup")
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+    ),
+)
+
+
+def _left(limit: str, usage: str, statistics: str) -> int | None:
+    """Bytes that the group may still take; None where it has no limit.
+
+    What holds pages of files counts as used, and is given back on demand.
+    """
+    limits, used = _lines(_GROUP / limit), _lines(_GROUP / usage)
+    if not (limits and used and limits[0].isdecimal()):
+        return None
+    pages = dict(line.split()[:2] for line in _lines(_GROUP / statistics))
+    of_files = sum(int(pages.get(f"{kind}_file", 0)) for kind in ("active", "inactive"))
+    return int(limits[0]) - int(used[0]) + of_files
+
+
+def gigabytes(count: float) -> str:
+    """Bytes for a message.
+
+    Args:
+      count: of bytes.
+
+    Returns:
+      In GB, or in MB below a tenth of one.
+
+    Example:
+      >>> from vae_jax.data.memory import gigabytes
+      >>> gigabytes(2.5e9), gigabytes(3e6)
+      ('2.5 GB', '3.0 MB')
+    """
+    if count < 1e8:
+        return f"{count / 1e6:,.1f} MB"
+    return f"{count / 1e9:,.1f} GB"
 
 
 def _lines(path: str | Path) -> list[str]:
@@ -93,8 +134,8 @@ def require_bytes(needed: int) -> None:
     available = available_bytes()
     if needed > available:
         raise ValueError(
-            f"its arrays need {needed / 1e9:.1f} GB of memory, and "
-            f"{available / 1e9:.1f} GB are available"
+            f"its arrays need {gigabytes(needed)} of memory, and "
+            f"{gigabytes(available)} are available"
         )
 
 

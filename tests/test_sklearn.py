@@ -79,6 +79,15 @@ def test_scores_are_log_evidence_in_the_units_of_the_data(fitted):
     np.testing.assert_allclose(fitted.score_samples(ROWS[:3]), found, rtol=1e-4)
 
 
+def test_a_constant_column_adds_as_little_whatever_the_constant():
+    """0.1 is no float32, and its mean in float32 is another number."""
+    scores = []
+    for constant in (3.0, 0.1):
+        X = np.column_stack([ROWS, np.full(len(ROWS), constant)])
+        scores.append(VAE(max_epochs=3, num_samples=50, random_state=0).fit(X).score(X))
+    assert scores[1] == pytest.approx(scores[0], abs=0.01)
+
+
 def test_order_number_and_blocks_of_rows_do_not_matter(fitted):
     many = np.tile(ROWS, (5, 1))  # More than one block.
     for name in ("score_samples", "transform"):

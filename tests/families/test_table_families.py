@@ -40,6 +40,7 @@ from vae_jax import (
 )
 from vae_jax.distributions import LogNormalDistribution, NominalDistribution
 from vae_jax.distributions.support import COUNTS, REAL, ColumnSupport
+from vae_jax.families.tables import moments
 
 LINEAR = {"encoder": Linear(), "decoder": Linear(), "latent_dim": 2}
 WINE = load_wine().data
@@ -126,6 +127,14 @@ def test_a_start_at_data_of_any_units_is_their_gaussian(base):
     np.testing.assert_allclose(p.mean[0, 0], x.mean(0), rtol=1e-4)
     seen = jax.jit(encode)(params, jnp.float32(x)).mean
     np.testing.assert_allclose(np.asarray(seen).mean(0), 0, atol=1e-3)
+
+
+def test_a_constant_column_has_scale_1_whatever_the_constant():
+    constants = np.float32([0.1, 3.0, 1e-30, -7e8])
+    x = np.tile(constants, (1001, 1))
+    for found in (moments(x), jax.jit(moments)(x)):
+        np.testing.assert_array_equal(found["shift"], constants)
+        np.testing.assert_array_equal(found["log_scale"], 0)
 
 
 @pytest.mark.parametrize("x", [1e-30, 1e-3, 1.0, 7.5, 1e30])

@@ -35,9 +35,12 @@ def moments(x: Array) -> dict[str, Array]:
       >>> moments(jnp.array([[1.0, 5.0], [3.0, 5.0]]))["log_scale"].tolist()
       [0.0, 0.0]
     """
-    scale = jnp.std(x, axis=0)
+    # Off the first row, so that the mean of a constant column is the constant: the
+    # rounding error of another one would be taken for its deviation.
+    off = x - x[:1]
+    scale = jnp.std(off, axis=0)
     log_scale = jnp.log(jnp.where(scale > 0, scale, 1))
-    return {"shift": jnp.mean(x, axis=0), "log_scale": log_scale}
+    return {"shift": x[0] + jnp.mean(off, axis=0), "log_scale": log_scale}
 
 
 @dataclass(frozen=True)

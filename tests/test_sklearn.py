@@ -88,6 +88,20 @@ def test_a_constant_column_adds_as_little_whatever_the_constant():
     assert scores[1] == pytest.approx(scores[0], abs=0.01)
 
 
+def test_columns_that_float32_rounds_off_are_refused():
+    rng = np.random.default_rng(3)
+    X = np.column_stack([rng.normal(size=60), 1.7e9 + rng.uniform(0, 60, size=60)])
+    model = VAE(max_epochs=2, num_samples=20, random_state=0)
+    with pytest.raises(
+        ValueError, match=r"varies by 1\d\.\d about 17000000\d\d in column 1.*Standard"
+    ):
+        model.fit(X)
+    assert np.isfinite(make_pipeline(StandardScaler(), model).fit(X).score(X))
+    # Float32 has these whole numbers, and a constant has no digits to lose.
+    X = np.column_stack([rng.poisson(3, size=60) + 10**6, np.full(60, 1.7e9 + 0.1)])
+    assert np.isfinite(clone(model).fit(X).score(X))
+
+
 def test_order_number_and_blocks_of_rows_do_not_matter(fitted):
     many = np.tile(ROWS, (5, 1))  # More than one block.
     for name in ("score_samples", "transform"):

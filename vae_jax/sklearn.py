@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vae_jax.data.columns import LARGEST_COUNT, LARGEST_OFFSET
 from vae_jax.evaluation import log_evidence
 from vae_jax.extras import import_extra
 from vae_jax.families import Bernoulli, Gaussian, NegativeBinomial, Standardized
@@ -129,8 +130,9 @@ class VAE(
           The estimator.
 
         Raises:
-          ValueError: X is not a table of finite numbers, has fewer than 2 rows, or
-            values that the likelihood does not take; an argument is out of its range.
+          ValueError: X is not a table of finite numbers, has fewer than 2 rows, values
+            that the likelihood does not take, or a column that varies too little about
+            its mean for float32; an argument is out of its range.
         """
         self._check()
         X = self._validated(X, reset=True, ensure_min_samples=2)
@@ -143,6 +145,7 @@ class VAE(
         num_epochs = self.max_epochs or max(10, math.ceil(3000 / steps_per_epoch))
         spec = self._spec(X)
         spec.likelihood.support.require(x)
+        _require_digits(X)
         params = jax.jit(init, static_argnums=0)(spec, init_key, x=rows)
         warmup = LinearWarmup(1.0, num_steps=_WARMUP_STEPS)
         with _progress(num_epochs if self.verbose else None) as callback:
@@ -332,6 +335,21 @@ def likelihood_of(X: np.ndarray) -> Family:
     if X.dtype.kind in "iu" and X.min() >= 0:
         return NegativeBinomial()
     return Standardized(Gaussian(learned_variance=True, per_dimension=True))
+
+
+def _require_digits(X: np.ndarray) -> None:
+    """Refuses columns of which float32 rounds off what varies."""
+    for number, column in enumerate(X.astype(np.float64).T):
+        largest = np.abs(column).max()
+        if largest <= LARGEST_COUNT and (column == np.rint(column)).all():
+            continue  # Whole numbers that float32 has all of.
+        varies = column.min() < column.max()
+        if varies and abs(column.mean()) > LARGEST_OFFSET * column.std():
+            raise ValueError(
+                f"X varies by {column.std():.3g} about {column.mean():.10g} in column "
+                f"{number}, of which float32 keeps too few digits: subtract the mean, "
+                "as by make_pipeline(StandardScaler(), VAE())"
+            )
 
 
 @functools.cache

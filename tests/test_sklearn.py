@@ -190,10 +190,26 @@ def test_a_progress_bar_is_shown_on_demand(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_integers_of_numpy_are_taken_as_python_s(fitted):
+    names = ("latent_dim", "max_epochs", "num_samples", "batch_size", "random_state")
+    integers = {name: np.int64(fitted.get_params()[name]) for name in names}
+    hidden = tuple(np.array(fitted.hidden_dims))
+    model = VAE(**integers, hidden_dims=hidden, patience=np.int32(5)).fit(ROWS)
+    assert model.params_.spec == fitted.params_.spec
+    np.testing.assert_array_equal(model.score_samples(ROWS), fitted.score_samples(ROWS))
+    np.testing.assert_array_equal(model.sample(np.int64(3)), fitted.sample(3))
+
+
+def test_a_row_is_left_to_train_on():
+    model = VAE(max_epochs=1, validation_fraction=0.9, random_state=0).fit(ROWS[:3])
+    assert np.isfinite(model.transform(ROWS)).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"max_epochs": 0}, "max_epochs must be a positive integer, got 0"),
+        ({"max_epochs": True}, "max_epochs must be a positive integer, got True"),
         ({"batch_size": 1.5}, "batch_size must be a positive integer, got 1.5"),
         ({"validation_fraction": 1.0}, "validation_fraction must be in .0, 1."),
         ({"learning_rate": -1.0}, "learning_rate must be positive"),
@@ -213,5 +229,5 @@ def test_bad_arguments_are_refused_by_name(arguments, message):
 def test_bad_codes_and_counts_are_refused(fitted):
     with pytest.raises(ValueError, match=r"X must be codes \[n, 2\], got \[60, 4\]"):
         fitted.inverse_transform(ROWS)
-    with pytest.raises(ValueError, match="n_samples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="n_samples must be a positive integer, got 0"):
         fitted.sample(0)

@@ -9,6 +9,7 @@ learned attributes that end in an underscore, `clone`, pipelines, grid search, p
 
 import functools
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -138,11 +139,12 @@ class VAE(
         X = self._validated(X, reset=True, ensure_min_samples=2)
         x = jnp.asarray(X, jnp.float32)
         init_key, split_key, fit_key = jax.random.split(self._key(), 3)
-        num_held_out = round(self.validation_fraction * len(x))
+        num_held_out = min(round(self.validation_fraction * len(x)), len(x) - 1)
+        batch_size = int(self.batch_size)
         order = jax.random.permutation(split_key, len(x))
         held_out, rows = x[order[:num_held_out]], x[order[num_held_out:]]
-        steps_per_epoch = math.ceil(len(rows) / self.batch_size)
-        num_epochs = self.max_epochs or max(10, math.ceil(3000 / steps_per_epoch))
+        steps_per_epoch = math.ceil(len(rows) / batch_size)
+        num_epochs = int(self.max_epochs or max(10, math.ceil(3000 / steps_per_epoch)))
         spec = self._spec(X)
         spec.likelihood.support.require(x)
         _require_digits(X)
@@ -158,7 +160,7 @@ class VAE(
                 if self.objective is None
                 else self.objective,
                 optimizer=optax.adam(self.learning_rate),
-                batch_size=self.batch_size,
+                batch_size=batch_size,
                 validation=held_out if num_held_out else None,
                 patience=self._patience(steps_per_epoch) if num_held_out else None,
                 callback=callback,
@@ -213,7 +215,7 @@ class VAE(
         Returns:
           `[n]`; a density in real columns, a probability in the others.
         """
-        return self._of_rows("log_evidence", X, num_samples=self.num_samples)
+        return self._of_rows("log_evidence", X, num_samples=int(self.num_samples))
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of `score_samples`, in nats per row.
@@ -237,14 +239,14 @@ class VAE(
           `[n_samples, D]`; the same ones at every call if `random_state` is a seed.
 
         Raises:
-          ValueError: `n_samples` is below 1.
+          ValueError: `n_samples` is no positive integer.
         """
         _validation.check_is_fitted(self)
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+        if not (_is_integer(n_samples) and n_samples >= 1):
+            raise ValueError(f"n_samples must be a positive integer, got {n_samples!r}")
         key = jax.random.fold_in(self._key(), 1)
         return np.asarray(
-            generate(self.params_, key, num_samples=n_samples, sample=True)
+            generate(self.params_, key, num_samples=int(n_samples), sample=True)
         )
 
     @property
@@ -261,7 +263,7 @@ class VAE(
         """Raise ValueError for arguments out of their range."""
         for name in ("batch_size", "num_samples", "max_epochs", "patience"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 1):
+            if value is not None and not (_is_integer(value) and value >= 1):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
         fraction = self.validation_fraction
         require_value(
@@ -270,7 +272,7 @@ class VAE(
         require_value("learning_rate", self.learning_rate, lambda r: r > 0, "positive")
 
     def _patience(self, steps_per_epoch: int) -> int:
-        return self.patience or max(5, math.ceil(500 / steps_per_epoch))
+        return int(self.patience or max(5, math.ceil(500 / steps_per_epoch)))
 
     def _key(self) -> Key:
         """A root key from `random_state`."""
@@ -290,12 +292,12 @@ class VAE(
         family = likelihood_of(X) if self.likelihood == "auto" else self.likelihood
         if isinstance(family, str):
             raise ValueError(f"likelihood must be 'auto' or a Family, got {family!r}")
-        widths = tuple(self.hidden_dims)
+        widths = tuple(_plain(width) for width in self.hidden_dims)
         return ModelSpec(
             encoder=MLP(widths),
             decoder=MLP(widths[::-1]),
             likelihood=family,
-            latent_dim=self.latent_dim,
+            latent_dim=_plain(self.latent_dim),
             data_shape=shape,
         )
 
@@ -335,6 +337,16 @@ def likelihood_of(X: np.ndarray) -> Family:
     if X.dtype.kind in "iu" and X.min() >= 0:
         return NegativeBinomial()
     return Standardized(Gaussian(learned_variance=True, per_dimension=True))
+
+
+def _is_integer(value: Any) -> bool:
+    """Whether it is an integer of Python, NumPy or another library, and no boolean."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """Python's integer in the place of another library's."""
+    return int(value) if _is_integer(value) else value
 
 
 def _require_digits(X: np.ndarray) -> None:

@@ -12,6 +12,7 @@ from vae_jax import (
     ConvolutionalEncoder,
     Linear,
     ModelSpec,
+    Multinomial,
     NegativeBinomial,
     Poisson,
     ZeroInflatedNegativeBinomial,
@@ -67,8 +68,8 @@ def test_data_without_variance_start_finite(x, dispersion):
 
 @pytest.mark.parametrize(
     "family",
-    [Poisson(), NegativeBinomial(), NegativeBinomial("decoder")],
-    ids=["poisson", "dimension", "decoder"],
+    [Poisson(), NegativeBinomial(), NegativeBinomial("decoder"), Multinomial()],
+    ids=["poisson", "dimension", "decoder", "multinomial"],
 )
 def test_images_of_counts_start_at_the_mean_of_all_positions(family):
     x = RNG.poisson(3, size=(50, 16)).astype(np.float32)

@@ -198,4 +198,7 @@ class Multinomial(Poisson):
         """Shares and mean total of the data."""
         _, bias = super().start_at_data(params, x)
         total = jnp.maximum(jnp.sum(jnp.mean(x, axis=0)), LEAST_MEAN)
-        return {"log_total": jnp.log(total)}, bias
+        # A convolution's rows are positions, and init's total is the number of all
+        # dimensions.
+        log_positions = params["log_total"] - jnp.log(x.shape[-1])
+        return {"log_total": jnp.log(total) + log_positions}, bias

@@ -98,6 +98,30 @@ def test_kinds_can_be_given(tmp_path):
     assert names.tolist() == FRAME["city"].to_numpy()[order].tolist()
 
 
+@pytest.mark.parametrize("dtype", [int, float, str, "category"])
+def test_labels_are_in_the_order_of_numbers(dtype):
+    numbers = np.arange(60) % 12
+    order = np.random.default_rng(0).permutation(60)[:54]
+    for first, step in ((0, 1), (-3, 5)):
+        series = pd.Series(first + step * numbers).astype(dtype)
+        found = data.from_table(FRAME.assign(y=series), columns={"y": "label"})
+        np.testing.assert_array_equal(found.train_labels, numbers[order])
+    texts = data.from_table(FRAME, columns={"city": "label"})
+    np.testing.assert_array_equal(texts.train_labels, order % 3)
+
+
+@pytest.mark.parametrize("missing", ["error", "mask"])
+def test_a_missing_label_is_refused(tmp_path, missing):
+    numbers = pd.Series(np.arange(60) % 3.0).mask(np.arange(60) == 4)
+    for column, line in ((numbers, "row 4"), (FRAME["city"].mask(numbers.isna()), "")):
+        frame = FRAME.assign(y=column)
+        with pytest.raises(ValueError, match=f"'y', {line}.*: the label is missing"):
+            data.from_table(frame, columns={"y": "label"}, missing=missing)
+    frame.to_csv(tmp_path / "y.csv", index=False)
+    with pytest.raises(ValueError, match="y.csv': column 'y', line 6: the label is"):
+        data.load(tmp_path / "y.csv", columns={"y": "label"}, missing=missing)
+
+
 def test_columns_of_another_table_code_alike_and_nothing_else_passes(tmp_path):
     known = data.from_table(FRAME).columns
     fewer = FRAME[FRAME["city"] != "Bonn"]

@@ -27,7 +27,8 @@ class Encoded(NamedTuple):
     Attributes:
       x: `[n, D]`, float32.
       columns: D of them.
-      labels: `[n]`, codes of the label column; None where there is none.
+      labels: `[n]`, codes 0 to K - 1 of the label column's K values, in the order of
+        numbers or else of texts; None where there is no such column.
     """
 
     x: np.ndarray
@@ -67,8 +68,7 @@ def encode(
         if column.kind == "ignore":
             continue
         if column.kind == "label":
-            labels = np.unique(values.astype(str), return_inverse=True)[1]
-            labels = labels.astype(np.int32)
+            labels = _label_codes(name, values, table.place)
             continue
         coded, column = _encode_column(column, values, table.place, missing)
         found.append(coded)
@@ -76,6 +76,23 @@ def encode(
     if not found:
         raise ValueError("no column is left to model")
     return Encoded(np.stack(found, axis=1), tuple(columns), labels)
+
+
+def _label_codes(
+    name: str, values: np.ndarray, place: Callable[[int], str]
+) -> np.ndarray:
+    """Ranks of labels among those that occur; 0, ..., K - 1 keep their numbers."""
+    column = Column(name, "categorical")
+
+    def refuse(row: Any, what: str) -> ValueError:
+        return ValueError(f"column {name!r}, {place(int(row))}: {what}")
+
+    absent = _absent(values, column)
+    if absent.any():
+        what = "the label is missing: leave out the row, or give it a class of its own"
+        raise refuse(np.argmax(absent), what)
+    labels = np.unique(_parsed(values, column, refuse), return_inverse=True)[1]
+    return labels.astype(np.int32)
 
 
 def _encode_column(

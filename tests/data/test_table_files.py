@@ -153,6 +153,38 @@ def test_floats_beyond_the_unit_interval_are_real_columns(tmp_path):
     assert data.load(tmp_path / "images.npy").data_shape == (3, 1)
 
 
+@pytest.mark.parametrize("has_test", [False, True])
+def test_a_label_column_of_an_array_gives_labels_and_the_others_are_counts(
+    tmp_path, has_test
+):
+    x = np.stack([RNG.integers(0, 2, 40), RNG.poisson(5, 40), np.arange(40) % 12], 1)
+    rest = {"x_test": x[::-1][:9]} if has_test else {}
+    np.savez(tmp_path / "mine.npz", x=x, **rest)
+    given = {"columns": {"2": "label"}, "values": "counts"}
+    dataset = data.load(tmp_path / "mine.npz", **given)
+    order = np.random.default_rng(0).permutation(40)
+    train, test = (x, x[::-1][:9]) if has_test else (x[order[:36]], x[order[36:]])
+    np.testing.assert_array_equal(dataset.train, train[:, :2])
+    np.testing.assert_array_equal(dataset.test, test[:, :2])
+    np.testing.assert_array_equal(dataset.train_labels, train[:, 2])
+    np.testing.assert_array_equal(dataset.test_labels, test[:, 2])
+    assert dataset.values == "counts" and dataset.data_shape == (2,)
+    np.savez(tmp_path / "both.npz", x=x, y=x[:, 2], **rest)
+    with pytest.raises(ValueError, match="columns has a 'label', and the file .* y"):
+        data.load(tmp_path / "both.npz", **given)
+
+
+def test_a_wrong_value_of_an_array_is_told_by_its_own_row(tmp_path):
+    x = np.abs(RNG.normal(size=(40, 2)))
+    x[7, 1] = x[9, 0] = -99
+    np.save(tmp_path / "mine.npy", x)
+    with pytest.raises(ValueError, match="column '1', row 7 of x: must be positive"):
+        data.load(tmp_path / "mine.npy", columns={"1": "positive"})
+    np.savez(tmp_path / "mine.npz", x=x[:9], x_test=x)
+    with pytest.raises(ValueError, match="column '0', row 9 of x_test: must be pos"):
+        data.load(tmp_path / "mine.npz", columns={"0": "positive"})
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
 def test_a_sparse_matrix_of_counts(tmp_path, dtype):
     x = RNG.poisson(0.3, size=(50, 6))

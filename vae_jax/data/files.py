@@ -115,23 +115,46 @@ def _from_rows(
     """A data set of rows of numbers, whose columns have no names but numbers."""
     _check_arrays(_without_missing(arrays) if missing == "mask" else arrays, "columns")
     arrays = {key: array for key, array in arrays.items() if key != "num_levels"}
-    shape = arrays["x"].shape[1:]
+    shape, num_train = arrays["x"].shape[1:], len(arrays["x"])
+    x = np.concatenate([arrays[key] for key in ("x", "x_test") if key in arrays])
+    table = as_table(x.reshape(len(x), -1))._replace(
+        place=lambda row: (
+            f"row {row} of x" if row < num_train else f"row {row - num_train} of x_test"
+        )
+    )
+    default = "count" if values == "counts" else (None if columns else "real")
+    encoded = encode(table, columns, default=default, missing=missing)
+    found = {"x": encoded.x}
+    if encoded.labels is not None:
+        if "y" in arrays or "y_test" in arrays:
+            raise ValueError(
+                "columns has a 'label', and the file labels of its own, y: give the "
+                "column the kind 'ignore', or leave y out of the file"
+            )
+        found["y"] = encoded.labels
+    for key, both in found.items():
+        arrays[key] = both[:num_train]
+        if "x_test" in arrays:
+            arrays[f"{key}_test"] = both[num_train:]
     arrays, notes = _with_test(arrays, seed)
-    x = np.concatenate([arrays["x"], arrays["x_test"]]).reshape(-1, math.prod(shape))
-    kind = "count" if values == "counts" else "real"
-    kind = None if columns else kind
-    encoded = encode(as_table(x), columns, default=kind, missing=missing)
-    train, test = np.split(encoded.x, [len(arrays["x"])])
-    require_varying(train, encoded.columns)
+    require_varying(arrays["x"], encoded.columns)
     y, y_test = (
         None if key not in arrays else arrays[key].astype(np.int32)
         for key in ("y", "y_test")
     )
-    if len(encoded.columns) < x.shape[1]:
-        shape = train.shape[1:]
+    if len(encoded.columns) < x[0].size:
+        shape = encoded.x.shape[1:]
     notes = (*describe_columns(encoded.x, encoded.columns), *notes)
     return Dataset(
-        name, train, test, y, y_test, shape, None, notes, columns=encoded.columns
+        name,
+        arrays["x"],
+        arrays["x_test"],
+        y,
+        y_test,
+        shape,
+        None,
+        notes,
+        columns=encoded.columns,
     )
 
 

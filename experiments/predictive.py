@@ -30,7 +30,8 @@ def predictive_figures(
 
     Returns:
       For each statistic the test set's value, mean and 95% interval over replications,
-      lists over dimensions, and the share of dimensions inside; None for pixels.
+      lists over dimensions, and the share inside of the dimensions that have the
+      statistic; None for pixels.
     """
     if are_pixels(params, np.asarray(x)):
         return None
@@ -43,10 +44,15 @@ def predictive_figures(
     }
 
 
+def _are_defined(observed: Any, lower: Any) -> np.ndarray:
+    """Which dimensions have a statistic, in the test set and in replications."""
+    return np.isfinite(np.asarray(observed)) & np.isfinite(np.asarray(lower))
+
+
 def _share_inside(observed: Array, lower: Array, upper: Array) -> float | None:
     """Share of the dimensions that have the statistic; None where none has."""
     inside = (lower <= observed) & (observed <= upper)
-    defined = np.isfinite(np.asarray(observed)) & np.isfinite(np.asarray(lower))
+    defined = _are_defined(observed, lower)
     return float(np.asarray(inside)[defined].mean()) if defined.any() else None
 
 
@@ -76,7 +82,8 @@ def draw(figures: dict[str, Any]) -> Figure:
       figures: of `predictive_figures`.
 
     Returns:
-      A panel a statistic; outside of its interval a dimension is red.
+      A panel a statistic, of the dimensions that have it; outside of its interval a
+      dimension is red.
     """
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     figure.suptitle("posterior predictive check: 95% intervals of each dimension")
@@ -86,14 +93,19 @@ def draw(figures: dict[str, Any]) -> Figure:
             np.array(one[part], float)
             for part in ("observed", "mean", "lower", "upper")
         )
+        defined = _are_defined(observed, lower)
         inside = (lower <= observed) & (observed <= upper)
-        for here, color in ((inside, "tab:blue"), (~inside, "tab:red")):
+        for here, color in (
+            (defined & inside, "tab:blue"),
+            (defined & ~inside, "tab:red"),
+        ):
             axes.vlines(
                 observed[here], lower[here], upper[here], color=color, alpha=0.5
             )
             axes.plot(observed[here], mean[here], ".", color=color, markersize=3)
-        ends = [np.nanmin(observed), np.nanmax(observed)]
-        axes.plot(ends, ends, color="0.5", linewidth=1)
+        if defined.any():
+            ends = [observed[defined].min(), observed[defined].max()]
+            axes.plot(ends, ends, color="0.5", linewidth=1)
         scale = "symlog" if name in ("mean", "variance") else "linear"
         axes.set(title=name, xlabel="test set", ylabel="model")
         axes.set(xscale=scale, yscale=scale)

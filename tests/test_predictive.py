@@ -78,6 +78,30 @@ def test_what_is_missing_is_missing_from_replications_too():
     np.testing.assert_allclose(width[0] / width[1], np.sqrt(4 / 3), rtol=0.25)
 
 
+def test_a_replication_without_counts_has_no_dispersion_and_is_left_out():
+    x = jnp.zeros((8, 3)).at[0].set(1)
+    spec = ModelSpec(likelihood=Poisson(), data_shape=(3,), **LINEAR)
+    params = init(spec, jax.random.key(0), x=x)
+    output = params.decoder["output"]
+    # A rate of 1 in 8 rows, but for the last column, which never has a count.
+    output = {
+        "kernel": 0 * output["kernel"],
+        "bias": jnp.log(jnp.array([0.125, 0.125, 1e-30])),
+    }
+    params = params.replace(decoder={"output": output})
+    observed = x.at[0, 1].set(0)
+    found = posterior_predictive(
+        params, observed, jax.random.key(1), num_replications=400
+    )["dispersion"]
+    # Given their total T, counts are multinomial: E[variance] = T (1 - 1/n) / n, which
+    # over the mean, T / n, is 1 - 1/n. A total of 0, of probability 1/e, has neither.
+    np.testing.assert_allclose(found.mean[:2], 1 - 1 / 8, atol=0.1)
+    assert np.isnan(found.mean[2]) and np.isnan(found.lower[2])
+    assert (found.lower[:2] < 7 / 8).all() and (found.upper[:2] > 7 / 8).all()
+    assert np.isnan(found.observed).tolist() == [False, True, False]
+    assert found.inside.tolist() == [True, True, True]
+
+
 def test_statistics_are_numpys():
     x = np.where(RNG.random((50, 4)) < 0.2, np.nan, RNG.poisson(2, (50, 4)))
     found = statistics(jnp.float32(x))

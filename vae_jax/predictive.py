@@ -19,8 +19,9 @@ class Replicated(NamedTuple):
 
     Attributes:
       observed: of the data, `[D]`, or `[]` over all dimensions.
-      mean: over replications.
-      lower: end of the predictive interval.
+      mean: over the replications that have the statistic: one without a count has no
+        dispersion. NaN where none has it.
+      lower: end of the predictive interval, of the same replications.
       upper: likewise.
     """
 
@@ -31,8 +32,11 @@ class Replicated(NamedTuple):
 
     @property
     def inside(self) -> Array:
-        """Whether the data's statistic lies in the predictive interval."""
-        return (self.lower <= self.observed) & (self.observed <= self.upper)
+        """Whether the data's statistic does not lie outside of the predictive interval.
+
+        True too where either is NaN, which is no finding: nothing can be compared.
+        """
+        return ~((self.observed < self.lower) | (self.upper < self.observed))
 
 
 def statistics(x: Array) -> dict[str, Array]:
@@ -127,8 +131,8 @@ def posterior_predictive(
     return {
         name: Replicated(
             observed,
-            jnp.mean(drawn[name], axis=0),
-            *jnp.quantile(drawn[name], ends.astype(drawn[name].dtype), axis=0),
+            jnp.nanmean(drawn[name], axis=0),
+            *jnp.nanquantile(drawn[name], ends.astype(drawn[name].dtype), axis=0),
         )
         for name, observed in statistics(x).items()
     }

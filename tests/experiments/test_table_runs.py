@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vae_jax
-from experiments import datasets, evaluate, mnist, sweep, tables
+from experiments import datasets, evaluate, mnist, predictive, sweep, tables
 from experiments.evaluation import elbo_figures
 from vae_jax import data
 
@@ -85,6 +85,22 @@ def test_counts_train_and_are_evaluated(counts, tmp_path, capsys):
     # The same command finds the run complete.
     again = mnist.run(dataclasses.replace(config, likelihood="negative_binomial"))
     assert again["test_elbo"] == results["test_elbo"]
+
+
+def test_dimensions_without_a_statistic_are_left_out_of_the_check():
+    params = vae_jax.init(
+        vae_jax.ModelSpec(likelihood=vae_jax.Poisson(), data_shape=(2,)),
+        jax.random.key(0),
+    )
+    x = np.float32([[0, 1], [0, 3], [0, 2]])
+    found = predictive.predictive_figures(params, x, None, jax.random.key(1))
+    assert found is not None and np.isnan(found["dispersion"]["observed"][0])
+    assert found["dispersion"]["inside"] in (0, 1)
+    nowhere = found | {"dispersion": found["dispersion"] | {"lower": [np.nan] * 2}}
+    for figures, shown in ((found, 1), (nowhere, 0)):
+        axes = predictive.draw(figures).axes[predictive.SHOWN.index("dispersion")]
+        points = [line for line in axes.lines if line.get_marker() == "."]
+        assert sum(len(line.get_xdata()) for line in points) == shown
 
 
 def test_a_sweep_of_counts(counts, tmp_path):

@@ -12,10 +12,29 @@ if TYPE_CHECKING:
     from experiments.mnist import Config
 
 
+def read_best(training: Run, state: TrainState) -> vae_jax.Params | None:
+    """The best model on validation data, which all processes read together.
+
+    Args:
+      training: the run.
+      state: at its end.
+
+    Returns:
+      Its parameters; None where no epoch is the best, or the last one is.
+    """
+    best = training.best
+    if best is None or best["step"] == int(state.step):
+        return None
+    # The spec of this run, whose classes may be the user's own.
+    spec = state.evaluation_params.spec
+    return vae_jax.load_run(training.folder, which="best", spec=spec)
+
+
 def evaluate(
     config: "Config",
     training: Run,
     state: TrainState,
+    best: vae_jax.Params | None,
     dataset: data.Dataset,
     remedies: str,
 ) -> dict[str, Any]:
@@ -25,6 +44,7 @@ def evaluate(
       config: resolved.
       training: the run.
       state: at its end.
+      best: what `read_best` found.
       dataset: binarized.
       remedies: what to change if the posterior collapsed.
 
@@ -53,7 +73,8 @@ def evaluate(
         key=evaluation.evaluation_keys().figures,
     )
     last = _test_figures(params, test, samples)
-    chosen = _best(training, int(state.step), params, last, test, samples)
+    of_best = last if best is None else _test_figures(best, test, samples)
+    chosen = _best(training, of_best)
     if dataset.validation is not None:
         chosen["validation_elbo"] = training.rows[-1]["elbo"]
     results = training.write_results(
@@ -76,23 +97,11 @@ def _test_figures(
     }
 
 
-def _best(
-    training: Run,
-    last_step: int,
-    params: vae_jax.Params,
-    last: dict[str, Any],
-    test: datasets.Split,
-    num_samples: int,
-) -> dict[str, Any]:
+def _best(training: Run, figures: dict[str, Any]) -> dict[str, Any]:
     """Figures of the epoch that is best on validation data, where there are any."""
     best = training.best
     if best is None:
         return {}
-    figures = last
-    if best["step"] != last_step:
-        # The spec of this run, whose classes may be the user's own.
-        chosen = vae_jax.load_run(training.folder, which="best", spec=params.spec)
-        figures = _test_figures(chosen, test, num_samples)
     # As many samples and units as the last one has.
     common = ("importance_weighted_num_samples", "num_units")
     own = {name: value for name, value in figures.items() if name not in common}

@@ -309,10 +309,13 @@ def run(config: Config) -> dict[str, Any]:
                 history = empty
                 training.save(state, history)
 
-            # Evaluation and figures, in the process that writes.
+            # Evaluation and figures, in the process that writes; all read checkpoints.
+            best = final_evaluation.read_best(training, state)
             if not processes.is_first():
                 return {}
-            return final_evaluation.evaluate(config, training, state, dataset, remedies)
+            return final_evaluation.evaluate(
+                config, training, state, best, dataset, remedies
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

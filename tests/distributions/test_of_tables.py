@@ -79,6 +79,21 @@ def test_gamma_in_float32():
     assert_exact(gamma.log_prob, known[:, 0], *points)
 
 
+def test_gradients_of_gamma_in_float32_at_means_whose_squares_it_lacks():
+    means = (1e-45, 1e-37, 1e-21, 1e-19, 1.0, 1e19, 1e36, 1e45)
+    ratio, log_mean, k = grid((0.3, 0.9, 1, 1.4, 1e3), np.log(means), (0.3, 5, 300))
+    x = np.exp(np.float64(log_mean) + np.log(ratio)).clip(1e-37, 1e37)
+    x = np.float32(x)
+    gradients = jax.jit(jax.grad(lambda *a: gamma.log_prob(*a).sum(), argnums=(1, 2)))
+    of_mean, of_k = gradients(x, log_mean, k)
+    k = np.float64(k)
+    log_ratio = np.log(np.float64(x)) - log_mean
+    known = k * np.expm1(log_ratio)
+    np.testing.assert_allclose(of_mean, known, rtol=1e-4, atol=6e-3)
+    known = np.log(k) - scipy.special.digamma(k) - np.expm1(log_ratio) + log_ratio
+    np.testing.assert_allclose(of_k, known, rtol=1e-4, atol=1e-4)
+
+
 def test_beta_in_float32():
     places = (1e-30, 1e-6, 0.01, 0.3, 0.5, 0.5001, 0.9, 0.999, 1 - 2**-24)
     points = grid(places, (-15, -3, 0, 1e-3, 2, 15), CONCENTRATIONS)

@@ -39,13 +39,23 @@ def log_prob(x: Array, log_mean: Array, concentration: Array) -> Array:
 def _log_probs(x: Array, log_mean: Array, concentration: Array) -> Array:
     """Elementwise log-density."""
     x = POSITIVE.nan_outside(jnp.asarray(x, log_mean.dtype))
-    k, mean = concentration, jnp.exp(log_mean)
-    log_x = jnp.log(x)
-    # x / m - 1 - log(x / m), by the deviance near 1, where it cancels.
-    log_ratio = log_x - log_mean
-    is_near = jnp.abs(log_ratio) < 0.5
-    near = jnp.where(is_near, x, mean)
-    off_near = deviance(k * (near / mean), mean / near, (mean - near) / near)
+    k, log_x = concentration, jnp.log(x)
+    # x / m - 1 - log(x / m), by the deviance near 1, where it cancels, unless m is
+    # rounded to 0 or infinity.
+    log_ratio, kinds = log_x - log_mean, jnp.finfo(log_mean.dtype)
+    has_mean = (log_mean > jnp.log(kinds.tiny)) & (log_mean < jnp.log(kinds.max))
+    is_near = (jnp.abs(log_ratio) < 0.5) & has_mean
+    near, mean = jnp.where(is_near, x, 1), jnp.exp(jnp.where(is_near, log_mean, 0))
+    # Values by x and m, derivatives by log(x / m): those by m are divided by m^2, which
+    # may be rounded to 0 or infinity. The difference is 0.
+    near, mean = jax.lax.stop_gradient((near, mean))
+    step = log_ratio - jax.lax.stop_gradient(log_ratio)
+    inverse = mean / near
+    off_near = deviance(
+        k * (near / mean) * jnp.exp(step),
+        inverse * jnp.exp(-step),
+        (mean - near) / near + inverse * jnp.expm1(-step),
+    )
     far = jnp.where(is_near, 0.0, log_ratio)
     off_far = k * (jnp.exp(far) - 1 - far)
     off = jnp.where(is_near, off_near, off_far)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import vae_jax
 from experiments import choices, datasets, evaluation
-from experiments.runner import devices
+from experiments.runner import checkpoints, devices
 from experiments.runner.training import Run
 from vae_jax import TrainState, data
 
@@ -20,14 +20,15 @@ def read_best(training: Run, state: TrainState) -> vae_jax.Params | None:
       state: at its end.
 
     Returns:
-      Its parameters; None where no epoch is the best, or the last one is.
+      Its parameters; None where no epoch is the best, the last one is, or the
+      checkpoint cannot be read.
     """
     best = training.best
     if best is None or best["step"] == int(state.step):
         return None
     # The spec of this run, whose classes may be the user's own.
     spec = state.evaluation_params.spec
-    return vae_jax.load_run(training.folder, which="best", spec=spec)
+    return checkpoints.restore_best(training.folder, best["step"], spec)
 
 
 def evaluate(
@@ -73,8 +74,10 @@ def evaluate(
         key=evaluation.evaluation_keys().figures,
     )
     last = _test_figures(params, test, samples)
-    of_best = last if best is None else _test_figures(best, test, samples)
-    chosen = _best(training, of_best)
+    of_best = None if best is None else _test_figures(best, test, samples)
+    if training.best and training.best["step"] == int(state.step):
+        of_best = last
+    chosen = _best(training.best, of_best)
     if dataset.validation is not None:
         chosen["validation_elbo"] = training.rows[-1]["elbo"]
     results = training.write_results(
@@ -97,10 +100,11 @@ def _test_figures(
     }
 
 
-def _best(training: Run, figures: dict[str, Any]) -> dict[str, Any]:
+def _best(
+    best: dict[str, Any] | None, figures: dict[str, Any] | None
+) -> dict[str, Any]:
     """Figures of the epoch that is best on validation data, where there are any."""
-    best = training.best
-    if best is None:
+    if best is None or figures is None:
         return {}
     # As many samples and units as the last one has.
     common = ("importance_weighted_num_samples", "num_units")

@@ -135,6 +135,11 @@ def record(
     folder = Path(str(config.run_dir))
     prefix = "" if cell.which == "last" else "best_"
     evidence = f"{prefix}importance_weighted"
+    if f"{prefix}test_elbo" not in results:
+        raise ValueError(
+            f"run_dir {folder}: results.json has no figures of the {cell.which} epoch, "
+            "whose checkpoint could not be read: start it anew"
+        )
     elbo, reported = _elbo(cell, config), results[f"{prefix}test_elbo"]
     if abs(elbo["mean"] - reported) > 1e-3:
         raise ValueError(

@@ -90,6 +90,42 @@ def restore_newest(
     return Restored(state, history, None)
 
 
+def restore_best(folder: Path, step: int, spec: ModelSpec) -> Params | None:
+    """The parameters of the best checkpoint, which all processes read together.
+
+    A broken one is moved to `corrupt/` in the run's folder; of that, and of one that is
+    gone, a warning tells.
+
+    Args:
+      folder: the run's folder.
+      step: of the checkpoint.
+      spec: the model, whose classes may be the user's own.
+
+    Returns:
+      The parameters; None where they cannot be read.
+    """
+    path = folder / "checkpoints" / str(step)
+    found, problem = None, "to another process"
+    try:
+        found = checkpoint.restore(path, spec=spec)
+    except (checkpoint.CorruptCheckpoint, FileNotFoundError) as error:
+        problem = str(error)
+    # If one process cannot read it, none has it evaluated.
+    if not processes.agree([found is None])[0]:
+        return found
+    if processes.is_first():
+        is_there = path.is_dir()
+        if is_there:
+            _put_aside(path, folder / "corrupt")
+        print(
+            f"warning: {'corrupt' if is_there else 'missing'} checkpoint {step}, the "
+            f"best on validation data: {problem}; without it no figures best_* are "
+            "written",
+            file=sys.stderr,
+        )
+    return None
+
+
 def _put_aside(path: Path, corrupt: Path) -> None:
     """Move a checkpoint into another folder of the run, in place of an older one."""
     if corrupt.is_symlink() or not corrupt.is_dir():

@@ -134,6 +134,9 @@ def test_figures_of_another_model_are_refused(recorded):
     results["best_test_elbo"] += 0.01
     with pytest.raises(ValueError, match="results.json says .*: start it anew"):
         tables.record(TINY, cell, config, results)
+    del results["best_test_elbo"]
+    with pytest.raises(ValueError, match="no figures of the best epoch"):
+        tables.record(TINY, cell, config, results)
 
 
 def test_a_name_that_is_no_cell_is_refused(capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import doctest
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -197,6 +198,36 @@ def test_the_best_is_evaluated_by_its_command(finished, monkeypatch):
         jax.tree.map(np.testing.assert_array_equal, seen[-1], expected)
     _, found = evaluate.load_data(evaluate.Config(str(folder)))
     assert len(found.train) == 1437 - 400
+
+
+@pytest.mark.parametrize("harm", ["corrupt", "missing"])
+def test_a_best_epoch_without_its_checkpoint_has_no_figures(
+    finished, tmp_path, harm, capsys
+):
+    """Its step and its validation ELBO are not written beside another model's."""
+    folder, results = finished
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    (run / "results.json").unlink()
+    path = run / "checkpoints" / str(results["best_step"])
+    if harm == "corrupt":
+        file = max(path.rglob("*"), key=lambda found: found.stat().st_size)
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        checkpoint.remove(path)
+    again = run_tiny(run)
+    assert [name for name in results if name.startswith("best_")]
+    assert not [name for name in again if name.startswith("best_")]
+    for name in ("test_elbo", "validation_elbo", "step"):
+        assert again[name] == results[name]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith(f"warning: {harm} checkpoint {path.name}, the best on")
+    assert not path.exists()
+    assert (run / "corrupt" / path.name).is_dir() == (harm == "corrupt")
+    # The same command again finds it all done.
+    assert run_tiny(run) == again
 
 
 def test_the_best_of_the_checkpoint_before_is_kept_too(tmp_path):

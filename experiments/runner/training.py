@@ -390,7 +390,7 @@ class Run:
         results = figures | {
             "images_per_second": self.images_per_second or (speeds or [None])[-1],
             "seconds_to_first_step": self._seconds_to_first_step,
-            "epochs": self._num_epochs,
+            "epochs": int(state.step) // self._num_steps,
             "step": int(state.step),
             "jax_version": jax.__version__,
             "device": f"{self._config.num_devices} x {jax.devices()[0].device_kind}",

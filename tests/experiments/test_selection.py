@@ -80,6 +80,7 @@ def test_a_run_ends_after_the_patience_and_keeps_its_best_epoch(finished):
     records = [i for i, elbo in enumerate(elbos) if elbo > max(elbos[:i], default=-1e9)]
     assert max(np.diff([*records, len(elbos) - 1])) == 2
     assert results["best_epoch"] == best + 1 and results["step"] == 9 * len(elbos)
+    assert results["epochs"] == len(elbos)
     assert results["best_step"] == 9 * (best + 1)
     assert results["best_validation_elbo"] == pytest.approx(max(elbos), rel=1e-6)
     assert results["validation_elbo"] == elbos[-1]

@@ -40,6 +40,7 @@ from vae_jax import (
 )
 from vae_jax.distributions import LogNormalDistribution, NominalDistribution
 from vae_jax.distributions.support import COUNTS, REAL, ColumnSupport
+from vae_jax.families import bound_log_var
 from vae_jax.families.tables import moments
 
 LINEAR = {"encoder": Linear(), "decoder": Linear(), "latent_dim": 2}
@@ -317,6 +318,21 @@ def test_ordered_categories_start_at_their_shares():
     ]
     _, two = started(Ordinal(2), x[:, :1] > 0)
     assert np.exp(two.log_prob(jnp.ones((1, 1)))[0, 0]) == pytest.approx(0.4, abs=2e-3)
+
+
+@pytest.mark.parametrize("codes", [(0, 2), (0, 0), (2, 2)])
+def test_ordered_categories_that_millions_of_rows_lack_start_finite(codes):
+    """Shares of half an example of 4e6, of which a difference of float32 is 0."""
+    x = jnp.repeat(jnp.float32(codes)[:, None], 2_000_000, axis=0)
+    counts = np.array([2_000_000 * codes.count(code) + 0.5 for code in range(3)])
+    first = np.log(counts[0] / (counts[1] + counts[2]))
+    second = np.log((counts[0] + counts[1]) / counts[2])
+    params = Ordinal(3).init(jax.random.key(0), dim=1)
+    found, _ = Ordinal(3).start_at_data(params, x)
+    np.testing.assert_allclose(found["first_threshold"], [first], rtol=1e-5, atol=1e-5)
+    known = np.log(second - first)
+    log_gap = bound_log_var(found["log_gaps"])
+    np.testing.assert_allclose(log_gap, [[known]], rtol=1e-4, atol=1e-3)
 
 
 def test_shares_of_counts_start_at_the_data_and_the_mean_has_their_total():

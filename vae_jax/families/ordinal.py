@@ -71,12 +71,15 @@ class Ordinal(Family):
         codes = jnp.arange(self.num_categories, dtype=x.dtype)
         counts = jnp.sum(x[..., None] == codes, axis=0) + 0.5
         below = jnp.cumsum(counts, axis=-1)[:, :-1]
-        above = jnp.sum(counts, axis=-1, keepdims=True) - below
-        thresholds = jnp.log(below) - jnp.log(above)
+        above = jnp.cumsum(counts[:, ::-1], axis=-1)[:, -2::-1]
+        first = jnp.log(below[:, 0]) - jnp.log(above[:, 0])
+        # Of thresholds log(below / above): for a rare category, a difference cancels.
+        between = counts[:, 1:-1]
+        gaps = jnp.log1p(between / below[:, :-1]) + jnp.log1p(between / above[:, 1:])
+        log_gaps = unbound_log_var(jnp.log(gaps))
         repeats = params["first_threshold"].size // x.shape[-1]
-        thresholds = jnp.tile(thresholds, (repeats, 1))
         started = {
-            "first_threshold": thresholds[:, 0],
-            "log_gaps": unbound_log_var(jnp.log(jnp.diff(thresholds, axis=-1))),
+            "first_threshold": jnp.tile(first, repeats),
+            "log_gaps": jnp.tile(log_gaps, (repeats, 1)),
         }
         return started, jnp.zeros(x.shape[-1], x.dtype)

@@ -1,6 +1,8 @@
 """The steps of the model: shapes for every spec, moments where they are known."""
 
+import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,9 @@ from vae_jax import (
     InverseAutoregressive,
     Linear,
     LowRankGaussian,
+    Masked,
     ModelSpec,
+    Nominal,
     PerPixelGaussian,
     Planar,
     PointMass,
@@ -428,3 +432,28 @@ def test_a_convolutional_encoder_sees_the_image_as_it_is_flattened():
         image[channel, :, :, channel] = 1
     response = np.asarray(jax.jit(encode)(params, image.reshape(3, -1)).mean)[:, 0]
     assert response[0] == response[1] == 0 and response[2] > 0
+
+
+@pytest.mark.parametrize("num_classes", [0, 2])
+@pytest.mark.parametrize(
+    "likelihood, inputs",
+    [(Nominal(3), 48), (Masked(Gaussian(), shows_mask=True), 32)],
+)
+def test_inputs_of_another_number_than_the_image_are_refused(
+    likelihood, inputs, num_classes
+):
+    spec = ModelSpec(
+        encoder=ConvolutionalEncoder((2,), hidden_dim=4),
+        decoder=Linear(),
+        likelihood=likelihood,
+        latent_dim=2,
+        data_shape=(4, 4),
+        num_classes=num_classes,
+    )
+    name = re.escape(repr(likelihood))
+    message = rf"the {inputs} inputs .* likelihood {name} .*Encoder.* such as MLP"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(functools.partial(init, spec), jax.random.key(0))
+    # Without the mask, as many as values.
+    spec = dataclasses.replace(spec, likelihood=Masked(Gaussian()))
+    jax.eval_shape(functools.partial(init, spec), jax.random.key(0))

@@ -98,10 +98,17 @@ def _encoder_inputs(
     x = spec.likelihood.encoder_inputs(
         with_constant_settings(spec.likelihood, likelihood), x
     )
+    is_image = networks.reads_images(spec.encoder)
+    if is_image and x.shape[-1] != spec.data_dim:
+        raise ValueError(
+            f"encoder must take the {x.shape[-1]} inputs for each example that "
+            f"likelihood {spec.likelihood!r} makes of {spec.data_dim} values, got "
+            f"{type(spec.encoder).__name__}, which reads images of data_shape "
+            f"{spec.data_shape}: choose an encoder of rows, such as MLP()"
+        )
     labels = _class_weights(spec, labels, x.shape[0])
     if labels is None:
         return x
-    is_image = networks.reads_images(spec.encoder)
     return networks.concatenate_labels(x, labels, spec.data_shape if is_image else None)
 
 

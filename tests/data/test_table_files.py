@@ -122,6 +122,51 @@ def test_a_missing_label_is_refused(tmp_path, missing):
         data.load(tmp_path / "y.csv", columns={"y": "label"}, missing=missing)
 
 
+def test_a_categorical_dtype_says_categories_and_order(tmp_path):
+    sizes = pd.CategoricalDtype(["S", "M", "L", "XL"], ordered=True)
+    places = pd.CategoricalDtype([30, 10, 20])
+    frame = pd.DataFrame(
+        {
+            "size": pd.Series(["L", "S", "M"] * 10).astype(sizes),
+            "place": pd.Series([10, 20, 30] * 10).astype(places),
+            "grade": pd.Series([2.5, 1.5] * 15).astype("category"),
+        }
+    )
+    codes = np.stack([frame[name].cat.codes for name in frame], 1).astype(np.float32)
+    expected = (
+        data.Column("size", "ordinal", ("S", "M", "L", "XL")),
+        data.Column("place", "categorical", ("30", "10", "20")),
+        data.Column("grade", "binary", ("1.5", "2.5")),
+    )
+    holes = frame.mask(np.random.default_rng(1).random(frame.shape) < 0.2)
+    order = np.random.default_rng(0).permutation(30)[:27]
+    for dataset in (
+        data.from_table(frame),
+        data.from_table(frame, columns={"size": "ordinal"}),
+        data.from_table(holes, missing="mask"),
+    ):
+        assert dataset.columns == expected
+        present = ~np.isnan(dataset.train)
+        np.testing.assert_array_equal(dataset.train[present], codes[order][present])
+    np.testing.assert_array_equal(~present, holes.isna().to_numpy()[order])
+    # A file keeps categories that are texts.
+    frame.to_parquet(tmp_path / "sizes.parquet")
+    assert data.load(tmp_path / "sizes.parquet").columns[0] == expected[0]
+    # A caller's word counts more.
+    given = data.from_table(frame, columns={"place": "count", "size": "ignore"})
+    assert given.columns == (data.Column("place", "count"), expected[2])
+    np.testing.assert_array_equal(given.train[:, 0], frame["place"].to_numpy()[order])
+
+
+def test_names_of_rows_are_no_categories_in_a_categorical_dtype_either():
+    names = pd.Series([f"id{row}" for row in range(60)]).astype("category")
+    frame = FRAME.assign(name=names)
+    with pytest.raises(ValueError, match="'name' has 60 different texts in 60 rows"):
+        data.from_table(frame)
+    given = data.from_table(frame, columns={"name": "categorical"})
+    assert len(given.columns[-1].categories) == 60
+
+
 def test_columns_of_another_table_code_alike_and_nothing_else_passes(tmp_path):
     known = data.from_table(FRAME).columns
     fewer = FRAME[FRAME["city"] != "Bonn"]
@@ -250,6 +295,7 @@ def test_a_bad_csv_is_one_line(tmp_path, name):
         ({"height": "count"}, "'height', row 0: must be a count, .* got 171.26"),
         ({"city": "real"}, "'city', row 0: 'Bonn' is no number"),
         ({"city": "binary"}, "'city', row 0: a binary column must have 2 values"),
+        ({"city": "ordinal"}, "'city', row 0: 'Bonn' is no number, .* 'categories'"),
         ({"city": "colour"}, "'city' must be of a kind real, .* got 'colour'"),
         ({"town": "ignore"}, "'town' is given and not in the table, which has height"),
         ({"city": {"kind": "real", "categories": ["a"]}}, "'city': categories must"),

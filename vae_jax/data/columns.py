@@ -262,9 +262,23 @@ def infer_column(name: str, values: np.ndarray) -> Column:
     if values.dtype.kind in "iu" and distinct.tolist() == [0, 1]:
         return Column(name, "binary")
     categories = tuple(map(str, distinct.tolist()))
-    if len(categories) > max(20, len(values) / 2):
+    require_categories(name, len(categories), len(values))
+    return Column(name, "binary" if len(categories) == 2 else "categorical", categories)
+
+
+def require_categories(name: str, num_texts: int, num_rows: int) -> None:
+    """Refuses nearly as many different texts as rows, as names of the rows are.
+
+    Args:
+      name: of the column.
+      num_texts: that differ.
+      num_rows: that have one.
+
+    Raises:
+      ValueError: names the column.
+    """
+    if num_texts > max(20, num_rows / 2):
         raise ValueError(
-            f"column {name!r} has {len(categories)} different texts in {len(values)} "
+            f"column {name!r} has {num_texts} different texts in {num_rows} "
             "rows, which are no categories: give it the kind 'ignore' or 'label'"
         )
-    return Column(name, "binary" if len(categories) == 2 else "categorical", categories)

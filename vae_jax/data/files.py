@@ -56,8 +56,11 @@ def from_table(
       name: what figures are labelled with.
       columns: kinds by name (`data.Column`), of which others may be left out and are
         inferred; `ignore` leaves a column out, `label` makes it the labels. Or the
-        columns of another data set, which are then all there may be.
-      values: `counts` where the columns that are not given are counts.
+        columns of another data set, which are then all there may be. Without either,
+        a categorical dtype of pandas says the categories, ordinal ones if ordered (a
+        `.parquet` keeps those that are texts). Texts of kind `ordinal` must have
+        `categories`, from lowest to highest.
+      values: `counts` where the other columns are counts.
       missing: `mask` makes values that are missing (NaN, None, empty, NA) NaN, for a
         `Masked` likelihood; `error` refuses them.
       seed: of the split.

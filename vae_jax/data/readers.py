@@ -3,10 +3,12 @@
 import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vae_jax.data.columns import Column
 from vae_jax.extras import import_extra
 
 
@@ -16,10 +18,12 @@ class Table(NamedTuple):
     Attributes:
       columns: values `[n]` by name: numbers, logical values, or texts (objects).
       place: `f(row)`, where a row stands, for messages.
+      stated: what the table itself says of columns, by name.
     """
 
     columns: dict[str, np.ndarray]
     place: Callable[[int], str] = "row {}".format
+    stated: Mapping[str, Column] = MappingProxyType({})
 
 
 def read_csv(path: Path) -> Table:
@@ -64,23 +68,41 @@ def read_frame(frame: Any) -> Table:
       frame: of numbers, logical values, categories and texts.
 
     Returns:
-      A `Table`.
+      A `Table`, which states the categories of columns of a categorical dtype:
+      ordinal ones where that is ordered, also of numbers.
 
     Raises:
       ValueError: two columns of one name, or a column of another type.
     """
-    columns = []
-    for position, name in enumerate(frame.columns):
-        values = frame.iloc[:, position].to_numpy()
+    columns, stated = [], {}
+    for position, name in enumerate(map(str, frame.columns)):
+        series = frame.iloc[:, position]
+        if series.dtype.name == "category":
+            values, stated[name] = _of_categories(name, series)
+            columns.append(values)
+            continue
+        values = series.to_numpy()
         if values.dtype.kind not in "fiub":
-            values = np.array(frame.iloc[:, position].astype(object), dtype=object)
-            values[np.asarray(frame.iloc[:, position].isna())] = None
+            values = np.array(series.astype(object), dtype=object)
+            values[np.asarray(series.isna())] = None
         if values.dtype.kind == "c" or any(
             isinstance(value, list | dict | tuple | np.ndarray) for value in values[:1]
         ):
             raise ValueError(f"column {name!r} must hold numbers or texts")
         columns.append(values)
-    return Table(_named([str(name) for name in frame.columns], columns))
+    names = [str(name) for name in frame.columns]
+    return Table(_named(names, columns), stated=stated)
+
+
+def _of_categories(name: str, series: Any) -> tuple[np.ndarray, Column]:
+    """Texts of a column of a categorical dtype, None where missing, and what it is."""
+    dtype = series.dtype
+    texts = [str(category).strip() for category in dtype.categories]
+    # The last is that of the code -1.
+    values = np.array([*texts, None], dtype=object)[series.cat.codes.to_numpy()]
+    categories = tuple(dict.fromkeys(texts))
+    unordered = "binary" if len(categories) == 2 else "categorical"
+    return values, Column(name, "ordinal" if dtype.ordered else unordered, categories)
 
 
 def read_table(path: Path) -> Table:

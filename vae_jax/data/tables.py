@@ -13,6 +13,7 @@ from vae_jax.data.columns import (
     are_counts,
     given_columns,
     infer_column,
+    require_categories,
 )
 from vae_jax.data.readers import Table
 
@@ -48,7 +49,8 @@ def encode(
     Args:
       table: as read.
       given: kinds by name, or all columns.
-      default: kind of the columns that are not given; None infers it.
+      default: kind of the columns that neither are given nor stated by the table; None
+        infers it.
       missing: `mask` makes missing values NaN, `error` refuses them.
 
     Returns:
@@ -64,12 +66,18 @@ def encode(
         )
     found, columns, labels = [], [], None
     for name, values in table.columns.items():
-        column = known.get(name, Column(name, default or ""))
+        stated = table.stated.get(name, Column(name, default or ""))
+        column = known.get(name, stated)
         if column.kind == "ignore":
             continue
         if column.kind == "label":
             labels = _label_codes(name, values, table.place)
             continue
+        if name not in known and column.kind == "categorical":
+            present = values[~_absent(values, column)]
+            require_categories(name, len(np.unique(present)), len(present))
+        if isinstance(given, Mapping) and column == (name, stated.kind, ()):
+            column = stated
         coded, column = _encode_column(column, values, table.place, missing)
         found.append(coded)
         columns.append(column)
@@ -163,7 +171,8 @@ def _absent(values: np.ndarray, column: Column) -> np.ndarray:
             f"column {column.name!r} must hold numbers or texts, got {values.dtype}"
         )
     texts = _texts(values)
-    return np.isin(texts, MISSING) & ~np.isin(texts, column.categories)
+    is_none = np.array([value is None for value in values], bool)
+    return is_none | np.isin(texts, MISSING) & ~np.isin(texts, column.categories)
 
 
 def _texts(values: np.ndarray) -> np.ndarray:
@@ -208,11 +217,17 @@ def _is_number(text: str) -> bool:
 def _codes(
     column: Column, values: np.ndarray, refuse: Callable[[Any, str], ValueError]
 ) -> tuple[np.ndarray, Column]:
-    """Codes of categories, which are those given or the sorted values."""
+    """Codes of categories: those given, or the sorted values, but for ordinal texts."""
     if not column.categories and column.kind == "binary" and values.dtype.kind != "U":
         fits = np.isin(values, (0, 1))
         if fits.all():
             return values.astype(np.float32), column
+    if column.kind == "ordinal" and not column.categories and values.dtype.kind == "U":
+        raise refuse(
+            0,
+            f"{str(values[0])!r} is no number, and ordinal texts have no order of "
+            "their own: give 'categories', from lowest to highest",
+        )
     distinct: Any = np.unique(values)
     categories: tuple[str, ...] = column.categories or tuple(
         map(str, distinct.tolist())

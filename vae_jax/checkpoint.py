@@ -453,8 +453,12 @@ def _best_step(checkpoints: Path) -> int:
         best = json.loads((checkpoints / "best.json").read_text())
         # Before there were validation data it was chosen on the test set.
         _ = best["validation_elbo"]
-        return best["step"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        step = best["step"]
+        # True and 9.0 are equal to steps, and no names of checkpoints.
+        if type(step) is not int:
+            raise TypeError(f"step is {step!r}")
+        return step
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"folder {str(checkpoints.parent)!r} holds no checkpoint that is best on "
             "validation data: the run had none, or trained many models (which='last')"

@@ -169,10 +169,15 @@ def test_without_validation_data_there_is_no_best(tmp_path):
     message = "holds no checkpoint that is best on validation data"
     with pytest.raises(ValueError, match=message):
         vae_jax.load_run(tmp_path, which="best")
-    # As an earlier version chose it.
-    (tmp_path / "checkpoints" / "best.json").write_text('{"step": 24, "test_elbo": 1}')
-    with pytest.raises(ValueError, match=message):
-        vae_jax.load_run(tmp_path, which="best")
+    # As an earlier version chose it, and what no version writes.
+    for text in (
+        '{"step": 24, "test_elbo": 1}',
+        '{"step": 24.0, "validation_elbo": 1}',
+        "[" * 100_000,
+    ):
+        (tmp_path / "checkpoints" / "best.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            vae_jax.load_run(tmp_path, which="best")
 
 
 def test_which_is_last_or_best_and_excludes_a_step(finished):

@@ -269,6 +269,9 @@ def run(config: Config) -> dict[str, Any]:
         memory.require(partial(initial_state, config, spec, dataset), config, **sizes)
         state = initial_state(config, spec, dataset)
         datasets.check_early_stopping(config.early_stopping, state.params, watched)
+        selects = dataset.validation is not None and evaluation.has_density(
+            state.params, watched.x, watched.labels
+        )
 
         # Objective and optimizer: a step, and epochs of it on the devices.
         step = partial(training_step, config=config, dataset=dataset)
@@ -288,7 +291,7 @@ def run(config: Config) -> dict[str, Any]:
             spec,
             batch_sizes,
             started,
-            selects=dataset.validation is not None,
+            selects=selects,
             patience=config.early_stopping,
         ) as training:
             print(f"{headline}; {training.folder}", flush=True)

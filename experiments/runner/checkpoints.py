@@ -144,7 +144,7 @@ def save(
     num_models: int,
     rows: Sequence[dict],
 ) -> None:
-    """Save a checkpoint; remove all but the newest ones and the best.
+    """Save a checkpoint; `keep_best_and_newest` removes those before it.
 
     Args:
       folder: the run's folder.
@@ -166,7 +166,6 @@ def save(
         checkpoint.save(
             checkpoints / str(step), state, spec=spec, extra=history, texts=lines
         )
-    keep_best_and_newest(folder, rows)
 
 
 def keep_best_and_newest(folder: Path, rows: Sequence[dict]) -> None:
@@ -176,7 +175,7 @@ def keep_best_and_newest(folder: Path, rows: Sequence[dict]) -> None:
 
     Args:
       folder: the run's folder.
-      rows: the rows of metrics.jsonl.
+      rows: the rows of metrics.jsonl; none where no epoch is to be the best.
     """
     if not processes.is_first():
         return

@@ -66,7 +66,8 @@ def open_run(
       started: `time.perf_counter()` at the start of the command.
       num_models: models in the state; histories and figures then have one entry for
         each, and the run goes on while one of them is finite.
-      selects: keep the epoch that is best on validation data, of one model.
+      selects: keep the epoch that is best on validation data, of one model with an
+        ELBO.
       patience: epochs without a better one after which the run ends; None for all.
 
     Yields:
@@ -179,7 +180,7 @@ class Run:
         if processes.is_first():
             step = int(state.step) - position
             self._metrics = Metrics(self.folder, epoch=epoch, step=step, known=rows)
-            checkpoints.keep_best_and_newest(self.folder, self.rows)
+            self._keep_best_and_newest()
         return state, history
 
     def epochs(self, state: TrainState) -> Iterator[int]:
@@ -414,6 +415,11 @@ class Run:
             num_models=self._num_models,
             rows=self.rows,
         )
+        self._keep_best_and_newest()
+
+    def _keep_best_and_newest(self) -> None:
+        rows = self.rows if self._best else []
+        checkpoints.keep_best_and_newest(self.folder, rows)
 
     def _stop(self, state: TrainState) -> NoReturn:
         raise Interrupted(

@@ -180,6 +180,14 @@ def test_without_validation_data_there_is_no_best(tmp_path):
             vae_jax.load_run(tmp_path, which="best")
 
 
+def test_a_model_without_an_elbo_has_no_best_epoch(tmp_path):
+    """A point has no density: log p(x|z) alone would be compared."""
+    results = run_tiny(tmp_path, posterior="point", early_stopping=None, epochs=2)
+    assert not [name for name in results if name.startswith("best_")]
+    assert not (tmp_path / "checkpoints" / "best.json").exists()
+    assert len(rows_of(tmp_path, "validation")) == 2
+
+
 def test_which_is_last_or_best_and_excludes_a_step(finished):
     folder, results = finished
     with pytest.raises(ValueError, match="which must be last or best, got 'worst'"):

@@ -18,6 +18,7 @@ from vae_jax import (
     Bernoulli,
     Categorical,
     ClassConditionalPrior,
+    Columns,
     DiagonalGaussian,
     FactorizedBernoulli,
     FactorizedBernoulliPrior,
@@ -27,11 +28,19 @@ from vae_jax import (
     HierarchicalGaussianPrior,
     InverseAutoregressive,
     Linear,
+    LogNormal,
+    Masked,
     MixtureOfGaussians,
     ModelSpec,
+    Multinomial,
+    NegativeBinomial,
+    Nominal,
+    Ordinal,
     Params,
     Planar,
     PointMass,
+    Poisson,
+    Standardized,
     StandardNormal,
     StochasticLayer,
     Sylvester,
@@ -185,6 +194,28 @@ def test_a_posterior_and_a_prior_of_other_latents_are_refused(name):
     message = message + re.escape(str(prior)) + f".*{reason}"
     with pytest.raises(ValueError, match=message):
         ModelSpec(posterior=posterior, prior=prior)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        Standardized(Gaussian()),
+        Nominal(3),
+        Ordinal(3),
+        LogNormal(),
+        Multinomial(),
+        Masked(NegativeBinomial()),
+        Columns(((Bernoulli(), (0,)), (Poisson(), (1,)))),
+    ],
+    ids=repr,
+)
+def test_pseudo_inputs_unlike_the_data_are_refused(likelihood):
+    """The prior would be of posteriors at x in (0, 1), whatever the data are."""
+    message = re.escape(f"of likelihood {likelihood!r} are") + ".*MixtureOfGaussians"
+    with pytest.raises(ValueError, match=message):
+        ModelSpec(likelihood=likelihood, prior=VampPrior(3), data_shape=(2,))
+    for other in (Gaussian(), Masked(Bernoulli())):
+        ModelSpec(likelihood=other, prior=VampPrior(3), data_shape=(2,))
 
 
 @pytest.mark.parametrize(

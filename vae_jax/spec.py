@@ -89,6 +89,7 @@ class ModelSpec:
                 f"{self.compute_dtype!r}"
             )
         _check_latents(self)
+        _check_pseudo_inputs(self)
         _check_labels(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -180,6 +181,16 @@ def _check_latents(spec: "ModelSpec") -> None:
             f"{pair}: the prior is a mixture of densities q(z|u), but the posterior "
             "has none at a given z; choose one with has_log_prob (DiagonalGaussian(), "
             "FullGaussian()), or another prior"
+        )
+
+
+def _check_pseudo_inputs(spec: "ModelSpec") -> None:
+    """Raise ValueError if the prior encodes what is unlike all data."""
+    if spec.prior.encodes_unit_interval and not spec.likelihood.covers_unit_interval:
+        raise ValueError(
+            f"prior {spec.prior!r} encodes pseudo-inputs between 0 and 1, and the data "
+            f"of likelihood {spec.likelihood!r} are codes, counts or columns in their "
+            "own units; choose another prior, such as MixtureOfGaussians()"
         )
 
 

@@ -188,6 +188,9 @@ class Family(ABC):
       begins_with_gaussian: the encoder's outputs begin with the mean and the
         log-variance (before `bound_log_var`) of each latent; `init(x=...)` then starts
         the posterior narrow.
+      covers_unit_interval: as p(x|z), its encoder inputs at x between 0 and 1 cover
+        those of data, at least of data so scaled; False for codes, counts and columns
+        in their own units. A VampPrior, whose pseudo-inputs lie there, requires it.
     """
 
     hyperparameters: Declared = ()
@@ -196,6 +199,7 @@ class Family(ABC):
     has_log_prob: ClassVar[bool] = True
     layers: Declared = None
     begins_with_gaussian: ClassVar[bool] = False
+    covers_unit_interval: Declared = True
 
     @abstractmethod
     def num_outputs(self, dim: int) -> int:
@@ -266,6 +270,7 @@ class Prior(ABC):
       is_mixture_of_posteriors: the density is a mixture of posteriors from `encode`.
         This requires a posterior with `log_prob` and a model without labels, as
         `encode` is called without labels.
+      encodes_unit_interval: the mixture is at pseudo-inputs between 0 and 1.
       is_reparameterizable: the gradient of E_p[f(z)] with respect to the prior's
         parameters flows through its draws: no parameter determines a discrete choice (a
         component, a bit). If False, the score-function gradient is used, which is
@@ -278,6 +283,7 @@ class Prior(ABC):
     depends_on_labels: ClassVar[bool] = False
     num_classes: Declared = None
     is_mixture_of_posteriors: ClassVar[bool] = False
+    encodes_unit_interval: ClassVar[bool] = False
     is_reparameterizable: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any):

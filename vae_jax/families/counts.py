@@ -37,6 +37,7 @@ class Poisson(Family):
     """
 
     support = COUNTS
+    covers_unit_interval = False
 
     def num_outputs(self, dim: int) -> int:
         """The log of each mean."""

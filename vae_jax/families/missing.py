@@ -39,6 +39,11 @@ class Masked(Family):
         return MaskedSupport(self.base.support)
 
     @property
+    def covers_unit_interval(self) -> bool:
+        """Whether the base does."""
+        return self.base.covers_unit_interval
+
+    @property
     def hyperparameters(self) -> tuple[str, ...]:
         """Those of the base."""
         return self.base.hyperparameters

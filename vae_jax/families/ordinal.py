@@ -31,6 +31,7 @@ class Ordinal(Family):
     """
 
     num_categories: int
+    covers_unit_interval = False
 
     def __post_init__(self):
         if self.num_categories < 2:

@@ -33,6 +33,7 @@ class LogNormal(Family):
     """
 
     support = POSITIVE
+    covers_unit_interval = False
     hyperparameters = _GAUSSIAN.hyperparameters
 
     def num_outputs(self, dim: int) -> int:

@@ -68,6 +68,7 @@ class Standardized(Family):
 
     base: Family
     support = REAL
+    covers_unit_interval = False
 
     def __post_init__(self):
         if self.base.support != REAL:
@@ -134,6 +135,7 @@ class Nominal(Family):
     """
 
     num_categories: int
+    covers_unit_interval = False
 
     def __post_init__(self):
         if self.num_categories < 2:
@@ -195,6 +197,11 @@ class Columns(Family):
             raise ValueError(
                 f"parts must name every column from 0 on once, got {numbers}"
             )
+
+    @property
+    def covers_unit_interval(self) -> bool:
+        """Whether all parts do."""
+        return all(part.covers_unit_interval for part, _ in self.parts)
 
     @property
     def support(self) -> ColumnSupport:

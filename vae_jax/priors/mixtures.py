@@ -83,7 +83,8 @@ class VampPrior(Prior):
 
     Tomczak & Welling 2018. A sigmoid keeps the pseudo-inputs in (0, 1). The encoder
     also receives gradients through the prior. The prior requires a posterior with a
-    density at any z, real or discrete, and a model without labels.
+    density at any z, real or discrete, a model without labels, and a likelihood of data
+    that may lie in [0, 1] (`Family.covers_unit_interval`).
 
     Attributes:
       num_pseudo_inputs: number K of pseudo-inputs.
@@ -99,6 +100,7 @@ class VampPrior(Prior):
 
     num_pseudo_inputs: int = 500
     is_mixture_of_posteriors: ClassVar[bool] = True
+    encodes_unit_interval: ClassVar[bool] = True
     # The component is drawn uniformly, independent of the parameters.
     is_reparameterizable: ClassVar[bool] = True
 

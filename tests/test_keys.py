@@ -466,6 +466,7 @@ def evaluated(key):
         vae_jax.reverse_annealed_log_evidence(PARAMS, X, GAUSSIAN.mean, key, **SHORT),
         vae_jax.bidirectional_log_evidence(PARAMS, key, num_examples=2, **SHORT),
         mcmc.posterior_samples(PARAMS, X, key, sampler=walking, **CHAIN, num_chains=2),
+        annealing.annealed_posterior_samples(PARAMS, X, key, num_samples=2, **SHORT),
     ]
 
 
@@ -483,11 +484,16 @@ ONE_USE = {
         vae_jax.log_evidence, LAYERED, X, num_samples=5, chunk_size=2
     ),
     "annealed_log_evidence, reverse_annealed_log_evidence, "
-    "bidirectional_log_evidence, posterior_samples": evaluated,
+    "bidirectional_log_evidence, posterior_samples, "
+    "annealed_posterior_samples": evaluated,
     "active_units": lambda key: vae_jax.active_units(LAYERED, X, key=key),
     "aggregate_posterior": called(vae_jax.aggregate_posterior, PARAMS, X),
     "kl_decomposition": called(aggregate.kl_decomposition, PARAMS, GAUSSIAN),
     "posterior_mmd": called(aggregate.posterior_mmd, PARAMS, GAUSSIAN),
+    "impute": called(vae_jax.impute, PARAMS, X, num_samples=3, num_draws=2),
+    "posterior_predictive": called(
+        vae_jax.posterior_predictive, PARAMS, X, num_replications=2
+    ),
     "draw_prior": called(model.draw_prior, PARAMS, num_samples=3),
     "elbo_objective": objective(vae_jax.elbo_objective),
     "elbo_objective, a penalty that draws": objective(
@@ -587,6 +593,8 @@ def test_a_second_use_for_comparison_is_the_first_again(function):
 
 
 UNUSED = {
+    # Its networks are deterministic: the key goes no further.
+    "with_network_key": called(model.with_network_key, PARAMS),
     "exact_enumeration": estimated("exact_enumeration", BITS),
     "sigma_points": estimated("sigma_points", GAUSSIAN),
     "mean_kl": lambda key: penalties.mean_kl(PARAMS, GAUSSIAN, jnp.ones(4), key, 0),

@@ -415,6 +415,50 @@ def encoder_outputs(params: Params, x: Array, *, labels: Labels = None) -> Array
     )
 
 
+def with_network_key(params: Params, key: Key) -> Params:
+    """The model in training: its networks draw from a key, if they draw at all.
+
+    Args:
+      params: model parameters.
+      key: PRNG key, consumed once, of dropout in encoder and decoder.
+
+    Returns:
+      `Params` with this `network_key`; unchanged if both networks are deterministic.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import ModelSpec, init
+      >>> from vae_jax.model import with_network_key
+      >>> params = init(ModelSpec(), jax.random.key(0))
+      >>> with_network_key(params, jax.random.key(1)).network_key is None
+      True
+    """
+    spec = params.spec
+    dtype = jax.tree.leaves(params.decoder)[0].dtype
+    labels = jnp.zeros(1, jnp.int32) if spec.num_classes else None
+
+    def inputs() -> tuple[Array, Array]:
+        x, z = (
+            jnp.zeros((1, size), dtype) for size in (spec.data_dim, spec.latent_dim)
+        )
+        encoded = _encoder_inputs(spec, params.likelihood, x, labels)
+        return encoded, _decoder_inputs(spec, z, labels)
+
+    modules = (_encoder_module(spec), _decoder_module(spec))
+    draws = [
+        networks.draws_random_numbers(
+            module, weights, jnp.zeros(shape.shape, shape.dtype)
+        )
+        for module, weights, shape in zip(
+            modules,
+            (params.encoder, params.decoder),
+            jax.eval_shape(inputs),
+            strict=True,
+        )
+    ]
+    return params.replace(network_key=key) if any(draws) else params
+
+
 class _NetworkKeys(NamedTuple):
     """Keys of the networks' own random numbers, one for each use of a network."""
 

@@ -245,7 +245,7 @@ class Params:
       likelihood: parameters of the likelihood, such as a Gaussian's log-variance.
       spec: model specification; static.
       network_key: PRNG key for random numbers drawn by the networks (dropout), set by
-        `train_step` for the duration of a step; None makes the networks deterministic.
+        `train_step` for the duration of a step; with None they are deterministic.
     """
 
     encoder: PyTree

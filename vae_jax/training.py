@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from vae_jax.model import trainable
+from vae_jax.model import trainable, with_network_key
 from vae_jax.options import require_value
 from vae_jax.spec import Params
 from vae_jax.training_objectives import Metrics, over_devices
@@ -185,7 +185,7 @@ def train_step(
     devices = over_devices("objective", objective, axis_name)
 
     def loss(params: Params):
-        params = params.replace(network_key=network_key)
+        params = with_network_key(params, network_key)
         value, metrics = objective(params, x, objective_key, state.step, **devices)
         return -value, {"objective": value, **metrics}
 

@@ -64,13 +64,13 @@ runs."""
     evaluation_samples: flags.Count = 1000
     """Importance samples an image for log p(x)."""
     num_aggregate: flags.Several = 2000
-    """Test images that make up the aggregate posterior."""
+    """Test examples that make up the aggregate posterior."""
     num_gap: flags.Count = 100
-    """Test images whose own best q is sought."""
+    """Test examples whose own best q is sought."""
     gap_steps: flags.Count = 500
     """Steps of that search."""
     num_annealed: flags.Natural = 10
-    """Test images, and as many simulated ones, for annealing; 0 leaves it out."""
+    """Test examples, and as many simulated ones, for annealing; 0 leaves it out."""
     num_temperatures: flags.Several = 300
     """Temperatures of annealing."""
     fitted_components: flags.Natural = 10
@@ -323,7 +323,7 @@ def table(figures: dict[str, Any], config: Config) -> str:
             shown(aggregate[name], aggregate[f"{name}_standard_error"])
             for name in ("mutual_information", "kl_to_prior")
         )
-        bound = f" (log of the number of images: {aggregate['upper_bound']:.3f})"
+        bound = f" (log of the number of examples: {aggregate['upper_bound']:.3f})"
         rows += [
             ("mutual information of x and z", information + bound),
             ("KL(aggregate posterior || prior)", kl),
@@ -366,13 +366,13 @@ def warnings(figures: dict[str, Any]) -> list[str]:
     if gap is not None and not gap["converged"]["mean"] == 1:
         found.append(
             f"warning: the best q was not found for {1 - gap['converged']['mean']:.0%} "
-            "of the images: their approximation gap is too large and their "
+            "of the examples: their approximation gap is too large and their "
             "amortization gap too small; raise --gap_steps"
         )
     error = figures.get("quadrature_error", 0.0)
     if not error <= exact.MAX_QUADRATURE_ERROR:
         found.append(
-            f"warning: quadrature is off by up to {error:.1g} nats on some image: "
+            f"warning: quadrature is off by up to {error:.1g} nats on some example: "
             "p(z|x) is narrower than the grid or reaches beyond it"
         )
     return found
@@ -458,7 +458,7 @@ def run(config: Config) -> dict[str, Any]:
             picture = predictive.draw(checked)
             save_figure(picture, folder / "figures", "posterior_predictive")
         told = f", step {config.step}" if which is None else _OF_EPOCH[which]
-        title = f"{_told(config, trained)}{told}, {len(x)} test images"
+        title = f"{_told(config, trained)}{told}, {len(x)} test examples"
         save_figure(draw(figures, title), folder / "figures", "diagnostics")
         run_folder.write_json(folder / "evaluation.json", figures)
     print(f"{title}\n{table(figures, config)}")

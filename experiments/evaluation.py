@@ -247,7 +247,7 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
         ),
         *pareto_k_row(results),
         *_best_rows(results),
-        ("training", f"{results['images_per_second'] or 0:,.0f} images/s"),
+        ("training", f"{results['images_per_second'] or 0:,.0f} examples/s"),
         ("first step after", _seconds(results["seconds_to_first_step"])),
         ("all in all", _seconds(results["seconds"])),
         ("files", str(folder)),
@@ -287,7 +287,7 @@ def pareto_k_row(figures: dict[str, Any]) -> list[tuple[str, str]]:
     share = figures.get("importance_weighted_high_pareto_k")
     if share is None:
         return []
-    return [("  Pareto k of its weights above 0.7", f"{share:.1%} of the images")]
+    return [("  Pareto k of its weights above 0.7", f"{share:.1%} of the examples")]
 
 
 def evidence_warnings(figures: dict[str, Any]) -> list[str]:
@@ -303,7 +303,7 @@ def evidence_warnings(figures: dict[str, Any]) -> list[str]:
     if share is None or share <= ALLOWED_HIGH_PARETO_K:
         return []
     return [
-        f"warning: log p(x) is unreliable for {share:.0%} of the images (Pareto k "
+        f"warning: log p(x) is unreliable for {share:.0%} of the examples (Pareto k "
         "above 0.7, or too few samples to tell): a lower bound, further off than its "
         "error says; raise --evaluation_samples, or see annealing in "
         "experiments.evaluate"

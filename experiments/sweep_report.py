@@ -138,7 +138,9 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
         lines.append(collapse_warning(f"of the models, {models}: have", remedies))
     speed = results["images_per_second"]
     if speed is not None:
-        lines.append(f"{speed:,.0f} images/s over all {len(results['models'])} models")
+        lines.append(
+            f"{speed:,.0f} examples/s over all {len(results['models'])} models"
+        )
     return "\n".join([*lines, f"files: {folder}"])
 
 

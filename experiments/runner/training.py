@@ -311,7 +311,7 @@ class Run:
             tqdm.write(
                 f"epoch {epoch}/{self._num_epochs}: ELBO {_span(train['elbo'])} train, "
                 f"{_span(figures['elbo'])} {split}; KL "
-                f"{_span(figures['kl_divergence'])} nats; {speed:,.0f} images/s"
+                f"{_span(figures['kl_divergence'])} nats; {speed:,.0f} examples/s"
             )
         if self._is_over(epoch) and epoch < self._num_epochs:
             tqdm.write(f"no better validation ELBO for {self._patience} epochs: done")

@@ -94,7 +94,7 @@ def test_the_figures_fit_one_another(evaluated):
 
 def test_the_table_names_what_it_shows(evaluated):
     found, printed = evaluated
-    assert "digits: beta 1, 360 test images" in printed
+    assert "digits: beta 1, 360 test examples" in printed
     for words in ("ELBO", "mutual information", "amortization gap", "by quadrature"):
         assert words in printed
     assert f"{found['active_units']} of 2" in printed
@@ -105,7 +105,7 @@ def test_heavy_tailed_importance_weights_are_warned_of(evaluated):
     share = found["importance_weighted_high_pareto_k"]
     # Fifty samples of a model that has hardly been trained: some, but not all.
     assert 0 < share < 1
-    assert f"{share:.1%} of the images" in printed
+    assert f"{share:.1%} of the examples" in printed
     assert ("warning: log p(x) is unreliable" in printed) == (share > 0.1)
     for value, expected in ((0.5, 1), (0.05, 0), (None, 0)):
         figures = {"importance_weighted_high_pareto_k": value}
@@ -119,7 +119,7 @@ def test_a_search_that_did_not_converge_is_warned_of(share):
     gap = {"inference_gap": {"converged": {"mean": share}}}
     lines = evaluate.warnings(gap)
     assert len(lines) == (share < 1)
-    assert share == 1 or "not found for 20% of the images" in lines[0]
+    assert share == 1 or "not found for 20% of the examples" in lines[0]
 
 
 @pytest.mark.slow

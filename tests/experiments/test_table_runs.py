@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -81,7 +82,11 @@ def test_counts_train_and_are_evaluated(counts, tmp_path, capsys):
         )
     ]
     assert checked["mean"]["inside"] == pytest.approx(np.mean(inside))
-    assert "in the 95% predictive interval" in capsys.readouterr().out
+    evaluated = capsys.readouterr().out
+    assert "in the 95% predictive interval" in evaluated
+    # Rows of a table are no images.
+    assert "12 test examples" in evaluated
+    assert not re.search(r"\bimages?\b", printed + evaluated)
     # The same command finds the run complete.
     again = mnist.run(dataclasses.replace(config, likelihood="negative_binomial"))
     assert again["test_elbo"] == results["test_elbo"]

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from vae_jax.distributions import OrdinalDistribution
-from vae_jax.distributions.support import Support
 from vae_jax.families.bounds import bound_log_var, unbound_log_var
-from vae_jax.types import Array, Distribution, Family, Key, PyTree
+from vae_jax.families.codes import Codes
+from vae_jax.types import Array, Distribution, Key, PyTree
 
 
 @dataclass(frozen=True)
-class Ordinal(Family):
+class Ordinal(Codes):
     """The family of ordered categories 0 to K - 1, HI-VAE's for ordinal columns.
 
     P(x <= k) = sigmoid(t_k - h(z)) with thresholds t that rise, trained for each
@@ -29,20 +29,6 @@ class Ordinal(Family):
       >>> Ordinal(num_categories=5).num_outputs(dim=3)
       3
     """
-
-    num_categories: int
-    covers_unit_interval = False
-
-    def __post_init__(self):
-        if self.num_categories < 2:
-            raise ValueError(
-                f"num_categories must be at least 2, got {self.num_categories}"
-            )
-
-    @property
-    def support(self) -> Support:
-        """The codes."""
-        return Support(0.0, self.num_categories - 1, whole=True)
 
     def num_outputs(self, dim: int) -> int:
         """One location for each dimension."""

@@ -15,7 +15,8 @@ from vae_jax.distributions import (
     NominalDistribution,
     ProductDistribution,
 )
-from vae_jax.distributions.support import REAL, ColumnSupport, Support
+from vae_jax.distributions.support import REAL, ColumnSupport
+from vae_jax.families.codes import Codes
 from vae_jax.families.levels import by_pixel
 from vae_jax.types import Array, Distribution, Family, Key, PyTree
 
@@ -116,7 +117,7 @@ class Standardized(Family):
 
 
 @dataclass(frozen=True)
-class Nominal(Family):
+class Nominal(Codes):
     """The family of independent categories without an order, coded 0 to K - 1.
 
     The encoder is given the indicators of the codes (one-hot). Without probabilities
@@ -133,20 +134,6 @@ class Nominal(Family):
       >>> Nominal(num_categories=3).num_outputs(dim=2)
       6
     """
-
-    num_categories: int
-    covers_unit_interval = False
-
-    def __post_init__(self):
-        if self.num_categories < 2:
-            raise ValueError(
-                f"num_categories must be at least 2, got {self.num_categories}"
-            )
-
-    @property
-    def support(self) -> Support:
-        """The codes."""
-        return Support(0.0, self.num_categories - 1, whole=True)
 
     def num_outputs(self, dim: int) -> int:
         """A logit for each category."""

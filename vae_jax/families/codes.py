@@ -1,0 +1,32 @@
+"""The part that families of categories, coded 0 to K - 1, have in common."""
+
+from dataclasses import dataclass
+
+from vae_jax.distributions.support import Support
+from vae_jax.types import Family
+
+
+@dataclass(frozen=True)
+class Codes(Family):
+    """A family of categories that are coded 0 to K - 1.
+
+    Attributes:
+      num_categories: K.
+
+    Raises:
+      ValueError: K below 2.
+    """
+
+    num_categories: int
+    covers_unit_interval = False
+
+    def __post_init__(self):
+        if self.num_categories < 2:
+            raise ValueError(
+                f"num_categories must be at least 2, got {self.num_categories}"
+            )
+
+    @property
+    def support(self) -> Support:
+        """The codes."""
+        return Support(0.0, self.num_categories - 1, whole=True)

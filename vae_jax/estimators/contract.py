@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import chex
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Var
 
+from vae_jax.dependence import outputs_that_use_it
 from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.estimators.reductions import Reduction, sample_mean
 from vae_jax.options import require_value
@@ -313,18 +313,6 @@ def require_derivative(
             "only (a comparison, rounding, an integer): its derivative is 0 and the "
             "gradient would be wrong; use score_function"
         )
-
-
-def outputs_that_use_it(
-    function: Callable[[Latents], PyTree], argument: PyTree
-) -> list[bool]:
-    """Whether each output depends on the argument, according to the jaxpr."""
-    jaxpr = jax.make_jaxpr(function)(argument).jaxpr
-    reached = set(jaxpr.invars)
-    for equation in jaxpr.eqns:
-        if reached.intersection(v for v in equation.invars if isinstance(v, Var)):
-            reached.update(equation.outvars)
-    return [isinstance(v, Var) and v in reached for v in jaxpr.outvars]
 
 
 def _name(thing: Any) -> str:

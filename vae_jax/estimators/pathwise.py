@@ -13,6 +13,7 @@ from operator import add
 
 import jax
 
+from vae_jax.dependence import outputs_that_use_it
 from vae_jax.estimators.contract import (
     Integrand,
     Reduction,
@@ -20,7 +21,6 @@ from vae_jax.estimators.contract import (
     at_frozen,
     check_num_samples,
     latent_gradients,
-    outputs_that_use_it,
     reduction_gradient,
     require_derivative,
     require_differentiable_samples,

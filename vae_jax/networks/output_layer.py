@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vae_jax.dependence import outputs_that_use_it
 from vae_jax.networks.linen import image_shape
 from vae_jax.types import AnyArray, Array, Key, Network, PyTree
 
@@ -195,12 +196,7 @@ def draws_random_numbers(module: nn.Module, weights: PyTree, inputs: Array) -> b
     def outputs(key: Key) -> Array:
         return apply(module, weights, inputs, key=key)
 
-    jaxpr = jax.make_jaxpr(outputs)(jax.random.key(0)).jaxpr
-    return any(
-        variable is jaxpr.invars[0]
-        for equation in jaxpr.eqns
-        for variable in equation.invars
-    )
+    return any(outputs_that_use_it(outputs, jax.random.key(0)))
 
 
 def output_bias(weights: PyTree) -> Array:

@@ -109,6 +109,24 @@ def are_counts(x: np.ndarray) -> np.ndarray:
         return (x >= 0) & (x <= LARGEST_COUNT) & (x == np.floor(x))
 
 
+def loses_digits(values: np.ndarray) -> bool:
+    """Whether float32 rounds off what varies: the mean is too large beside it.
+
+    Args:
+      values: `[n]`, float64, not all equal.
+
+    Returns:
+      Whether |mean| is above `LARGEST_OFFSET` standard deviations.
+
+    Example:
+      >>> import numpy as np
+      >>> from vae_jax.data.columns import loses_digits
+      >>> loses_digits(1.7e9 + np.arange(60.0))
+      True
+    """
+    return bool(abs(values.mean()) > LARGEST_OFFSET * values.std())
+
+
 def read_columns(path: str | Path) -> Mapping[str, Any] | tuple[Column, ...]:
     """What columns hold, from a file of a user's own or from a run.
 

@@ -7,12 +7,12 @@ import numpy as np
 
 from vae_jax.data.columns import (
     CODED,
-    LARGEST_OFFSET,
     Column,
     Given,
     are_counts,
     given_columns,
     infer_column,
+    loses_digits,
     require_categories,
 )
 from vae_jax.data.readers import Table
@@ -86,15 +86,23 @@ def encode(
     return Encoded(np.stack(found, axis=1), tuple(columns), labels)
 
 
+def _refusal(
+    name: str, place: Callable[[int], str]
+) -> Callable[[Any, str], ValueError]:
+    """Error of a row of a column, as a function of both."""
+
+    def refuse(row: Any, what: str) -> ValueError:
+        return ValueError(f"column {name!r}, {place(int(row))}: {what}")
+
+    return refuse
+
+
 def _label_codes(
     name: str, values: np.ndarray, place: Callable[[int], str]
 ) -> np.ndarray:
     """Ranks of labels among those that occur; 0, ..., K - 1 keep their numbers."""
     column = Column(name, "categorical")
-
-    def refuse(row: Any, what: str) -> ValueError:
-        return ValueError(f"column {name!r}, {place(int(row))}: {what}")
-
+    refuse = _refusal(name, place)
     absent = _absent(values, column)
     if absent.any():
         what = "the label is missing: leave out the row, or give it a class of its own"
@@ -110,10 +118,7 @@ def _encode_column(
     name = column.name
     absent = _absent(values, column)
     rows = np.flatnonzero(~absent)
-
-    def refuse(row: Any, what: str) -> ValueError:
-        return ValueError(f"column {name!r}, {place(int(row))}: {what}")
-
+    refuse = _refusal(name, place)
     if absent.all():
         raise ValueError(f"column {name!r} has no value in any row: give it 'ignore'")
     if absent.any() and missing == "error":
@@ -272,7 +277,7 @@ def require_varying(x: np.ndarray, columns: tuple[Column, ...]) -> None:
                 f"column {column.name!r} is {values[0]:g} in all rows to train on, "
                 "which has no density: give it the kind 'ignore'"
             )
-        if abs(values.mean()) > LARGEST_OFFSET * values.std():
+        if loses_digits(values):
             raise ValueError(
                 f"column {column.name!r} varies by {values.std():.3g} about "
                 f"{values.mean():.8g}, of which float32 keeps too few digits: subtract "

@@ -7,10 +7,11 @@ It follows scikit-learn's conventions: a constructor that only stores its argume
 learned attributes that end in an underscore, `clone`, pipelines, grid search, pickles.
 """
 
+import contextlib
 import functools
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vae_jax.data.columns import LARGEST_COUNT, LARGEST_OFFSET
+from vae_jax.data.columns import LARGEST_COUNT, loses_digits
 from vae_jax.evaluation import log_evidence
 from vae_jax.extras import import_extra
 from vae_jax.families import Bernoulli, Gaussian, NegativeBinomial, Standardized
-from vae_jax.fitting import fit
+from vae_jax.fitting import Callback, fit
 from vae_jax.model import decode, encode, generate, init
 from vae_jax.networks import MLP
 from vae_jax.options import require_value
@@ -150,7 +151,7 @@ class VAE(
         _require_digits(X)
         params = jax.jit(init, static_argnums=0)(spec, init_key, x=rows)
         warmup = LinearWarmup(1.0, num_steps=_WARMUP_STEPS)
-        with _progress(num_epochs if self.verbose else None) as callback:
+        with _progress_bar(num_epochs, shown=self.verbose) as callback:
             fitted = fit(
                 params,
                 rows,
@@ -356,7 +357,7 @@ def _require_digits(X: np.ndarray) -> None:
         if largest <= LARGEST_COUNT and (column == np.rint(column)).all():
             continue  # Whole numbers that float32 has all of.
         varies = column.min() < column.max()
-        if varies and abs(column.mean()) > LARGEST_OFFSET * column.std():
+        if varies and loses_digits(column):
             raise ValueError(
                 f"X varies by {column.std():.3g} about {column.mean():.10g} in column "
                 f"{number}, of which float32 keeps too few digits: subtract the mean, "
@@ -403,25 +404,16 @@ def _in_blocks(
     return np.concatenate(blocks)
 
 
-class _progress:
+@contextlib.contextmanager
+def _progress_bar(num_epochs: int, *, shown: bool) -> Iterator[Callback | None]:
     """A progress bar as the callback of `fit`, or None where none is wanted."""
-
-    def __init__(self, num_epochs: int | None):
-        self.num_epochs = num_epochs
-
-    def __enter__(self) -> Callable[..., None] | None:
-        if self.num_epochs is None:
-            return None
-        self.bar = import_extra("tqdm", "sklearn").tqdm(
-            total=self.num_epochs, unit="epoch"
-        )
+    if not shown:
+        yield None
+        return
+    with import_extra("tqdm", "sklearn").tqdm(total=num_epochs, unit="epoch") as bar:
 
         def callback(epoch: int, figures: dict[str, float], params: Params) -> None:
-            self.bar.set_postfix(objective=f"{figures['objective']:.2f}", refresh=False)
-            self.bar.update()
+            bar.set_postfix(objective=f"{figures['objective']:.2f}", refresh=False)
+            bar.update()
 
-        return callback
-
-    def __exit__(self, *_: Any) -> None:
-        if self.num_epochs is not None:
-            self.bar.close()
+        yield callback

@@ -178,7 +178,7 @@ def as_seen(
 
 def test_images(dataset: data.Dataset) -> Array:
     """The test set as the model sees it, `[m, D]`, on the device."""
-    return data.to_unit_interval(jnp.asarray(dataset.test), dataset.num_levels)
+    return split(dataset, "test").x
 
 
 def check_early_stopping(

@@ -3,12 +3,14 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
 import vae_jax
 from experiments.choices import labels_of
 from experiments.figures import are_pixels
+from vae_jax.predictive import Replicated
 from vae_jax.types import Array, Key, Labels
 
 NUM_REPLICATIONS = 200
@@ -38,22 +40,22 @@ def predictive_figures(
     given = labels_of(params, labels)
     found = _check(params, x, key, num_replications=NUM_REPLICATIONS, **given)
     return {
-        name: {part: np.asarray(values).tolist() for part, values in one.items()}
-        | {"inside": _share_inside(one["observed"], one["lower"], one["upper"])}
-        for name, one in ((name, found[name]._asdict()) for name in found)
+        name: {part: np.asarray(values).tolist() for part, values in parts.items()}
+        | {"inside": _share_inside(one)}
+        for name, one in found.items()
+        for parts in [one._asdict()]
     }
 
 
-def _are_defined(observed: Any, lower: Any) -> np.ndarray:
-    """Which dimensions have a statistic, in the test set and in replications."""
-    return np.isfinite(np.asarray(observed)) & np.isfinite(np.asarray(lower))
+def _are_defined(one: Replicated) -> np.ndarray:
+    """Dimensions that have a statistic, in the test set and in replications."""
+    return np.isfinite(np.asarray(one.observed)) & np.isfinite(np.asarray(one.lower))
 
 
-def _share_inside(observed: Array, lower: Array, upper: Array) -> float | None:
+def _share_inside(one: Replicated) -> float | None:
     """Share of the dimensions that have the statistic; None where none has."""
-    inside = (lower <= observed) & (observed <= upper)
-    defined = _are_defined(observed, lower)
-    return float(np.asarray(inside)[defined].mean()) if defined.any() else None
+    defined = _are_defined(one)
+    return float(np.asarray(one.inside)[defined].mean()) if defined.any() else None
 
 
 def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
@@ -88,13 +90,11 @@ def draw(figures: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     figure.suptitle("posterior predictive check: 95% intervals of each dimension")
     for axes, name in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
-        one = figures[name]
-        observed, mean, lower, upper = (
-            np.array(one[part], float)
-            for part in ("observed", "mean", "lower", "upper")
+        one = Replicated(
+            *(jnp.array(figures[name][part], float) for part in Replicated._fields)
         )
-        defined = _are_defined(observed, lower)
-        inside = (lower <= observed) & (observed <= upper)
+        observed, mean, lower, upper = one
+        defined, inside = _are_defined(one), np.asarray(one.inside)
         for here, color in (
             (defined & inside, "tab:blue"),
             (defined & ~inside, "tab:red"),

@@ -103,7 +103,7 @@ class Recipe:
         return learning_rate * self.relative_rate(step)
 
     def at_rate(self, learning_rate: float | Array) -> optax.GradientTransformation:
-        """The optimizer, whose state does not depend on the rate.
+        """The optimizer at a learning rate.
 
         Args:
           learning_rate: the peak; may be traced.
@@ -238,7 +238,7 @@ def check_own(config: OptimizerFlags) -> None:
 
 
 def _of_own(own: open_choices.Own, rate: Any) -> optax.GradientTransformation:
-    """What a function of the user's own makes of the learning rate."""
+    """The optimizer that a function of the user's own makes of the learning rate."""
     if own.arguments or "learning_rate" in own.keywords:
         raise ValueError(
             f"{own.text}: the learning rate is --learning_rate's, and other arguments "

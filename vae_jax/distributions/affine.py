@@ -40,12 +40,12 @@ class AffineDistribution(Distribution):
 
     @property
     def mean_is_exact(self) -> bool:
-        """As that of the base."""
+        """Whether that of the base is."""
         return self.base.mean_is_exact
 
     @property
     def factorizes(self) -> bool:
-        """As the base."""
+        """Whether the base does."""
         return self.base.factorizes
 
     @property

@@ -37,12 +37,12 @@ class MaskedDistribution(Distribution):
 
     @property
     def mean_is_exact(self) -> bool:
-        """As that of the base."""
+        """Whether that of the base is."""
         return self.base.mean_is_exact
 
     @property
     def mean(self) -> Array:
-        """Of all dimensions, `[..., D]`."""
+        """Mean of all dimensions, `[..., D]`."""
         return self.base.mean
 
     def sample(self, key: Key, num_samples: int) -> Array:

@@ -110,7 +110,10 @@ class NNXNetwork(_Adapter):
         root = jax.random.key(0) if key is None else key
         random = _filled(random, root)
         network = nnx.merge(graph, parameters, random)
-        network.train() if key is not None else network.eval()
+        if key is None:
+            network.eval()
+        else:
+            network.train()
         return network(inputs)
 
 
@@ -289,7 +292,7 @@ class FunctionNetwork(nn.Module):
 
 
 def adapted(constructor: Callable[..., Any]) -> Callable[..., Any]:
-    """What makes the network of a class, by its adapter if it is not a Linen module.
+    """Constructor of the network of a class, its adapter if it is not a Linen module.
 
     Args:
       constructor: a class of any framework, or a function.

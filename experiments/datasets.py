@@ -89,7 +89,7 @@ def load(config: "ModelFlags", *, data_dir: str | None = None) -> data.Dataset:
 
 
 def _given(columns: str | None) -> Given:
-    """What `--columns` says, which a resolved configuration holds as text."""
+    """Kinds of columns by `--columns`, which a resolved configuration has as text."""
     if columns is None:
         return None
     if columns.startswith("["):

@@ -28,7 +28,7 @@ class CorruptCheckpoint(ValueError):
 
 
 class Contents(NamedTuple):
-    """What a checkpoint holds.
+    """Contents of a checkpoint.
 
     Attributes:
       leaves: arrays by the name of their path in the tree.
@@ -165,7 +165,7 @@ class _Manifest(NamedTuple):
     leaves: dict[str, dict[str, Any]]
     files: dict[str, str]
     leaves_sha256: str | None
-    """Of earlier versions None."""
+    """None in checkpoints of earlier versions."""
 
 
 def _read_manifest(folder: Path) -> _Manifest:

@@ -141,7 +141,7 @@ def _is_described(part: Any, depth: int) -> bool:
 
 
 def differences(description: Any, spec: Any) -> list[str]:
-    """What a described spec has otherwise than another.
+    """Differences between a described spec and another.
 
     A field that is newer than the description stood at its default, and a public class
     may have moved: neither is a difference.

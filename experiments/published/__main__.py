@@ -95,7 +95,7 @@ def _rows(cell: Cell, found: Mapping[str, Any] | None) -> list[str]:
 
 
 def _warning(found: Mapping[str, Any] | None) -> str:
-    """How far log p(x) is to be trusted."""
+    """Warning about log p(x) where its importance weights are heavy-tailed."""
     share = None if found is None else found["high_pareto_k"]
     if found is None or share is None or "log_evidence" not in found["published"]:
         return ""

@@ -45,7 +45,7 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What a paper reports.
+    """Figures of a paper, by the cells that reproduce them.
 
     Attributes:
       name: of the module.
@@ -117,7 +117,7 @@ def run(config: Config, *, table: Table) -> list[dict[str, Any]]:
 def record(
     table: Table, cell: Cell, config: mnist.Config, results: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What `results/` keeps of a cell.
+    """Record of a cell for `results/`.
 
     Args:
       table: the table.

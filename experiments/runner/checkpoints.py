@@ -25,7 +25,7 @@ History = dict[str, Array]
 
 
 class Restored(NamedTuple):
-    """What a run goes on from.
+    """Progress that a run goes on from.
 
     Attributes:
       state: a state.

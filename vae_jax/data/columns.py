@@ -39,7 +39,7 @@ class Column(NamedTuple):
 
 
 Given = Mapping[str, Any] | Sequence[Column] | None
-"""What columns hold, as far as it is known: kinds by name, or all columns."""
+"""Known contents of columns: kinds by name, or all columns."""
 
 
 def numbered(num_columns: int, kind: str) -> tuple[Column, ...]:
@@ -128,7 +128,7 @@ def loses_digits(values: np.ndarray) -> bool:
 
 
 def read_columns(path: str | Path) -> Mapping[str, Any] | tuple[Column, ...]:
-    """What columns hold, from a file of a user's own or from a run.
+    """Read the kinds of columns from a file of a user's own or from a run.
 
     Args:
       path: a JSON file of names and kinds, `{"age": "real", "sex": "ignore", "size":
@@ -249,7 +249,7 @@ def given_columns(names: Sequence[str], given: Given) -> dict[str, Column]:
 
 
 def infer_column(name: str, values: np.ndarray) -> Column:
-    """What a column holds, by its values.
+    """Infer the kind of a column from its values.
 
     Texts and logical values are categories, of two binary; whole numbers are counts, or
     binary where there are two; other numbers are positive where the largest is a

@@ -324,7 +324,7 @@ def _names(codes: np.ndarray, categories: tuple[str, ...]) -> np.ndarray:
 
 
 def describe_columns(x: np.ndarray, columns: tuple[Column, ...]) -> list[str]:
-    """What the columns hold, a line each; of many the number of each kind.
+    """Describe columns in a line each, or many by the number of each kind.
 
     Args:
       x: `[n, D]`.

@@ -54,7 +54,8 @@ class Config:
     """Import the classes outside vae_jax that the run names: code of whoever made it \
 runs."""
     dataset: str | None = None
-    """The data of a folder that vae_jax.save_run wrote: a name or a file."""
+    """The data of a folder that vae_jax.save_run wrote, a name or a file; levels of \
+grey are seen in [0, 1], and drawn as bits for a Bernoulli likelihood."""
     data_dir: str | None = None
     """Folder of data files; by default the run's."""
     which: Literal["last", "best"] = "last"
@@ -133,20 +134,27 @@ def data_of_a_script(config: Config, spec: vae_jax.ModelSpec) -> RunData:
     """The data set that `--dataset` names, as the likelihood takes it.
 
     Raises:
-      ValueError: the folder is a run with data of its own; values that the likelihood
-        does not take.
+      ValueError: the folder is a run with data of its own; examples of another size,
+        values that the likelihood does not take, or no labels for a conditional model.
     """
     if (Path(config.run_folder) / "config.json").exists():
         raise ValueError(
             f"--dataset is for a folder of vae_jax.save_run, and {config.run_folder} "
             "holds a config.json that names its data"
         )
-    of_counts = spec.likelihood.support == COUNTS
+    name, of_counts = str(config.dataset), spec.likelihood.support == COUNTS
     original = data.load(
-        config.dataset or "auto",
+        name,
         data_dir=config.data_dir or "data",
         values="counts" if of_counts else None,
     )
+    dim = original.train.shape[1]
+    if dim != spec.data_dim:
+        raise ValueError(
+            f"--dataset={name} must have the model's {spec.data_dim} values an "
+            f"example, got {dim}"
+        )
+    datasets.num_classes(original, conditional=spec.num_classes > 0)
     is_bernoulli = isinstance(spec.likelihood, vae_jax.Bernoulli)
     binarization = "dynamic" if is_bernoulli else "none"
     datasets.require_in(spec.likelihood.support, original, binarization)
@@ -421,7 +429,7 @@ def run(config: Config) -> dict[str, Any]:
       ValueError: no run there, other data, or a value that no run can have.
     """
     flags.check(config)
-    trained, run_data = (None, None) if config.dataset else load_data(config)
+    of_run = None if config.dataset else load_data(config)
     params = vae_jax.load_run(
         config.run_folder,
         which=config.which,
@@ -429,7 +437,7 @@ def run(config: Config) -> dict[str, Any]:
         model=config.model,
         trust=config.trust,
     )
-    run_data = run_data or data_of_a_script(config, params.spec)
+    trained, run_data = of_run or (None, data_of_a_script(config, params.spec))
     x = run_data.test
     folder = Path(config.run_folder)
     with run_folder.locked(folder):

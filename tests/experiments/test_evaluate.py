@@ -239,6 +239,11 @@ def test_a_model_of_a_script_is_evaluated(tmp_path, capsys):
     expected = evaluation.elbo_figures(params, x)["elbo"]
     assert found["elbo"] == pytest.approx(expected, rel=1e-6)
     assert "digits: trained by a script" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        evaluate.main([str(tmp_path), "--dataset=synthetic", *few])
+    assert "must have the model's 64 values an example, got 784" in (
+        capsys.readouterr().err
+    )
     with pytest.raises(FileExistsError):
         vae_jax.save_run(tmp_path, params, step=7)
     with pytest.raises(ValueError, match="step must not be negative, got -1"):

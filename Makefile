@@ -6,7 +6,7 @@ BIN := .venv/bin
 PINNED = constraints/python3.$$($(BIN)/python -c 'import sys; print(min(sys.version_info[1], 12))').txt
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINNED) --editable
 
-.PHONY: help setup mnist test test-nans test-leaks test-slow lint types format bench
+.PHONY: help setup mnist test test-nans test-leaks test-slow lint types format bench docs docs-serve
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,7 +36,7 @@ NAN_TESTS = $(patsubst %,tests/test_%.py,training fitting sweep parallel objecti
 # Of the library; not of the commands, of `check`, which runs it all once more, and of what
 # runs no program of the library's own.
 LEAK_TESTS = $(patsubst %,tests/%,distributions families networks priors estimators) \
-	$(filter-out $(patsubst %,tests/test_%.py,docstrings package readme), \
+	$(filter-out $(patsubst %,tests/test_%.py,docstrings package), \
 	$(wildcard tests/test_*.py))
 
 test-nans: .venv/.test  ## Run the tests of training and evaluation, stopping at a nan.
@@ -60,6 +60,17 @@ types: .venv/.test  ## Check the types of the library and the experiments.
 format: .venv/.test  ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs/assets/katex: docs/fetch_katex.py .venv/.python
+	$(BIN)/python docs/fetch_katex.py
+	@touch $@
+
+docs: .venv/.docs docs/assets/katex  ## Build the documentation site in build/site.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open build/site/index.html"
+
+docs-serve: .venv/.docs docs/assets/katex  ## Show the site, and build it again as it changes.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 bench: .venv/.bench  ## Measure the speed beside other ways to do the same work.
 	$(BIN)/python -m experiments.throughput

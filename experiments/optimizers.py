@@ -19,7 +19,7 @@ from experiments import open_choices
 from experiments.runner import flags
 from vae_jax.types import Array
 
-# RECIPES.md has what others come to.
+# docs/results/recipes.md has what others come to.
 PEAK, WARMUP_STEPS = 5e-3, 200
 
 

@@ -366,7 +366,9 @@ def maximum_likelihood(x: Array, *, latent_dim: int) -> LinearGaussian:
     return LinearGaussian(weights, mean, noise_var)
 
 
-def live_units(x: Array, *, noise_var: float | Array, beta: float | Array = 1.0):
+def live_units(
+    x: Array, *, noise_var: float | Array, beta: float | Array = 1.0
+) -> Array:
     """Number of active units of a linear VAE with fixed noise at its optimum.
 
     A principal direction of the data is modelled if its eigenvalue exceeds beta s^2,

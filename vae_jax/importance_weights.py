@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vae_jax.types import Array
 
@@ -73,7 +74,7 @@ def tail_size(num_samples: int) -> int:
     return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
 
 
-def no_weights(num_samples: int, dtype) -> WeightStatistics:
+def no_weights(num_samples: int, dtype: DTypeLike) -> WeightStatistics:
     """Statistics before the first weight.
 
     Args:

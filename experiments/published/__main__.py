@@ -16,7 +16,7 @@ HEAD = """# Published tables
 One command a row. *Published* is the paper's figure and *here* ours, in nats, with its
 standard error over the 10,000 test images; *passes* are those over the training images,
 ours and the paper's. No epoch is chosen on the test set; learning rates of our own
-follow `experiments/RECIPES.md`, whose table is of test figures. The minutes are of
+follow `docs/results/recipes.md`, whose table is of test figures. The minutes are of
 training, by the clock, on two cores that others used too: they are no benchmark. The
 record of each row, with all flags, versions and the commit, is in `results/`.
 

@@ -26,7 +26,7 @@ part at a time omitted or replaced. Workload curves: the cost of a step against 
 width, samples and models. Workload gradients: gradients of a known integrand, drawn by
 `vmap` as in `gradient_moments`, and by a Python loop over a compiled draw.
 
-Each workload takes one to three minutes on two cores; experiments/PERFORMANCE.md has
+Each workload takes one to three minutes on two cores; docs/results/performance.md has
 the results. On a busy machine many short rounds measure the ratios better than few long
 ones: --steps=25 --repeats=120.
 """

@@ -104,7 +104,7 @@ def mean_is(draws, value):
     return abs(draws.mean() - value) < 5 * draws.std() / math.sqrt(len(draws))
 
 
-PAGE = Path(evidence.__file__).with_name("README.md")
+PAGE = Path(evidence.__file__).parents[2] / "docs" / "lecture" / "index.md"
 
 
 def page():

@@ -1,4 +1,4 @@
-"""The lecture's README lists every row and every correction with its test."""
+"""The page of the lecture lists every row and every correction with its test."""
 
 import re
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 XLA rewrites convolutions for its fast CPU kernels only in the outermost program, not in
 the body of a loop. Training runs in a loop, where a step on MNIST took thirty times as
-long as with the matrix products below (experiments/PERFORMANCE.md). On accelerators,
+long as with the matrix products below (docs/results/performance.md). On accelerators,
 the native convolution is used.
 """
 

@@ -1,0 +1,62 @@
+"""Hooks of the site's build: notebooks are executed and become pages."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jupytext
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import ExecutePreprocessor
+
+ROOT = Path(__file__).parents[1]
+EXECUTED = ROOT / "build" / "notebooks"
+
+
+def sources() -> str:
+    """A digest of the library, on which the output of every notebook depends."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "vae_jax").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def executed(path: Path, library: str) -> Any:
+    """A percent script's notebook with outputs, from the last build where equal."""
+    digest = hashlib.sha256(path.read_bytes() + library.encode()).hexdigest()
+    kept = EXECUTED / f"{path.stem}-{digest[:16]}.ipynb"
+    if not kept.exists():
+        notebook = jupytext.read(path)
+        run = ExecutePreprocessor(timeout=600, kernel_name="python3")
+        run.preprocess(notebook, {"metadata": {"path": str(ROOT)}})
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        draft = kept.with_suffix(".draft")
+        jupytext.write(notebook, draft, fmt="ipynb")
+        os.replace(draft, kept)
+    return jupytext.read(kept, fmt="ipynb")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add a page, its pictures and the notebook to download for each percent script."""
+    library = sources()
+    for path in sorted(Path(config.docs_dir, "notebooks").glob("[0-9]*.py")):
+        notebook = executed(path, library)
+        text, resources = MarkdownExporter().from_notebook_node(notebook)
+        outputs = resources["outputs"]
+        for name in outputs:
+            text = text.replace(f"({name})", f"({path.stem}/{name})")
+        title, _, rest = text.lstrip().partition("\n")
+        page = (
+            f"{title}\n\n[Download this notebook]({path.stem}.ipynb)"
+            f"{{ .md-button download }}\n{rest}"
+        )
+        generated = {
+            f"{path.stem}.md": page,
+            f"{path.stem}.ipynb": json.dumps(notebook),
+        } | {f"{path.stem}/{name}": data for name, data in outputs.items()}
+        for name, content in generated.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=content))
+    return files

@@ -1,0 +1,144 @@
+"""README and the pages of the site: their Python runs, what they name exists."""
+
+import importlib
+import inspect
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+import vae_jax
+from experiments import figures
+from experiments.mnist import Config
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+}
+COMMAND = PAGES["docs/guide/command.md"]
+
+
+def python_blocks(text):
+    return re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, text in PAGES.items() if python_blocks(text)]
+)
+def test_every_python_block_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # Drawing takes seconds and has tests of its own.
+    monkeypatch.setattr(figures, "draw_all", lambda *args, **kwargs: [])
+    namespace = {"__name__": "page"}
+    for block in python_blocks(PAGES[name]):
+        exec(compile(block, name, "exec"), namespace)
+
+
+def test_what_the_pages_claim_of_a_run_of_the_experiment():
+    text = "".join(python_blocks(PAGES["docs/guide/library.md"]))
+    assert "run_dir" in text and "generate(trained" in text
+    assert sum(len(python_blocks(text)) for text in PAGES.values()) >= 16
+
+
+def links(text):
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
+    found = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [link for link in found if not re.match(r"https?:|mailto:|#", link)]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_linked_files_exist(name):
+    for link in links(PAGES[name]):
+        target = (ROOT / name).parent / link.split("#")[0]
+        made = DOCS / "notebooks" in target.resolve().parents  # from the script
+        assert (target.with_suffix(".py") if made else target).exists(), link
+
+
+def test_every_page_is_in_the_navigation_and_the_reverse():
+    def leaves(node):
+        if isinstance(node, str):
+            yield node
+        else:
+            children = node if isinstance(node, list) else node.values()
+            for child in children:
+                yield from leaves(child)
+
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    pages = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
+    notebooks = {f"notebooks/{p.stem}.md" for p in DOCS.glob("notebooks/[0-9]*.py")}
+    assert Counter(leaves(nav)) == Counter(pages | notebooks)
+
+
+def test_mapped_files_exist():
+    text = PAGES["docs/guide/map.md"]
+    rows = re.findall(r"^\| (`vae_jax/.*?|`experiments/.*?) \|", text, re.M)
+    assert len(rows) >= 8
+    for row in rows:
+        folder = None
+        for name in re.findall(r"`([^`]*)`", row):
+            path = ROOT / name if "/" in name else folder / name
+            folder = path.parent
+            assert path.exists(), name
+
+
+def test_every_flag_that_is_named_exists():
+    flags = set(re.findall(r"`--(\w+)", COMMAND)) - {"help"}
+    assert len(flags) >= 10
+    assert flags <= set(Config.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_commands_are_targets_of_the_makefile(name):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", PAGES[name], re.M)
+    assert {first or second for first, second in named} <= targets
+
+
+PACKAGES = [
+    "vae_jax",
+    *(
+        f"vae_jax.{name}"
+        for name in (
+            "annealing contracts data distributions estimators families mcmc "
+            "networks priors"
+        ).split()
+    ),
+]
+
+
+def public():
+    """Objects that a package lists in `__all__`, by the name of the shortest import."""
+    names = {}
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            value = getattr(module, name)
+            if not inspect.ismodule(value):
+                names.setdefault(name, (f"{package}.{name}", value))
+    return dict(names.values())
+
+
+DOCUMENTED = [
+    name
+    for page, text in PAGES.items()
+    if page.startswith("docs/api/")
+    for name in re.findall(r"^::: (\S+)$", text, re.M)
+]
+
+
+def test_every_public_name_is_on_one_page_of_the_reference():
+    assert set(public()) <= set(DOCUMENTED)
+    assert len(DOCUMENTED) == len(set(DOCUMENTED))
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_what_the_reference_shows_is_public_and_has_a_docstring(name):
+    module, _, attribute = name.rpartition(".")
+    assert not any(part.startswith("_") for part in name.split("."))
+    value = getattr(importlib.import_module(module), attribute)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        assert inspect.getdoc(value)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-import vae_jax
 from experiments import figures
 from experiments.mnist import Config
 

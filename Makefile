@@ -61,15 +61,15 @@ format: .venv/.test  ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs/assets/katex: docs/fetch_katex.py .venv/.python
-	$(BIN)/python docs/fetch_katex.py
+docs/assets/fetched: docs/fetch_scripts.py .venv/.python
+	$(BIN)/python docs/fetch_scripts.py
 	@touch $@
 
-docs: .venv/.docs docs/assets/katex  ## Build the documentation site in build/site.
+docs: .venv/.docs docs/assets/fetched  ## Build the documentation site in build/site.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "open build/site/index.html"
 
-docs-serve: .venv/.docs docs/assets/katex  ## Show the site, and build it again as it changes.
+docs-serve: .venv/.docs docs/assets/fetched  ## Show the site, and build it again as it changes.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 bench: .venv/.bench  ## Measure the speed beside other ways to do the same work.

@@ -1,4 +1,4 @@
-"""Hooks of the site's build: notebooks are executed and become pages."""
+"""Hooks of the site's build: notebooks become pages, the network is not needed."""
 
 import hashlib
 import json
@@ -9,11 +9,15 @@ from typing import Any
 import jupytext
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
 from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import ExecutePreprocessor
 
 ROOT = Path(__file__).parents[1]
 EXECUTED = ROOT / "build" / "notebooks"
+SHIM = "https://unpkg.com/iframe-worker/shim"
+LOCAL_SHIM = "assets/fetched/iframe-worker/shim/index.js"
 
 
 def sources() -> str:
@@ -60,3 +64,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for name, content in generated.items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
     return files
+
+
+def on_post_page(output: str, page: Page, **_: Any) -> str:
+    """Take the shim that lets a page opened from disk search from the site itself."""
+    return output.replace(SHIM, get_relative_url(LOCAL_SHIM, page.url))
+
+
+def on_post_template(output_content: str, template_name: str, **_: Any) -> str:
+    """Do so in `404.html`, whose links are absolute."""
+    return output_content.replace(SHIM, f"/{LOCAL_SHIM}")

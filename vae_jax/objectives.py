@@ -2,8 +2,9 @@
 
     log p(x) = E_q[log p(x|z)] - KL(q(z|x) || p(z)) + KL(q(z|x) || p(z|x))
 
-The first two terms are the ELBO. The third is non-negative, so the ELBO is a lower
-bound, tight when q(z|x) is the true posterior. Maximising it over the encoder alone
+(Kingma & Welling 2014, eq. 1 and 3). The first two terms are the ELBO. The third is
+non-negative, so the ELBO is a lower bound, tight when q(z|x) is the true posterior.
+Maximising it over the encoder alone
 closes the gap; maximising it over the decoder raises the bound, though not
 necessarily log p(x), at every step. All quantities are summed over data and latent
 dimensions and averaged over the batch. They are maximised.
@@ -84,10 +85,11 @@ def elbo_terms(
 ) -> ELBOTerms:
     """Per-example ELBO and its two terms, in nats.
 
-    E_q(z|x)[log p(x|z)] - beta * KL(q(z|x) || p(z)) with the expectation estimated
-    from samples (Kingma & Welling 2014, eq. 3). The KL term uses the closed form
-    registered for the pair of distributions, if any (their estimator B, eq. 7), and
-    is otherwise estimated from the same samples as the mean of
+        elbo = E_q(z|x)[log p(x|z)] - beta * KL(q(z|x) || p(z))
+
+    with the expectation estimated from samples (Kingma & Welling 2014, eq. 3). The KL
+    term uses the closed form registered for the pair of distributions, if any (their
+    estimator B, eq. 7), and is otherwise estimated from the same samples as the mean of
     log q(z|x) - log p(z) (their estimator A, eq. 6).
 
     Args:
@@ -154,8 +156,11 @@ def elbo(
 ) -> Array:
     """Monte Carlo evidence lower bound, averaged over the batch, in nats.
 
-    Estimates E_q(z|x)[log p(x|z)] - beta * KL(q(z|x) || p(z)) (Kingma & Welling 2014,
-    eq. 3; with beta, Higgins et al. 2017).
+    Estimates the mean over the examples x of
+
+        elbo = E_q(z|x)[log p(x|z)] - beta * KL(q(z|x) || p(z))
+
+    (Kingma & Welling 2014, eq. 3; with beta, Higgins et al. 2017).
 
     Args:
       params: model parameters; their spec selects networks and families.
@@ -194,7 +199,9 @@ def elbo(
 
 
 def log_joint(params: Params, x: Array, z: Latents, *, labels: Labels = None) -> Array:
-    """Log joint density log p(x, z) = log p(x|z) + log p(z), in nats.
+    """Log joint density of observations and latents, in nats.
+
+        log p(x, z) = log p(x|z) + log p(z)
 
     As a function of z, it is the log posterior up to an additive constant.
 
@@ -225,7 +232,9 @@ def log_joint(params: Params, x: Array, z: Latents, *, labels: Labels = None) ->
 def log_weight(
     params: Params, x: Array, z: Latents, log_q: Array, *, labels: Labels = None
 ) -> Array:
-    """Log importance weight log p(x|z) + log p(z) - log q(z|x), in nats.
+    """Log importance weight of a latent drawn from q(z|x), in nats.
+
+        log w = log p(x|z) + log p(z) - log q(z|x)
 
     Args:
       params: model parameters.
@@ -330,10 +339,11 @@ def importance_weighted_bound(
 ) -> Array:
     """Importance-weighted bound on log p(x), averaged over the batch, in nats.
 
-    E[log 1/S sum_s p(x, z_s) / q(z_s|x)] with z_s ~ q(z|x) (Burda, Grosse &
-    Salakhutdinov 2016, eq. 8). It equals the ELBO at S = 1, does not decrease with S,
-    and converges to log p(x). Other reductions of the same log-weights give other
-    bounds: `estimators.Grouped`, `Combined` and `Renyi`.
+        bound_S = E[log(1/S sum_s p(x, z_s) / q(z_s|x))] with z_s ~ q(z|x)
+
+    (Burda, Grosse & Salakhutdinov 2016, eq. 8). It equals the ELBO at S = 1, does not
+    decrease with S, and converges to log p(x). Other reductions of the same log-weights
+    give other bounds: `estimators.Grouped`, `Combined` and `Renyi`.
 
     Args:
       params: model parameters.
@@ -425,9 +435,13 @@ def partially_importance_weighted_bound(
 ) -> Array:
     """Partially importance-weighted bound (PIWAE), averaged over the batch, in nats.
 
-    The value, and the gradient with respect to decoder, prior and likelihood, are
-    those of `importance_weighted_bound` on all samples. The gradient with respect to
-    encoder and posterior is that of the reduction `estimators.Grouped(num_groups)`,
+    With S = M K samples in M groups, the value, and the gradient with respect to
+    decoder, prior and likelihood, are those of `importance_weighted_bound` on all
+    samples. The gradient with respect to encoder and posterior is that of the reduction
+    `estimators.Grouped(num_groups)`, the mean of the bounds of the groups,
+
+        bound_M_K = E[1/M sum_m log(1/K sum_k p(x, z_mk) / q(z_mk|x))]
+
     which has a higher signal-to-noise ratio (Rainforth et al. 2018, section 4).
 
     Args:

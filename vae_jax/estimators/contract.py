@@ -207,7 +207,7 @@ def nonzero(denominator: Array) -> Array:
 
 
 def reduction_gradient(reduction: Reduction) -> Callable[[Array], Array]:
-    """Gradient d R / d v_s as a function of v: 1/S for a mean, weights for a bound."""
+    """Gradient d/d v_s R(v) as a function of v: 1/S for a mean, weights for a bound."""
     return lambda values: jax.lax.stop_gradient(
         jax.grad(lambda values: jnp.sum(reduction(values)))(values)
     )

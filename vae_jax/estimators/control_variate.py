@@ -39,11 +39,14 @@ def delta_control_variate(
 ) -> PyTree:
     """Score-function estimate with a control variate from the delta method.
 
-    f score - c (h score - d/d phi E[h]), with h the second-order expansion of f at the
-    mean of q, whose expectation under a Gaussian is known (Paisley, Blei & Jordan 2012;
-    Mohamed, Rosca, Figurnov & Mnih 2020, section 7). Unbiased, with zero variance if f
-    is quadratic and c = 1. Cost: one evaluation of f per sample, and L + 1 derivatives
-    of f at the mean for the full Hessian.
+        g = 1/S sum_s [f(z_s) s(z_s) - c (h(z_s) s(z_s) - d/d phi E_q[h(z)])]
+        s(z) = d/d phi log q_phi(z)
+
+    with h the second-order expansion of f at the mean of q, whose expectation under a
+    Gaussian is known (Paisley, Blei & Jordan 2012; Mohamed, Rosca, Figurnov & Mnih
+    2020, section 7). Unbiased, with zero variance if f is quadratic and c = 1. Cost:
+    one evaluation of f per sample, and L + 1 derivatives of f at the mean for the full
+    Hessian.
 
     Args:
       integrand: f; must be twice differentiable for the variance to be reduced.

@@ -41,8 +41,9 @@ def exact_enumeration(
 ) -> PyTree:
     """Exact E_q[f(z)] and its gradient, by summation over all values of z.
 
-    sum_z q(z) f(z). Deterministic; the reference for the other estimators. Cost: 2^L
-    evaluations of f.
+        E_q[f(z)] = sum_z q(z) f(z)
+
+    Deterministic; the reference for the other estimators. Cost: 2^L evaluations of f.
 
     Args:
       integrand: f, called with latents `[2^L, B, L]` and their log q; returns
@@ -99,14 +100,16 @@ def gumbel_softmax(
     temperature: float | Array = 0.5,
     hard: bool = False,
 ) -> PyTree:
-    """Gradient through a relaxed sample, sigmoid((l + logistic noise) / t).
+    """Gradient through a relaxed sample, the two-class Gumbel-softmax distribution.
 
-    d/d l f(sigmoid((l + logit u) / t)), the two-class Gumbel-softmax or binary concrete
-    distribution (Jang, Gu & Poole 2017; Maddison, Mnih & Teh 2017). Biased, since it is
-    the gradient of an expectation under the relaxed distribution; as t decreases, the
-    bias vanishes and the variance grows like 1 / t. The value, and the gradient with
-    respect to parameters inside f, are evaluated at the bits. Cost: two evaluations of
-    f per sample, and one of its derivative.
+        g = 1/S sum_s d/d l f(sigmoid((l + logit(u_s)) / t))
+
+    with u_s uniform on (0, 1), also called the binary concrete distribution (Jang, Gu &
+    Poole 2017; Maddison, Mnih & Teh 2017). Biased, since it is the gradient of an
+    expectation under the relaxed distribution; as t decreases, the bias vanishes and
+    the variance grows like 1 / t. The value, and the gradient with respect to
+    parameters inside f, are evaluated at the bits. Cost: two evaluations of f per
+    sample, and one of its derivative.
 
     Args:
       integrand: f, defined and differentiable between 0 and 1.
@@ -157,9 +160,11 @@ def straight_through(
 ) -> PyTree:
     """Straight-through gradient: the bit is differentiated as its probability.
 
-    (d f / d z_d)(z) p_d (1 - p_d) for each logit l_d (Bengio, Leonard & Courville
-    2013). Biased unless f is linear in the bits, without interactions. Cost: one
-    evaluation of f and one of its derivative per sample.
+        g_d = 1/S sum_s p_d (1 - p_d) d/d z_sd f(z_s)
+
+    for each logit l_d, with p = sigmoid(l) (Bengio, Leonard & Courville 2013). Biased
+    unless f is linear in the bits, without interactions. Cost: one evaluation of f and
+    one of its derivative per sample.
 
     Args:
       integrand: f, with a derivative at 0 and 1.
@@ -205,8 +210,10 @@ def rebar(
 ) -> PyTree:
     """REBAR: score function with a control variate from the relaxed sample.
 
-    [f(b) - c f(s(z'))] d log q(b) + c d f(s(z)) - c d f(s(z')), where b = 1[z > 0] with
-    z = l + logistic noise, z' is distributed like z given b, and s(z) = sigmoid(z / t)
+        g = [f(b) - c f(s(z'))] d/d l log q(b) + c d/d l [f(s(z)) - f(s(z'))]
+        s(z) = sigmoid(z / t)
+
+    where b = 1[z > 0] with z = l + logistic noise, and z' is distributed like z given b
     (Tucker, Mnih, Maddison, Lawson & Sohl-Dickstein 2017). z and z' use the same noise:
     they are equal in value, but depend on l differently. Unbiased for every t and c,
     which the paper tunes to minimise the variance. Cost: two evaluations of f per
@@ -295,9 +302,11 @@ def arm(
 ) -> PyTree:
     """Augment-REINFORCE-merge (ARM): an antithetic pair of bits per uniform number.
 
-    The gradient with respect to the logits is [f(1[u > 1 - p]) - f(1[u < p])] (u - 1/2)
-    (Yin & Zhou 2019). Unbiased. The value is the mean over the pair. Cost: two
-    evaluations of f per pair. `disarm` has the same cost and no larger variance.
+        g = [f(1[u > 1 - p]) - f(1[u < p])] (u - 1/2)
+
+    for the logits l of p = sigmoid(l), with u uniform on (0, 1) (Yin & Zhou 2019).
+    Unbiased. The value is the mean over the pair. Cost: two evaluations of f per pair.
+    `disarm` has the same cost and no larger variance.
 
     Args:
       integrand: f, called with the latents of all pairs `[2 S, B, L]` and their log q
@@ -343,11 +352,13 @@ def disarm(
 ) -> PyTree:
     """DisARM: antithetic pairs of bits with the uniform number integrated out.
 
-    1/2 [f(b) - f(b')] (-1)^b' 1[b != b'] sigmoid(|l|) for each logit l (Dong, Mnih &
-    Tucker 2020; also U2G of Yin, Ho, Yan, Qian & Zhou 2020). Unbiased. The variance is
-    at most that of `arm` and, for a single bit, at most that of `leave_one_out` with
-    two samples. The value is the mean over the pair. Cost: two evaluations of f per
-    pair. It is the default choice for Bernoulli latents.
+        g_d = 1/2 [f(b) - f(b')] (-1)^b'_d 1[b_d != b'_d] sigmoid(|l_d|)
+
+    for each logit l_d, with the pair of bits b = 1[u < p] and b' = 1[1 - u < p] (Dong,
+    Mnih & Tucker 2020; also U2G of Yin, Ho, Yan, Qian & Zhou 2020). Unbiased. The
+    variance is at most that of `arm` and, for a single bit, at most that of
+    `leave_one_out` with two samples. The value is the mean over the pair. Cost: two
+    evaluations of f per pair. It is the default choice for Bernoulli latents.
 
     Args:
       integrand: f, as in `arm`.

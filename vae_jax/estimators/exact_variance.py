@@ -150,7 +150,11 @@ def bernoulli_moments(*, logit: float, f0: float, f1: float) -> ScoreMoments:
 
 
 def reparameterization_variance(moments: ScoreMoments) -> float:
-    """Variance of the pathwise estimator: E[(f' dx/d parameter)^2] - gradient^2.
+    """Variance of the pathwise estimator with respect to a parameter a.
+
+        V = E[(f'(x) d/d a x)^2] - G^2
+
+    with the gradient G = E[f s].
 
     Raises:
       ValueError: the moments have no `path2`: x is not reparameterized.
@@ -161,7 +165,11 @@ def reparameterization_variance(moments: ScoreMoments) -> float:
 
 
 def score_function_variance(moments: ScoreMoments, *, baseline: float = 0.0) -> float:
-    """Variance of (f - b) s: E[f^2 s^2] - 2 b E[f s^2] + b^2 E[s^2] - gradient^2.
+    """Variance of the score-function estimator (f - b) s with a constant baseline.
+
+        V = E[f^2 s^2] - 2 b E[f s^2] + b^2 E[s^2] - G^2
+
+    with the gradient G = E[f s].
 
     Args:
       moments: moments of f and the score.
@@ -191,7 +199,9 @@ def mean_baseline_variance(
 ) -> float:
     """Variance with a baseline estimated from N samples of f.
 
-    The variance with b = E[f], plus Var(f) / N E[s^2].
+        V = V_exact + Var(f) / N E[s^2]
+
+    with V_exact the variance with the baseline b = E[f].
 
     Args:
       moments: moments of f and the score.
@@ -217,9 +227,12 @@ def leave_one_out_variance(moments: ScoreMoments, *, num_samples: int) -> float:
     """Variance of the leave-one-out estimator with n samples in total.
 
     The estimator is a U-statistic with the kernel (f_1 - f_2)(s_1 - s_2) / 2. Its
-    variance is 2 / (n (n - 1)) [2 (n - 2) z_1 + z_2], with z_1 the variance of the
-    kernel's expectation given one sample and z_2 the variance of the kernel (Hoeffding
-    1948).
+    variance is
+
+        V = 2 / (n (n - 1)) [2 (n - 2) z_1 + z_2]
+
+    with z_1 the variance of the kernel's expectation given one sample and z_2 the
+    variance of the kernel (Hoeffding 1948).
 
     Args:
       moments: moments of f and the score.
@@ -249,9 +262,12 @@ def measure_valued_variance(
 ) -> float:
     """Variance of the measure-valued estimator on (x - k)^2 under N(mu, sigma^2).
 
-    With a = mu - k, for mu and sigma respectively: 4 a^2 (4/pi - 1) and
-    4 a^2 + 4 sigma^2 with coupling, a^2 (8/pi - 2) + 4 sigma^2/pi and
-    16 a^2 + 8 sigma^2 without.
+    With a = mu - k, for mu and sigma with coupling, then without,
+
+        V_mu = 4 a^2 (4 / pi - 1)
+        V_sigma = 4 a^2 + 4 sigma^2
+        V_mu = a^2 (8 / pi - 2) + (4 sigma^2) / pi
+        V_sigma = 16 a^2 + 8 sigma^2
 
     Args:
       parameter: `mu` or `sigma`.
@@ -277,9 +293,11 @@ def measure_valued_variance(
 
 
 def arm_variance(*, logit: float, f0: float, f1: float) -> float:
-    """Variance of ARM for one bit: (2/3) D^2 [1/8 - (1/2 - r)^3] - G^2.
+    """Variance of ARM for one bit.
 
-    D = f(1) - f(0), r = min(p, 1 - p), G = p (1 - p) D.
+        V = 2/3 D^2 [1/8 - (1/2 - r)^3] - G^2
+
+    with D = f(1) - f(0), r = min(p, 1 - p) and G = p (1 - p) D.
 
     Args:
       logit: log-odds of a one.
@@ -299,7 +317,9 @@ def arm_variance(*, logit: float, f0: float, f1: float) -> float:
 
 
 def disarm_variance(*, logit: float, f0: float, f1: float) -> float:
-    """Variance of DisARM for one bit: r (1 - r)^2 D^2 / 2 - G^2.
+    """Variance of DisARM for one bit.
+
+        V = 1/2 r (1 - r)^2 D^2 - G^2
 
     The symbols are defined in `arm_variance`.
 

@@ -34,14 +34,18 @@ def measure_valued(
 ) -> PyTree:
     """Measure-valued (weak) derivative of E_q[f(z)] for diagonal Gaussians.
 
-    For each dimension, with the other dimensions at a sample of q,
-      d/d mean  E f = [E f(mean + s W) - E f(mean - s W)] / (s sqrt(2 pi)),
-      d/d s     E f = [E f(mean + s M) - E f(mean + s N)] / s,
-    with W ~ Weibull(2, sqrt 2), M double-sided Maxwell, N normal (Pflug 1989; Mohamed,
-    Rosca, Figurnov & Mnih 2020, section 6). With coupling, both sides share W, and
-    N = M U with U uniform. Unbiased, also for a non-differentiable f, but expensive:
-    1 + 4 L evaluations of f per sample. Coupling reduces the variance for a smooth f;
-    for d/d mean, it increases the variance if the slope of f dominates its curvature.
+    For each dimension, of mean m and standard deviation s, with the other dimensions at
+    a sample of q,
+
+        d/d m E_q[f(z)] = (E[f(m + s W)] - E[f(m - s W)]) / (s sqrt(2 pi))
+        d/d s E_q[f(z)] = (E[f(m + s M)] - E[f(m + s N)]) / s
+
+    with W ~ Weibull(2, sqrt(2)), M double-sided Maxwell, N standard normal (Pflug 1989;
+    Mohamed, Rosca, Figurnov & Mnih 2020, section 6). With coupling, both sides share W,
+    and N = M U with U uniform. Unbiased, also for a non-differentiable f, but
+    expensive: 1 + 4 L evaluations of f per sample. Coupling reduces the variance for a
+    smooth f; for d/d m, it increases the variance if the slope of f dominates its
+    curvature.
 
     Args:
       integrand: f, called with latents `[S', B, L]` and their log q `[S', B]`, S' = S

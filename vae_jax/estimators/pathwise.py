@@ -46,11 +46,13 @@ def reparameterization(
 ) -> PyTree:
     """Pathwise estimate of E_q[f(z)]: the gradient flows through the samples.
 
-    d/d phi E_q[f(z)] = E_eps[d/d phi f(g_phi(eps))]
-    (Kingma & Welling 2014, section 2.4). Unbiased if f is differentiable. Cost: one
-    evaluation of f and of its derivative per sample. It is the default choice where
-    applicable, but not always the estimator of lowest variance; f(z) = cos(k z) with a
-    large k is a counter-example.
+        d/d phi E_q[f(z)] = E_eps[d/d phi f(g_phi(eps))]
+
+    with z = g_phi(eps) and noise eps whose distribution does not depend on phi (Kingma
+    & Welling 2014, section 2.4). Unbiased if f is differentiable. Cost: one evaluation
+    of f and of its derivative per sample. It is the default choice where applicable,
+    but not always the estimator of lowest variance; f(z) = cos(k z) with a large k is a
+    counter-example.
 
     Args:
       integrand: f, called with latents `[S, B, L]` and their log q `[S, B]`; returns
@@ -103,12 +105,15 @@ def path_derivative(
 ) -> PyTree:
     """Pathwise estimate without the score term ("sticking the landing").
 
-    For f(z) = log p(x, z) - log q(z), the total derivative includes the score term
-    - d/d phi log q_phi(z) at fixed z, whose expectation is 0. Dropping it gives a
-    gradient of zero variance if q is the true posterior (Roeder, Wu & Duvenaud 2017).
-    Unbiased for the mean. For a multi-sample bound the expectation of the term is not
-    0, and the gradient is biased: use `doubly_reparameterized`. Cost: that of
-    `reparameterization`.
+    For f(z) = log p(x, z) - log q_phi(z) with z = g_phi(eps), the total derivative
+
+        d/d phi f(z) = d/d z [log p(x, z) - log q_phi(z)] * d/d phi z - s(z)
+
+    includes the score s(z) = d/d phi log q_phi(z) at fixed z, whose expectation is 0.
+    Dropping it gives a gradient of zero variance if q is the true posterior (Roeder, Wu
+    & Duvenaud 2017). Unbiased for the mean. For a multi-sample bound the expectation of
+    the term is not 0, and the gradient is biased: use `doubly_reparameterized`. Cost:
+    that of `reparameterization`.
 
     Args:
       integrand: f, which must use its log q (`kl="monte_carlo"` for the ELBO).
@@ -170,16 +175,22 @@ def doubly_reparameterized(
     """Doubly reparameterized gradient (DReG) of an importance-weighted bound.
 
     The gradient with respect to q's parameters is
-    sum_s wn_s^2 d log w_s/d z_s d z_s/d phi, with wn the normalised weights (Tucker,
-    Lawson, Gu & Maddison 2019). It is unbiased, and its signal-to-noise ratio increases
-    with S, whereas that of the plain gradient decreases (Rainforth et al. 2018). For
-    the mean, it equals `path_derivative`. Parameters inside the integrand receive their
-    usual gradient. Cost: one more backward pass than `reparameterization`.
+
+        g_phi = sum_s a_s^2 d/d z_s [log w_s] * d/d phi z_s
+        a_s = w_s / (sum_t w_t)
+
+    with the weights w_s = p(x, z_s) / q(z_s|x) (Tucker, Lawson, Gu & Maddison 2019). It
+    is unbiased, and its signal-to-noise ratio increases with S, whereas that of the
+    plain gradient decreases (Rainforth et al. 2018). For the mean, it equals
+    `path_derivative`. Parameters inside the integrand receive their usual gradient.
+    Cost: one more backward pass than `reparameterization`.
 
     With `prior`, the prior's parameters theta receive the generalised form (Bauer &
     Mnih 2021)
-    sum_s [wn_s d log p(x|z_s)/d z_s - wn_s^2 d log w_s/d z_s] d T_theta/d theta, where
-    T_theta maps noise to the prior's samples and is evaluated at the noise of z_s.
+
+        g_theta = sum_s [a_s d/d z_s log p(x|z_s) - a_s^2 d/d z_s log w_s] * d/d theta T
+
+    where T maps noise to the prior's samples and is evaluated at the noise of z_s.
 
     Args:
       integrand: log w, which must use its log q.

@@ -28,7 +28,9 @@ def sample_mean(values: Array) -> Array:
 def log_mean_exp(values: Array) -> Array:
     """Log of the mean of exponentials over samples, `[S, B]` to `[B]`.
 
-    log 1/S sum_s exp(v_s), computed without overflow by subtracting the maximum.
+        R(v) = log(1/S sum_s exp(v_s))
+
+    Computed without overflow by subtracting the maximum.
 
     Args:
       values: log-weights, `[S, B]`.
@@ -51,9 +53,10 @@ def log_mean_exp(values: Array) -> Array:
 class Grouped:
     """Mean over groups of samples of each group's `log_mean_exp` (MIWAE).
 
-    1/M sum_m log 1/K sum_k w_mk with S = M K samples (Rainforth et al. 2018, "Tighter
-    variational bounds are not necessarily better"). With one group, it is
-    `log_mean_exp`; with S groups, the mean.
+        R(v) = 1/M sum_m log(1/K sum_k exp(v_mk))
+
+    with S = M K samples (Rainforth et al. 2018, "Tighter variational bounds are not
+    necessarily better"). With one group, it is `log_mean_exp`; with S groups, the mean.
 
     Attributes:
       num_groups: number M of groups; must divide the number of samples.
@@ -91,7 +94,9 @@ class Grouped:
 class Combined:
     """Convex combination of the ELBO and the importance-weighted bound (CIWAE).
 
-    weight * mean + (1 - weight) * log_mean_exp (Rainforth et al. 2018).
+        R(v) = weight * 1/S sum_s v_s + (1 - weight) * log(1/S sum_s exp(v_s))
+
+    (Rainforth et al. 2018).
 
     Attributes:
       weight: weight of the mean, in [0, 1]; a number or a traced scalar.
@@ -124,10 +129,12 @@ class Combined:
 class Renyi:
     """Variational Renyi bound of order alpha, `[S, B]` to `[B]`, in nats.
 
-    1 / (1 - alpha) log 1/S sum_s w_s^(1 - alpha) (Li & Turner 2016, eq. 8). Alpha = 0
-    gives `log_mean_exp`, the limit alpha -> 1 the mean. For negative alpha, the limit
-    S -> infinity lies above log p(x). Value and derivatives are accurate to rounding
-    error for every alpha, including 1 and its neighbourhood.
+        R(v) = 1 / (1 - alpha) log(1/S sum_s exp((1 - alpha) v_s))
+
+    of the log-weights v (Li & Turner 2016, eq. 8). Alpha = 0 gives `log_mean_exp`, the
+    limit alpha -> 1 the mean. For negative alpha, the limit S -> infinity lies above
+    log p(x). Value and derivatives are accurate to rounding error for every alpha,
+    including 1 and its neighbourhood.
 
     Attributes:
       alpha: order of the bound; a number or a traced scalar.

@@ -41,11 +41,12 @@ def score_function(
 ) -> PyTree:
     """Score-function estimate with an optional baseline (REINFORCE).
 
-    1/S sum_s (f(z_s) - b) d/d phi log q_phi(z_s)   (Mohamed, Rosca, Figurnov & Mnih
-    2020, section 4). Unbiased for any b that does not depend on z. For a reduction R of
-    several samples, the weight of sample s is R(f_1, ..., f_S) minus R with f_s
-    replaced by b; for the mean this is (f_s - b) / S. Cost: one evaluation of f per
-    sample, without its derivative.
+        g = 1/S sum_s (f(z_s) - b) d/d phi log q_phi(z_s)
+
+    (Mohamed, Rosca, Figurnov & Mnih 2020, section 4). Unbiased for any b that does not
+    depend on z. For a reduction R of several samples, the weight of sample s is
+    R(f_1, ..., f_S) minus R with f_s replaced by b; for the mean this is (f_s - b) / S.
+    Cost: one evaluation of f per sample, without its derivative.
 
     Args:
       integrand: f, called with latents `[S, B, L]` and their log q `[S, B]`; returns
@@ -95,9 +96,12 @@ def mean_baseline(
 ) -> PyTree:
     """Score-function estimate with the mean of f as the baseline.
 
-    The mean is estimated from N separate samples; with the estimate's own samples, the
-    gradient would be scaled by (S - 1) / S. Unbiased. The variance is that with the
-    exact mean plus Var(f) / N E[score^2] / S. Cost: S + N evaluations of f.
+        g = 1/S sum_s (f(z_s) - b) d/d phi log q_phi(z_s)
+        b = 1/N sum_n f(y_n) with y_n ~ q(z)
+
+    The N samples y are separate; with the estimate's own samples, the gradient would be
+    scaled by (S - 1) / S. Unbiased. The variance is that with the exact mean plus
+    Var(f) / N E[score^2] / S. Cost: S + N evaluations of f.
 
     Args:
       integrand: f, as in `score_function`.
@@ -144,9 +148,12 @@ def leave_one_out(
 ) -> PyTree:
     """Score-function estimate with the mean of the other samples as the baseline.
 
-    1/(S - 1) sum_s (f(z_s) - mean f) d/d phi log q_phi(z_s): RLOO (Kool, van Hoof &
-    Welling 2019; Salimans & Knowles 2014). For another reduction R, the weight of
-    sample s is R(f_1, ..., f_S) minus R with f_s replaced by the mean of the others.
+        g = 1 / (S - 1) sum_s (f(z_s) - m) d/d phi log q_phi(z_s)
+        m = 1/S sum_s f(z_s)
+
+    RLOO (Kool, van Hoof & Welling 2019; Salimans & Knowles 2014). For another reduction
+    R, the weight of sample s is R(f_1, ..., f_S) minus R with f_s replaced by the mean
+    of the others.
     With `log_mean_exp` and f = log w, whose mean is the log of the geometric mean of
     the weights, this is VIMCO (Mnih & Rezende 2016). Unbiased. Cost: S evaluations of
     f; for reductions other than the mean, also S^2 additions.
@@ -201,9 +208,12 @@ def optimal_baseline(
 ) -> PyTree:
     """Score-function estimate with the variance-minimising constant baseline.
 
-    b* = E[f score^2] / E[score^2], separately for each parameter of q (Mohamed, Rosca,
-    Figurnov & Mnih 2020, section 7), estimated from N separate samples. Unbiased. Cost:
-    S + N evaluations of f, and a score per sample and parameter.
+        b = E_q[f(z) s(z)^2] / E_q[s(z)^2]
+        s(z) = d/d phi log q_phi(z)
+
+    separately for each parameter of q (Mohamed, Rosca, Figurnov & Mnih 2020, section
+    7), estimated from N separate samples. Unbiased. Cost: S + N evaluations of f, and a
+    score per sample and parameter.
 
     Args:
       integrand: f, as in `score_function`.
@@ -260,8 +270,10 @@ def optimal_baseline(
 def baseline_loss(baseline: Array, estimate: Array) -> Array:
     """Mean squared error of a learned baseline, averaged over the batch.
 
-    Minimised by E_q[f] as a function of x. Its gradient flows only to the baseline, so
-    it can be added to any loss (Mnih & Gregor 2014: NVIL).
+        loss = 1/B sum_i (estimate_i - b(x_i))^2
+
+    Minimised by b(x) = E_q[f]. Its gradient flows only to the baseline, so it can be
+    added to any loss (Mnih & Gregor 2014: NVIL).
 
     Args:
       baseline: b(x), `[B]`.

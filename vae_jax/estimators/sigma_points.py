@@ -28,8 +28,10 @@ def sigma_points(
 ) -> PyTree:
     """E_q[f(z)] of a diagonal Gaussian from 2 L sigma points (unscented transform).
 
-    1 / (2 L) sum_l f(mean + sqrt(L) sigma_l e_l) + f(mean - sqrt(L) sigma_l e_l)
-    (Julier & Uhlmann 1997, with kappa 0). The points have the mean and covariance of q,
+        E_q[f(z)] ~= 1 / (2 L) sum_l [f(m + sqrt(L) s_l e_l) + f(m - sqrt(L) s_l e_l)]
+
+    with m the mean, s_l the standard deviations and e_l the unit vectors (Julier &
+    Uhlmann 1997, with kappa 0). The points have the mean and covariance of q,
     so the result and its gradient are exact for polynomials up to the third degree;
     other integrands have a bias. The ELBO of a linear-Gaussian model is then
     deterministic and exact.

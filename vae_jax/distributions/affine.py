@@ -12,9 +12,9 @@ from vae_jax.types import Array, Distribution, Key
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AffineDistribution(Distribution):
-    """The distribution of shift + scale v for v of another one.
+    """The distribution of x = shift + scale v for v of another one.
 
-    log p(x) = log p_v((x - shift) / scale) - sum_d log scale_d.
+        log p(x) = log p_v((x - shift) / scale) - sum_d log scale_d
 
     Attributes:
       base: of v, real numbers of a density.

@@ -1,8 +1,11 @@
 """Independent Bernoulli variables, parameterized by their logits.
 
 Log-probabilities are computed from logits without forming probabilities:
-log sigmoid(l) = min(l, 0) - log1p(exp(-|l|)). All values are accurate to rounding
-error, and all gradients finite, for any finite logits.
+
+    log sigmoid(l) = min(l, 0) - log1p(exp(-|l|))
+
+All values are accurate to rounding error, and all gradients finite, for any finite
+logits.
 """
 
 from dataclasses import dataclass
@@ -39,9 +42,11 @@ def _log_prob_jvp(primals, tangents):
 def log_prob(x: Array, logits: Array) -> Array:
     """Log-probability of independent Bernoulli variables in nats, over the last axis.
 
-    sum_d [x_d log p_d + (1 - x_d) log(1 - p_d)] with p = sigmoid(logits)
-    (Kingma & Welling 2014, appendix C.1). For `x` strictly between 0 and 1, this is a
-    negative cross-entropy rather than a log-probability.
+        log p(x) = sum_d [x_d log p_d + (1 - x_d) log(1 - p_d)]
+
+    with p = sigmoid(logits) (Kingma & Welling 2014, appendix C.1, eq. 11). For `x`
+    strictly between 0 and 1, this is a negative cross-entropy rather than a
+    log-probability.
 
     Args:
       x: outcomes in [0, 1], `[..., D]`.
@@ -88,7 +93,7 @@ def sample(logits: Array, key: Key) -> Array:
 def kl_divergence(logits_0: Array, logits_1: Array) -> Array:
     """KL between products of Bernoulli variables in nats, summed over the last axis.
 
-    sum_d [p log(p / q) + (1 - p) log((1 - p) / (1 - q))].
+        KL(q || p) = sum_d [q_d log(q_d / p_d) + (1 - q_d) log((1 - q_d) / (1 - p_d))]
 
     Args:
       logits_0: log-odds of p, `[..., D]`.
@@ -113,7 +118,9 @@ def kl_divergence(logits_0: Array, logits_1: Array) -> Array:
 def entropy(logits: Array) -> Array:
     """Entropy of a product of Bernoulli variables in nats, summed over the last axis.
 
-    - sum_d [p log p + (1 - p) log(1 - p)].
+        H = -sum_d [p_d log p_d + (1 - p_d) log(1 - p_d)]
+
+    with p = sigmoid(logits).
 
     Args:
       logits: log-odds, `[..., D]`.

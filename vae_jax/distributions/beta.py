@@ -14,9 +14,12 @@ from vae_jax.types import Array, Distribution, Key
 def log_prob(x: Array, logits: Array, concentration: Array) -> Array:
     """Log-density of independent beta values in nats, over the last axis.
 
-    sum_d log [x^(a - 1) (1 - x)^(b - 1) Gamma(n) / (Gamma(a) Gamma(b))], n = a + b the
-    concentration, a / n = sigmoid(logits) the mean: Stirling's errors, and the
-    deviances of a from n x and of b from n (1 - x), as of a binomial (Loader 2000).
+        p(x) = prod_d 1 / B(a_d, b_d) x_d^(a_d - 1) (1 - x_d)^(b_d - 1)
+        B(a, b) = (Gamma(a) Gamma(b)) / Gamma(a + b)
+
+    with n = a + b the concentration and a / n = sigmoid(logits) the mean. Computed from
+    Stirling's errors, and the deviances of a from n x and of b from n (1 - x), as of a
+    binomial (Loader 2000).
 
     Args:
       x: fractions, `[..., D]`, between 0 and 1.

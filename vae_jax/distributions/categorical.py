@@ -14,7 +14,7 @@ from vae_jax.types import Array, Distribution, Key
 def log_prob(value: Array, logits: Array) -> Array:
     """Log-probability of independent categories in nats, summed over the last axis.
 
-    sum_d log softmax(logits_d)[v_d].
+        log p(v) = sum_d (logits_d[v_d] - log(sum_k exp(logits_d[k])))
 
     Args:
       value: categories as integers from 0 to K - 1, `[..., D]`.
@@ -61,7 +61,9 @@ def sample(logits: Array, key: Key) -> Array:
 def entropy(logits: Array) -> Array:
     """Entropy of independent categories in nats, summed over the second to last axis.
 
-    - sum_d sum_k p_dk log p_dk.
+        H = -sum_d sum_k p_dk log p_dk
+
+    with p_d = softmax(logits_d).
 
     Args:
       logits: `[..., D, K]`.
@@ -82,7 +84,9 @@ def entropy(logits: Array) -> Array:
 def kl_divergence(logits_0: Array, logits_1: Array) -> Array:
     """KL(p_0 || p_1) of independent categories in nats, summed over dimensions.
 
-    sum_d sum_k p0_dk (log p0_dk - log p1_dk).
+        KL(p_0 || p_1) = sum_d sum_k p_0_dk (log p_0_dk - log p_1_dk)
+
+    with p_0 = softmax(logits_0) and p_1 = softmax(logits_1).
 
     Args:
       logits_0: logits of p_0, `[..., D, K]`.

@@ -1,9 +1,11 @@
 """Independent continuous Bernoulli variables on [0, 1], parameterized by logits.
 
-p(x) = C(l) exp(l x) with C(l) = l / (exp(l) - 1) (Loaiza-Ganem & Cunningham 2019, with
-l = log(lambda / (1 - lambda))). With h = l / 2, the variable is uniform at h = 0, and
-log-normalizer and mean are even and odd functions of h, computed from their power
-series near 0.
+    p(x) = C(l) exp(l x)
+    C(l) = l / (exp(l) - 1)
+
+(Loaiza-Ganem & Cunningham 2019, with l = log(lambda / (1 - lambda))). With h = l / 2,
+the variable is uniform at h = 0, and log-normalizer and mean are even and odd functions
+of h, computed from their power series near 0.
 """
 
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ _SMALL = 0.1
 def log_prob(x: Array, logits: Array) -> Array:
     """Log-density of continuous Bernoulli variables in nats, over the last axis.
 
-    sum_d [h_d (2 x_d - 1) - log(sinh(h_d) / h_d)] with h = logits / 2.
+        log p(x) = sum_d [h_d (2 x_d - 1) - log(sinh(h_d) / h_d)]
+
+    with h = logits / 2.
 
     Args:
       x: values in [0, 1], `[..., D]`.
@@ -42,7 +46,11 @@ def log_prob(x: Array, logits: Array) -> Array:
 
 
 def mean(logits: Array) -> Array:
-    """Mean of each variable, 1/2 + (coth(h) - 1/h) / 2 with h = logits / 2.
+    """Mean of each continuous Bernoulli variable.
+
+        E[x] = 1/2 + 1/2 (coth(h) - 1 / h)
+
+    with h = logits / 2.
 
     Args:
       logits: log-odds of the parameter lambda, `[..., D]`.
@@ -67,7 +75,9 @@ def mean(logits: Array) -> Array:
 def sample(logits: Array, key: Key) -> Array:
     """Draw by inverting the distribution function, differentiable in the logits.
 
-    x = log(1 + u (exp(l) - 1)) / l, evaluated at -|l| to avoid overflow.
+        x = log(1 + u (exp(l) - 1)) / l
+
+    with u uniform on (0, 1), evaluated at -|l| to avoid overflow.
 
     Args:
       logits: log-odds of the parameter lambda, `[..., D]`.

@@ -21,8 +21,9 @@ _NEAR = 0.1
 def stirling_error(count: Array) -> Array:
     """Error of Stirling's formula: log Gamma(n + 1) less the formula, elementwise.
 
-    log Gamma(n + 1) - (n + 1/2) log n + n - 1/2 log(2 pi), which is 1 / (12 n) for
-    large n (Loader 2000, eq. 3).
+        delta(n) = log Gamma(n + 1) - (n + 1/2) log n + n - 1/2 log(2 pi)
+
+    which is 1 / (12 n) for large n (Loader 2000, eq. 3).
 
     Args:
       count: n, positive, not necessarily whole.
@@ -77,8 +78,9 @@ def _unit_deviance_jvp(primals, tangents):
 def deviance(expected: Array, ratio: Array, excess: Array) -> Array:
     """Deviance of a count from its expectation, elementwise, in nats.
 
-    n log(n / m) + m - n = m [(1 + u) log(1 + u) - u] with 1 + u = n / m (Loader 2000,
-    eq. 4, whose bd0 it is).
+        D(n, m) = n log(n / m) + m - n = m [(1 + u) log(1 + u) - u]
+
+    with 1 + u = n / m (Loader 2000, eq. 4, whose bd0 it is).
 
     Args:
       expected: m, positive.
@@ -100,8 +102,10 @@ def deviance(expected: Array, ratio: Array, excess: Array) -> Array:
 def log_poisson(count: Array, mean: Array) -> Array:
     """Log-probability of a count under a Poisson distribution, elementwise, in nats.
 
-    n log m - m - log n! = -deviance - stirling_error(n) - 1/2 log(2 pi n) (Loader 2000,
-    eq. 5), also of a count that is not whole.
+        log p(n) = n log m - m - log n! = -D(n, m) - delta(n) - 1/2 log(2 pi n)
+
+    with the `deviance` D and the `stirling_error` delta (Loader 2000, eq. 5), also of a
+    count that is not whole.
 
     Args:
       count: n, not negative.

@@ -13,7 +13,9 @@ from vae_jax.types import Array
 
 
 def information(probability: Array) -> Array:
-    """Information content of an event, -log p in nats; infinite for p = 0.
+    """Information content of an event in nats; infinite for p = 0.
+
+        I = -log p
 
     Args:
       probability: p, any shape.
@@ -31,7 +33,11 @@ def information(probability: Array) -> Array:
 
 
 def entropy(probabilities: Array) -> Array:
-    """Entropy in nats, - sum_k p_k log p_k.
+    """Entropy in nats.
+
+        H(p) = -sum_k p_k log p_k
+
+    (Cover & Thomas 2006, eq. 2.1).
 
     Args:
       probabilities: `[..., K]`.
@@ -49,7 +55,9 @@ def entropy(probabilities: Array) -> Array:
 
 
 def cross_entropy(probabilities_0: Array, probabilities_1: Array) -> Array:
-    """Cross-entropy in nats, - sum_k p_k log q_k: the entropy of p plus KL(p || q).
+    """Cross-entropy in nats: the entropy of p plus KL(p || q).
+
+        H(p, q) = -sum_k p_k log q_k
 
     Args:
       probabilities_0: p, the distribution of the expectation, `[..., K]`.
@@ -70,10 +78,13 @@ def cross_entropy(probabilities_0: Array, probabilities_1: Array) -> Array:
 
 
 def kl_divergence(probabilities_0: Array, probabilities_1: Array) -> Array:
-    """KL(p || q) in nats, sum_k p_k log(p_k / q_k).
+    """Kullback-Leibler divergence in nats.
 
-    Since probabilities sum to 1 only up to rounding error, the result for nearly equal
-    distributions may be negative by a similar amount (3e-7 in float32).
+        KL(p || q) = sum_k p_k log(p_k / q_k)
+
+    (Cover & Thomas 2006, eq. 2.26). Since probabilities sum to 1 only up to rounding
+    error, the result for nearly equal distributions may be negative by a similar amount
+    (3e-7 in float32).
 
     Args:
       probabilities_0: p, `[..., K]`.
@@ -98,9 +109,11 @@ def kl_divergence(probabilities_0: Array, probabilities_1: Array) -> Array:
 
 
 def jensen_shannon_divergence(probabilities_0: Array, probabilities_1: Array) -> Array:
-    """Jensen-Shannon divergence in nats, [KL(p || m) + KL(q || m)] / 2.
+    """Jensen-Shannon divergence in nats.
 
-    m = (p + q) / 2. Symmetric in p and q.
+        JS(p, q) = 1/2 KL(p || m) + 1/2 KL(q || m)
+
+    with m = (p + q) / 2 (Lin 1991). Symmetric in p and q, and at most log 2.
 
     Args:
       probabilities_0: p, `[..., K]`.
@@ -125,8 +138,10 @@ def jensen_shannon_divergence(probabilities_0: Array, probabilities_1: Array) ->
 def posterior(log_prior: Array, log_likelihood: Array) -> tuple[Array, Array]:
     """Bayes' rule for a latent with K values: p(z|x) and the log evidence in nats.
 
-    p(z|x) = p(x|z) p(z) / p(x) with p(x) = sum_z p(x|z) p(z), computed with logarithms
-    to avoid underflow.
+        p(z|x) = (p(x|z) p(z)) / p(x)
+        p(x) = sum_z p(x|z) p(z)
+
+    Computed with logarithms to avoid underflow.
 
     Args:
       log_prior: log p(z), `[..., K]`, with probabilities that sum to 1.

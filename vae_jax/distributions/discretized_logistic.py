@@ -21,9 +21,11 @@ def log_prob(
 ) -> Array:
     """Log-probability of levels in nats, summed over the last axis.
 
-    sum_d log sum_k w_dk [F((v_d + h - m_dk) / s_dk) - F((v_d - h - m_dk) / s_dk)], with
-    F the sigmoid, h = 1 / (2 (n - 1)), and the intervals at 0 and 1 extended to
-    infinity. F(b) - F(a) is computed as F(b) F(-a) (1 - exp(a - b)), which is accurate
+        P(v) = prod_d sum_k w_k [F((v_d + h - m_k) / s_k) - F((v_d - h - m_k) / s_k)]
+
+    with the mixture w, m, s of dimension d, F the sigmoid, h = 1 / (2 (n - 1)), and the
+    intervals at 0 and 1 extended to infinity (Salimans, Karpathy, Chen & Kingma 2017,
+    eq. 2). F(b) - F(a) is computed as F(b) F(-a) (1 - exp(a - b)), which is accurate
     even if both are near 0 or near 1.
 
     Args:
@@ -66,8 +68,9 @@ def mean_level(
 ) -> Array:
     """Expectation of the levels, as numbers in [0, 1].
 
-    E[v] = 1 / (n - 1) sum_j P(level >= j) over j = 1, ..., n - 1, summed in a loop over
-    levels.
+        E[v] = 1 / (n - 1) sum_(j = 1)^(n - 1) P(v >= j / (n - 1))
+
+    Summed in a loop over levels.
 
     Args:
       logits: logits of the weights, `[..., D, K]`.

@@ -14,9 +14,11 @@ from vae_jax.types import Array, Distribution, Key
 def log_prob(x: Array, log_mean: Array, concentration: Array) -> Array:
     """Log-density of independent gamma values in nats, over the last axis.
 
-    sum_d log [(k / m)^k x^(k - 1) exp(-k x / m) / Gamma(k)], of mean m and variance
-    m^2 / k: Stirling's error of k and the deviance of k from k x / m, which stay exact
-    in float32 where the log-gamma and the powers cancel.
+        p(x) = prod_d 1 / Gamma(k_d) (k_d / m_d)^k_d x_d^(k_d - 1) exp(-(k_d x_d) / m_d)
+
+    of mean m and variance m^2 / k. Computed from Stirling's error of k and the deviance
+    of k from k x / m, which stay exact in float32 where the log-gamma and the powers
+    cancel.
 
     Args:
       x: positive numbers, `[..., D]`.

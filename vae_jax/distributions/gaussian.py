@@ -20,7 +20,8 @@ LOG_2PI = 1.8378770664093453
 def diagonal_log_prob(value: Array, mean: ArrayLike, log_var: Array) -> Array:
     """Log-density of a diagonal Gaussian in nats, summed over the last axis.
 
-    log N(v; m, diag(s^2)) = -1/2 sum_d [(v_d - m_d)^2 / s_d^2 + log s_d^2 + log 2 pi],
+        log N(v; m, s^2) = -1/2 sum_d [(v_d - m_d)^2 / s_d^2 + log s_d^2 + log(2 pi)]
+
     with log s^2 = `log_var`.
 
     Args:
@@ -45,9 +46,11 @@ def diagonal_log_prob(value: Array, mean: ArrayLike, log_var: Array) -> Array:
 def diagonal_sample(
     mean: Array, log_var: Array, key: Key, *, num_samples: int = 1
 ) -> Array:
-    """Draw z = mean + exp(log_var / 2) * eps with eps ~ N(0, I).
+    """Draw from a diagonal Gaussian, differentiably in `mean` and `log_var`.
 
-    Differentiable in `mean` and `log_var` (Kingma & Welling 2014, section 2.4).
+        z = mean + exp(log_var / 2) * eps with eps ~ N(0, I)
+
+    (Kingma & Welling 2014, section 2.4).
 
     Args:
       mean: means, `[..., L]`.
@@ -75,9 +78,11 @@ def diagonal_kl_divergence(
 ) -> Array:
     """KL(N_0 || N_1) of diagonal Gaussians in nats, summed over the last axis.
 
-    1/2 sum_d [s0^2/s1^2 - 1 - log(s0^2/s1^2) + (m0 - m1)^2 / s1^2].
-    With r = log s0^2 - log s1^2, the first three terms are computed as expm1(r) - r,
-    which is accurate for nearly equal variances.
+        KL = 1/2 sum_d [v_0 / v_1 - 1 - log(v_0 / v_1) + (m_0 - m_1)^2 / v_1]
+
+    with the means m and variances v of dimension d. With r = log v_0 - log v_1, the
+    first three terms are computed as expm1(r) - r, which is accurate for nearly equal
+    variances.
 
     Args:
       mean_0: means of N_0, `[..., L]`.
@@ -103,7 +108,8 @@ def diagonal_kl_divergence(
 def diagonal_kl_to_standard_normal(mean: Array, log_var: Array) -> Array:
     """KL(N(mean, diag(exp(log_var))) || N(0, I)) in nats, summed over the last axis.
 
-    1/2 sum_d [exp(log_var) + mean^2 - 1 - log_var]
+        KL = 1/2 sum_d [exp(log_var_d) + mean_d^2 - 1 - log_var_d]
+
     (Kingma & Welling 2014, eq. 10 and appendix B). Some lecture notes print `log_var`
     instead of `exp(log_var)`; the variance then cancels, and the "divergence" of
     N(0, I) from itself is -1/2 per dimension instead of 0.
@@ -129,7 +135,9 @@ def diagonal_kl_to_standard_normal(mean: Array, log_var: Array) -> Array:
 def diagonal_entropy(log_var: Array) -> Array:
     """Differential entropy of a diagonal Gaussian in nats, summed over the last axis.
 
-    1/2 sum_d [log s_d^2 + log 2 pi + 1].
+        H = 1/2 sum_d [log s_d^2 + log(2 pi) + 1]
+
+    with log s^2 = `log_var`.
 
     Args:
       log_var: log-variances, `[..., L]`.
@@ -187,8 +195,11 @@ class DiagonalGaussianDistribution(Distribution):
     def log_prob(self, value: Array) -> Array:
         """See `Distribution.log_prob`.
 
-        For one variance s^2, - |v - mean|^2 / (2 s^2) - L/2 log(2 pi s^2). An
-        unweighted squared error corresponds to s^2 = 1/2; the constant matters when
+        For one variance s^2,
+
+            log p(v) = -|v - mean|^2 / (2 s^2) - L/2 log(2 pi s^2)
+
+        An unweighted squared error corresponds to s^2 = 1/2; the constant matters when
         models are compared.
         """
         return diagonal_log_prob(value, self.mean, self.log_var)

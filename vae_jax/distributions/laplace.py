@@ -13,7 +13,7 @@ from vae_jax.types import Array, Distribution, Key
 def log_prob(x: Array, location: Array, log_scale: Array) -> Array:
     """Log-density of independent Laplace values in nats, over the last axis.
 
-    sum_d -|x - m| / b - log(2 b).
+        log p(x) = -sum_d [|x_d - m_d| / b_d + log(2 b_d)]
 
     Args:
       x: real numbers, `[..., D]`.

@@ -14,7 +14,7 @@ from vae_jax.types import Array, Distribution, Key
 def log_prob(x: Array, log_median: Array, log_var: Array) -> Array:
     """Log-density of independent log-normal values in nats, over the last axis.
 
-    sum_d log N(log x_d; m_d, s_d^2) - log x_d.
+        log p(x) = sum_d [log N(log x_d; m_d, s_d^2) - log x_d]
 
     Args:
       x: positive numbers, `[..., D]`.

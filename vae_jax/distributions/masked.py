@@ -12,7 +12,9 @@ from vae_jax.types import Array, Distribution, Key
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MaskedDistribution(Distribution):
-    """log p(x_observed) = sum over the dimensions of x that are not NaN.
+    """Distribution of the dimensions of x that are not NaN.
+
+        log p(x_observed) = sum_(d in observed) log p(x_d)
 
     Missing at random: which values are missing says nothing of what they are, given the
     others. Draws and means are of all dimensions.

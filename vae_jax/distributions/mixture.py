@@ -12,7 +12,9 @@ from vae_jax.types import Array, Distribution, Key
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MixtureDistribution(Distribution):
-    """Mixture sum_k w_k p_k, a batch of one.
+    """Mixture of K distributions, a batch of one.
+
+        p(z) = sum_k w_k p_k(z)
 
     Attributes:
       log_weights: normalised log w_k, `[K]`.

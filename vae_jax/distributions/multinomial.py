@@ -20,9 +20,10 @@ from vae_jax.types import Array, Distribution, Key
 def log_prob(x: Array, logits: Array) -> Array:
     """Log-probability of counts given their total n in nats, over the last axis.
 
-    log n! - sum_d log x_d! + sum_d x_d log p_d with p = softmax(logits): Poisson
-    counts of means n p_d given that their total is n, which is how it stays exact in
-    float32 for totals of a million.
+        log p(x|n) = log n! + sum_d [x_d log p_d - log x_d!]
+
+    with p = softmax(logits): Poisson counts of means n p_d given that their total is n,
+    which is how it stays exact in float32 for totals of a million.
 
     Args:
       x: counts, `[..., D]`; their sum is n.

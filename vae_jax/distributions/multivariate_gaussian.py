@@ -64,7 +64,7 @@ def cholesky_factor(covariance: Array) -> Array:
 def full_log_prob(value: Array, mean: Array, scale_tril: Array) -> Array:
     """Log-density of N(mean, A A') in nats, summed over the last axis.
 
-    -1/2 |A^-1 (v - m)|^2 - sum_d log A_dd - L/2 log 2 pi.
+        log N(v; m, A A') = -1/2 |A^-1 (v - m)|^2 - sum_d log A_dd - L/2 log(2 pi)
 
     Args:
       value: points, `[..., L]`.
@@ -91,7 +91,9 @@ def full_log_prob(value: Array, mean: Array, scale_tril: Array) -> Array:
 def full_sample(
     mean: Array, scale_tril: Array, key: Key, *, num_samples: int = 1
 ) -> Array:
-    """Draw z = mean + A eps with eps ~ N(0, I), differentiable in `mean` and A.
+    """Draw from N(mean, A A'), differentiably in `mean` and A.
+
+        z = mean + A eps with eps ~ N(0, I)
 
     Args:
       mean: means, `[..., L]`.
@@ -118,8 +120,11 @@ def full_kl_divergence(
 ) -> Array:
     """KL(N_0 || N_1) of Gaussians with full covariance in nats, summed over L.
 
-    1/2 [tr(S1^-1 S0) + (m1 - m0)' S1^-1 (m1 - m0) - L + log |S1| / |S0|]
-    (Kullback 1959, chapter 9), computed from the factors of S0 and S1.
+        KL = 1/2 [tr(S_1^-1 S_0) + Q - L + log(|S_1| / |S_0|)]
+        Q = (m_1 - m_0)' S_1^-1 (m_1 - m_0)
+
+    with the means m and covariances S (Kullback 1959, chapter 9), computed from the
+    factors of S_0 and S_1.
 
     Args:
       mean_0: means of N_0, `[..., L]`.
@@ -147,7 +152,9 @@ def full_kl_divergence(
 
 
 def full_entropy(scale_tril: Array) -> Array:
-    """Differential entropy of N(., A A') in nats: log |A| + L/2 (1 + log 2 pi).
+    """Differential entropy of a Gaussian with covariance A A' in nats.
+
+        H = sum_l log A_ll + L/2 (1 + log(2 pi))
 
     Args:
       scale_tril: A, `[..., L, L]`.
@@ -167,7 +174,9 @@ def full_entropy(scale_tril: Array) -> Array:
 def precision_log_prob(value: Array, mean: Array, precision_tril: Array) -> Array:
     """Log-density of N(mean, (A A')^-1) in nats, summed over the last axis.
 
-    -1/2 |A' (v - m)|^2 + sum_d log A_dd - L/2 log 2 pi, without a linear solve.
+        log p(v) = -1/2 |A' (v - m)|^2 + sum_d log A_dd - L/2 log(2 pi)
+
+    Computed without a linear solve.
 
     Args:
       value: points, `[..., L]`.
@@ -190,7 +199,9 @@ def precision_log_prob(value: Array, mean: Array, precision_tril: Array) -> Arra
 
 
 def precision_sample(mean: Array, precision_tril: Array, key: Key) -> Array:
-    """Draw mean + A'^-1 eps with eps ~ N(0, I), one sample of each N(mean, (A A')^-1).
+    """Draw one sample of each N(mean, (A A')^-1).
+
+        z = mean + (A')^-1 eps with eps ~ N(0, I)
 
     Args:
       mean: means, `[..., L]`.
@@ -220,9 +231,13 @@ def low_rank_log_prob(
 ) -> Array:
     """Log-density of N(mean, F F' + diag(exp(log_var))) in nats, summed over L.
 
-    By the determinant lemma, log |S| = log |D| + log |C| with the R x R matrix
-    C = I + F' D^-1 F. The quadratic form is the minimum over u of
-    |D^-1/2 (v - m - F u)|^2 + |u|^2 (ridge regression), attained at
+    With S = F F' + D, D = diag(exp(log_var)) and the R x R matrix C = I + F' D^-1 F,
+
+        log N(v; m, S) = -1/2 Q - 1/2 log |S| - L/2 log(2 pi)
+        log |S| = log |D| + log |C|
+        Q = min_u [|D^(-1/2) (v - m - F u)|^2 + |u|^2]
+
+    by the determinant lemma and ridge regression, with the minimum attained at
     u = C^-1 F' D^-1 (v - m). Unlike the difference of squares of the Woodbury identity,
     this involves no cancellation, and an error of u enters only quadratically.
 
@@ -261,7 +276,9 @@ def low_rank_log_prob(
 def low_rank_sample(
     mean: Array, log_var: Array, factor: Array, key: Key, *, num_samples: int = 1
 ) -> Array:
-    """Draw mean + exp(log_var / 2) eps + F eps', differentiable in all parameters.
+    """Draw from N(mean, F F' + diag(exp(log_var))), differentiably in all parameters.
+
+        z = mean + exp(log_var / 2) * eps + F u with eps ~ N(0, I) and u ~ N(0, I)
 
     Args:
       mean: means, `[..., L]`.

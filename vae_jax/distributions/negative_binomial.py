@@ -42,9 +42,10 @@ def _log_prob(x: Array, mean: Array, inverse_dispersion: Array) -> Array:
 def log_prob(x: Array, mean: Array, inverse_dispersion: Array) -> Array:
     """Log-probability of independent counts in nats, summed over the last axis.
 
-    sum_d log [Gamma(x + r) / (Gamma(r) x!) (r / (r + m))^r (m / (r + m))^x], exact to
-    1e-3 nats or 1e-5 of itself in float32 for r from 1e-6 to 1e9, m from 1e-8 to 1e7
-    and counts up to a million.
+        p(x) = prod_d Gamma(x + r) / (Gamma(r) x!) (r / (r + m))^r (m / (r + m))^x
+
+    with the x, r and m of dimension d, exact to 1e-3 nats or 1e-5 of itself in float32
+    for r from 1e-6 to 1e9, m from 1e-8 to 1e7 and counts up to a million.
 
     Args:
       x: counts, `[..., D]`.
@@ -94,8 +95,10 @@ def zero_inflated_log_prob(
 ) -> Array:
     """Log-probability of counts with additional zeros in nats, over the last axis.
 
-    sum_d log [p 1(x = 0) + (1 - p) NB(x; m, r)] with p = sigmoid(logits), the
-    probability of a zero beside those of the negative binomial (Lopez et al. 2018).
+        log p(x) = sum_d log(p_d 1[x_d = 0] + (1 - p_d) NB(x_d; m_d, r_d))
+
+    with p = sigmoid(logits), the probability of a zero beside those of the negative
+    binomial NB (Lopez et al. 2018).
 
     Args:
       x: counts, `[..., D]`.

@@ -13,9 +13,11 @@ from vae_jax.types import Array, Distribution, Key
 def log_probs(location: Array, thresholds: Array) -> Array:
     """Log-probabilities of all categories in nats.
 
-    P(v <= k) = sigmoid(t_k - h) (McCullagh 1980, proportional odds), and with
-    u = t_k - h, l = t_(k - 1) - h: sigmoid(u) - sigmoid(l) =
-    sigmoid(u) sigmoid(-l) (1 - exp(l - u)), which has no cancellation.
+        P(v <= k) = sigmoid(t_k - h)
+        P(v = k) = sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u))
+
+    with u = t_k - h and l = t_(k - 1) - h (McCullagh 1980, proportional odds). The last
+    form has no cancellation.
 
     Args:
       location: h, `[..., D]`.

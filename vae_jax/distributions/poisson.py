@@ -15,7 +15,9 @@ from vae_jax.types import Array, Distribution, Key
 def log_prob(x: Array, mean: Array) -> Array:
     """Log-probability of independent Poisson counts in nats, over the last axis.
 
-    sum_d [x_d log m_d - m_d - log x_d!], exact in float32 for counts of a million.
+        log p(x) = sum_d [x_d log m_d - m_d - log x_d!]
+
+    Exact in float32 for counts of a million.
 
     Args:
       x: counts, `[..., D]`.

@@ -13,7 +13,11 @@ from vae_jax.types import Array, Distribution, Key
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ProductDistribution(Distribution):
-    """prod_k p_k(x[columns_k]): the columns of a table (Nazabal et al. 2020).
+    """Product of distributions of groups of columns of a table.
+
+        p(x) = prod_k p_k(x[columns_k])
+
+    (Nazabal et al. 2020).
 
     Attributes:
       parts: K distributions.

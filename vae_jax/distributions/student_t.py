@@ -16,9 +16,12 @@ _LARGE = 1e6
 def log_prob(x: Array, location: Array, log_scale: Array, freedom: Array) -> Array:
     """Log-density of independent Student's t values in nats, over the last axis.
 
-    sum_d log [Gamma((v + 1) / 2) / (Gamma(v / 2) sqrt(v pi) s)
-    (1 + t^2 / v)^(-(v + 1) / 2)], t = (x - m) / s; the log-gammas by Stirling's
-    errors, so that v may be from 1e-6 to 1e9 in float32 (a Gaussian).
+        p(x) = prod_d c_d (1 + t_d^2 / v_d)^(-(v_d + 1) / 2)
+        c = Gamma((v + 1) / 2) / (Gamma(v / 2) sqrt(v pi) s)
+        t = (x - m) / s
+
+    with c and t of each dimension; the log-gammas by Stirling's errors, so that v may
+    be from 1e-6 to 1e9 in float32 (a Gaussian).
 
     Args:
       x: real numbers, `[..., D]`.

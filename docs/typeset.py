@@ -45,7 +45,7 @@ SYMBOLS = {
     "E": r"\mathbb{E}",
 }
 FUNCTIONS = set("log exp det dim sin cos tanh sinh cosh coth".split())
-WORDS = set("and at for every if in of or otherwise over where with".split())
+WORDS = set("and at for every if in mod of or otherwise over where with".split())
 RELATIONS = {
     "=": "=",
     "~": r"\sim",
@@ -325,7 +325,8 @@ def _number(text: str, *, indicator: bool) -> Item:
     mantissa, _, exponent = text.partition("e")
     if text == "1" and indicator:
         return Item(r"\mathbf{1}")
-    return Item(rf"{mantissa} \times 10^{{{exponent}}}" if exponent else mantissa)
+    factor = "" if mantissa == "1" else rf"{mantissa} \times "
+    return Item(f"{factor}10^{{{exponent}}}" if exponent else mantissa)
 
 
 def _name(name: str, *, called: bool = False) -> Item:
@@ -340,10 +341,10 @@ def _name(name: str, *, called: bool = False) -> Item:
         subscript = ",".join(map(_subscript, parts))
         kind = "sum" if head in SUMS else "function" if head == "grad" else "factor"
         return Item(f"{symbol}_{{{subscript}}}" if parts else symbol, kind)
+    # Code is in lower case, so that KL_bj has two indices and kl_weight two words.
+    longest = 1 if head.islower() else 2
     indices = []
-    while parts and (
-        len(parts[-1]) == 1 or parts[-1] in SYMBOLS or parts[-1].isdigit()
-    ):
+    while parts and (len(parts[-1]) <= longest or _is_index(parts[-1])):
         indices.insert(0, _subscript(parts.pop()))
     if indices:
         item = _name("_".join([head, *parts]), called=called)
@@ -358,9 +359,13 @@ def _name(name: str, *, called: bool = False) -> Item:
     return Item(rf"\{command}{{{name}}}", "word")
 
 
+def _is_index(part: str) -> bool:
+    return part.isdigit() or part in SYMBOLS
+
+
 def _subscript(part: str) -> str:
     """TeX of a subscript: indices of a letter each, a symbol, or a word."""
-    if part.isdigit() or part in SYMBOLS:
+    if _is_index(part):
         return SYMBOLS.get(part, part)
     return part if len(part) <= 2 else rf"\mathrm{{{part}}}"
 

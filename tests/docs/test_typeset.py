@@ -79,7 +79,9 @@ def test_examples_run():
     ("plain", "tex"),
     [
         ("x_(t - 1) != A'^-1", r"x_{t - 1} \ne {A^{\top}}^{-1}"),
-        ("kl_weight = 1e-4", r"\mathtt{kl\_weight} = 1 \times 10^{-4}"),
+        ("kl_weight = 2e-4", r"\mathtt{kl\_weight} = 2 \times 10^{-4}"),
+        ("KL_bj < 1e9", r"\mathrm{KL}_{bj} < 10^{9}"),
+        ("c_k = k mod n", r"c_{k} = k \text{ mod } n"),
         ("log_var_d -> 2 eps", r"\mathtt{log\_var}_{d} \to 2 \varepsilon"),
         ("y = a b / c d", r"y = a \frac{b}{c} d"),
         ("p(x) = integral p(x|z) dz", r"p(x) = \int p(x|z) \, \mathrm{d} z"),

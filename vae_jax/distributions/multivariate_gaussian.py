@@ -308,6 +308,10 @@ def low_rank_sample(
 def low_rank_log_det(log_var: Array, factor: Array) -> Array:
     """Log-determinant of F F' + diag(exp(log_var)), by the determinant lemma.
 
+        log |F F' + D| = log |D| + log |I + F' D^-1 F|
+
+    with D = diag(exp(log_var)).
+
     Args:
       log_var: log of the diagonal, `[..., L]`.
       factor: F, `[..., L, R]`.

@@ -21,7 +21,12 @@ Reduction = Callable[[Array], Array]
 
 
 def sample_mean(values: Array) -> Array:
-    """Mean over samples, `[S, B]` to `[B]`: an unbiased estimate of the expectation."""
+    """Mean over samples, `[S, B]` to `[B]`: an unbiased estimate of the expectation.
+
+        R(v) = 1/S sum_s v_s
+
+    Applied to log-weights, it gives the ELBO.
+    """
     return jnp.mean(values, axis=0)
 
 

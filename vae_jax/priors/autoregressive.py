@@ -75,9 +75,11 @@ class AutoregressiveFlowDistribution(Distribution):
 class AutoregressiveFlow(Prior):
     """Learned autoregressive flow p(z) of N(0, I) noise.
 
-    z = exp(s) eps + m, where m and s of latent l are functions of the latents before it
-    (Papamakarios, Pavlakou & Murray 2017). The order of the latents is reversed between
-    steps. Evaluating the density takes one pass per step, drawing a sample L passes.
+        z = exp(s) * eps + m with eps ~ N(0, I)
+
+    where m and s of latent l are functions of the latents before it (Papamakarios,
+    Pavlakou & Murray 2017). The order of the latents is reversed between steps.
+    Evaluating the density takes one pass per step, drawing a sample L passes.
 
     Attributes:
       num_steps: number K of steps.

@@ -18,10 +18,13 @@ from vae_jax.types import Encode, Key, Prior, PyTree
 
 @dataclass(frozen=True)
 class MixtureOfGaussians(Prior):
-    """Learned mixture of Gaussians p(z) = sum_k w_k N(mean_k, S_k).
+    """Learned mixture of Gaussians.
 
-    S_k is diagonal, with log-variances `bound_log_var(log_var)`. With
-    `full_covariance`, its Cholesky factor is `bound_covariance(log_var, below)`.
+        p(z) = sum_k w_k N(z; mean_k, S_k)
+
+    with w = softmax(logits). S_k is diagonal, with log-variances
+    `bound_log_var(log_var)`. With `full_covariance`, its Cholesky factor is
+    `bound_covariance(log_var, below)`.
 
     Attributes:
       num_components: number K of components.
@@ -79,12 +82,14 @@ class MixtureOfGaussians(Prior):
 
 @dataclass(frozen=True)
 class VampPrior(Prior):
-    """VampPrior p(z) = 1/K sum_k q(z|u_k) with learned pseudo-inputs u_k.
+    """VampPrior: the mean of the encoder's posteriors at learned pseudo-inputs.
 
-    Tomczak & Welling 2018. A sigmoid keeps the pseudo-inputs in (0, 1). The encoder
-    also receives gradients through the prior. The prior requires a posterior with a
-    density at any z, real or discrete, a model without labels, and a likelihood of data
-    that may lie in [0, 1] (`Family.covers_unit_interval`).
+        p(z) = 1/K sum_k q(z|u_k)
+
+    with the pseudo-inputs u_k (Tomczak & Welling 2018), which a sigmoid keeps in
+    (0, 1). The encoder also receives gradients through the prior. The prior requires a
+    posterior with a density at any z, real or discrete, a model without labels, and a
+    likelihood of data that may lie in [0, 1] (`Family.covers_unit_interval`).
 
     Attributes:
       num_pseudo_inputs: number K of pseudo-inputs.

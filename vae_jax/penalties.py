@@ -82,10 +82,15 @@ def _require_one_device(name: str, axis_name: str | None) -> None:
 class FreeBits:
     """Free bits: a lower threshold on the KL, below which its gradient is 0.
 
-    Per unit: sum_j max(nats, mean_b KL_j), with the batch mean of the KL of unit j
-    (Kingma et al. 2016, eq. 15). Per example: mean_b max(nats, KL_b), with the total KL
-    of example b. Only the closed-form KL is used: the maximum of an estimate is biased
-    upwards, and its gradient is not 0 below the threshold.
+        penalty = sum_j max(nats, 1/B sum_b KL_bj)
+
+    per unit, with the KL of unit j of example b (Kingma et al. 2016, eq. 15), or
+
+        penalty = 1/B sum_b max(nats, KL_b)
+
+    per example, with the total KL of example b. Only the closed-form KL is used: the
+    maximum of an estimate is biased upwards, and its gradient is not 0 below the
+    threshold.
 
     When called, it raises a `ValueError` if the KL between posterior and prior has no
     closed form or, per unit, if the posterior does not factorize over units.
@@ -137,11 +142,13 @@ class FreeBits:
 @register_options()
 @dataclass(frozen=True)
 class Capacity:
-    """Distance of the mean KL from a target: |KL - C| (Burgess et al. 2018).
+    """Distance of the mean KL from a target (Burgess et al. 2018).
 
-    KL is the mean over the batch. If it has no closed form, it is estimated from
-    samples, and near the target the distance is about the standard error of the
-    estimate instead of 0. With a large beta, the rate follows the target.
+        penalty = |1/B sum_b KL_b - C|
+
+    If the KL has no closed form, it is estimated from samples, and near the target the
+    distance is about the standard error of the estimate instead of 0. With a large
+    beta, the rate follows the target.
 
     Attributes:
       nats: target C: a number, a traced scalar, or a schedule of the step (the intended
@@ -173,9 +180,12 @@ class Capacity:
 class TotalCorrelation:
     """Separately weighted parts of the KL (beta-TCVAE).
 
-    alpha MI + weight TC + gamma unit KL (Chen, Li, Grosse & Duvenaud 2018, eq. 4),
-    estimated from one sample per example (two for discrete latents). With all weights
-    at 1, the expectation is the KL. The parts are those of the batch; see
+        penalty = alpha * I(x; z) + weight * TC + gamma * sum_j KL(q(z_j) || p(z_j))
+        TC = KL(q(z) || prod_j q(z_j))
+
+    with alpha = `mutual_information` and gamma = `unit_kl` (Chen, Li, Grosse & Duvenaud
+    2018, eq. 4), estimated from one sample per example (two for discrete latents). With
+    all weights at 1, the expectation is the KL. The parts are those of the batch; see
     `aggregate.kl_decomposition` on the size of the data set. When called, it raises a
     `ValueError` on several devices, or if the posterior does not factorize over units.
 
@@ -219,12 +229,13 @@ class TotalCorrelation:
 class MaximumMeanDiscrepancy:
     """MMD between aggregate posterior and prior, plus a weighted KL.
 
-    kl_weight KL + weight MMD^2(q(z), p(z)), with one sample per example and as many
-    from the prior (`aggregate.posterior_mmd`). InfoVAE (Zhao, Song & Ermon 2019) with
-    parameters alpha and lambda corresponds to weight = alpha + lambda - 1 and kl_weight
-    = 1 - alpha. With kl_weight = 0, it is the WAE of Tolstikhin et al. 2018, also for a
-    point-mass posterior. When called, it raises a `ValueError` on several devices, or
-    for a batch of one example.
+        penalty = kl_weight * KL(q(z|x) || p(z)) + weight * MMD^2(q(z), p(z))
+
+    with one sample per example and as many from the prior (`aggregate.posterior_mmd`).
+    InfoVAE (Zhao, Song & Ermon 2019) with parameters alpha and lambda corresponds to
+    weight = alpha + lambda - 1 and kl_weight = 1 - alpha. With kl_weight = 0, it is the
+    WAE of Tolstikhin et al. 2018, also for a point-mass posterior. When called, it
+    raises a `ValueError` on several devices, or for a batch of one example.
 
     Attributes:
       weight: weight of the squared MMD, which is not in nats; a number or a traced

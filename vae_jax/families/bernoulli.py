@@ -58,11 +58,15 @@ class ContinuousBernoulli(Family):
 
     What a cross-entropy on grey values lacks is this density's normalizer. At 0 and 1
     the density grows with the logit without limit, so pixels that are exactly black or
-    white would drive an ELBO up for ever. The logits are therefore kept within (-256,
-    256) by 256 tanh(output / 256), nearly unchanged up to 50: no density exceeds 256
-    (5.55 nats a pixel), and means stay within [0.004, 0.996], one level of 8-bit data
-    from the ends. It remains a density: figures compare with densities alone, and
-    `DiscretizedLogistic` gives a probability of the levels.
+    white would drive an ELBO up for ever. The logits are therefore kept within
+    (-256, 256):
+
+        logits = 256 tanh(output / 256)
+
+    nearly unchanged up to 50: no density exceeds 256 (5.55 nats a pixel), and means
+    stay within [0.004, 0.996], one level of 8-bit data from the ends. It remains a
+    density: figures compare with densities alone, and `DiscretizedLogistic` gives a
+    probability of the levels.
 
     Example:
       >>> from vae_jax import ContinuousBernoulli

@@ -26,9 +26,11 @@ LOADING_BOUND = 1e2
 def bound_log_var(raw: Array, *, bound: float = LOG_VAR_BOUND) -> Array:
     """Maps any real number into (-20, 20), nearly unchanged around zero.
 
-    log_var = 20 tanh(raw / 20). A network that runs away would otherwise overflow
-    exp(log_var); so the standard deviation stays between 4.5e-5 and 2.2e4, and the
-    KL and its gradient finite, whatever the encoder says.
+        log_var = 20 tanh(raw / 20)
+
+    A network that runs away would otherwise overflow exp(log_var); so the standard
+    deviation stays between 4.5e-5 and 2.2e4, and the KL and its gradient finite,
+    whatever the encoder says.
 
     Args:
       raw: a network's output, any shape.
@@ -49,7 +51,7 @@ def bound_log_var(raw: Array, *, bound: float = LOG_VAR_BOUND) -> Array:
 def unbound_log_var(log_var: AnyArray, *, bound: float = LOG_VAR_BOUND) -> Array:
     """Inverse of `bound_log_var`: the raw output for a log-variance.
 
-    raw = 20 artanh(log_var / 20).
+        raw = 20 artanh(log_var / 20)
 
     Args:
       log_var: log-variances in (-20, 20), any shape.
@@ -68,11 +70,13 @@ def unbound_log_var(log_var: AnyArray, *, bound: float = LOG_VAR_BOUND) -> Array
 
 
 def bound_factor(raw: Array, log_var: Array) -> Array:
-    """Shrinks a factor F whose loadings D^-1/2 F are together longer than 100.
+    """Shrinks a factor F whose loadings D^(-1/2) F are together longer than 100.
 
-    F = raw / sqrt(1 + |D^-1/2 raw|^2 / 100^2), D = diag(exp(log_var)): nearly
-    unchanged up to ten standard deviations of D. Columns much longer hide D from
-    float32's seven digits: at a length of 1000 the density is off by nats.
+        F = raw / sqrt(1 + |D^(-1/2) raw|^2 / 100^2)
+
+    with D = diag(exp(log_var)) and the length |.| of all entries: nearly unchanged up
+    to ten standard deviations of D. Columns much longer hide D from float32's seven
+    digits: at a length of 1000 the density is off by nats.
 
     Args:
       raw: a network's output, `[..., L, R]`.
@@ -98,14 +102,17 @@ def bound_factor(raw: Array, log_var: Array) -> Array:
 def bound_covariance(raw_log_var: Array, raw_below: Array) -> Array:
     """Cholesky factor of a covariance with float32's digits to spare.
 
-    A A' = S R S. S holds the deviations, exp(log_var / 2) with the `bound_log_var` of
-    17: 2e-4 to 4.9e3. R is a correlation matrix: with the directions
-    c_i = (raw_i1, ..., raw_i,i-1, sqrt(L)) / norm it is g_i g_j c_i' c_j off its
-    diagonal, where g_i^-2 = 1 + 1e-4 + (2e-4 / S_i)^2. Without g this is every
-    covariance, the angles of c being free (Pinheiro & Bates 1996, section 2.3); g keeps
-    the eigenvalues of R above 1e-4. So every covariance is in reach whose correlations
-    have no eigenvalue below 1e-4 (two latents: up to .9999), and whose deviations lie
-    well within their bounds. Entries of 0 leave S^2, small ones are the correlations
+        A A' = S R S
+        R_ij = g_i g_j sum_k c_ik c_jk for i != j
+        g_i^-2 = 1 + 1e-4 + (2e-4 / S_ii)^2
+
+    S is diagonal and holds the deviations, exp(log_var / 2) with the `bound_log_var` of
+    17: 2e-4 to 4.9e3. R is a correlation matrix, from the directions
+    c_i = (raw_i1, ..., raw_i,i-1, sqrt(L)) / norm. Without g this is every covariance,
+    the angles of c being free (Pinheiro & Bates 1996, section 2.3); g keeps the
+    eigenvalues of R above 1e-4. So every covariance is in reach whose correlations have
+    no eigenvalue below 1e-4 (two latents: up to .9999), and whose deviations lie well
+    within their bounds. Entries of 0 leave S^2, small ones are the correlations
     raw_ij / sqrt(L).
 
     Args:
@@ -177,9 +184,10 @@ def unbound_covariance(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def bound_ratio(log_var: Array) -> Array:
     """Raises log-variances whose variance is next to nothing beside their mean.
 
-    log(exp(log_var) + 1e-4 * the mean of exp(log_var) over L): for variances along
-    directions other than the axes, where float32 would not know the small ones beside
-    the large ones.
+        raised_l = log(exp(log_var_l) + 1e-4 * 1/L sum_k exp(log_var_k))
+
+    For variances along directions other than the axes, where float32 would not know the
+    small ones beside the large ones.
 
     Args:
       log_var: log-variances, `[..., L]`.

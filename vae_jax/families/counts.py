@@ -139,8 +139,10 @@ class NegativeBinomial(Poisson):
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
     """The family of negative binomial counts with additional zeros (Lopez et al. 2018).
 
-    p(0) = pi + (1 - pi) NB(0), sigmoid^-1(pi) by the decoder for each dimension; its
-    r as for `NegativeBinomial`.
+        P(x_d) = pi_d 1[x_d = 0] + (1 - pi_d) NB(x_d; m_d, r_d)
+
+    The decoder gives the log-odds of pi for each dimension; r is as for
+    `NegativeBinomial`.
 
     Example:
       >>> from vae_jax import ZeroInflatedNegativeBinomial

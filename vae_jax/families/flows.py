@@ -42,7 +42,9 @@ class FlowDistribution(Distribution):
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
         """Samples `[S, B, L]`, moved step by step, and their log q in nats, `[S, B]`.
 
-        log q(z) = log N(z_0; start, diag(exp(log_var))) - sum of the log-determinants.
+            log q(z) = log N(z_0; start, diag(exp(log_var))) - sum_k log_det_k
+
+        over the steps k (Rezende & Mohamed 2015, eq. 7).
         """
         z = gaussian.diagonal_sample(
             self.start, self.log_var, key, num_samples=num_samples
@@ -309,9 +311,11 @@ class Sylvester(FlowFamily):
 class InverseAutoregressiveDistribution(FlowDistribution):
     """A diagonal Gaussian moved by gated autoregressive steps, Kingma et al. 2016.
 
-    z' = sigma z + (1 - sigma) m, with m and the logit of sigma of latent l given by the
-    latents before it and the context (their eq. 13 and 14); the order is reversed after
-    every step. log_det = sum_l log sigma_l.
+        z' = sigma * z + (1 - sigma) * m
+        log_det = sum_l log sigma_l
+
+    with m and the logit of sigma of latent l given by the latents before it and the
+    context (their eq. 13 and 14); the order is reversed after every step.
 
     Attributes:
       start: mean of the Gaussian, `[B, L]`.

@@ -14,9 +14,10 @@ from vae_jax.types import Array, Distribution, Key, PyTree
 class Ordinal(Codes):
     """The family of ordered categories 0 to K - 1, HI-VAE's for ordinal columns.
 
-    P(x <= k) = sigmoid(t_k - h(z)) with thresholds t that rise, trained for each
-    dimension, and h by the decoder. They start at the shares of the data. The encoder
-    sees the codes over K - 1.
+        P(x <= k) = sigmoid(t_k - h(z))
+
+    with thresholds t that rise, trained for each dimension, and h by the decoder. They
+    start at the shares of the data. The encoder sees the codes over K - 1.
 
     Attributes:
       num_categories: K.

@@ -48,8 +48,9 @@ def moments(x: Array) -> dict[str, Array]:
 class Standardized(Family):
     """A family of real numbers about columns of other scales than 1.
 
-    The base sees (x - shift) / scale; log p(x) = log p_base - sum_d log scale_d. Shift
-    and log_scale are settings, which `init(x=...)` takes from mean and deviation.
+        log p(x) = log p_base((x - shift) / scale) - sum_d log scale_d
+
+    Shift and log_scale are settings, which `init(x=...)` takes from mean and deviation.
 
     Attributes:
       base: a family whose support is all real numbers, as `Gaussian()`.

@@ -162,9 +162,11 @@ def log_evidence(
 ) -> LogEvidence:
     """Importance-sampling estimate of log p(x) of every example, in nats.
 
-    log 1/S sum_s w_s with w_s = p(x|z_s) p(z_s) / q(z_s|x), z_s ~ q(z|x) (Burda,
-    Grosse & Salakhutdinov 2016, section 5). Its expectation is below log p(x), by
-    about half the squared standard error. The standard error holds where the weights
+        log p(x) ~= log(1/S sum_s w_s)
+        w_s = p(x, z_s) / q(z_s|x) with z_s ~ q(z|x)
+
+    (Burda, Grosse & Salakhutdinov 2016, section 5). Its expectation is below log p(x),
+    by about half the squared standard error. The standard error holds where the weights
     have a variance. Where their tail is heavy (Pareto k above 0.7: q is narrower than
     p(z|x), or misses part of it) the largest weights have not been drawn yet: the
     estimate is a lower bound, below log p(x) by more than its standard error shows,

@@ -131,6 +131,12 @@ def add_weights(
 def summarize(seen: WeightStatistics, num_samples: int) -> WeightSummary:
     """Log of the mean weight, its standard error, and reliability diagnostics.
 
+        log_mean = log m with m = 1/S sum_s w_s
+        standard_error = sqrt(1 / (S - 1) sum_s (w_s - m)^2) / (m sqrt(S))
+        effective_sample_size = (sum_s w_s)^2 / (sum_s w_s^2)
+
+    The effective sample size is that of Kong, Liu & Wong 1994.
+
     Args:
       seen: statistics of all weights.
       num_samples: number S of weights.

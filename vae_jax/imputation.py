@@ -46,9 +46,11 @@ def impute(
 ) -> Imputation:
     """Missing values by self-normalised importance sampling.
 
-    E[x_m | x_o] = sum_s w_s E[x_m | z_s] with z_s ~ q(z|x_o) and weights proportional
-    to p(x_o|z_s) p(z_s) / q(z_s|x_o) (Mattei & Frellsen 2019, section 3); draws are
-    from p(x_m|z) at latents that are drawn by the weights.
+        E[x_m|x_o] ~= (sum_s w_s E[x_m|z_s]) / (sum_s w_s)
+        w_s = p(x_o, z_s) / q(z_s|x_o) with z_s ~ q(z|x_o)
+
+    for missing x_m and observed x_o (Mattei & Frellsen 2019, section 3); draws are from
+    p(x_m|z) at latents that are drawn by the weights.
 
     Args:
       params: of a model whose likelihood is `Masked`.

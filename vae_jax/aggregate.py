@@ -1,9 +1,10 @@
 """Aggregate posterior of a batch compared with the prior: KL decomposition and MMD.
 
-q(z) = 1/B sum_b q(z|x_b). `penalties.py` turns these quantities into training
-penalties; `diagnostics.aggregate_posterior` evaluates them on a data set. If no
-gradient flows through a sample (bits, the component of a mixture), a score-function
-gradient is used.
+    q(z) = 1/B sum_b q(z|x_b)
+
+`penalties.py` turns these quantities into training penalties;
+`diagnostics.aggregate_posterior` evaluates them on a data set. If no gradient flows
+through a sample (bits, the component of a mixture), a score-function gradient is used.
 """
 
 from functools import reduce
@@ -44,12 +45,15 @@ class KLDecomposition(NamedTuple):
 def kl_decomposition(params: Params, posterior: Posterior, key: Key) -> KLDecomposition:
     """Decompose the KL in nats, estimated from one sample per example.
 
-    Chen, Li, Grosse & Duvenaud 2018, eq. 2, with q(z) the mean of the posteriors of
-    this batch. Their minibatch-weighted estimate for a data set of size N (appendix
-    C.1) also divides q(z) by N. This adds the constants log N, (L - 1) log N and
-    -L log N to the parts, which have no gradient and do not improve the estimates; they
-    are omitted. Binary latents take two samples per example, with the gradient of
-    `estimators.leave_one_out`.
+        E_x[KL(q(z|x) || p(z))] = I(x; z) + KL(q(z) || prod_j q(z_j))
+          + sum_j KL(q(z_j) || p(z_j))
+
+    for a prior that factorizes over the units (Chen, Li, Grosse & Duvenaud 2018, eq.
+    2), with q(z) the mean of the posteriors of this batch. Their minibatch-weighted
+    estimate for a data set of size N (appendix C.1) also divides q(z) by N. This adds
+    the constants log N, (L - 1) log N and -L log N to the parts, which have no gradient
+    and do not improve the estimates; they are omitted. Binary latents take two samples
+    per example, with the gradient of `estimators.leave_one_out`.
 
     Args:
       params: model parameters, conditioned with `model.at_labels` if the prior depends
@@ -221,8 +225,10 @@ def _kernel(a: Array, b: Array) -> Array:
 def squared_mmd(a: Array, b: Array) -> Array:
     """Unbiased squared maximum mean discrepancy (MMD) of two samples.
 
-    E k(a, a') + E k(b, b') - 2 E k(a, b) over distinct pairs (Gretton et al. 2012,
-    lemma 6), with k(a, b) = sum_c c / (c + |a - b|^2) and c = 2 L times 0.1 to 10
+        MMD^2 = E[k(a, a')] + E[k(b, b')] - 2 E[k(a, b)]
+        k(a, b) = sum_c c / (c + |a - b|^2)
+
+    over distinct pairs (Gretton et al. 2012, lemma 6), with c = 2 L times 0.1 to 10
     (Tolstikhin, Bousquet, Gelly & Schoelkopf 2018, section 4). The expectation is 0 for
     equal distributions, so the estimate may be negative.
 

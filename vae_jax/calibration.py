@@ -221,10 +221,13 @@ def rank_test(
 ) -> RankTest:
     """Test whether ranks are uniform on 0, ..., S, with simultaneous bands.
 
-    The statistic is the largest deviation of the ranks' ECDF from that of the uniform
-    distribution, in units of its standard error at each rank; its distribution is
-    simulated (as in Saeilynoja, Buerkner & Vehtari 2022, there with binomial quantiles
-    in place of standard errors).
+        statistic = max_k |F(k) - u_k| / sqrt(u_k (1 - u_k) / n)
+        u_k = (k + 1) / (S + 1)
+
+    the largest deviation of the ranks' ECDF F from that of the uniform distribution, in
+    units of its standard error at each rank k below S. Its distribution is simulated
+    (as in Saeilynoja, Buerkner & Vehtari 2022, there with binomial quantiles in place
+    of standard errors).
 
     Args:
       ranks: integers in 0, ..., S, `[n, Q]`, of `simulation_ranks`.

@@ -1,7 +1,9 @@
 """Use of the latents by a trained model: active units, KL per unit, mutual information.
 
-The rate E_x KL(q(z|x) || p(z)) is the sum of the mutual information of x and z and the
-KL between aggregate posterior and prior (Hoffman & Johnson 2016).
+The rate is the sum of the mutual information of x and z and the KL between aggregate
+posterior and prior (Hoffman & Johnson 2016):
+
+    E_x[KL(q(z|x) || p(z))] = I(x; z) + KL(q(z) || p(z))
 """
 
 from typing import NamedTuple
@@ -76,11 +78,15 @@ def active_units(
 ) -> ActiveUnits:
     """Active units: variance over x of each unit's posterior mean.
 
-    A unit is active if Var_x(E_q[z_j | x]) > 0.01 (Burda, Grosse & Salakhutdinov 2016,
-    section 5.2), with the variance over these examples (divided by B). If the posterior
-    mean is not exact (flows, stochastic layers), the variance is that of the means of S
-    samples, corrected for their noise. This estimate is unbiased, and may be negative
-    for inactive units. The units of several stochastic layers are concatenated.
+    A unit j is active if
+
+        Var_x(E_q(z|x)[z_j]) > 0.01
+
+    (Burda, Grosse & Salakhutdinov 2016, section 5.2), with the variance over these
+    examples (divided by B). If the posterior mean is not exact (flows, stochastic
+    layers), the variance is that of the means of S samples, corrected for their noise.
+    This estimate is unbiased, and may be negative for inactive units. The units of
+    several stochastic layers are concatenated.
 
     Args:
       params: model parameters.
@@ -170,7 +176,9 @@ def _moments_of_samples(
 
 
 def kl_per_unit(params: Params, x: Array, *, labels: Labels = None) -> Array:
-    """KL(q(z_j|x) || p(z_j)) of each unit in nats, averaged over the batch.
+    """KL divergence of each unit in nats, averaged over the batch.
+
+        KL_j = 1/B sum_b KL(q(z_j|x_b) || p(z_j))
 
     Args:
       params: parameters of a model whose posterior and prior factorize over units
@@ -202,7 +210,10 @@ def aggregate_posterior(
 ) -> AggregatePosterior:
     """Mutual information of x and z, and KL(q(z) || p(z)), in nats.
 
-    E[log q(z|x) - log q(z)] and E[log q(z) - log p(z)] with q(z) = 1/B sum_b q(z|x_b)
+        I(x; z) = E[log q(z|x) - log q(z)]
+        KL(q(z) || p(z)) = E[log q(z) - log p(z)]
+        q(z) = 1/B sum_b q(z|x_b)
+
     (Hoffman & Johnson 2016), from one z per x. Both are unbiased for these B examples.
     As estimates for the population, the mutual information is at most log B, and the KL
     is too large by the amount that the mutual information is too small. Several

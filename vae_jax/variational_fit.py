@@ -307,13 +307,16 @@ def inference_gap(
 ) -> InferenceGap:
     """Decompose log p(x) - ELBO into approximation and amortization gap, in nats.
 
-    With q* the best q of the family for each x, the gaps are log p(x) - ELBO(q*) and
-    ELBO(q*) - ELBO(q) (Cremer, Li & Duvenaud 2018). Both ELBOs use the same noise. The
-    evidence is an importance-sampling estimate with q* as the proposal, which is below
-    log p(x) in expectation; the approximation gap is then too small by the same amount.
+        approximation = log p(x) - ELBO(q_best)
+        amortization = ELBO(q_best) - ELBO(q)
 
-    If `converged` is False, a better q exists near q* or could not be ruled out. The
-    decomposition is then unreliable, and more steps are needed.
+    with q_best the best q of the family for each x (Cremer, Li & Duvenaud 2018). Both
+    ELBOs use the same noise. The evidence is an importance-sampling estimate with
+    q_best as the proposal, which is below log p(x) in expectation; the approximation
+    gap is then too small by the same amount.
+
+    If `converged` is False, a better q exists near q_best or could not be ruled out.
+    The decomposition is then unreliable, and more steps are needed.
 
     Args:
       params: model parameters.

@@ -1,9 +1,12 @@
 """Lower and upper bounds on log p(x) by annealed importance sampling, in nats.
 
-Chains move from the prior to the posterior through the densities p(z) p(x|z)^t, t from
-0 to 1, and accumulate importance weights (Neal 2001). For any number of temperatures
-the mean weight is unbiased for p(x), so its log is a lower bound on log p(x) in
-expectation. In reverse, from an exact posterior sample, the mean weight is unbiased for
+Chains move from the prior to the posterior through the densities
+
+    f_t(z) = p(z) p(x|z)^t for t in [0, 1]
+
+and accumulate importance weights (Neal 2001). For any number of temperatures the mean
+weight is unbiased for p(x), so its log is a lower bound on log p(x) in expectation. In
+reverse, from an exact posterior sample, the mean weight is unbiased for
 1 / p(x), which gives an upper bound (Grosse, Ghahramani & Adams 2015). Unlike
 importance sampling, neither requires a good q(z|x), so annealing can evaluate decoders
 independently of their encoders (Wu, Burda, Salakhutdinov & Grosse 2017).

@@ -71,11 +71,13 @@ def annealed_log_evidence(
 ) -> AnnealedEvidence:
     """Per-example estimate of log p(x) in nats, a lower bound in expectation.
 
-    log 1/C sum_c w_c with log w = sum_k (t_k - t_(k-1)) log p(x|z_(k-1)), z_0 ~ p(z),
-    and z_k drawn from z_(k-1) by a Hamiltonian Monte Carlo step that leaves
-    p(z) p(x|z)^t_k invariant (Neal 2001; Wu, Burda, Salakhutdinov & Grosse 2017). The
-    mean weight is unbiased for p(x) with any number of temperatures; with more
-    temperatures, the bound becomes tighter.
+        log p(x) ~= log(1/C sum_c w_c)
+        log w = sum_k (t_k - t_(k - 1)) log p(x|z_(k - 1))
+
+    with z_0 ~ p(z), and z_k drawn from z_(k - 1) by a Hamiltonian Monte Carlo step that
+    leaves p(z) p(x|z)^t_k invariant (Neal 2001; Wu, Burda, Salakhutdinov & Grosse
+    2017). The mean weight is unbiased for p(x) with any number of temperatures; with
+    more temperatures, the bound becomes tighter.
 
     The step size of each example and temperature is adapted in a pilot run of four
     chains with a separate key, and then kept fixed. If it were adapted in the weighted
@@ -134,9 +136,11 @@ def reverse_annealed_log_evidence(
 ) -> AnnealedEvidence:
     """Per-example estimate of log p(x) in nats, an upper bound in expectation.
 
-    -log 1/C sum_c w_c with chains from t = 1 down to 0 that all start at the given z
-    (Grosse, Ghahramani & Adams 2015). Over z ~ p(z|x) and the chains, the mean weight
-    is unbiased for 1 / p(x), although its terms are dependent. By Jensen's inequality,
+        log p(x) ~= -log(1/C sum_c w_c)
+
+    with chains from t = 1 down to 0 that all start at the given z (Grosse, Ghahramani &
+    Adams 2015). Over z ~ p(z|x) and the chains, the mean weight is unbiased for
+    1 / p(x), although its terms are dependent. By Jensen's inequality,
     E[-log mean w] >= log p(x); more chains make the bound tighter. The bound requires
     exact posterior samples, which are available for simulated x (see
     `bidirectional_log_evidence`). The standard error is that of the chains given z.

@@ -56,8 +56,10 @@ class Path(NamedTuple):
 def sigmoid_schedule(num_temperatures: int, *, sharpness: float = 4.0) -> Array:
     """Inverse temperatures from 0 to 1, most closely spaced at both ends.
 
-    sigmoid(sharpness (2 k / K - 1)) for k = 0, ..., K, shifted and scaled to start at 0
-    and end at 1 (Wu, Burda, Salakhutdinov & Grosse 2017, section 5).
+        t_k = (s_k - s_0) / (s_K - s_0)
+        s_k = sigmoid(sharpness * (2 k / K - 1))
+
+    for k = 0, ..., K (Wu, Burda, Salakhutdinov & Grosse 2017, section 5).
 
     Args:
       num_temperatures: number K of steps from the prior to the posterior.

@@ -33,7 +33,9 @@ class Chain(NamedTuple):
 
 
 def random_walk(scale: float | Array) -> Proposal:
-    """Symmetric proposal z' = z + scale * eps with eps ~ N(0, I).
+    """Symmetric Gaussian proposal.
+
+        z' = z + scale * eps with eps ~ N(0, I)
 
     Args:
       scale: a number, or one per unit, `[L]`.
@@ -68,7 +70,10 @@ def metropolis_hastings(
     """Metropolis-Hastings sampler.
 
     A proposal z' ~ q(z'|z) is accepted with probability
-    min(1, p(z') q(z|z') / (p(z) q(z'|z))) (Hastings 1970).
+
+        a = min(1, (p(z') q(z|z')) / (p(z) q(z'|z)))
+
+    (Hastings 1970).
 
     Args:
       log_density: log-density of the state `[L]`.
@@ -165,7 +170,7 @@ def gibbs(
 def bit_conditional(log_density: LogDensity) -> Conditional:
     """Exact conditional of a bit given the others.
 
-    p(z_i = 1 | rest) = sigmoid(log p(z with z_i = 1) - log p(z with z_i = 0)).
+        p(z_i = 1|rest) = sigmoid(log p(z_i = 1, rest) - log p(z_i = 0, rest))
 
     Args:
       log_density: log-density of zeros and ones `[L]`.
@@ -192,8 +197,9 @@ def bit_conditional(log_density: LogDensity) -> Conditional:
 def gaussian_conditional(mean: Array, covariance: Array) -> Conditional:
     """Exact conditional of a coordinate of N(mean, covariance) given the others.
 
-    With the precision matrix P,
-    z_i | rest ~ N(mean_i - sum_(j != i) P_ij (z_j - mean_j) / P_ii, 1 / P_ii).
+        z_i ~ N(mean_i - 1 / P_ii sum_(j != i) P_ij (z_j - mean_j), 1 / P_ii)
+
+    with the precision matrix P (Bishop 2006, eq. 2.96 and 2.97).
 
     Args:
       mean: mean, `[L]`.

@@ -10,10 +10,13 @@ from vae_jax.types import Array
 def r_hat(samples: Array) -> Array:
     """Potential scale reduction factor; above 1.01, the chains have not converged.
 
-    Rank-normalised split version (Gelman & Rubin 1992; Vehtari et al. 2021): chains are
-    split in half to detect drift, values are replaced by the normal scores of their
-    ranks (average ranks for ties), and the result is the maximum of the statistics of
-    the values and of their distances from the median.
+        r_hat = sqrt((T - 1) / T + B / W)
+
+    with T the steps of half a chain, W the mean variance within the halves and B the
+    variance of their means. Rank-normalised split version (Gelman & Rubin 1992; Vehtari
+    et al. 2021): chains are split in half to detect drift, values are replaced by the
+    normal scores of their ranks (average ranks for ties), and the result is the maximum
+    of the statistics of the values and of their distances from the median.
 
     Args:
       samples: T >= 4 steps of C chains, `[T, C, ...]`.
@@ -70,9 +73,10 @@ def _scale_reduction(values: Array) -> Array:
 def effective_sample_size(samples: Array) -> Array:
     """Effective sample size of the mean, over all chains.
 
-    C T / (1 + 2 sum_t rho_t) with the autocorrelations rho_t over all chains, summed as
-    long as sums of adjacent pairs are positive and decreasing (Geyer 1992; Vehtari et
-    al. 2021, section 3.2).
+        ESS = (C T) / (1 + 2 sum_t rho_t)
+
+    with the autocorrelations rho_t over all chains, summed as long as sums of adjacent
+    pairs are positive and decreasing (Geyer 1992; Vehtari et al. 2021, section 3.2).
 
     Args:
       samples: T steps of C chains, `[T, C, ...]`.

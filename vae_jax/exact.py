@@ -173,9 +173,10 @@ def linear_vae(model: LinearGaussian) -> Params:
 def log_evidence(model: LinearGaussian, x: Array) -> Array:
     """Exact log p(x) of a linear-Gaussian model in nats.
 
-    log N(x; b, C) with C = W W' + s^2 I, computed from the L x L matrix
-    M = W' W + s^2 I: log |C| = (D - L) log s^2 + log |M| (Tipping & Bishop 1999,
-    section 3).
+        log p(x) = log N(x; b, W W' + s^2 I)
+        log |W W' + s^2 I| = (D - L) log s^2 + log |M|
+
+    computed from the L x L matrix M = W' W + s^2 I (Tipping & Bishop 1999, section 3).
 
     Args:
       model: the model.
@@ -210,9 +211,10 @@ def log_evidence(model: LinearGaussian, x: Array) -> Array:
 def mixture_log_evidence(params: Params, x: Array) -> Array:
     """Exact log p(x) of a linear decoder with a mixture prior in nats.
 
-    log sum_k w_k N(x; W m_k + b, W S_k W' + s^2 I): each component is a
-    linear-Gaussian model with the weights W A_k, where S_k = A_k A_k', and the bias
-    W m_k + b (Bishop 2006, eq. 2.115).
+        log p(x) = log(sum_k w_k N(x; W m_k + b, W S_k W' + s^2 I))
+
+    Each component is a linear-Gaussian model with the weights W A_k, where
+    S_k = A_k A_k', and the bias W m_k + b (Bishop 2006, eq. 2.115).
 
     Args:
       params: parameters of a model with a `Linear` decoder, a `Gaussian` likelihood and
@@ -257,7 +259,9 @@ def mixture_log_evidence(params: Params, x: Array) -> Array:
 def posterior(model: LinearGaussian, x: Array) -> tuple[Array, Array]:
     """True posterior p(z|x) of a linear-Gaussian model.
 
-    N(M^-1 W' (x - b), s^2 M^-1) with M = W' W + s^2 I (Tipping & Bishop 1999, eq. 9).
+        p(z|x) = N(z; M^-1 W' (x - b), s^2 M^-1)
+
+    with M = W' W + s^2 I (Tipping & Bishop 1999, eq. 9).
 
     Args:
       model: the model.
@@ -286,7 +290,9 @@ def posterior(model: LinearGaussian, x: Array) -> tuple[Array, Array]:
 def diagonal_gap(model: LinearGaussian) -> Array:
     """Gap between log p(x) and the ELBO of the optimal diagonal q, in nats.
 
-    1/2 (sum_i log M_ii - log |M|), the same for every x; 0 if the columns of W are
+        gap = 1/2 (sum_l log M_ll - log |M|)
+
+    with M = W' W + s^2 I; the same for every x, and 0 if the columns of W are
     orthogonal.
 
     Args:
@@ -313,10 +319,13 @@ def diagonal_gap(model: LinearGaussian) -> Array:
 def maximum_likelihood(x: Array, *, latent_dim: int) -> LinearGaussian:
     """Maximum-likelihood linear-Gaussian model: probabilistic PCA.
 
-    W = U (Lambda - s^2 I)^(1/2), with U and Lambda the leading eigenvectors and
-    eigenvalues of the data covariance and s^2 the mean of the other eigenvalues
-    (Tipping & Bishop 1999, eq. 7-8). The solution is unique up to a rotation in latent
-    space; here the columns of W are orthogonal.
+        W = U (Lambda - s^2 I)^(1/2)
+        s^2 = 1 / (D - L) sum_(d > L) lambda_d
+
+    with U and Lambda the leading eigenvectors and eigenvalues of the data covariance,
+    and s^2 the mean of the other eigenvalues lambda_d (Tipping & Bishop 1999, eq. 7-8).
+    The solution is unique up to a rotation in latent space; here the columns of W are
+    orthogonal.
 
     Args:
       x: data, `[n, D]`.
@@ -371,10 +380,12 @@ def live_units(
 ) -> Array:
     """Number of active units of a linear VAE with fixed noise at its optimum.
 
-    A principal direction of the data is modelled if its eigenvalue exceeds beta s^2,
-    because dividing the beta-ELBO by beta gives the ELBO with noise variance beta s^2
-    (Lucas, Tucker, Grosse & Norouzi 2019 for beta = 1). The other units collapse to the
-    prior.
+        number = sum_d 1[lambda_d > beta s^2]
+
+    with the eigenvalues lambda of the data covariance: a principal direction is
+    modelled if its eigenvalue exceeds beta s^2, because dividing the beta-ELBO by beta
+    gives the ELBO with noise variance beta s^2 (Lucas, Tucker, Grosse & Norouzi 2019
+    for beta = 1). The other units collapse to the prior.
 
     Args:
       x: data, `[n, D]`.
@@ -410,9 +421,11 @@ def quadrature_log_evidence(
 ) -> Quadrature:
     """Log p(x) of a model with one or two latents by quadrature, in nats.
 
-    log sum_g p(x|z_g) p(z_g) h^L over a uniform grid on [-limit, limit]^L with step h:
-    the trapezoidal rule, which converges faster than any power of h for smooth
-    integrands that vanish at the ends. The mass beyond the limit, part of the error, is
+        log p(x) ~= log(sum_g p(x|z_g) p(z_g) h^L)
+
+    over a uniform grid on [-limit, limit]^L with step h: the trapezoidal rule, which
+    converges faster than any power of h for smooth integrands that vanish at the ends.
+    The mass beyond the limit, part of the error, is
     estimated by extending the integrand with Gaussian tails at both ends of each grid
     line.
 
@@ -451,7 +464,9 @@ def quadrature_posterior(
 ) -> tuple[Array, Array]:
     """Means and variances of p(z|x) of a model with one or two latents, by quadrature.
 
-    E[z|x] = sum_g z_g p(x, z_g) / sum_g p(x, z_g), and likewise for the variance.
+        E[z|x] ~= (sum_g z_g p(x, z_g)) / (sum_g p(x, z_g))
+
+    and likewise for the variance.
 
     Args:
       params: model parameters.
@@ -548,7 +563,9 @@ def enumeration_log_evidence(
 ) -> Array:
     """Exact log p(x) of a model with binary latents by enumeration, in nats.
 
-    log sum_z p(x|z) p(z) over all 2^L values of z.
+        log p(x) = log(sum_z p(x|z) p(z))
+
+    over all 2^L values of z.
 
     Args:
       params: parameters of a model with an enumerable prior.

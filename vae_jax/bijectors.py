@@ -1,7 +1,10 @@
 """Invertible maps of latents with their log-determinants, and autoregressive networks.
 
-Each step maps latents `[S, B, L]` to z' and returns log |det d z' / d z|, `[S, B]`, in
-nats: log q(z') = log q(z) - log_det (Rezende & Mohamed 2015, eq. 5).
+Each step maps latents `[S, B, L]` to z' and returns its log-determinant `[S, B]` in
+nats, by which the density changes (Rezende & Mohamed 2015, eq. 5):
+
+    log q(z') = log q(z) - log_det
+    log_det = log |det(d/d z z')|
 """
 
 import math
@@ -23,10 +26,13 @@ TINY = 1e-12
 def planar(
     z: Array, direction: Array, normal: Array, offset: Array
 ) -> tuple[Array, Array]:
-    """Planar step, z + u tanh(w' z + b) (Rezende & Mohamed 2015, eq. 10).
+    """Planar step (Rezende & Mohamed 2015, eq. 10).
 
-    The step is invertible if w' u > -1. As in appendix A.1 of the paper, the component
-    of u along w is changed such that w' u becomes softplus(w' u + c) - softplus(c),
+        z' = z + u tanh(w^T z + b)
+        log_det = log(1 + (1 - tanh(w^T z + b)^2) w^T u)
+
+    The step is invertible if w^T u > -1. As in appendix A.1 of the paper, the component
+    of u along w is changed such that w^T u becomes softplus(w^T u + c) - softplus(c),
     which exceeds -1 by at least 0.001. Unlike the version in the paper (c = 0), this
     maps 0 to 0: the step is the identity for u = 0 and stays bounded for w = 0.
 
@@ -71,10 +77,12 @@ def _above_minus_one(value: Array) -> Array:
 
 
 def reflect(z: Array, vectors: Array) -> Array:
-    """Apply Householder reflections in sequence: z - 2 v v' z / |v|^2 for each v.
+    """Apply Householder reflections in sequence.
 
-    The map is orthogonal, with determinant 1 or -1. Its inverse applies the reflections
-    in reverse order.
+        z' = z - 2 (v v^T z) / |v|^2
+
+    for each vector v in turn. The map is orthogonal, with determinant 1 or -1. Its
+    inverse applies the reflections in reverse order.
 
     Args:
       z: latents, `[S, B, L]`.
@@ -108,19 +116,22 @@ def sylvester(
     inner: tuple[Array, Array],
     offset: Array,
 ) -> tuple[Array, Array]:
-    """Sylvester step, z + Q R tanh(R2 Q' z + b), Q orthogonal, R and R2 triangular.
+    """Sylvester step, with Q orthogonal, and R and R_2 triangular.
+
+        z' = z + Q R tanh(R_2 Q' z + b)
+        log_det = sum_l log(1 + slope_l R_ll R_2_ll)
 
     Van den Berg, Hasenclever, Tomczak & Welling 2018, eq. 13, with Q a product of
-    Householder reflections. The log-determinant is that of a triangular matrix,
-    sum_l log(1 + slope_l R_ll R2_ll). The step is invertible if R_ll R2_ll > -1, which
-    is ensured by bounding the diagonals with a tanh.
+    Householder reflections. The log-determinant is that of a triangular matrix, with
+    the slopes 1 - tanh^2 of the units. The step is invertible if R_ll R_2_ll > -1,
+    which is ensured by bounding the diagonals with a tanh.
 
     Args:
       z: latents, `[S, B, L]`.
       reflections: vectors of the reflections in Q, `[B, H, L]`.
       outer: diagonal of R before the tanh, `[B, L]`, and the other entries of R,
         `[B, L (L - 1) / 2]`.
-      inner: the same for R2.
+      inner: the same for R_2.
       offset: b, `[B, L]`.
 
     Returns:

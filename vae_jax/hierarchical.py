@@ -1,5 +1,8 @@
 """Several stochastic layers: q(z_1|x) q(z_2|z_1) ..., and p(z_K) ... p(z_1|z_2).
 
+    q(z|x) = q(z_1|x) prod_(k = 2)^K q(z_k|z_(k - 1))
+    p(z) = p(z_K) prod_(k = 2)^K p(z_(k - 1)|z_k)
+
 Burda, Grosse & Salakhutdinov 2016, section 5, use two. The latents are a tuple that
 starts with the layer nearest the data, which is the only input of the spec's decoder.
 """

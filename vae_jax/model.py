@@ -476,7 +476,10 @@ def _network_keys(params: Params) -> _NetworkKeys:
 def reparameterize(posterior: Posterior, key: Key, *, num_samples: int = 1) -> Latents:
     """Draw samples z = g(eps, x), differentiable in the posterior's parameters.
 
-    For the diagonal Gaussian, z = mean + exp(log_var / 2) * eps with eps ~ N(0, I)
+    For the diagonal Gaussian,
+
+        z = mean + exp(log_var / 2) * eps with eps ~ N(0, I)
+
     (Kingma & Welling 2014, section 2.4).
 
     Args:

@@ -45,7 +45,9 @@ def at_step(name: str, value: Scheduled, step: Array) -> float | Array:
 class LinearWarmup:
     """Linear increase from 0 to a peak (KL annealing, Bowman et al. 2016).
 
-    peak min(1, step / num_steps), as in `optax.linear_schedule`.
+        value = peak * min(1, step / num_steps)
+
+    as in `optax.linear_schedule`.
 
     Attributes:
       peak: final value; a number or a traced scalar.
@@ -81,6 +83,8 @@ class LinearWarmup:
 @dataclass(frozen=True)
 class Cyclic:
     """Cyclical increase from 0 to a peak (Fu et al. 2019).
+
+        value = peak * min(1, (step mod period) / (rising_share * period))
 
     Attributes:
       peak: maximum; a number or a traced scalar.

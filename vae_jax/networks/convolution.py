@@ -18,8 +18,9 @@ from vae_jax.types import Array
 def convolve(images: Array, kernel: Array, *, stride: int = 1) -> Array:
     """Convolution of images with zero padding ("SAME") and without flipping the kernel.
 
-    y[b, i, j] = sum_rs x[b, stride i + r - m, stride j + s - m'] K[r, s], where the
-    margins m, m' are half of the total padding, rounded down.
+        y[b, i, j] = sum_rs x[b, stride * i + r - m, stride * j + s - n] K[r, s]
+
+    where the margins m and n are half of the total padding, rounded down.
 
     Args:
       images: `[B, height, width, C]`.

@@ -56,10 +56,12 @@ class MLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """Gated dense hidden layers, (W h + b) * sigmoid(V h + c).
+    """Gated dense hidden layers.
 
-    Dauphin, Fan, Auli & Grangier 2017. Tomczak & Welling 2018 (VampPrior) use two such
-    layers of 300 units.
+        h' = (W h + b) * sigmoid(V h + c)
+
+    elementwise (Dauphin, Fan, Auli & Grangier 2017). Tomczak & Welling 2018 (VampPrior)
+    use two such layers of 300 units.
 
     Attributes:
       hidden_dims: widths of the hidden layers.

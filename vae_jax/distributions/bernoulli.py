@@ -141,7 +141,9 @@ def entropy(logits: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BernoulliDistribution(Distribution):
-    """Independent bits, prod_l Bernoulli(sigmoid(logits_l)).
+    """Independent bits.
+
+        p(v) = prod_l Bernoulli(v_l; sigmoid(logits_l))
 
     No gradient flows through the samples; see `estimators` for discrete latents.
     `log_prob` accepts all of [0, 1], so that grey values are scored by a cross-entropy.

@@ -58,7 +58,9 @@ def _log_probs(x: Array, logits: Array, concentration: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BetaDistribution(Distribution):
-    """prod_d Beta of mean sigmoid(logits_d) and concentration n_d.
+    """Independent beta values of mean m = sigmoid(logits) and concentration n.
+
+        p(x) = prod_d Beta(x_d; n_d m_d, n_d (1 - m_d))
 
     Attributes:
       logits: log-odds of the mean, `[..., D]`.

@@ -117,7 +117,9 @@ def _times_probability(log_probs: Array, values: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CategoricalDistribution(Distribution):
-    """Independent categories, prod_l softmax(logits_l)[v_l (n - 1)].
+    """Independent categories.
+
+        p(v) = prod_l softmax(logits_l)[v_l (n - 1)]
 
     Each v_l is one of n evenly spaced levels of [0, 1].
 

@@ -114,7 +114,11 @@ def _log_sinhc(half: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ContinuousBernoulliDistribution(Distribution):
-    """Density of grey values, prod_l C(logits_l) exp(logits_l v_l) on [0, 1].
+    """Density of grey values on [0, 1].
+
+        p(v) = prod_l C(logits_l) exp(logits_l v_l)
+
+    with C as in the docstring of the module.
 
     Attributes:
       logits: log-odds of the parameter lambda, `[..., L]`.

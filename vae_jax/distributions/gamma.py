@@ -68,7 +68,7 @@ def _log_probs(x: Array, log_mean: Array, concentration: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GammaDistribution(Distribution):
-    """prod_d Gamma of mean exp(log_mean_d) and concentration k_d.
+    """Independent gamma values of mean exp(log_mean_d) and concentration k_d.
 
     Attributes:
       log_mean: log m, `[..., D]`.

@@ -42,7 +42,9 @@ def _log_probs(x: Array, location: Array, log_scale: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LaplaceDistribution(Distribution):
-    """prod_d Laplace(location_d, exp(log_scale_d)).
+    """Independent Laplace values.
+
+        p(x) = prod_d Laplace(x_d; location_d, exp(log_scale_d))
 
     Attributes:
       location: m, `[..., D]`.

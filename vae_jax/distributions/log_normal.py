@@ -39,7 +39,9 @@ def log_prob(x: Array, log_median: Array, log_var: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LogNormalDistribution(Distribution):
-    """prod_d of exp N(log_median_d, exp(log_var_d)).
+    """Independent log-normal values.
+
+        log x_d ~ N(log_median_d, exp(log_var_d))
 
     Attributes:
       log_median: m, `[..., D]`.

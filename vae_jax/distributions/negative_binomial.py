@@ -132,7 +132,9 @@ def _zero_inflated(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class NegativeBinomialDistribution(Distribution):
-    """prod_d NB(mean_d, r_d), of variance m + m^2 / r.
+    """Independent negative binomial counts, of variance m + m^2 / r.
+
+        p(x) = prod_d NB(x_d; m_d, r_d)
 
     Attributes:
       mean: m, `[..., D]`, positive.
@@ -163,7 +165,11 @@ class NegativeBinomialDistribution(Distribution):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ZeroInflatedNegativeBinomialDistribution(Distribution):
-    """prod_d [p_d at 0, and NB(m_d, r_d) with 1 - p_d], p = sigmoid(logits).
+    """Independent negative binomial counts with additional zeros.
+
+        p(x) = prod_d (p_d 1[x_d = 0] + (1 - p_d) NB(x_d; m_d, r_d))
+
+    with p = sigmoid(logits).
 
     Attributes:
       logits: log-odds of an additional zero, `[..., D]`.

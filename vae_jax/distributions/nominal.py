@@ -14,7 +14,9 @@ from vae_jax.types import Array, Distribution, Key
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class NominalDistribution(Distribution):
-    """prod_d softmax(logits_d)[v_d], v one of the codes 0 to K - 1.
+    """Independent categories, each v_d one of the codes 0 to K - 1.
+
+        p(v) = prod_d softmax(logits_d)[v_d]
 
     Attributes:
       logits: `[..., D, K]`.

@@ -44,7 +44,9 @@ def log_probs(location: Array, thresholds: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class OrdinalDistribution(Distribution):
-    """prod_d P(v_d = k) = sigmoid(t_k - h_d) - sigmoid(t_(k - 1) - h_d).
+    """Independent ordered categories, each v_d one of the codes k = 0 to K - 1.
+
+        P(v_d = k) = sigmoid(t_k - h_d) - sigmoid(t_(k - 1) - h_d)
 
     Attributes:
       location: h, `[..., D]`.

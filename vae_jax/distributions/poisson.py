@@ -58,7 +58,9 @@ def sample(mean: Array, key: Key) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PoissonDistribution(Distribution):
-    """prod_d Poisson(mean_d).
+    """Independent Poisson counts.
+
+        p(x) = prod_d Poisson(x_d; mean_d)
 
     Attributes:
       mean: `[..., D]`, positive.

@@ -58,7 +58,9 @@ def _log_probs(x: Array, location: Array, log_scale: Array, freedom: Array) -> A
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StudentTDistribution(Distribution):
-    """prod_d of location_d + scale_d t(freedom_d).
+    """Independent Student's t values.
+
+        x_d = location_d + scale_d t_d with t_d ~ StudentT(freedom_d)
 
     Attributes:
       location: m, `[..., D]`.

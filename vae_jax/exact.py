@@ -119,8 +119,11 @@ def _choice(params: Params, name: str, wanted: type[Choice]) -> Choice:
 def linear_vae(model: LinearGaussian) -> Params:
     """Build the VAE with the model as its decoder and the optimal diagonal q.
 
-    q minimises KL(q || p(z|x)) among diagonal Gaussians: it has the mean of the exact
-    posterior, and variances equal to the inverse diagonal of its precision.
+        q(z|x) = prod_l N(z_l; m_l, s^2 / M_ll) with m = M^-1 W' (x - b)
+
+    with M = W' W + s^2 I. It minimises KL(q || p(z|x)) among diagonal Gaussians: it has
+    the mean of the exact posterior, and variances equal to the inverse diagonal of its
+    precision.
 
     Args:
       model: a linear-Gaussian model.

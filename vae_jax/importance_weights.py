@@ -185,11 +185,14 @@ def summarize_all(log_w: Array) -> WeightSummary:
 def pareto_k(log_tail: Array) -> Array:
     """Shape k of a generalized Pareto distribution fitted to the largest weights.
 
-    Weights have finite moments of order below 1 / k. For k < 0.5, their variance is
-    finite and standard errors are valid; for k > 0.7, the mean weight and its standard
-    error are unreliable at any feasible number of samples (Vehtari et al. 2024). The
-    estimator is that of Zhang & Stephens (2009), shrunk towards 0.5 with the weight of
-    ten observations, as in Vehtari et al.
+        P(w > u + t) = P(w > u) (1 + k t / sigma)^(-1 / k)
+
+    for weights w above the threshold u, with a scale sigma. Weights have finite moments
+    of order below 1 / k. For k < 0.5, their variance is finite and standard errors are
+    valid; for k > 0.7, the mean weight and its standard error are unreliable at any
+    feasible number of samples (Vehtari et al. 2024). The estimator is that of Zhang &
+    Stephens (2009), shrunk towards 0.5 with the weight of ten observations, as in
+    Vehtari et al.
 
     Args:
       log_tail: the M + 1 largest log-weights in descending order; the last is the

@@ -54,6 +54,8 @@ class Labelled(NamedTuple):
 class ELBO:
     """ELBO as a training objective, optionally with a schedule for beta.
 
+        value = 1/B sum_b E_q(z|x_b)[log p(x_b|z)] - beta * penalty
+
     Attributes:
       beta: weight of the KL: a number, a traced scalar, or a schedule, a function of
         the step (`LinearWarmup`, `Cyclic`, or an optax schedule).
@@ -151,6 +153,10 @@ class _Bound:
 @dataclass(frozen=True, kw_only=True)
 class IWAE(_Bound):
     """Importance-weighted bound as a training objective.
+
+        value = 1/B sum_b R(log w_1b, ..., log w_Sb)
+
+    with a reduction R, by default the log of the mean weight.
 
     Attributes:
       num_samples: number of importance samples per observation.

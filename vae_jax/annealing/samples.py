@@ -30,10 +30,13 @@ def annealed_posterior_samples(
 ) -> Array:
     """Draw independent samples of p(z|x) of every example by annealing.
 
-    For each sample, C chains are annealed from the prior to the posterior, and one of
-    them is taken with a probability proportional to its weight (sampling importance
-    resampling, Rubin 1988, of the chains of Neal 2001). Exact for many chains or many
-    temperatures.
+    For each sample, C chains are annealed from the prior to the posterior, and chain c
+    is taken with a probability proportional to its weight,
+
+        P(c) = w_c / (sum_k w_k)
+
+    (sampling importance resampling, Rubin 1988, of the chains of Neal 2001). Exact for
+    many chains or many temperatures.
 
     Args:
       params: see `annealed_log_evidence`.

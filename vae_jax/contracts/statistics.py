@@ -70,11 +70,13 @@ def keeps_its_mass(path: Path, keys: Key, epsilon: float) -> Finding:
     """Test whether densities along a path have equal mass and match their samples.
 
     With l = log p_h - log p_0 and a bounded function g of l,
-    E_0[sigmoid(l) g(l)] = E_h[sigmoid(-l) g(l)], since both are the integral of
-    g p_0 p_h / (p_0 + p_h). This holds for any p_h and any tails, and needs neither a
-    derivative nor a closed form. g = 1 detects a mass that changes at first order in h,
-    g = tanh(l / 2) errors that the first misses by symmetry. The tolerance includes the
-    contribution of events too rare to be observed.
+
+        E_0[sigmoid(l) g(l)] = E_h[sigmoid(-l) g(l)]
+
+    since both are the integral of g p_0 p_h / (p_0 + p_h). This holds for any p_h and
+    any tails, and needs neither a derivative nor a closed form. g = 1 detects a mass
+    that changes at first order in h, g = tanh(l / 2) errors that the first misses by
+    symmetry. The tolerance includes the contribution of events too rare to be observed.
 
     Args:
       path: the densities and their samples.

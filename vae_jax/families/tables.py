@@ -162,8 +162,10 @@ class Nominal(Codes):
 class Columns(Family):
     """A family for each group of columns of a table, HI-VAE (Nazabal et al. 2020).
 
-    log p(x|z) is the sum over groups: a density in the real columns, a probability in
-    the others. Own parameters of group k end in `_k`.
+        log p(x|z) = sum_k log p_k(x_k|z)
+
+    over the groups k: a density in the real columns, a probability in the others. Own
+    parameters of group k end in `_k`.
 
     Attributes:
       parts: families, each with the numbers of its columns; all of D once.

@@ -19,6 +19,12 @@ def hmc(
 ) -> Chain:
     """Hamiltonian Monte Carlo with trajectories of fixed length (Neal 2011).
 
+        H(z, r) = -log p(z) + 1/2 r^T M^-1 r with r ~ N(0, M)
+        a = min(1, exp(H(z, r) - H(z', r')))
+
+    with the end z', r' of the trajectory, which is accepted with probability a, and a
+    diagonal M that is adapted during the warm-up.
+
     Args:
       log_density: differentiable log-density of the state `[L]`.
       initial: initial state, `[L]`.

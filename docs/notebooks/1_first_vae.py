@@ -93,14 +93,15 @@ spec = ModelSpec(
     latent_dim=2,
     data_shape=(8, 8),
 )
-init_key, noise_key, fit_key, test_key, sample_key = jax.random.split(
-    jax.random.key(0), 5
+init_key, noise_key, loop_key, fit_key, test_key, draw_key, sample_key = (
+    jax.random.split(jax.random.key(0), 7)
 )
 params = init(spec, init_key, x=train)
 
 # %% [markdown]
 # `params` is a pytree of arrays that also carries its `spec`. JAX has no hidden random
-# state: whatever is random takes a key, and each key is used once.
+# state: whatever is random takes a key. A key is used once; the same key is given
+# twice only where two computations are to see the same noise.
 #
 # ## The objective, by hand
 #
@@ -174,7 +175,7 @@ optimizer = optax.adam(2e-3)
 
 @jax.jit
 def step(params, opt_state, number):
-    key = jax.random.fold_in(fit_key, number)
+    key = jax.random.fold_in(loop_key, number)
     order_key, noise_key = jax.random.split(key)
     x = train[jax.random.choice(order_key, len(train), (128,), replace=False)]
     value, gradient = jax.value_and_grad(elbo)(params, x, noise_key)
@@ -241,7 +242,7 @@ assert gain.mean() > 10 * error
 
 # %%
 ten = jnp.stack([test[digits.test_labels == digit][0] for digit in range(10)])
-pictures = [ten, jax.jit(reconstruct)(model, ten, noise_key)]
+pictures = [ten, jax.jit(reconstruct)(model, ten, draw_key)]
 draw = jax.jit(generate, static_argnames="num_samples")
 samples = draw(model, sample_key, num_samples=40).reshape(4, 10, 64)
 figure, (top, bottom) = plt.subplots(

@@ -349,6 +349,7 @@ in_a_vae = {
 }
 
 
+# %%
 def encoder_gradient(key, estimator):
     def value(encoder):
         model = warm.replace(encoder=encoder)

@@ -35,9 +35,9 @@ def executed(path: Path, library: str) -> Any:
     if not kept.exists():
         notebook = jupytext.read(path)
         run = ExecutePreprocessor(timeout=600, kernel_name="python3")
-        run.preprocess(notebook, {"metadata": {"path": str(ROOT)}})
+        run.preprocess(notebook, {"metadata": {"path": str(path.parent)}})
         kept.parent.mkdir(parents=True, exist_ok=True)
-        draft = kept.with_suffix(".draft")
+        draft = kept.with_name("draft.ipynb")
         jupytext.write(notebook, draft, fmt="ipynb")
         os.replace(draft, kept)
     return jupytext.read(kept, fmt="ipynb")
@@ -54,8 +54,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             text = text.replace(f"({name})", f"({path.stem}/{name})")
         title, _, rest = text.lstrip().partition("\n")
         page = (
-            f"{title}\n\n[Download this notebook]({path.stem}.ipynb)"
-            f"{{ .md-button download }}\n{rest}"
+            f"{title}\n\n[Download this notebook]({path.stem}.ipynb){{ download }} and "
+            f"the [module that draws its figures](figures.py){{ download }}.\n{rest}"
         )
         generated = {
             f"{path.stem}.md": page,
@@ -63,6 +63,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         } | {f"{path.stem}/{name}": data for name, data in outputs.items()}
         for name, content in generated.items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
+    drawing = Path(config.docs_dir, "notebooks", "figures.py").read_text()
+    files.append(File.generated(config, "notebooks/figures.py", content=drawing))
     return files
 
 

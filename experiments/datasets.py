@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 import vae_jax
 from experiments import choices
 from experiments.evaluation import evaluation_keys, has_density
+from experiments.runner import memory
 from vae_jax import data
 from vae_jax.data.columns import (
     OTHER_KINDS,
@@ -20,6 +21,8 @@ from vae_jax.data.columns import (
     columns_to_json,
 )
 from vae_jax.data.files import ENDS
+from vae_jax.data.memory import bytes_of_file, gigabytes
+from vae_jax.data.rows import blocks
 from vae_jax.distributions.support import Support
 from vae_jax.types import Array, Family, Key, Labels
 
@@ -78,14 +81,34 @@ def load(config: "ModelFlags", *, data_dir: str | None = None) -> data.Dataset:
     Raises:
       ValueError: as `data.load`, and as `data.hold_out`.
     """
+    is_npy = config.dataset.endswith(".npy")
+    num_bytes = bytes_of_file(config.dataset) if is_npy else 0
     dataset = data.load(
         config.dataset,
         data_dir=data_dir or config.data_dir,
         values="counts" if choices.is_of_counts(config) else None,
         columns=_given(config.columns),
         missing="error" if config.missing == "error" else "mask",
+        memory_map=is_npy and memory.stays_on_host(config.data_on, num_bytes),
     )
+    if memory.stays_on_host(config.data_on, max(num_bytes, dataset.train.nbytes)):
+        dataset = _on_host(dataset, config.data_on)
     return data.hold_out(dataset, config.validation) if config.validation else dataset
+
+
+def _on_host(dataset: data.Dataset, data_on: str) -> data.Dataset:
+    """The data set with its training examples on the host, and a note of why."""
+    train = dataset.train
+    free = gigabytes(memory.free_bytes())
+    note = (
+        f"{gigabytes(train.nbytes)} of training data stay on the host, as they take "
+        f"more than half of the {free} of memory that are free: batches are gathered "
+        "ahead of the device (--data_on)"
+    )
+    if isinstance(train, np.ndarray):
+        train = data.Rows(train, np.arange(len(train)), train.dtype)
+    notes = dataset.notes + (note,) * (data_on == "auto")
+    return dataset._replace(train=train, notes=notes)
 
 
 def _given(columns: str | None) -> Given:
@@ -137,8 +160,8 @@ def binarized(original: data.Dataset, method: str, *, seed: int) -> data.Dataset
     )
 
 
-def examples(dataset: data.Dataset, *, labelled: bool) -> Array | vae_jax.Labelled:
-    """The examples to train on, on the device.
+def examples(dataset: data.Dataset, *, labelled: bool) -> Any:
+    """The examples to train on, on the device, or where they stay on the host.
 
     Args:
       dataset: binarized.
@@ -147,8 +170,10 @@ def examples(dataset: data.Dataset, *, labelled: bool) -> Array | vae_jax.Labell
     Returns:
       Values as they are stored, `[n, D]`.
     """
-    x = jnp.asarray(dataset.train)
-    return vae_jax.Labelled(x, jnp.asarray(dataset.train_labels)) if labelled else x
+    x: Any = dataset.train
+    labels: Any = dataset.train_labels
+    found = vae_jax.Labelled(x, labels) if labelled else x
+    return found if isinstance(x, data.Rows) else jax.tree.map(jnp.asarray, found)
 
 
 def as_seen(
@@ -222,8 +247,9 @@ def require_in(support: Support, dataset: data.Dataset, binarization: str) -> No
     support.require(test_images(dataset), "the test set")
     support.require(watched(dataset).x, "the validation set")
     if binarization != "dynamic":
-        train = data.to_unit_interval(jnp.asarray(dataset.train), dataset.num_levels)
-        support.require(train, "the training set")
+        for _, block in blocks(dataset.train):
+            train = data.to_unit_interval(jnp.asarray(block), dataset.num_levels)
+            support.require(train, "the training set")
 
 
 def warnings(
@@ -323,5 +349,6 @@ def digest(dataset: data.Dataset, name: str, *, labelled: bool) -> str:
     if dataset.columns:
         found.update(repr(dataset.columns).encode())
     for array in (array for array in arrays if array is not None):
-        found.update(np.ascontiguousarray(array).tobytes())
+        for _, block in blocks(array):
+            found.update(np.ascontiguousarray(block).tobytes())
     return found.hexdigest()

@@ -38,6 +38,7 @@ from experiments.runner import flags, run_folder
 from experiments.runner.command_line import execute, parse
 from experiments.runner.report import columns, mean_of, measured, save_figure
 from vae_jax import data, exact
+from vae_jax.data.rows import spacing
 from vae_jax.distributions.support import COUNTS
 from vae_jax.types import Array, Labels
 
@@ -84,7 +85,8 @@ class RunData(NamedTuple):
     """The data of a run, as the model sees them: pixels in [0, 1].
 
     Attributes:
-      train: `[n, D]`, as the run saw it in one epoch.
+      train: `[n, D]`, as the run saw it in one epoch; of a data set larger than the
+        memory some, evenly spaced.
       test: `[m, D]`, as it was evaluated.
       train_labels: of a conditional model; None for another.
       test_labels: likewise.
@@ -167,11 +169,14 @@ def _as_seen(
     """The data as the model sees them, and as it was evaluated on them."""
     dataset = datasets.binarized(original, binarization, seed=seed)
     test = datasets.test_images(dataset)
-    train = data.to_unit_interval(jnp.asarray(dataset.train), dataset.num_levels)
+    step = spacing(dataset.train)
+    train = jnp.asarray(dataset.train[::step])
+    train = data.to_unit_interval(train, dataset.num_levels)
     if binarization == "dynamic":
         train = data.binarize(train, evaluation_keys().train_data)
-    labels = (dataset.train_labels, dataset.test_labels) if labelled else (None, None)
-    return RunData(train, test, *labels)
+    if not labelled or dataset.train_labels is None:
+        return RunData(train, test, None, None)
+    return RunData(train, test, dataset.train_labels[::step], dataset.test_labels)
 
 
 def _trained(found: dict[str, Any], model: int | None) -> mnist.Config:

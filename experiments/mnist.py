@@ -27,6 +27,7 @@ from experiments.runner import devices, flags, memory, processes
 from experiments.runner.command_line import execute, parse, say
 from experiments.runner.training import open_run
 from vae_jax import TrainState, data
+from vae_jax.data.rows import spacing
 from vae_jax.types import Array, Key
 
 
@@ -199,7 +200,7 @@ def initial_state(
     """The state before step 0, which starts at the data's mean and variance."""
     return _initial_state(
         jax.random.key(config.seed),
-        jnp.asarray(dataset.train),
+        jnp.asarray(dataset.train[:: spacing(dataset.train)]),
         config.variance if config.likelihood == "gaussian" else None,
         config.learning_rate,
         spec=spec,

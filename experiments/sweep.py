@@ -140,6 +140,11 @@ def check(config: Config) -> None:
                 f"a sweep is one process: --{name} is of experiments.mnist, got "
                 f"{getattr(config, name)}"
             )
+    if config.data_on == "host":
+        raise ValueError(
+            "the models of a sweep share data on the device: --data_on=host is of "
+            "experiments.mnist"
+        )
     if config.binarization == "fixed" and config.num_seeds > 1:
         raise ValueError(
             "--binarization=fixed draws another data set for each seed, and the models "
@@ -194,7 +199,7 @@ def run(config: Config) -> dict[str, Any]:
     devices.keep_compiled(config.compilation_cache)
 
     # Data, the same for all models.
-    original = datasets.load(config)
+    original = datasets.load(dataclasses.replace(config, data_on="device"))
     models = [resolve(single, original) for single in grid(config)]
     config, first = _resolved(config, models), models[0]
     num_classes = datasets.num_classes(original, conditional=config.conditional)

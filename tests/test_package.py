@@ -40,7 +40,7 @@ ORDER = [
     ["penalties"],
     ["training_objectives"],
     ["exact", "evaluation", "diagnostics", "annealing", "mcmc", "training"],
-    ["variational_fit", "calibration", "imputation", "predictive"],
+    ["variational_fit", "calibration", "imputation", "predictive", "host_examples"],
     ["fitted_prior", "fitting"],
     ["contracts", "parallel", "sweep", "manifest", "checkpoint", "sklearn"],
 ]

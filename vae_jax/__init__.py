@@ -56,6 +56,7 @@ from vae_jax.hierarchical import (
     HierarchicalGaussianPrior,
     StochasticLayer,
 )
+from vae_jax.host_examples import own_examples
 from vae_jax.imputation import Imputation, impute
 from vae_jax.model import (
     decode,
@@ -93,7 +94,6 @@ from vae_jax.objectives import (
 )
 from vae_jax.parallel import (
     jit_step,
-    own_examples,
     pmap_step,
     put_on_devices,
     shard_batch,

@@ -14,9 +14,12 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from vae_jax.data.rows import Rows
 from vae_jax.evaluation import evaluate
+from vae_jax.host_examples import EpochChunks, own_examples, steps_per_chunk
 from vae_jax.spec import Params
 from vae_jax.training import (
+    Epoch,
     Preprocess,
     TrainState,
     empty_history,
@@ -65,12 +68,15 @@ def fit(
     """Trains a model for some epochs and returns it with its figures.
 
     Without validation data and callback it is one pure function of arrays, which
-    compiles itself: under `vmap` it trains many models. With either, it is a loop on
-    the host that runs one compiled epoch after another.
+    compiles itself: under `vmap` it trains many models. With either, or with data that
+    stay on the host, it is a loop on the host that runs one compiled epoch after
+    another.
 
     Args:
       params: initial parameters.
-      data: training examples, `[n, D]`; `Labelled` for a conditional model.
+      data: training examples, `[n, D]`; `Labelled` for a conditional model. An
+        `np.memmap` or `data.Rows` may be larger than the memory: it is read batch by
+        batch, ahead of the device.
       key: PRNG key, consumed once: noise, order of the data, noise of the validation.
       num_epochs: passes over the data.
       objective: what to maximise; by default the ELBO.
@@ -126,7 +132,9 @@ def fit(
     )
     run_epoch = partial(_run_epoch, step=step, batch_size=min(batch_size, num_examples))
     start = partial(init_state, optimizer=optimizer, average=average_decay is not None)
-    if validation is None and callback is None:
+    leaves = jax.tree.leaves(data)
+    on_host = any(isinstance(leaf, np.memmap | Rows) for leaf in leaves)
+    if validation is None and callback is None and not on_host:
 
         def whole(params, data, noise_key, order_key) -> Fitted:
             state, history = jax.lax.scan(
@@ -146,9 +154,12 @@ def fit(
             "validation and callback need a loop on the host: leave both out where "
             "fit is compiled or mapped"
         )
-    run_epoch = jax.jit(run_epoch, donate_argnums=0)
     validate = _validation(validation, validation_key)
-    data = jax.tree.map(jnp.asarray, data)
+    if on_host:
+        run_epoch = _host_epochs(step, data, min(batch_size, num_examples))
+    else:
+        run_epoch = jax.jit(run_epoch, donate_argnums=0)
+        data = jax.tree.map(jnp.asarray, data)
     state = start(params, noise_key)
     best, best_elbo, best_epoch, rows = None, -np.inf, -1, []
     for epoch in range(num_epochs):
@@ -189,12 +200,55 @@ def _run_epoch(
     history = empty_history(step, state, epoch, data)
     num_steps = len(epoch.batch_sizes)
     state, history = train_epoch(state, epoch, data, history, num_steps, step=step)
-    weights = np.array(epoch.batch_sizes) / num_examples
-    means = {
+    return state, _means(history, epoch)
+
+
+def _means(history: Metrics, epoch: Epoch) -> Metrics:
+    """Means of an epoch's figures over its examples."""
+    weights = np.array(epoch.batch_sizes) / sum(epoch.batch_sizes)
+    return {
         name: figures @ weights.astype(figures.dtype)
         for name, figures in history.items()
     }
-    return state, means
+
+
+def _host_epochs(
+    step: Callable[..., tuple[TrainState, Metrics]], data: Any, batch_size: int
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`_run_epoch` with examples on the host."""
+    num_examples = jax.tree.leaves(data)[0].shape[0]
+    sizes = {"num_examples": num_examples, "batch_size": batch_size}
+    order = jax.jit(partial(shuffled_epoch, **sizes))
+    length = steps_per_chunk(data, batch_size)
+
+    def train_share(state, share, history, stop):
+        batches, own = share
+        return train_epoch(state, batches, own, history, stop, step=step)
+
+    compiled = jax.jit(train_share, donate_argnums=0)
+
+    def run_epoch(
+        state: TrainState, number: int, data: Any, order_key: Key
+    ) -> tuple[TrainState, Metrics]:
+        epoch = jax.device_get(order(order_key, number))
+
+        def load(first_step: int) -> Any:
+            return jax.device_put(
+                own_examples(epoch, data, first_step=first_step, num_steps=length)
+            )
+
+        num_steps = len(epoch.batch_sizes)
+        chunks = EpochChunks(
+            load,
+            num_steps=num_steps,
+            num_batches=len(epoch.batches),
+            steps_per_chunk=length,
+        )
+        history = empty_history(step, state, epoch, data)
+        state, history = chunks.train(compiled, state, history, num_steps)
+        return state, _means(history, epoch)
+
+    return run_epoch
 
 
 def _validation(

@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vae_jax.training import Epoch
@@ -232,37 +231,6 @@ def shard_batch(batch: PyTree, num_devices: int) -> PyTree:
         return leaf.reshape(num_devices, len(leaf) // num_devices, *leaf.shape[1:])
 
     return jax.tree.map(cut, batch)
-
-
-def own_examples(epoch: Epoch, data: PyTree) -> tuple[Epoch, PyTree]:
-    """Select the examples that one device uses in an epoch, in order of use.
-
-    The device then only needs to hold its share of the data set.
-
-    Args:
-      epoch: the device's share of an epoch, `[T, B / N]` and `[R]`.
-      data: the data set on the host, `[n, ...]`.
-
-    Returns:
-      The epoch as indices into the selected examples, and these examples,
-      `[T B / N + R, ...]`.
-
-    Example:
-      >>> import numpy as np
-      >>> from vae_jax import Epoch, own_examples
-      >>> epoch = Epoch(batches=np.array([[4, 2]]), rest=np.array([0]))
-      >>> epoch, data = own_examples(epoch, np.arange(5) * 10)
-      >>> print(epoch.batches, epoch.rest, data)
-      [[0 1]] [2] [40 20  0]
-    """
-    order = np.concatenate([np.ravel(epoch.batches), epoch.rest])
-    positions: Any = np.arange(len(order), dtype=np.int32)
-    num_full = np.size(epoch.batches)
-    own = Epoch(
-        batches=positions[:num_full].reshape(np.shape(epoch.batches)),
-        rest=positions[num_full:],
-    )
-    return own, jax.tree.map(lambda leaf: np.asarray(leaf)[order], data)
 
 
 def shard_epoch(epoch: Epoch, num_devices: int) -> Epoch:

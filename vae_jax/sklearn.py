@@ -357,7 +357,7 @@ def _require_digits(X: np.ndarray) -> None:
         if largest <= LARGEST_COUNT and (column == np.rint(column)).all():
             continue  # Whole numbers that float32 has all of.
         varies = column.min() < column.max()
-        if varies and loses_digits(column):
+        if varies and loses_digits(column.mean(), column.std()):
             raise ValueError(
                 f"X varies by {column.std():.3g} about {column.mean():.10g} in column "
                 f"{number}, of which float32 keeps too few digits: subtract the mean, "

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 import vae_jax
+from vae_jax.host_examples import EpochChunks, steps_per_chunk
 from vae_jax.types import PyTree
 
 
@@ -50,12 +51,13 @@ def place(
     """Compile the steps of an epoch, for devices that share each batch.
 
     One device holds the data set. Of several, each is given its share of every epoch,
-    by the process that it belongs to.
+    by the process that it belongs to. Examples that are not on a device stay where they
+    are, and only the batches of the next steps are.
 
     Args:
       step: `train_step` with its options given.
       order: `f(number) -> Epoch`, the order of the data.
-      examples: the data set.
+      examples: the data set; arrays of NumPy or `Rows` stay on the host.
       num_devices: devices to use.
 
     Returns:
@@ -63,33 +65,57 @@ def place(
       `f(state, batches, history, stop) -> (state, history)`, the compiled
       `train_epoch`.
     """
-    if num_devices == 1:
+    on_host = not isinstance(jax.tree.leaves(examples)[0], jax.Array)
+    if num_devices == 1 and not on_host:
         compiled = vae_jax.jit_step(partial(vae_jax.train_epoch, step=step))
         return order, lambda state, batches, history, stop: compiled(
             state, batches, examples, history, stop
         )
     devices = jax.devices()[:num_devices]
-    host_examples = jax.device_get(examples)
+    host_examples = examples if on_host else jax.device_get(examples)
+    sizes = jax.eval_shape(order, 0)
+    num_batches, batch_size = sizes.batches.shape
+    length = max(1, num_batches)
+    if on_host:
+        length = steps_per_chunk(examples, batch_size)
 
-    def shares(number: int):
-        orders = jax.device_get(vae_jax.shard_epoch(order(number), num_devices))
+    def chunks(number: int) -> EpochChunks:
+        shares = jax.device_get(vae_jax.shard_epoch(order(number), num_devices))
 
-        def share(device: int):
-            own = jax.tree.map(lambda leaf: leaf[device], orders)
-            return vae_jax.own_examples(own, host_examples)
+        def load(first_step: int):
+            def share(device: int):
+                own = jax.tree.map(lambda leaf: leaf[device], shares)
+                return vae_jax.own_examples(
+                    own, host_examples, first_step=first_step, num_steps=length
+                )
 
-        return vae_jax.put_on_devices(share, devices=devices)
+            if num_devices == 1:
+                return jax.device_put(share(0))
+            return vae_jax.put_on_devices(share, devices=devices)
 
-    def train_share(state, share, history, stop, *, axis_name):
+        return EpochChunks(
+            load,
+            num_steps=len(sizes.batch_sizes),
+            num_batches=num_batches,
+            steps_per_chunk=length,
+        )
+
+    def train_share(state, share, history, stop, *, axis_name=None):
         batches, own = share
         return vae_jax.train_epoch(
             state, batches, own, history, stop, step=step, axis_name=axis_name
         )
 
-    # pmap is of one process here; its arguments would be each process's own.
-    one_process = jax.process_count() == 1
-    executor = vae_jax.pmap_step if one_process else vae_jax.shard_map_step
-    return shares, executor(train_share, devices=devices)
+    if num_devices == 1:
+        compiled = vae_jax.jit_step(train_share)
+    else:
+        # pmap is of one process here; its arguments would be each process's own.
+        one_process = jax.process_count() == 1
+        executor = vae_jax.pmap_step if one_process else vae_jax.shard_map_step
+        compiled = executor(train_share, devices=devices)
+    return chunks, lambda state, batches, history, stop: batches.train(
+        compiled, state, history, stop
+    )
 
 
 def on_one(tree: PyTree) -> PyTree:

@@ -221,6 +221,10 @@ or the folder of a run, whose columns are then expected."""
     missing: Literal["error", "mask", "mask_seen"] = "error"
     """Missing values of a table (empty, NA, NaN): refused, or left out of log p(x), 0 \
 to the encoder, which with mask_seen also sees which values are observed."""
+    data_on: Literal["auto", "device", "host"] = "auto"
+    """Where the training examples are: on the device, or on the host (a .npy stays in \
+its file) with the batches of the next steps gathered ahead; auto is device where they \
+take at most half of the free memory."""
     epochs: Count | None = None
     """Passes over the training data; by default 20, more for small data sets."""
     run_dir: Folder | None = None

@@ -20,6 +20,19 @@ def free_bytes() -> int:
     return available_bytes()
 
 
+def stays_on_host(data_on: str, num_bytes: int) -> bool:
+    """Whether training data stay on the host, and their batches alone are on a device.
+
+    Args:
+      data_on: `--data_on`.
+      num_bytes: of the data.
+
+    Returns:
+      What the flag says; `auto` takes at most half of the free memory.
+    """
+    return data_on == "host" or data_on == "auto" and 2 * num_bytes > free_bytes()
+
+
 def require(
     initial_state: Callable[[], TrainState],
     config: Any,

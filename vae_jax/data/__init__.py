@@ -24,6 +24,7 @@ from vae_jax.data.published import (
     load_published,
     parse_idx,
 )
+from vae_jax.data.rows import Rows
 from vae_jax.data.shapes import synthetic
 from vae_jax.data.tables import decode_table
 
@@ -33,6 +34,7 @@ __all__ = [
     "Column",
     "DataUnavailable",
     "Dataset",
+    "Rows",
     "binarize",
     "binarize_dataset",
     "decode_table",
@@ -56,6 +58,7 @@ def load(
     values: Literal["counts"] | None = None,
     columns: Given = None,
     missing: Literal["error", "mask"] = "error",
+    memory_map: bool = False,
 ) -> Dataset:
     """Loads a data set by its name, or from a user's file.
 
@@ -84,6 +87,8 @@ def load(
         integers wider than 8 bits as such, where no `num_levels` says otherwise.
       columns: of a file, as for `from_table`; `read_columns` reads them.
       missing: of a file, as for `from_table`.
+      memory_map: leave the training examples of a `.npy` in the file, as `Rows` that
+        are read where they are indexed; the file may be larger than the memory.
 
     Returns:
       A `Dataset`.
@@ -91,7 +96,8 @@ def load(
     Raises:
       DataUnavailable: a published data set is neither there nor to be downloaded.
       ValueError: an unknown name, a file that is not what it should be, counts that
-        are none, another `values`, or a negative seed.
+        are none, another `values`, a negative seed, or `memory_map` of what is no
+        `.npy` or with `columns`.
 
     Example:
       >>> from vae_jax import data
@@ -106,8 +112,12 @@ def load(
     if missing not in ("error", "mask"):
         raise ValueError(f"missing must be 'error' or 'mask', got {missing!r}")
     name, data_dir = str(name), Path(data_dir).expanduser()
+    if memory_map and not name.endswith(".npy"):
+        raise ValueError(f"memory_map is of a .npy file, and dataset is {name!r}")
     if name.endswith(ENDS):
-        return load_file(Path(name).expanduser(), seed, values, columns, missing)
+        return load_file(
+            Path(name).expanduser(), seed, values, columns, missing, memory_map
+        )
     if columns is not None or missing != "error":
         asked = "columns are" if columns is not None else f"missing={missing!r} is"
         raise ValueError(f"{asked} of a file, and dataset is {name!r}")

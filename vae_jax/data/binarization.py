@@ -1,5 +1,6 @@
 """How grey pixels become bits: at every step, once, by a threshold, or not."""
 
+import math
 from typing import Any
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax.data.dataset import Dataset, require_declared, to_unit_interval
+from vae_jax.data.memory import require_bytes
+from vae_jax.data.rows import Rows, blocks
 from vae_jax.distributions.support import UNIT_INTERVAL
 
 BINARIZATIONS = ("dynamic", "fixed", "threshold", "none")
@@ -96,13 +99,16 @@ def binarize_dataset(
     }
     if method == "dynamic":
         del keys["train"]
+    elif isinstance(dataset.train, Rows):
+        # Of all examples in memory, in parts and as a whole.
+        require_bytes(2 * math.prod(dataset.train.shape))
     bits = {}
     for split, split_key in keys.items():
         x = getattr(dataset, split)
         if x is None:
             continue
         if method == "threshold":
-            bits[split] = x >= largest / 2
+            bits[split] = np.concatenate([b >= largest / 2 for _, b in blocks(x)])
         else:
             bits[split] = _draw_images(x, num_levels, split_key)
     if method == "dynamic":
@@ -112,6 +118,9 @@ def binarize_dataset(
         }
         return dataset._replace(**bits)
     bits = {split: b.astype(np.uint8) for split, b in bits.items()}
+    if isinstance(dataset.train, Rows):
+        rows = np.arange(len(dataset.train))
+        bits["train"] = Rows(bits["train"], rows, np.dtype(np.uint8))
     return dataset._replace(**bits, num_levels=2)
 
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vae_jax.data.rows import blocks
+
 KINDS = ("real", "positive", "count", "binary", "categorical", "ordinal")
 # What is no value of a model's: left out, or the labels.
 OTHER_KINDS = ("ignore", "label")
@@ -79,15 +81,37 @@ def count_values(x: np.ndarray, key: str) -> np.ndarray:
       >>> count_values(np.array([[0, 300]]), "x").tolist()
       [[0.0, 300.0]]
     """
-    rows = x.reshape(len(x), -1)
-    wrong = ~are_counts(rows)
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise ValueError(
-            f"{key} must hold counts, whole numbers from 0 to 2^24, got "
-            f"{rows[row, column]} in row {row}, column {column}"
-        )
+    require_counts(x, key)
     return x.astype(np.float32)
+
+
+def require_counts(x: np.ndarray, key: str, *, may_miss: bool = False) -> None:
+    """Raise if values are no counts, of an array or a file of any size.
+
+    Args:
+      x: numbers, an example a row.
+      key: of the array, for messages.
+      may_miss: take NaN as well.
+
+    Raises:
+      ValueError: names row, column and value of what is no count.
+
+    Example:
+      >>> import numpy as np
+      >>> from vae_jax.data.columns import require_counts
+      >>> require_counts(np.array([[0, 300]]), "x")
+    """
+    for first, block in blocks(x):
+        rows = block.reshape(len(block), -1)
+        wrong = ~are_counts(rows)
+        if may_miss:
+            wrong &= rows == rows
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"{key} must hold counts, whole numbers from 0 to 2^24, got "
+                f"{rows[row, column]} in row {first + row}, column {column}"
+            )
 
 
 def are_counts(x: np.ndarray) -> np.ndarray:
@@ -109,22 +133,22 @@ def are_counts(x: np.ndarray) -> np.ndarray:
         return (x >= 0) & (x <= LARGEST_COUNT) & (x == np.floor(x))
 
 
-def loses_digits(values: np.ndarray) -> bool:
+def loses_digits(mean: float, deviation: float) -> bool:
     """Whether float32 rounds off what varies: the mean is too large beside it.
 
     Args:
-      values: `[n]`, float64, not all equal.
+      mean: of a column, in float64.
+      deviation: its standard deviation, above 0.
 
     Returns:
       Whether |mean| is above `LARGEST_OFFSET` standard deviations.
 
     Example:
-      >>> import numpy as np
       >>> from vae_jax.data.columns import loses_digits
-      >>> loses_digits(1.7e9 + np.arange(60.0))
+      >>> loses_digits(1.7e9, 17.0)
       True
     """
-    return bool(abs(values.mean()) > LARGEST_OFFSET * values.std())
+    return bool(abs(mean) > LARGEST_OFFSET * deviation)
 
 
 def read_columns(path: str | Path) -> Mapping[str, Any] | tuple[Column, ...]:

@@ -1,12 +1,13 @@
 """What a data set is: arrays in memory, and the scale on which a model sees them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vae_jax.data.columns import Column, count_values, numbered
+from vae_jax.data.rows import blocks, part
 from vae_jax.distributions.support import UNIT_INTERVAL, Support
 
 
@@ -15,7 +16,7 @@ class Dataset(NamedTuple):
 
     Attributes:
       name: what every figure about it is labelled with.
-      train: `[n, D]`, uint8 or float32.
+      train: `[n, D]`, uint8 or float32; `Rows` where they stay on the host.
       test: `[m, D]`, likewise.
       train_labels: `[n]`, int32; None where there are none.
       test_labels: `[m]`, likewise.
@@ -29,7 +30,7 @@ class Dataset(NamedTuple):
     """
 
     name: str
-    train: np.ndarray
+    train: Any
     test: np.ndarray
     train_labels: np.ndarray | None
     test_labels: np.ndarray | None
@@ -127,7 +128,8 @@ def require_declared(dataset: Dataset) -> None:
     if levels is not None:
         support = Support(0, levels - 1)
     remedy = f"num_levels={levels} of the data set must be that of its values"
-    support.require(dataset.train, "train", remedy=remedy)
+    for _, block in blocks(dataset.train):
+        support.require(block, "train", remedy=remedy)
     support.require(dataset.test, "test", remedy=remedy)
     if dataset.validation is not None:
         support.require(dataset.validation, "validation", remedy=remedy)
@@ -162,7 +164,8 @@ def hold_out(dataset: Dataset, num_examples: int) -> Dataset:
             f"num_examples must be from 1 to {len(dataset.train) - 1}, to leave some "
             f"to train on, got {num_examples}"
         )
-    train, validation = np.split(dataset.train, [-num_examples])
+    train = part(dataset.train, slice(None, -num_examples))
+    validation = np.asarray(dataset.train[-num_examples:])
     dataset = dataset._replace(train=train, validation=validation)
     if dataset.train_labels is None:
         return dataset

@@ -1,15 +1,18 @@
 """A user's own data: arrays in a `.npz` or `.npy`, and tables."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vae_jax.data.columns import Given, count_values, numbered
+from vae_jax.data.array_checks import bounds, check_arrays, largest_value
+from vae_jax.data.columns import Given, numbered, require_counts
 from vae_jax.data.dataset import Dataset
 from vae_jax.data.memory import require_bytes, require_room
 from vae_jax.data.readers import as_table, read_table
+from vae_jax.data.rows import VALUES_AT_ONCE, Rows
 from vae_jax.data.tables import describe_columns, encode, require_varying
 from vae_jax.extras import import_extra
 
@@ -23,7 +26,12 @@ ENDS = (".npz", ".npy", ".csv", ".parquet", ".h5ad")
 
 
 def load_file(
-    path: Path, seed: int, values: str | None, columns: Given, missing: str
+    path: Path,
+    seed: int,
+    values: str | None,
+    columns: Given,
+    missing: str,
+    memory_map: bool = False,
 ) -> Dataset:
     """A user's data set."""
     options = {"seed": seed, "values": values}
@@ -31,10 +39,17 @@ def load_file(
     try:
         if path.suffix not in (".npz", ".npy"):
             return from_table(read_table(path), path.stem, **of_table)
-        arrays = _read_arrays(path)
+        arrays = _read_arrays(path, memory_map)
+        if memory_map and columns is not None:
+            raise ValueError(
+                "columns are of a table in memory, and the rows of this file are read "
+                "one by one: leave columns out (--columns), or keep the data in memory "
+                "(memory_map=False, --data_on=device)"
+            )
         is_table = columns is not None or _are_real(arrays) and values is None
         if is_table or missing == "mask" and arrays["x"].dtype.kind == "f":
-            return _from_rows(path.stem, arrays, **of_table)
+            from_rows = _from_mapped_rows if memory_map else _from_rows
+            return from_rows(path.stem, arrays, **of_table)
         return _from_arrays(path.stem, arrays, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"dataset {str(path)!r}: {error}") from error
@@ -102,7 +117,7 @@ def _are_real(arrays: dict[str, np.ndarray]) -> bool:
     """Whether there are floats beyond [0, 1], so no pixels."""
     found = [arrays[key] for key in ("x", "x_test") if key in arrays]
     return all(x.dtype.kind == "f" and x.size > 0 for x in found) and any(
-        bool(((x < 0) | (x > 1)).any()) for x in found
+        low < 0 or high > 1 for low, high in map(bounds, found)
     )
 
 
@@ -116,7 +131,7 @@ def _from_rows(
     missing: str,
 ) -> Dataset:
     """A data set of rows of numbers, whose columns have no names but numbers."""
-    _check_arrays(_without_missing(arrays) if missing == "mask" else arrays, "columns")
+    check_arrays(arrays, "columns", missing)
     arrays = {key: array for key, array in arrays.items() if key != "num_levels"}
     shape, num_train = arrays["x"].shape[1:], len(arrays["x"])
     x = np.concatenate([arrays[key] for key in ("x", "x_test") if key in arrays])
@@ -161,20 +176,55 @@ def _from_rows(
     )
 
 
-def _without_missing(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays, 0 in the place of NaN in examples."""
-    return {
-        key: np.where(np.isnan(array), 0, array)
-        if key in ("x", "x_test") and array.dtype.kind == "f"
-        else array
-        for key, array in arrays.items()
-    }
+def _from_mapped_rows(
+    name: str,
+    arrays: dict[str, np.ndarray],
+    *,
+    columns: None,
+    seed: int,
+    values: str | None,
+    missing: str,
+) -> Dataset:
+    """As `_from_rows`, of a file whose columns are all real or all counts."""
+    check_arrays(arrays, "columns", missing)
+    x = arrays["x"]
+    kind, largest = "real", float(np.finfo(np.float32).max)
+    if values == "counts":
+        kind = "count"
+        require_counts(x, "x", may_miss=True)
+    elif max(map(abs, bounds(x))) > largest:
+        raise ValueError(f"x must lie within float32, {largest:g}, got {bounds(x)}")
+    known = numbered(math.prod(x.shape[1:]), kind)
+    shown = describe_columns(Rows(x, np.arange(len(x)), np.dtype(np.float32)), known)
+    arrays, notes = _with_test(arrays, seed)
+    train, test = (_as_stored(arrays[key], np.float32) for key in ("x", "x_test"))
+    require_varying(train, known)
+    return Dataset(
+        name,
+        train,
+        np.asarray(test),
+        None,
+        None,
+        x.shape[1:],
+        None,
+        (*shown, *notes),
+        columns=known,
+    )
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def _as_stored(x: np.ndarray | Rows, dtype: type) -> Any:
+    """Examples `[n, D]`, of a file not read yet."""
+    if isinstance(x, Rows):
+        return replace(x, dtype=np.dtype(dtype))
+    return np.asarray(x, dtype).reshape(len(x), -1)
+
+
+def _read_arrays(path: Path, memory_map: bool) -> dict[str, np.ndarray]:
     """The arrays of a `.npz` that are of use, or that of a `.npy` as `x`."""
     with path.open("rb") as file:
         try:
+            if memory_map:
+                return {"x": np.load(path, mmap_mode="r", allow_pickle=False)}
             require_room(file, (*_FILE_KEYS, *_SPARSE_KEYS))
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray) != (path.suffix == ".npy"):
@@ -203,25 +253,26 @@ def _from_arrays(
     is_wide = any(dtype.kind in "iu" and dtype != np.uint8 for dtype in dtypes)
     if values is None and is_wide and "num_levels" not in arrays:
         values = "counts"
-    _check_arrays(arrays, values)
+    check_arrays(arrays, values)
     num_levels, notes = _num_levels(arrays, values)
+    shape = arrays["x"].shape[1:]
     arrays = {key: values for key, values in arrays.items() if key != "num_levels"}
     arrays, more = _with_test(arrays, seed)
     notes += more
     x, x_test = arrays["x"], arrays["x_test"]
     dtype = np.float32 if num_levels is None else np.uint8
-    is_counts, dim = values == "counts", math.prod(x.shape[1:])
+    is_counts, dim = values == "counts", math.prod(shape)
     y, y_test = (
         arrays[key].astype(np.int32) if key in arrays else None
         for key in ("y", "y_test")
     )
     return Dataset(
         name,
-        np.asarray(x, dtype).reshape(len(x), -1),
-        np.asarray(x_test, dtype).reshape(len(x_test), -1),
+        _as_stored(x, dtype),
+        np.asarray(_as_stored(x_test, dtype)),
         y,
         y_test,
-        x.shape[1:],
+        shape,
         num_levels,
         tuple(notes),
         columns=numbered(dim, "count") if is_counts else (),
@@ -234,14 +285,14 @@ def _num_levels(
     """The levels that a file declares or is taken to have, and what was assumed."""
     x = arrays["x"]
     if values == "counts":
-        return None, [f"{x.dtype} data are counts, from 0 to {_highest(arrays)}"]
+        return None, [f"{x.dtype} data are counts, from 0 to {largest_value(arrays)}"]
     if x.dtype.kind == "f":
         return None, []
     if "num_levels" in arrays:
         return int(arrays["num_levels"]), []
     if x.dtype == np.bool_:
         return 2, []
-    highest = _highest(arrays)
+    highest = largest_value(arrays)
     if highest == 255:
         return 256, []
     num_levels, kind = (2, "binary") if highest <= 1 else (256, "8-bit")
@@ -252,14 +303,7 @@ def _num_levels(
     return num_levels, [note]
 
 
-def _highest(arrays: dict[str, np.ndarray]) -> int:
-    """The largest value of all examples."""
-    return max(int(arrays[key].max()) for key in ("x", "x_test") if key in arrays)
-
-
-def _with_test(
-    arrays: dict[str, np.ndarray], seed: int
-) -> tuple[dict[str, np.ndarray], list[str]]:
+def _with_test(arrays: dict[str, Any], seed: int) -> tuple[dict[str, Any], list[str]]:
     """The arrays with test examples, and what was done for them."""
     if "x_test" in arrays:
         return arrays, []
@@ -271,80 +315,21 @@ def _with_test(
     return arrays, [note]
 
 
-def _set_aside(arrays: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-    """The arrays, with the last tenth of a random order as test examples."""
+def _set_aside(arrays: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The arrays, with the last tenth of a random order as test examples.
+
+    Of many examples fewer, as all of them are evaluated at once.
+    """
     num_examples = len(arrays["x"])
     if num_examples < 2:
         raise ValueError("x without x_test must have at least 2 examples, got 1")
     order = np.random.default_rng(seed).permutation(num_examples)
-    train, test = np.split(order, [-max(1, num_examples // 10)])
+    most = VALUES_AT_ONCE // math.prod(arrays["x"].shape[1:])
+    train, test = np.split(order, [-max(1, min(num_examples // 10, most))])
     return {
-        key + suffix: values[indices]
+        key + suffix: Rows(values, indices, values.dtype)
+        if isinstance(values, np.memmap)
+        else values[indices]
         for key, values in arrays.items()
         for suffix, indices in (("", train), ("_test", test))
     }
-
-
-def _check_arrays(arrays: dict[str, np.ndarray], values: str | None) -> None:
-    """Refuses what cannot be the examples and labels of one data set."""
-    for key in ("x", "x_test"):
-        if key in arrays:
-            _check_examples(key, arrays[key], values, like=arrays["x"])
-    for key, of in (("y", "x"), ("y_test", "x_test")):
-        if key not in arrays:
-            continue
-        if of not in arrays:
-            raise ValueError(f"it has {key} without {of}")
-        num_examples, labels = len(arrays[of]), arrays[key]
-        if labels.dtype.kind not in "iu" or labels.shape != (num_examples,):
-            raise ValueError(
-                f"{key} must be integers, one for each of {num_examples} examples, "
-                f"got {_describe(labels)}"
-            )
-        if int(labels.min()) < -(2**31) or int(labels.max()) >= 2**31:
-            values = f"{labels.min()} to {labels.max()}"
-            raise ValueError(f"{key} must be integers of 32 bits, got {values}")
-    if "num_levels" in arrays and values != "counts":
-        _check_num_levels(arrays)
-
-
-def _check_num_levels(arrays: dict[str, np.ndarray]) -> None:
-    """Refuses a number of levels that is not that of the examples."""
-    x, declared = arrays["x"], arrays["num_levels"]
-    if declared.dtype.kind not in "iu" or declared.shape != ():
-        raise ValueError(f"num_levels must be an integer, got {_describe(declared)}")
-    if x.dtype.kind == "f":
-        raise ValueError(f"num_levels goes with uint8 examples, got {_describe(x)}")
-    lowest = min(int(arrays[key].min()) for key in ("x", "x_test") if key in arrays)
-    if lowest < 0:
-        raise ValueError(f"levels must be from 0 on, got {lowest}")
-    least = max(_highest(arrays) + 1, 2)
-    if not least <= int(declared) <= 256:
-        raise ValueError(
-            f"num_levels must be from {least}, as the largest value of the examples "
-            f"asks, to 256, got {declared}"
-        )
-
-
-def _check_examples(
-    key: str, x: np.ndarray, values: str | None, *, like: np.ndarray
-) -> None:
-    """Refuses what are no examples, or not of the kind of `like`."""
-    if x.ndim < 2 or x.size == 0:
-        expected = "[n, D] or [n, *data_shape], and not empty"
-        raise ValueError(f"{key} must be {expected}, got {_describe(x)}")
-    is_float = x.dtype.kind == "f"
-    if x.dtype.kind not in "fiub":
-        expected = "bool, integers, or floats in [0, 1]"
-        raise ValueError(f"{key} must be {expected}, got {_describe(x)}")
-    if is_float and not np.isfinite(x).all():
-        raise ValueError(f"{key} must be finite, got NaN or infinity")
-    if values == "counts":
-        count_values(x, key)
-    if x.shape[1:] != like.shape[1:] or x.dtype.kind != like.dtype.kind:
-        raise ValueError(f"{key} must be like x, {_describe(like)}, got {_describe(x)}")
-
-
-def _describe(array: np.ndarray) -> str:
-    """Dtype and shape, as in `uint8[60000, 784]`."""
-    return f"{array.dtype}{list(array.shape)}"

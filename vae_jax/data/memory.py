@@ -139,6 +139,27 @@ def require_bytes(needed: int) -> None:
         )
 
 
+def bytes_of_file(path: str | Path) -> int:
+    """Memory that the array of a `.npy` would take, as it is stored and as float32.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Bytes; 0 of what cannot be read, which the reader refuses.
+
+    Example:
+      >>> from vae_jax.data.memory import bytes_of_file
+      >>> bytes_of_file("no_such.npy")
+      0
+    """
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            return _bytes_of(file)
+    except OSError:
+        return 0
+
+
 def _bytes_of(file: IO[bytes]) -> int:
     """Memory of one array; none of what has no header, which the reader refuses."""
     try:

@@ -16,6 +16,7 @@ from vae_jax.data.columns import (
     require_categories,
 )
 from vae_jax.data.readers import Table
+from vae_jax.data.rows import Rows, blocks
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?")
 # More columns are not listed one by one.
@@ -252,7 +253,61 @@ def _codes(
     return codes, column._replace(categories=categories)
 
 
-def require_varying(x: np.ndarray, columns: tuple[Column, ...]) -> None:
+class ColumnMoments(NamedTuple):
+    """Moments of columns over the rows where they are observed, each `[D]`, float64.
+
+    Attributes:
+      num_observed: rows that are no NaN.
+      low: the smallest value, NaN where there is none.
+      high: the largest.
+      mean: 0 where there is none.
+      deviation: standard deviation, with 1 / count.
+    """
+
+    num_observed: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+def column_moments(x: np.ndarray | Rows) -> ColumnMoments:
+    """Moments of columns, read block by block (Chan et al. 1983).
+
+    Args:
+      x: `[n, D]`.
+
+    Returns:
+      `ColumnMoments`.
+
+    Example:
+      >>> import numpy as np
+      >>> from vae_jax.data.tables import column_moments
+      >>> column_moments(np.array([[1.0], [np.nan], [3.0]])).mean.tolist()
+      [2.0]
+    """
+    dim = x.shape[1]
+    count, mean, squares = np.zeros(dim), np.zeros(dim), np.zeros(dim)
+    low, high = np.full(dim, np.nan), np.full(dim, np.nan)
+    for _, block in blocks(x):
+        block = np.asarray(block, np.float64)
+        low = np.fmin(low, np.fmin.reduce(block, axis=0))
+        high = np.fmax(high, np.fmax.reduce(block, axis=0))
+        seen = ~np.isnan(block)
+        here = seen.sum(axis=0)
+        total = np.maximum(count + here, 1)
+        centre = np.where(seen, block, 0).sum(axis=0) / np.maximum(here, 1)
+        off = np.where(seen, block - centre, 0)
+        step = centre - mean
+        squares += np.square(off).sum(axis=0) + step**2 * count * here / total
+        mean += step * here / total
+        count += here
+    return ColumnMoments(
+        count, low, high, mean, np.sqrt(squares / np.maximum(count, 1))
+    )
+
+
+def require_varying(x: np.ndarray | Rows, columns: tuple[Column, ...]) -> None:
     """Refuses real columns that do not vary in training, or too little for float32.
 
     Args:
@@ -262,25 +317,24 @@ def require_varying(x: np.ndarray, columns: tuple[Column, ...]) -> None:
     Raises:
       ValueError: names the column and its value.
     """
-    for number, column in enumerate(columns):
-        if column.kind not in ("real", "positive"):
-            continue
-        values = x[:, number].astype(np.float64)
-        values = values[~np.isnan(values)]
-        if not len(values):
+    each = zip(*column_moments(x), strict=True)
+    for column, (count, low, high, mean, deviation) in zip(columns, each, strict=True):
+        if not count:
             raise ValueError(
                 f"column {column.name!r} has no value in any row to train on: give it "
                 "the kind 'ignore'"
             )
-        if values.min() == values.max():
+        if column.kind not in ("real", "positive"):
+            continue
+        if low == high:
             raise ValueError(
-                f"column {column.name!r} is {values[0]:g} in all rows to train on, "
+                f"column {column.name!r} is {low:g} in all rows to train on, "
                 "which has no density: give it the kind 'ignore'"
             )
-        if loses_digits(values):
+        if loses_digits(mean, deviation):
             raise ValueError(
-                f"column {column.name!r} varies by {values.std():.3g} about "
-                f"{values.mean():.8g}, of which float32 keeps too few digits: subtract "
+                f"column {column.name!r} varies by {deviation:.3g} about "
+                f"{mean:.8g}, of which float32 keeps too few digits: subtract "
                 "what is common to all rows"
             )
 
@@ -323,7 +377,7 @@ def _names(codes: np.ndarray, categories: tuple[str, ...]) -> np.ndarray:
     return names
 
 
-def describe_columns(x: np.ndarray, columns: tuple[Column, ...]) -> list[str]:
+def describe_columns(x: np.ndarray | Rows, columns: tuple[Column, ...]) -> list[str]:
     """Describe columns in a line each, or many by the number of each kind.
 
     Args:
@@ -338,13 +392,14 @@ def describe_columns(x: np.ndarray, columns: tuple[Column, ...]) -> list[str]:
         counts = (f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         return [f"{len(columns)} columns: {', '.join(counts)}"]
     width = max(len(column.name) for column in columns)
-    lines = []
-    for column, values in zip(columns, x.T, strict=True):
-        shown = f"{np.nanmin(values):g} to {np.nanmax(values):g}"
+    lines, found = [], column_moments(x)
+    absent_of = 1 - found.num_observed / len(x)
+    each = zip(columns, found.low, found.high, absent_of, strict=True)
+    for column, low, high, absent in each:
+        shown = f"{low:g} to {high:g}"
         if column.categories:
             shown = ", ".join(column.categories[:8])
             shown += ", ..." * (len(column.categories) > 8)
-        absent = np.isnan(values).mean()
         shown += f", {absent:.1%} missing" if absent else ""
         lines.append(f"column {column.name:{width}}  {column.kind:11}  {shown}")
     return lines

@@ -1,0 +1,146 @@
+"""Training examples that stay on the host, gathered ahead of the devices by a thread.
+
+What is on the devices are the batches of some hundred steps; the steps are those of
+`train_epoch` on the whole data set, to the bit.
+"""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from vae_jax.training import Epoch, TrainState
+from vae_jax.training_objectives import Metrics
+from vae_jax.types import PyTree
+
+# Of examples on the devices at once, and as many ahead.
+CHUNK_BYTES = 2**25
+
+
+def own_examples(
+    epoch: Epoch, data: PyTree, *, first_step: int = 0, num_steps: int | None = None
+) -> tuple[Epoch, PyTree]:
+    """Select the examples that one device uses in an epoch, in order of use.
+
+    The device then only needs to hold its share of the data set, or of the batches of
+    some steps.
+
+    Args:
+      epoch: the device's share of an epoch, `[T, B / N]` and `[R]`.
+      data: the data set on the host, `[n, ...]`.
+      first_step: step of the epoch whose batch is the first.
+      num_steps: number K of batches, by default all T. The selection has one size for
+        all chunks of an epoch.
+
+    Returns:
+      The epoch as indices into the selected examples, for steps `first_step` to
+      `first_step + K - 1` (a multiple of K and later), and these examples,
+      `[K B / N + R, ...]`.
+
+    Example:
+      >>> import numpy as np
+      >>> from vae_jax import Epoch, own_examples
+      >>> epoch = Epoch(batches=np.array([[4, 2]]), rest=np.array([0]))
+      >>> epoch, data = own_examples(epoch, np.arange(5) * 10)
+      >>> print(epoch.batches, epoch.rest, data)
+      [[0 1]] [2] [40 20  0]
+    """
+    total, size = np.shape(epoch.batches)
+    length = total if num_steps is None else num_steps
+    batches = np.asarray(epoch.batches)[first_step : first_step + length]
+    # Resized: where the epoch ends, examples that no step takes fill up the chunk.
+    order = np.concatenate([np.resize(batches, length * size), epoch.rest])
+    within: Any = np.arange(total, dtype=np.int32) % max(1, length)
+    columns = np.arange(size, dtype=np.int32)
+    rest: Any = length * size + np.arange(len(epoch.rest), dtype=np.int32)
+    own = Epoch(batches=within[:, None] * size + columns, rest=rest)
+    return own, jax.tree.map(lambda leaf: np.asarray(leaf[order]), data)
+
+
+def steps_per_chunk(data: PyTree, batch_size: int) -> int:
+    """Steps whose batches are on the devices at once.
+
+    Args:
+      data: the data set on the host.
+      batch_size: examples of a step.
+
+    Returns:
+      The most of which `CHUNK_BYTES` hold the examples, at least 1, and at most the
+      full batches of an epoch.
+
+    Example:
+      >>> import numpy as np
+      >>> from vae_jax.host_examples import steps_per_chunk
+      >>> steps_per_chunk(np.zeros((60_000, 784), np.bool_), 128)
+      334
+    """
+    leaves = jax.tree.leaves(data)
+    row = sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in leaves)
+    fitting = CHUNK_BYTES // (row * batch_size)
+    return max(1, min(fitting, leaves[0].shape[0] // batch_size))
+
+
+class EpochChunks:
+    """An epoch in chunks of steps; a thread loads one while another is trained on."""
+
+    def __init__(
+        self,
+        load: Callable[[int], Any],
+        *,
+        num_steps: int,
+        num_batches: int,
+        steps_per_chunk: int,
+    ):
+        """Load nothing yet.
+
+        Args:
+          load: `f(first_step) -> share` of the steps of a chunk, on the devices: what
+            `own_examples` returns.
+          num_steps: of the epoch.
+          num_batches: full ones; a last, smaller one is in the last chunk.
+          steps_per_chunk: K.
+        """
+        self._load, self._num_steps, self._length = load, num_steps, steps_per_chunk
+        self._num_chunks = max(1, math.ceil(num_batches / steps_per_chunk))
+        self._loaded: dict[int, Future[Any]] = {}
+        self._thread = ThreadPoolExecutor(1)
+
+    def _share(self, number: int) -> Any:
+        """The share of a chunk, while the next one is being loaded."""
+        self._loaded = {k: v for k, v in self._loaded.items() if k >= number}
+        for wanted in range(number, min(number + 2, self._num_chunks)):
+            if wanted not in self._loaded:
+                first_step = wanted * self._length
+                self._loaded[wanted] = self._thread.submit(self._load, first_step)
+        return self._loaded[number].result()
+
+    def train(
+        self,
+        run: Callable[..., tuple[TrainState, Metrics]],
+        state: TrainState,
+        history: Metrics,
+        stop: int,
+    ) -> tuple[TrainState, Metrics]:
+        """Take the steps of the epoch up to `stop`, as `train_epoch` does.
+
+        Args:
+          run: `f(state, share, history, stop) -> (state, history)`, compiled.
+          state: state at the start of or within the epoch.
+          history: metrics of the epoch's steps so far.
+          stop: step of the epoch to stop before; 0 compiles without taking a step.
+
+        Returns:
+          The state, and the history with the metrics of the steps taken.
+        """
+        position = int(state.step) % self._num_steps
+        while True:
+            number = min(position // self._length, self._num_chunks - 1)
+            is_last = number == self._num_chunks - 1
+            end = stop if is_last else min(stop, (number + 1) * self._length)
+            state, history = run(state, self._share(number), history, end)
+            if end >= stop:
+                return state, history
+            position = end

@@ -6,7 +6,8 @@ BIN := .venv/bin
 PINNED = constraints/python3.$$($(BIN)/python -c 'import sys; print(min(sys.version_info[1], 12))').txt
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINNED) --editable
 
-.PHONY: help setup mnist test test-nans test-leaks test-slow lint types format bench docs docs-serve
+.PHONY: help setup mnist test test-nans test-leaks test-slow lint types format \
+	bench docs docs-serve coverage wheel
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -71,6 +72,20 @@ docs: .venv/.docs docs/assets/fetched  ## Build the documentation site in build/
 
 docs-serve: .venv/.docs docs/assets/fetched  ## Show the site, and build it again as it changes.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+coverage: .venv/.test .venv/.coverage  ## Measure which lines of the library the tests run.
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" \
+		--cov=vae_jax --cov-report=term:skip-covered --cov-report=html:build/coverage
+
+# The source archive and the wheel; the wheel is tried where nothing else is installed.
+wheel: .venv/.release  ## Build the release in dist/ and try the wheel.
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --outdir dist . >/dev/null
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(PINNED) dist/*.whl
+	cd build && wheel/bin/python -P ../tests/wheel_smoke.py
 
 bench: .venv/.bench  ## Measure the speed beside other ways to do the same work.
 	$(BIN)/python -m experiments.throughput

@@ -21,9 +21,10 @@ LOCAL_SHIM = "assets/fetched/iframe-worker/shim/index.js"
 
 
 def sources() -> str:
-    """A digest of the library, on which the output of every notebook depends."""
+    """A digest of the modules on which the output of every notebook depends."""
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "vae_jax").rglob("*.py")):
+    figures = ROOT / "docs" / "notebooks" / "figures.py"
+    for path in [figures, *sorted((ROOT / "vae_jax").rglob("*.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -39,7 +39,7 @@ def test_every_python_block_runs(name, tmp_path, monkeypatch):
 
 
 def test_what_the_pages_claim_of_a_run_of_the_experiment():
-    text = "".join(python_blocks(PAGES["docs/guide/library.md"]))
+    text = "".join(python_blocks(PAGES["docs/guide/runs.md"]))
     assert "run_dir" in text and "generate(trained" in text
     assert sum(len(python_blocks(text)) for text in PAGES.values()) >= 16
 

@@ -201,6 +201,16 @@ def is_of_counts(config: "ModelFlags") -> bool:
     return likelihood(config, num_levels=256).support == COUNTS
 
 
+# Grey levels that the literature draws bits from, so that its figures compare.
+BINARIZED = ("mnist", "fashion_mnist", "kmnist")
+
+
+def _is_binarized(config: "Config", dataset: data.Dataset) -> bool:
+    """Whether bits are modelled, by `--binarization` or by convention."""
+    by_convention = config.binarization == "auto" and dataset.name in BINARIZED
+    return by_convention or config.binarization in ("dynamic", "fixed", "threshold")
+
+
 def with_likelihood(config: "Config", dataset: data.Dataset) -> "Config":
     """The configuration with a name in place of `--likelihood=auto`.
 
@@ -224,7 +234,8 @@ def with_likelihood(config: "Config", dataset: data.Dataset) -> "Config":
             "--likelihood=columns is of a table, and the data are pixels: choose auto"
         )
     if config.likelihood == "auto":
-        chosen = tables.LIKELIHOOD_OF[bool(dataset.columns), dataset.values]
+        values = "bits" if _is_binarized(config, dataset) else dataset.values
+        chosen = tables.LIKELIHOOD_OF[bool(dataset.columns), values]
         return dataclasses.replace(config, likelihood=chosen)
     suitable = tables.SUITABLE.get(dataset.values, ("columns",))
     is_own = config.likelihood not in LIKELIHOODS

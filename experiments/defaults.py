@@ -17,8 +17,9 @@ from vae_jax import data
 if TYPE_CHECKING:
     from experiments.mnist import Config
 
-# Where the epochs are not given: small data sets are seen more often.
-STEPS_WANTED = 8000
+# Where the epochs are not given: small data sets are seen more often, but grey levels
+# that are the same in every epoch are soon fitted too closely (docs/results/recipes).
+STEPS_WANTED, OF_FIXED_LEVELS = 8000, 1200
 MINIMUM_EPOCHS = 20
 
 
@@ -37,7 +38,14 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
       ValueError: schedules that do not fit the length of the run.
     """
     steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
-    epochs = config.epochs or max(MINIMUM_EPOCHS, STEPS_WANTED // steps_per_epoch)
+    config = choices.with_likelihood(choices.with_prior(config), dataset)
+    family = choices.likelihood(config, dataset.num_levels, dataset.columns)
+    binarization = config.binarization
+    if binarization == "auto":
+        binarization = "dynamic" if isinstance(family, vae_jax.Bernoulli) else "none"
+    are_fixed = dataset.values == "levels" and binarization != "dynamic"
+    wanted = OF_FIXED_LEVELS if are_fixed else STEPS_WANTED
+    epochs = config.epochs or max(MINIMUM_EPOCHS, wanted // steps_per_epoch)
     warmup = config.beta_warmup_epochs
     if warmup is None:
         warmup = choices.default_warmup_epochs(
@@ -45,9 +53,6 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
             epochs=config.schedule_epochs or epochs,
             steps_per_epoch=steps_per_epoch,
         )
-    config = choices.with_likelihood(choices.with_prior(config), dataset)
-    family = choices.likelihood(config, dataset.num_levels, dataset.columns)
-    default = "dynamic" if isinstance(family, vae_jax.Bernoulli) else "none"
     scheduled = flags.holds(USED_BY["schedule_epochs"], config)
     config = dataclasses.replace(
         config,
@@ -57,7 +62,7 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
         # A number, so that a run of another length is seen to be another run.
         schedule_epochs=(config.schedule_epochs or epochs) if scheduled else None,
         beta_warmup_epochs=warmup,
-        binarization=default if config.binarization == "auto" else config.binarization,
+        binarization=binarization,
         checkpoint_every=config.checkpoint_every or min(5, math.ceil(epochs / 10)),
     )
     if config.warmup_steps is None:

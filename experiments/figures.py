@@ -27,6 +27,7 @@ from vae_jax.types import AnyArray, Key, Labels
 
 DPI = 150
 CELL = 84  # Minimum side of a drawn example in pixels; MNIST is enlarged 3 x 3.
+LARGEST_SMOOTHED = 16  # Pixels of so few cannot be read as squares; digits have 8 x 8.
 GAP, BREAK = 4, 18  # Pixels between examples, and additional pixels between groups.
 ACTIVE_VARIANCE = 0.01  # Burda, Grosse & Salakhutdinov 2016, section 5.2
 CURVES = {"elbo": "ELBO", "log_likelihood": "log-likelihood", "kl_divergence": "KL"}
@@ -241,6 +242,10 @@ def draw_latent_scatter(means, labels, dataset_name: str) -> Figure:
 def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
     """Draw the ELBO and its two terms against the epoch, in nats per example."""
     subtitle = "ELBO = log-likelihood E[log p(x|z)] - KL(q(z|x) || p(z))"
+    width = max((row["epoch"] for row in metrics), default=0) // 20
+    width = width if width >= 5 else 1
+    if width > 1:
+        subtitle += f"; solid lines: means of {width} epochs"
     figure = new_figure((1500, 430), f"{dataset_name}: training", subtitle)
     for panel, (name, label) in enumerate(CURVES.items()):
         axes = add_axes(figure, 115 + 490 * panel, 85, 375, 300)
@@ -253,10 +258,20 @@ def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
             rows = [row for row in metrics if row["split"] == split]
             curve = [(row["epoch"], row.get(name)) for row in rows]
             curves.append(np.array(curve, float).reshape(-1, 2).T)  # None becomes NaN.
-            axes.plot(*curves[-1], style, label=split)
+            (line,) = axes.plot(*curves[-1], style, label=split)
+            if width > 1:
+                line.set(alpha=0.3, markersize=2, label="_")
+                mean = moving_average(curves[-1][1], width)
+                axes.plot(curves[-1][0], mean, color=line.get_color(), label=split)
         axes.set_ylim(focus(np.concatenate(curves, axis=1)))
         axes.legend()
     return figure
+
+
+def moving_average(values: np.ndarray, width: int) -> np.ndarray:
+    """Mean of the last `width` of `values` `[n]`, of fewer at the start, `[n]`."""
+    ends = range(1, len(values) + 1)
+    return np.array([values[max(0, end - width) : end].mean() for end in ends])
 
 
 def focus(points: np.ndarray) -> tuple[float, float] | None:
@@ -314,8 +329,11 @@ def to_tiles(cells: np.ndarray, data_shape: tuple[int, ...]) -> np.ndarray:
     """Pixels `[R, C, height, width, 3]` of images or step curves; non-finite is red."""
     shape = (*data_shape, 1)[:3]
     if len(data_shape) in (2, 3) and shape[2] in (1, 3):
-        pixels = cells.reshape(*cells.shape[:2], *shape)
-        pixels = _resize(_resize(pixels, 2, max(shape)), 3, max(shape))
+        pixels, size = cells.reshape(*cells.shape[:2], *shape), max(shape)
+        if min(shape[:2]) > 3 and size <= LARGEST_SMOOTHED:
+            pixels = _smooth(pixels, size)
+        else:
+            pixels = _resize(_resize(pixels, 2, size), 3, size)
     else:
         values = _resize(cells, 2, cells.shape[2])[:, :, None, :, None]
         levels = (np.arange(CELL // 1.5)[::-1, None, None] + 0.5) / (CELL // 1.5)
@@ -330,6 +348,16 @@ def _resize(pixels: np.ndarray, axis: int, size: int) -> np.ndarray:
     if size > 2 * CELL:
         return np.take(pixels, range(0, pixels.shape[axis], size // CELL), axis)
     return np.repeat(pixels, -(-CELL // size), axis)
+
+
+def _smooth(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Interpolate small images so that `size` pixels become `CELL` to 2 `CELL`."""
+    times = -(-CELL // size)
+    height, width = times * pixels.shape[2], times * pixels.shape[3]
+    shape = (*pixels.shape[:2], height, width, pixels.shape[4])
+    finite = np.isfinite(pixels)
+    smooth = jax.image.resize(np.where(finite, pixels, 0), shape, "cubic")
+    return np.where(_resize(_resize(finite, 2, size), 3, size), smooth, np.nan)
 
 
 def _starts(count: int, step: int, breaks: Sequence[int]) -> np.ndarray:

@@ -72,14 +72,15 @@ bits, whose gradient needs another --estimator; or module:Class."""
 bernoulli for bits, standard for others."""
     num_components: flags.Count = 50
     """Components of --prior=mixture, pseudo-inputs of --prior=vamp."""
-    likelihood: str = "bernoulli"
+    likelihood: str = "auto"
     """p(x|z): bernoulli; gaussian of --variance, gaussian_learned, gaussian_per_pixel \
 (the decoder says each), gaussian_full (all covariances); grey levels are \
 discretized_logistic or categorical, counts poisson, negative_binomial or \
-zero_inflated_negative_binomial; continuous_bernoulli; auto; or module:Class."""
+zero_inflated_negative_binomial; continuous_bernoulli; or module:Class; auto suits \
+the data: bernoulli for bits and for MNIST, of which bits are drawn by convention."""
     binarization: Literal["auto", "dynamic", "fixed", "threshold", "none"] = "auto"
     """dynamic draws the pixels afresh at every step, fixed once; auto is dynamic for \
-a Bernoulli likelihood and none for a Gaussian one."""
+a Bernoulli likelihood, which --likelihood=auto takes for it, and none for others."""
     objective: str = "elbo"
     """What training maximises: elbo; bounds of --num_samples (iwae, miwae and piwae \
 in --num_groups, ciwae with --elbo_share, renyi of order --renyi_alpha); beta_tc, the \

@@ -279,6 +279,23 @@ def test_tiles_clip_show_colours_and_mark_what_is_not_finite():
     np.testing.assert_array_equal(colour, [0, 128, 255])
 
 
+def test_small_images_are_interpolated_and_marked_where_not_finite():
+    ramp = np.tile(np.linspace(0, 1, 8), (8, 1))
+    broken = np.where(np.arange(64).reshape(8, 8) == 27, np.nan, ramp)
+    tile, marked = figures.to_tiles(np.stack([ramp, broken])[None], (8, 8))[0]
+    # A cubic through equidistant values of a line is the line, away from the border.
+    middles = (np.arange(88) + 0.5) / 11 - 0.5
+    expected = 255 * np.clip(middles / 7, 0, 1)
+    np.testing.assert_allclose(tile[40, 20:-20, 0], expected[20:-20], atol=1)
+    np.testing.assert_array_equal(marked[38, 38], [230, 26, 26])
+    np.testing.assert_array_equal(marked[10], tile[10])
+
+
+def test_moving_average_is_of_the_epochs_up_to_each():
+    values = np.array([1.0, 3.0, 5.0, 9.0])
+    np.testing.assert_allclose(figures.moving_average(values, 2), [1, 2, 4, 7])
+
+
 @pytest.mark.parametrize("dim", [1, 4, 37, 1009])
 def test_curves_are_as_high_as_their_values(dim):
     values = np.linspace(0.25, 0.75, dim)

@@ -1,8 +1,12 @@
 """README and the pages of the site: their Python runs, what they name exists."""
 
 import importlib
+import importlib.util
 import inspect
+import json
 import re
+import shutil
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments import figures
+from experiments import evaluate, figures, sweep
 from experiments.mnist import Config
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +93,81 @@ def test_every_flag_that_is_named_exists():
     flags = set(re.findall(r"`--(\w+)", COMMAND)) - {"help"}
     assert len(flags) >= 10
     assert flags <= set(Config.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    "name", ["docs/index.md", "docs/faq.md", *(n for n in PAGES if "/guide/" in n)]
+)
+def test_every_flag_of_a_guide_is_one_of_a_command(name):
+    text = re.sub("^#SBATCH.*", "", PAGES[name], flags=re.M)
+    flags = set(re.findall(r"(?<![\w-])--([a-z]\w*)", text))
+    commands = Config, sweep.Config, evaluate.Config
+    known = {field for command in commands for field in command.__dataclass_fields__}
+    assert flags <= known | {"help", "part"}  # --part is of gradient_variance
+
+
+def cells(text, headings):
+    """Cells of the columns with one of these headings, of every table."""
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        rows = [re.split(r"(?<!\\)\|", row)[1:-1] for row in table.splitlines()]
+        for column, heading in enumerate(rows[0]):
+            if heading.strip() in headings:
+                yield from (row[column] for row in rows[2:])
+
+
+NAMED = {
+    (page, name)
+    for page, text in PAGES.items()
+    for cell in cells(text, {"name", "in the library"})
+    for name in re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", cell)
+}
+
+
+def test_every_name_of_the_library_in_a_table_exists():
+    assert len(NAMED) > 80
+    unknown = set()
+    for page, name in NAMED:
+        try:
+            resolved(name if name.startswith("jax.") else f"vae_jax.{name}")
+        except (ImportError, AttributeError):
+            if importlib.util.find_spec(f"vae_jax.{name}") is None:
+                unknown.add((page, name))
+    assert not unknown
+
+
+def formulas(text):
+    """TeX between dollars, outside of code."""
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.S | re.M)
+    displayed = re.findall(r"\$\$(.*?)\$\$", text, re.S)
+    inline = re.findall(r"\$([^$]+)\$", re.sub(r"\$\$.*?\$\$", "", text, flags=re.S))
+    return displayed + inline
+
+
+KATEX = """
+const katex = require(process.argv[1]);
+for (const tex of JSON.parse(require("fs").readFileSync(0))) {
+  try { katex.renderToString(tex, {displayMode: true, strict: "error"}); }
+  catch (error) { console.log(tex, error.message); }
+}
+"""
+
+
+def test_katex_renders_every_formula():
+    script = DOCS / "assets" / "fetched" / "katex" / "katex.min.js"
+    if not (shutil.which("node") and script.exists()):
+        pytest.skip("needs node, and KaTeX, which make docs fetches")
+
+    def errors(equations):
+        command = ["node", "-e", KATEX, str(script)]
+        given = json.dumps(equations)
+        return subprocess.run(
+            command, input=given, capture_output=True, check=True, text=True
+        ).stdout
+
+    equations = [tex for text in PAGES.values() for tex in formulas(text)]
+    assert len(equations) > 100
+    assert errors(equations) == ""
+    assert errors([r"\frac{1}"]) != ""
 
 
 @pytest.mark.parametrize("name", PAGES)

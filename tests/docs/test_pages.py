@@ -3,10 +3,7 @@
 import importlib
 import importlib.util
 import inspect
-import json
 import re
-import shutil
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -133,41 +130,6 @@ def test_every_name_of_the_library_in_a_table_exists():
             if importlib.util.find_spec(f"vae_jax.{name}") is None:
                 unknown.add((page, name))
     assert not unknown
-
-
-def formulas(text):
-    """TeX between dollars, outside of code."""
-    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.S | re.M)
-    displayed = re.findall(r"\$\$(.*?)\$\$", text, re.S)
-    inline = re.findall(r"\$([^$]+)\$", re.sub(r"\$\$.*?\$\$", "", text, flags=re.S))
-    return displayed + inline
-
-
-KATEX = """
-const katex = require(process.argv[1]);
-for (const tex of JSON.parse(require("fs").readFileSync(0))) {
-  try { katex.renderToString(tex, {displayMode: true, strict: "error"}); }
-  catch (error) { console.log(tex, error.message); }
-}
-"""
-
-
-def test_katex_renders_every_formula():
-    script = DOCS / "assets" / "fetched" / "katex" / "katex.min.js"
-    if not (shutil.which("node") and script.exists()):
-        pytest.skip("needs node, and KaTeX, which make docs fetches")
-
-    def errors(equations):
-        command = ["node", "-e", KATEX, str(script)]
-        given = json.dumps(equations)
-        return subprocess.run(
-            command, input=given, capture_output=True, check=True, text=True
-        ).stdout
-
-    equations = [tex for text in PAGES.values() for tex in formulas(text)]
-    assert len(equations) > 100
-    assert errors(equations) == ""
-    assert errors([r"\frac{1}"]) != ""
 
 
 @pytest.mark.parametrize("name", PAGES)

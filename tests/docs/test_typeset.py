@@ -219,18 +219,35 @@ def katex(tmp_path) -> Path:
     return tmp_path / "package/dist/katex.js"
 
 
+def errors_of(katex, equations):
+    return subprocess.run(
+        ["node", "-e", KATEX, str(katex)],
+        input=json.dumps(equations),
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout
+
+
 @pytest.mark.slow
 def test_katex_renders_every_equation(katex):
-    def errors(equations):
-        return subprocess.run(
-            ["node", "-e", KATEX, str(katex)],
-            input=json.dumps(equations),
-            capture_output=True,
-            check=True,
-            text=True,
-        ).stdout
-
     pairs = [pair.split("\n") for pair in TABLE]
     shown = [[".".join(map(str, k)), tex] for k, tex in displayed_equations().items()]
-    assert errors(pairs + shown) == ""
-    assert "broken" in errors([["broken", r"\frac{1}"]])
+    assert errors_of(katex, pairs + shown) == ""
+    assert "broken" in errors_of(katex, [["broken", r"\frac{1}"]])
+
+
+def formulas(text):
+    """TeX between dollars, outside of code."""
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.S | re.M)
+    displayed = r"\$\$(.*?)\$\$"
+    inline = re.sub(displayed, "", text, flags=re.S)
+    return re.findall(displayed, text, re.S) + re.findall(r"\$([^$]+)\$", inline)
+
+
+@pytest.mark.slow
+def test_katex_renders_the_formulas_of_every_page(katex):
+    pages = Path(typeset.__file__).parent.rglob("*.md")
+    found = [[p.name, tex] for p in pages for tex in formulas(p.read_text())]
+    assert len(found) > 100
+    assert errors_of(katex, found) == ""

@@ -131,6 +131,7 @@ def train(
     results = mnist.run(
         mnist.Config(
             dataset=dataset,
+            likelihood="bernoulli",
             data_dir=config.data_dir,
             epochs=math.ceil(config.steps / steps_per_epoch),
             beta_warmup_epochs=config.beta_warmup_epochs,

@@ -139,6 +139,7 @@ def trained_model(
     """Run `experiments.mnist`; return its parameters and binarized test set."""
     run = mnist.Config(
         dataset=config.dataset,
+        likelihood="bernoulli",
         data_dir=config.data_dir,
         epochs=config.epochs,
         seed=config.seed,

@@ -489,6 +489,28 @@ def test_a_density_of_black_and_white_pixels_is_said_to_be_one():
     assert datasets.warnings(digits._replace(num_levels=None), *names) == []
 
 
+@pytest.mark.parametrize(
+    "name, changes, likelihood, binarization, epochs",
+    [
+        ("digits", {}, "discretized_logistic", "none", 100),
+        ("digits", {"likelihood": "bernoulli"}, "bernoulli", "dynamic", 666),
+        ("digits", {"binarization": "fixed"}, "bernoulli", "fixed", 100),
+        ("digits", {"binarization": "dynamic"}, "bernoulli", "dynamic", 666),
+        ("mnist", {}, "bernoulli", "dynamic", 666),
+        ("mnist", {"binarization": "none"}, "discretized_logistic", "none", 100),
+        ("mnist", {"likelihood": "gaussian"}, "gaussian", "none", 100),
+    ],
+)
+def test_the_default_likelihood_suits_the_data(
+    name, changes, likelihood, binarization, epochs
+):
+    dataset = data.load("digits")._replace(name=name)
+    resolved = defaults.resolve(Config(dataset=name, **changes), dataset)
+    assert resolved.likelihood == likelihood
+    assert resolved.binarization == binarization
+    assert resolved.epochs == epochs == resolved.schedule_epochs
+
+
 def warmup_steps(**changes):
     """What the warm-up comes to on so many batches of 128, in steps."""
     num_batches = changes.pop("num_batches", 469)

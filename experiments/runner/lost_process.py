@@ -13,6 +13,11 @@ import sys
 import tempfile
 from typing import NoReturn
 
+import jax
+from jax.experimental import multihost_utils
+
+_OF_THE_RUNTIME = (jax.errors.JaxRuntimeError, multihost_utils.ProcessFailureError)
+_OF_A_CONNECTION = re.compile(r"\bGloo\b|coordination service|[Bb]arrier")
 _handler_type = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
 
@@ -51,6 +56,25 @@ class Watch:
         )
         os.write(self._stderr, line.encode())
         os._exit(1)
+
+
+def is_cause(error: BaseException | None) -> bool:
+    """Whether an error is that of a step which another process left.
+
+    JAX, orbax and the collectives each have errors of their own for it, a `ValueError`
+    among them, and wrap those of the others.
+
+    Args:
+      error: what a command raised.
+
+    Returns:
+      Whether it, or what it was raised from, is of the runtime or of a connection.
+    """
+    while error is not None:
+        if isinstance(error, _OF_THE_RUNTIME) or _OF_A_CONNECTION.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def lost_one(log: str, watch: Watch) -> str:

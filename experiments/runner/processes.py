@@ -196,12 +196,10 @@ def lost_process_ends_the_run() -> Iterator[None]:
     """
     try:
         yield
-    except (jax.errors.JaxRuntimeError, multihost_utils.ProcessFailureError) as error:
-        if _watch is None:
-            raise
-        _watch.end(str(error))
-    except BaseException:
+    except BaseException as error:
         if _watch is not None:
+            if lost_process.is_cause(error):
+                _watch.end(str(error))
             # At the end of Python it would wait for the others, which wait for it.
             command_line.end = _end_before_the_others
         raise

@@ -30,6 +30,9 @@ def prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # Names of files need not be text in the encoding of the terminal.
             stream.reconfigure(errors="backslashreplace")
+    # Half-made objects of libraries, such as an event loop without a free file
+    # descriptor, say more when they are deleted than the error that is shown.
+    sys.unraisablehook = lambda _: None
     # A shell lets what it starts in the background ignore it.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)

@@ -312,3 +312,15 @@ def test_a_command_in_a_bad_environment(tmp_path, case):
         "limit": (1, "File too large"),
     }[case]
     assert code == expected and message in printed, printed
+
+
+def test_destructors_of_a_command_say_nothing():
+    program = (
+        "from experiments.runner import startup; startup.prepare()\n"
+        "class HalfMade:\n"
+        "    def __del__(self): self.never_set\n"
+        "HalfMade()"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

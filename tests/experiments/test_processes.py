@@ -147,6 +147,32 @@ def test_the_lost_process_is_named_by_what_jax_logged(log, own, count, expected)
     assert lost_process.lost_one(log, watch) == expected
 
 
+def raised_from(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"), True),
+        (jax.errors.JaxRuntimeError("INTERNAL"), True),
+        (
+            raised_from(
+                OSError(5, "Input/output error", "run/.checkpoints-33.draft"),
+                ValueError("the Barrier timed out"),
+            ),
+            True,
+        ),
+        (ValueError("--beta must be at least 0, got -1"), False),
+        (OSError(28, "No space left on device", "run"), False),
+        (KeyboardInterrupt(), False),
+    ],
+)
+def test_an_error_of_a_connection_is_that_of_a_lost_process(error, expected):
+    assert lost_process.is_cause(error) == expected
+
+
 ABORTED = """
 import os, sys, threading, time
 from experiments.runner.lost_process import Watch

@@ -28,7 +28,7 @@ def calibration_figures(
       Figures by quantity, the latents and last log p(x, z), and of all together; None
       for none, and for a model with labels.
     """
-    if not num_simulated or params.spec.num_classes:
+    if not num_simulated or params.spec.is_conditional:
         return None
     ranks_key, test_key = jax.random.split(key)
     ranks = jax.jit(

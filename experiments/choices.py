@@ -51,6 +51,11 @@ def check_combinations(config: "Config") -> None:
                 f"--{one} {getattr(config, one)} and --{other} "
                 f"{getattr(config, other)} exclude one another"
             )
+    if config.exposure == "row_total" and config.missing != "error":
+        raise ValueError(
+            f"--exposure=row_total and --missing={config.missing} exclude one another: "
+            "the total of a row with missing values is not known"
+        )
     if config.objective in ("beta_tc", "mmd") and config.num_devices > 1:
         raise ValueError(
             f"--objective={config.objective} compares the examples of a batch with one "
@@ -189,6 +194,14 @@ def likelihood(
         found = _chosen(config, "likelihood", config, num_levels)
         if columns and config.likelihood in LIKELIHOODS:
             found = tables.standardized(found)
+    if config.exposure == "row_total":
+        if not found.has_rates:
+            raise ValueError(
+                f"--exposure={config.exposure} is of counts with means, and "
+                f"--likelihood is {config.likelihood}: choose poisson, "
+                "negative_binomial or zero_inflated_negative_binomial"
+            )
+        found = vae_jax.Exposed(found)
     if config.missing == "error" or not columns:
         return found
     return vae_jax.Masked(found, shows_mask=config.missing == "mask_seen")
@@ -569,11 +582,29 @@ def _penalty(config: "Config", settings: Settings, steps_per_epoch: int) -> Pena
 
 
 class Given(TypedDict, total=False):
-    """Keywords that give a conditional model its labels."""
+    """Keywords that give a conditional model its labels and exposures."""
 
-    labels: jax.Array
+    labels: jax.Array | vae_jax.Conditions
 
 
-def labels_of(params: vae_jax.Params, labels: jax.typing.ArrayLike | None) -> Given:
-    """The keyword `labels` for a conditional model, none for another."""
-    return {"labels": jax.numpy.asarray(labels)} if params.spec.num_classes else {}
+def labels_of(params: vae_jax.Params, labels: Any, x: Any = None) -> Given:
+    """The keyword `labels` for a conditional model, none for another.
+
+    Args:
+      params: model parameters.
+      labels: of the data; a model without classes does without.
+      x: observations, whose totals are the exposures of a model that takes such; None
+        where nothing is decoded.
+
+    Returns:
+      Keywords for functions of the model.
+    """
+    given = jax.numpy.asarray(labels) if params.spec.num_classes else None
+    if params.spec.likelihood.takes_exposure and x is not None:
+        return {"labels": with_row_totals(x, given)}
+    return {} if given is None else {"labels": given}
+
+
+def with_row_totals(x: Any, labels: Any = None) -> vae_jax.Conditions:
+    """Labels, and the total of each row as its exposure (`--exposure`)."""
+    return vae_jax.Conditions(labels, exposure=jax.numpy.sum(x, axis=-1))

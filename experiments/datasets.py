@@ -93,7 +93,24 @@ def load(config: "ModelFlags", *, data_dir: str | None = None) -> data.Dataset:
     )
     if memory.stays_on_host(config.data_on, max(num_bytes, dataset.train.nbytes)):
         dataset = _on_host(dataset, config.data_on)
+    if config.exposure == "row_total":
+        _require_totals(dataset)
     return data.hold_out(dataset, config.validation) if config.validation else dataset
+
+
+def _require_totals(dataset: data.Dataset) -> None:
+    """Raise ValueError if a row has no counts, and so no exposure."""
+    for name in ("train", "test", "validation"):
+        x = getattr(dataset, name)
+        for first, block in blocks(x) if x is not None else ():
+            totals = block.sum(axis=-1, dtype=np.float64)
+            if not (totals > 0).all():
+                row = np.argmin(totals > 0)
+                raise ValueError(
+                    f"--exposure=row_total needs a positive total of every row, got "
+                    f"{totals[row]:g} in row {first + row} of the {name} examples: "
+                    "leave the row out"
+                )
 
 
 def _on_host(dataset: data.Dataset, data_on: str) -> data.Dataset:
@@ -182,6 +199,7 @@ def as_seen(
     *,
     binarization: str,
     num_levels: int | None,
+    exposure: str = "none",
 ) -> Array | vae_jax.Labelled:
     """Examples as the model sees them in one step.
 
@@ -190,12 +208,18 @@ def as_seen(
       key: PRNG key, consumed once.
       binarization: `dynamic` draws the pixels.
       num_levels: of the data set.
+      exposure: `row_total` gives each row's total beside it.
 
     Returns:
       The batch, pixels in [0, 1].
     """
+    options = {"binarization": binarization, "num_levels": num_levels}
+    if exposure == "row_total":
+        x, labels = batch if isinstance(batch, vae_jax.Labelled) else (batch, None)
+        x: Any = as_seen(x, key, **options)
+        given: Any = choices.with_row_totals(x, labels)
+        return vae_jax.Labelled(x, given)
     if isinstance(batch, vae_jax.Labelled):
-        options = {"binarization": binarization, "num_levels": num_levels}
         return batch._replace(x=as_seen(batch.x, key, **options))
     x = data.to_unit_interval(batch, num_levels)
     return data.binarize(x, key) if binarization == "dynamic" else x

@@ -144,6 +144,11 @@ def data_of_a_script(config: Config, spec: vae_jax.ModelSpec) -> RunData:
             f"--dataset is for a folder of vae_jax.save_run, and {config.run_folder} "
             "holds a config.json that names its data"
         )
+    if spec.likelihood.takes_exposure:
+        raise ValueError(
+            f"--dataset gives no exposures, which {spec.likelihood!r} needs: call "
+            "vae_jax.evaluate and log_evidence with labels=Conditions(exposure=...)"
+        )
     name, of_counts = str(config.dataset), spec.likelihood.support == COUNTS
     original = data.load(
         name,
@@ -205,7 +210,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Every figure that the model has; None where one does not exist for it."""
     keys = evaluation_keys()
-    given = labels_of(params, labels)
+    given = labels_of(params, labels, x)
     elbo = elbo_figures(params, x, labels)
     figures: dict[str, Any] = {
         "elbo": elbo["elbo"],

@@ -81,7 +81,8 @@ def elbo_figures(
     Returns:
       `elbo`, `log_likelihood`, `kl_divergence`.
     """
-    terms = _evaluate(params, x, evaluation_keys().noise, **labels_of(params, labels))
+    given = labels_of(params, labels, x)
+    terms = _evaluate(params, x, evaluation_keys().noise, **given)
     return {
         name: float(np.mean(np.asarray(values, np.float64)))
         for name, values in terms._asdict().items()
@@ -105,7 +106,7 @@ def unit_figures(
       `active_units`, whose posterior mean varies over x, and `num_units`.
     """
     units = _active_units(
-        params, x, evaluation_keys().units, **labels_of(params, labels)
+        params, x, evaluation_keys().units, **labels_of(params, labels, x)
     )
     return {"active_units": int(units.count), "num_units": units.active.size}
 
@@ -180,7 +181,8 @@ def importance_weighted_figures(
     if not num_samples or not has_density(params, x, labels):
         figures: dict[str, Any] = dict.fromkeys(names)
     else:
-        evidence = _evidence_of_all(params, x, labels_of(params, labels), num_samples)
+        given = labels_of(params, labels, x)
+        evidence = _evidence_of_all(params, x, given, num_samples)
         estimate = mean_of(evidence.estimate)
         values = (
             *estimate.values(),

@@ -78,6 +78,9 @@ bernoulli for bits, standard for others."""
 discretized_logistic or categorical, counts poisson, negative_binomial or \
 zero_inflated_negative_binomial; continuous_bernoulli; or module:Class; auto suits \
 the data: bernoulli for bits and for MNIST, of which bits are drawn by convention."""
+    exposure: Literal["none", "row_total"] = "none"
+    """Factor of the means of counts: none, or the total of each example, of which \
+figures and draws are then conditional."""
     binarization: Literal["auto", "dynamic", "fixed", "threshold", "none"] = "auto"
     """dynamic draws the pixels afresh at every step, fixed once; auto is dynamic for \
 a Bernoulli likelihood, which --likelihood=auto takes for it, and none for others."""
@@ -171,6 +174,7 @@ def training_step(
     objective = choices.objective(config, settings, steps_per_epoch=num_steps)
     recipe = optimizers.recipe(config, num_examples=len(dataset.train))
     kind = {"binarization": config.binarization, "num_levels": dataset.num_levels}
+    kind["exposure"] = config.exposure
     # The loss is minus the objective, which by default is elbo(params, x, key).
     return vae_jax.train_step(
         state,
@@ -224,7 +228,8 @@ def _initial_state(
     recipe: optimizers.Recipe,
 ) -> TrainState:
     x = data.to_unit_interval(examples, num_levels)
-    params = vae_jax.init(spec, vae_jax.run_keys(key).weights, x=x)
+    given = choices.with_row_totals(x) if spec.likelihood.takes_exposure else None
+    params = vae_jax.init(spec, vae_jax.run_keys(key).weights, x=x, labels=given)
     if variance is not None:
         log_var = jnp.log(jnp.float32(variance))
         params = params.replace(likelihood=params.likelihood | {"log_var": log_var})

@@ -37,7 +37,7 @@ def predictive_figures(
     """
     if are_pixels(params, np.asarray(x)):
         return None
-    given = labels_of(params, labels)
+    given = labels_of(params, labels, x)
     found = _check(params, x, key, num_replications=NUM_REPLICATIONS, **given)
     return {
         name: {part: np.asarray(values).tolist() for part, values in parts.items()}

@@ -25,6 +25,7 @@ from vae_jax.families import (
     ContinuousBernoulli,
     DiagonalGaussian,
     DiscretizedLogistic,
+    Exposed,
     FactorizedBernoulli,
     FullCovarianceGaussian,
     FullGaussian,
@@ -149,6 +150,7 @@ from vae_jax.training_objectives import (
     elbo_objective,
     importance_weighted_objective,
 )
+from vae_jax.types import Conditions
 from vae_jax.variational_fit import (
     FittedPosterior,
     InferenceGap,
@@ -166,6 +168,7 @@ __all__ = [
     "Categorical",
     "ClassConditionalPrior",
     "Columns",
+    "Conditions",
     "ContinuousBernoulli",
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
@@ -177,6 +180,7 @@ __all__ = [
     "ELBOTerms",
     "Epoch",
     "EquinoxNetwork",
+    "Exposed",
     "FactorizedBernoulli",
     "FactorizedBernoulliPrior",
     "Fitted",

@@ -175,10 +175,10 @@ def simulation_ranks(
     """
     check_positive("num_simulations", num_simulations)
     check_positive("num_draws", num_draws)
-    if params.spec.num_classes:
+    if params.spec.is_conditional:
         raise ValueError(
             "simulation_ranks needs a model without labels, got num_classes="
-            f"{params.spec.num_classes}"
+            f"{params.spec.num_classes} and {params.spec.likelihood!r}"
         )
     prior_key, likelihood_key, sampler_key = jax.random.split(key, 3)
     params_at = at_labels(params, None)

@@ -16,7 +16,9 @@ from vae_jax import networks
 from vae_jax.distributions.support import known_values
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.types import (
+    AnyArray,
     Array,
+    Conditions,
     Distribution,
     Family,
     Key,
@@ -43,16 +45,56 @@ def _decoder_module(spec: ModelSpec):
     return networks.with_output_layer(spec.decoder, num_outputs, spec.data_shape)
 
 
+def _given(labels: Labels) -> Conditions:
+    """What a model is given beside x; labels alone are labels."""
+    return labels if isinstance(labels, Conditions) else Conditions(labels)
+
+
+def _exposure(spec: ModelSpec, labels: Labels, batch: int | None) -> Array | None:
+    """Exposures `[B]` of a likelihood that takes them; NaN for invalid traced ones.
+
+    Raises ValueError for exposures given to another likelihood, missing or invalid
+    ones, and another number of them than `batch`.
+    """
+    exposure = _given(labels).exposure
+    if not spec.likelihood.takes_exposure:
+        if exposure is not None:
+            raise ValueError(
+                "an exposure was given, and likelihood "
+                f"{spec.likelihood!r} takes none: choose Exposed(...)"
+            )
+        return None
+    expected = "positive and finite, one for each example, [B]"
+    if exposure is None:
+        raise ValueError(
+            f"likelihood {spec.likelihood!r} needs exposures: give "
+            f"labels=Conditions(exposure=...), {expected}"
+        )
+    known = known_values(exposure)
+    shape = jnp.shape(exposure)
+    if len(shape) != 1 or batch not in (None, shape[0]):
+        examples = "" if batch is None else f" for {batch} examples"
+        raise ValueError(f"exposure must be {expected}, got {list(shape)}{examples}")
+    values = jnp.asarray(exposure) if known is None else known
+    valid = (values > 0) & (values < jnp.inf)
+    if known is not None and not valid.all():
+        raise ValueError(f"exposure must be {expected}, got {known[~valid][0]}")
+    return jnp.where(valid, jnp.asarray(values), jnp.nan)
+
+
 # Tolerance on the sum of the class weights; the rounding error of bfloat16 is smaller.
 _WEIGHT_TOLERANCE = 0.01
 
 
-def _class_weights(spec: ModelSpec, labels: Labels, batch: int | None = None) -> Labels:
+def _class_weights(
+    spec: ModelSpec, labels: Labels, batch: int | None = None
+) -> AnyArray | None:
     """Convert labels to class weights `[B, C]`; NaN for invalid traced labels.
 
     Raises ValueError for labels given to an unconditional model, missing or invalid
     labels, and a number of labels other than `batch`.
     """
+    labels = _given(labels).labels
     if spec.num_classes == 0:
         if labels is not None:
             raise ValueError(
@@ -120,7 +162,12 @@ def _decoder_inputs(spec: ModelSpec, z: Latents, labels: Labels) -> Array:
 
 
 def init(
-    spec: ModelSpec, key: Key, *, x: Array | None = None, dtype: Any = jnp.float32
+    spec: ModelSpec,
+    key: Key,
+    *,
+    x: Array | None = None,
+    labels: Labels = None,
+    dtype: Any = jnp.float32,
 ) -> Params:
     """Initialise the parameters of a model.
 
@@ -143,6 +190,8 @@ def init(
       x: data for the initialisation, `[n, D]`, in [0, 1] if the likelihood requires
         it. With a single example, whose variance is 0, a learned variance starts at 1.
         None sets all biases to zero.
+      labels: exposures of the data (`Conditions`), if the likelihood takes them; all
+        else that the model is given is not needed here.
       dtype: dtype of all parameters; float64 requires JAX's x64 mode.
 
     Returns:
@@ -164,17 +213,17 @@ def init(
         jax.random.split(key, 5)
     )
     x_shape, z_shape = (1, spec.data_dim), (1, spec.latent_dim)
-    labels = jnp.zeros(1, jnp.int32) if spec.num_classes else None
+    one_label = jnp.zeros(1, jnp.int32) if spec.num_classes else None
     decoder = networks.init(
         _decoder_module(spec),
         decoder_key,
-        _decoder_inputs(spec, jnp.zeros(z_shape, dtype), labels),
+        _decoder_inputs(spec, jnp.zeros(z_shape, dtype), one_label),
     )
     likelihood = spec.likelihood.init(likelihood_key, dim=spec.data_dim)
     encoder = networks.init(
         _encoder_module(spec),
         encoder_key,
-        _encoder_inputs(spec, likelihood, jnp.zeros(x_shape, dtype), labels),
+        _encoder_inputs(spec, likelihood, jnp.zeros(x_shape, dtype), one_label),
     )
     if x is not None:
         # Before the cast, which turns NumPy arrays into tracers under tracing.
@@ -182,7 +231,8 @@ def init(
         # is accepted as `x`.
         spec.likelihood.support.interval.require(x)
         x = as_float(x, dtype)
-        decoder, likelihood = _start_at_data(spec, decoder, likelihood, x)
+        own = _with_exposure(spec, likelihood, labels, x)
+        decoder, likelihood = _start_at_data(spec, decoder, own, x)
         encoder = _start_narrow(spec, encoder)
     params = Params(
         encoder=encoder,
@@ -253,6 +303,8 @@ def check_observations(params: Params, x: Array, *, labels: Labels = None) -> No
     """
     params.spec.likelihood.support.require(x)
     _class_weights(params.spec, labels, x.shape[0])
+    if _given(labels).exposure is not None:
+        _exposure(params.spec, labels, x.shape[0])
     at_labels(params, labels)
 
 
@@ -365,7 +417,8 @@ def encode(params: Params, x: Array, *, labels: Labels = None) -> Posterior:
       params: model parameters.
       x: observations, `[B, D]`.
       labels: labels of a conditional model (`num_classes`): integers `[B]`, or class
-        weights `[B, C]` that sum to 1. Invalid traced labels propagate as NaN.
+        weights `[B, C]` that sum to 1; or `Conditions`, which holds exposures as well.
+        Invalid traced labels propagate as NaN.
 
     Returns:
       A `types.Distribution` with arrays `[B, ...]`.
@@ -522,7 +575,16 @@ def decode(params: Params, z: Latents, *, labels: Labels = None) -> Distribution
       (3, 8, 784)
     """
     outputs = decoder_outputs(params, z, labels=labels)
-    return _build(params.spec.likelihood, params.likelihood, outputs)
+    own = _with_exposure(params.spec, params.likelihood, labels, outputs)
+    return _build(params.spec.likelihood, own, outputs)
+
+
+def _with_exposure(spec: ModelSpec, own: PyTree, labels: Labels, rows: Array) -> PyTree:
+    """Parameters of the likelihood, with the exposures of rows where it takes them."""
+    exposure = _exposure(spec, labels, rows.shape[-2] if rows.ndim > 1 else 1)
+    if exposure is None:
+        return own
+    return own | {"exposure": exposure.astype(rows.dtype)}
 
 
 def decoder_outputs(params: Params, z: Latents, *, labels: Labels = None) -> Array:

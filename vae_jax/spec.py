@@ -97,6 +97,11 @@ class ModelSpec:
         return _from_description, (spec_to_json(self),)
 
     @property
+    def is_conditional(self) -> bool:
+        """Whether functions of the model are given something beside x (`labels`)."""
+        return self.num_classes > 0 or self.likelihood.takes_exposure
+
+    @property
     def data_dim(self) -> int:
         """D, the product of `data_shape`."""
         return math.prod(self.data_shape)

@@ -14,7 +14,7 @@ summed over data or latent dimensions.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,24 @@ import numpy as np
 Array = jax.Array
 AnyArray = jax.Array | np.ndarray
 """A JAX or NumPy array, where both are accepted."""
-Labels = AnyArray | None
+
+
+class Conditions(NamedTuple):
+    """What a model is given of each example beside `x`, in the place of labels.
+
+    Every function that takes `labels` takes it. What the spec asks for must be there,
+    and what it has no use for must not.
+
+    Attributes:
+      labels: of a spec with `num_classes`: integers `[B]`, or class weights `[B, C]`.
+      exposure: of a likelihood that is `Exposed`: positive factors of its means, `[B]`.
+    """
+
+    labels: AnyArray | None = None
+    exposure: AnyArray | None = None
+
+
+Labels = AnyArray | Conditions | None
 """Integers `[B]` or class weights `[B, C]`; None for a model without labels."""
 Key = jax.Array
 """A typed PRNG key, as returned by `jax.random.key(seed)`; consumed once."""
@@ -150,6 +167,10 @@ class Distribution:
             f"{type(self).__name__} has no log_prob_per_dimension"
         )
 
+    def times(self, factor: Array) -> Any:
+        """The distribution of counts whose means are `factor` times as large."""
+        raise NotImplementedError(f"{type(self).__name__} has no times")
+
     def entropy(self) -> Array:
         """Entropy in nats, summed over the last axis, `[...]`."""
         raise NotImplementedError(f"{type(self).__name__} has no entropy")
@@ -191,6 +212,10 @@ class Family(ABC):
       covers_unit_interval: as p(x|z), its encoder inputs at x between 0 and 1 cover
         those of data, at least of data so scaled; False for codes, counts and columns
         in their own units. A VampPrior, whose pseudo-inputs lie there, requires it.
+      has_rates: the first D outputs are logs of means (before `bound_log_var`), and
+        what it builds has `times(factor)`, with means that much larger.
+      takes_exposure: the entry `exposure`, `[B]`, of the parameters of `build` and
+        `start_at_data` is what `Conditions` has of it.
     """
 
     hyperparameters: Declared = ()
@@ -200,6 +225,8 @@ class Family(ABC):
     layers: Declared = None
     begins_with_gaussian: ClassVar[bool] = False
     covers_unit_interval: Declared = True
+    has_rates: ClassVar[bool] = False
+    takes_exposure: Declared = False
 
     @abstractmethod
     def num_outputs(self, dim: int) -> int:

@@ -10,8 +10,16 @@ import numpy as np
 import pytest
 
 import vae_jax
-from experiments import datasets, evaluate, mnist, predictive, sweep, tables
-from experiments.evaluation import elbo_figures
+from experiments import (
+    calibration,
+    datasets,
+    evaluate,
+    mnist,
+    predictive,
+    sweep,
+    tables,
+)
+from experiments.evaluation import elbo_figures, evaluation_keys
 from vae_jax import data
 
 PBMC = Path(__file__).resolve().parents[3] / "shared/data/pbmc_counts"
@@ -229,3 +237,53 @@ def test_a_table_with_holes_trains_and_is_imputed(tmp_path):
     assert np.isfinite(filled.mean).all()
     with pytest.raises(ValueError, match="x must be finite, got NaN"):
         datasets.load(dataclasses.replace(config, missing="error"))
+
+
+def test_exposures_are_the_totals_of_rows(counts, tmp_path):
+    folder, some = tmp_path / "run", str(tmp_path / "some.npy")
+    np.save(some, np.load(counts)["x"] + 1)
+    config = mnist.Config(
+        dataset=some,
+        likelihood="auto",
+        exposure="row_total",
+        run_dir=str(folder),
+        **SMALL,
+    )
+    results = mnist.run(config)
+    params = vae_jax.load_run(folder)
+    assert params.spec.likelihood == vae_jax.Exposed(vae_jax.NegativeBinomial())
+    test = datasets.load(config).test
+    given = vae_jax.Conditions(exposure=test.sum(axis=-1))
+    terms = vae_jax.evaluate(params, test, evaluation_keys().noise, labels=given)
+    assert results["test_elbo"] == pytest.approx(float(terms.elbo.mean()), rel=1e-5)
+    key = evaluation_keys().predictive
+    # Draws take the totals too, so they have the spread of the data's.
+    found = predictive.predictive_figures(params, test, None, key)
+    assert np.less(found["variance"]["lower"], found["variance"]["observed"]).all()
+    assert calibration.calibration_figures(params, key, num_simulated=5) is None
+    with pytest.raises(ValueError, match="--dataset gives no exposures"):
+        evaluate.data_of_a_script(
+            evaluate.Config(str(tmp_path), dataset=counts), params.spec
+        )
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        (["--likelihood=multinomial"], "is of counts with means, .* multinomial"),
+        (["--likelihood=gaussian", "--dataset=digits"], "is of counts with means"),
+        (["--missing=mask"], "row_total and --missing=mask exclude one another"),
+        (["--dataset=EMPTY"], "positive total of every row, got 0 in row"),
+    ],
+)
+def test_exposures_that_are_refused(changes, expected, counts, tmp_path, capsys):
+    x = np.load(counts)["x"]
+    x[3] = 0
+    np.save(tmp_path / "empty.npy", x)
+    arguments = ["--exposure=row_total", f"--dataset={counts}", "--likelihood=poisson"]
+    arguments += [c.replace("EMPTY", f"{tmp_path}/empty.npy") for c in changes]
+    with pytest.raises(SystemExit) as stop:
+        mnist.main([*arguments, f"--run_dir={tmp_path / 'run'}"])
+    assert stop.value.code == 2
+    assert re.search(expected, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()

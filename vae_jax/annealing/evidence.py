@@ -256,10 +256,10 @@ def require_continuous_latents(params: Params, purpose: str) -> None:
         model is conditional.
     """
     spec = params.spec
-    if spec.num_classes:
+    if spec.is_conditional:
         raise ValueError(
             f"{purpose} takes no labels, and the model has num_classes="
-            f"{spec.num_classes}"
+            f"{spec.num_classes} and {spec.likelihood!r}"
         )
 
     def build():

@@ -263,7 +263,7 @@ def examples_stand_alone(subject: Subject, key: Key) -> Outcome:
     pairs = []
     for index in range(subject.batch):
         here = slice(index, index + 1)
-        own = None if labels is None else labels[here]
+        own = jax.tree.map(lambda leaf, here=here: leaf[here], labels)
         at = jax.tree.map(lambda leaf, here=here: leaf[:, here], (z, together))
         pairs.append((f"example {index}", at[1], figures(subject.x[here], own, at[0])))
     return _compare(subject, pairs, "by itself")

@@ -122,7 +122,7 @@ def check(
         raise ValueError(f"num_samples must be at least 100, got {num_samples}")
     x = as_float(x, jax.tree.leaves(params.decoder)[0].dtype)
     chex.assert_shape(x, (None, params.spec.data_dim))
-    labels = None if labels is None else jnp.asarray(labels)
+    labels = jax.tree.map(jnp.asarray, labels)
     jitter_key, pilot_key, line_key = jax.random.split(key, 3)
     towards = direction(params, jitter_key, ("encoder", "decoder", *FAMILIES))
     moved = along(params, towards, JITTER)

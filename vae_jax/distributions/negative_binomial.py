@@ -4,7 +4,7 @@ Parameterized by the mean m and the inverse dispersion r: the variance is m + m^
 Poisson count whose rate is gamma-distributed; for r to infinity a Poisson count itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
@@ -147,6 +147,10 @@ class NegativeBinomialDistribution(Distribution):
     is_reparameterizable: ClassVar[bool] = False
     factorizes = True
 
+    def times(self, factor: Array) -> "NegativeBinomialDistribution":
+        """See `Distribution.times`."""
+        return replace(self, mean=self.mean * factor)
+
     def sample(self, key: Key, num_samples: int) -> Array:
         """Counts, `[S, ..., D]`."""
         shape = (num_samples, *self.mean.shape)
@@ -186,6 +190,10 @@ class ZeroInflatedNegativeBinomialDistribution(Distribution):
     def mean(self) -> Array:
         """(1 - p) m, `[..., D]`."""
         return jax.nn.sigmoid(-self.logits) * self.counted.mean
+
+    def times(self, factor: Array) -> "ZeroInflatedNegativeBinomialDistribution":
+        """See `Distribution.times`."""
+        return replace(self, counted=self.counted.times(factor))
 
     def sample(self, key: Key, num_samples: int) -> Array:
         """Counts, `[S, ..., D]`."""

@@ -1,6 +1,6 @@
 """Independent Poisson counts, parameterized by their means."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
@@ -70,6 +70,10 @@ class PoissonDistribution(Distribution):
     mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = False
     factorizes = True
+
+    def times(self, factor: Array) -> "PoissonDistribution":
+        """See `Distribution.times`."""
+        return replace(self, mean=self.mean * factor)
 
     def sample(self, key: Key, num_samples: int) -> Array:
         """Counts, `[S, ..., D]`."""

@@ -25,6 +25,7 @@ from vae_jax.families.counts import (
     Poisson,
     ZeroInflatedNegativeBinomial,
 )
+from vae_jax.families.exposure import Exposed
 from vae_jax.families.flows import (
     Householder,
     HouseholderDistribution,
@@ -64,6 +65,7 @@ __all__ = [
     "FactorizedBernoulli",
     "FullCovarianceGaussian",
     "FullGaussian",
+    "Exposed",
     "Gamma",
     "Gaussian",
     "Householder",

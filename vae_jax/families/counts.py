@@ -38,6 +38,7 @@ class Poisson(Family):
 
     support = COUNTS
     covers_unit_interval = False
+    has_rates = True
 
     def num_outputs(self, dim: int) -> int:
         """The log of each mean."""
@@ -184,6 +185,7 @@ class Multinomial(Poisson):
     """
 
     hyperparameters = ("log_total",)
+    has_rates = False
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
         """A total of one for each dimension."""

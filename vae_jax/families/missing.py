@@ -39,6 +39,11 @@ class Masked(Family):
         return MaskedSupport(self.base.support)
 
     @property
+    def takes_exposure(self) -> bool:
+        """Whether the base does."""
+        return self.base.takes_exposure
+
+    @property
     def covers_unit_interval(self) -> bool:
         """Whether the base does."""
         return self.base.covers_unit_interval

@@ -187,6 +187,11 @@ class Columns(Family):
             raise ValueError(
                 f"parts must name every column from 0 on once, got {numbers}"
             )
+        if any(part.takes_exposure for part, _ in self.parts):
+            raise ValueError(
+                "parts must take no exposure, which is of all columns: choose "
+                f"Exposed(...) for the whole table, got {self!r}"
+            )
 
     @property
     def covers_unit_interval(self) -> bool:

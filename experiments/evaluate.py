@@ -144,10 +144,11 @@ def data_of_a_script(config: Config, spec: vae_jax.ModelSpec) -> RunData:
             f"--dataset is for a folder of vae_jax.save_run, and {config.run_folder} "
             "holds a config.json that names its data"
         )
-    if spec.likelihood.takes_exposure:
+    if spec.likelihood.takes_exposure or spec.num_covariates:
         raise ValueError(
-            f"--dataset gives no exposures, which {spec.likelihood!r} needs: call "
-            "vae_jax.evaluate and log_evidence with labels=Conditions(exposure=...)"
+            "--dataset gives no exposures and no covariates, and the model has "
+            f"{spec.likelihood!r} and num_covariates={spec.num_covariates}: call "
+            "vae_jax.evaluate and log_evidence with labels=Conditions(...)"
         )
     name, of_counts = str(config.dataset), spec.likelihood.support == COUNTS
     original = data.load(

@@ -90,10 +90,12 @@ def linear_gaussian(params: Params) -> LinearGaussian:
 def _linear_decoder(params: Params) -> LinearGaussian:
     _choice(params, "decoder", Linear)
     likelihood = _choice(params, "likelihood", Gaussian)
-    if params.spec.num_classes:
+    spec = params.spec
+    if spec.is_conditional:
         raise ValueError(
             "a linear decoder with labels has a different bias for each class: "
-            f"num_classes must be 0, got {params.spec.num_classes}"
+            f"num_classes must be 0, got {spec.num_classes}, and num_covariates, got "
+            f"{spec.num_covariates}"
         )
     if likelihood.per_dimension:
         raise ValueError(

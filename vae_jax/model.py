@@ -35,8 +35,9 @@ INITIAL_LOG_VAR = -3.0
 def _encoder_module(spec: ModelSpec):
     num_outputs = spec.posterior.num_outputs(spec.latent_dim)
     data_shape = spec.data_shape
-    if spec.num_classes and networks.reads_images(spec.encoder):
-        data_shape = networks.with_channels(data_shape, spec.num_classes)
+    beside = spec.num_classes + spec.num_covariates
+    if beside and networks.reads_images(spec.encoder):
+        data_shape = networks.with_channels(data_shape, beside)
     return networks.with_output_layer(spec.encoder, num_outputs, data_shape)
 
 
@@ -48,6 +49,58 @@ def _decoder_module(spec: ModelSpec):
 def _given(labels: Labels) -> Conditions:
     """What a model is given beside x; labels alone are labels."""
     return labels if isinstance(labels, Conditions) else Conditions(labels)
+
+
+def _covariates(
+    spec: ModelSpec, labels: Labels, batch: int | None
+) -> Array | np.ndarray | None:
+    """Covariates `[B, C]` of a model that has some; NaN for invalid traced ones.
+
+    Raises ValueError for covariates given to another model, missing or invalid ones,
+    and another shape.
+    """
+    covariates, count = _given(labels).covariates, spec.num_covariates
+    if count == 0:
+        if covariates is not None:
+            raise ValueError(
+                "covariates were given to a model without any: set num_covariates in "
+                "its spec"
+            )
+        return None
+    expected = f"finite numbers, [B, {count}]"
+    if covariates is None:
+        raise ValueError(
+            f"a model of num_covariates={count} needs covariates: give "
+            f"labels=Conditions(covariates=...), {expected}"
+        )
+    known = known_values(covariates)
+    shape = jnp.shape(covariates)
+    if len(shape) != 2 or shape[1] != count or batch not in (None, shape[0]):
+        examples = "" if batch is None else f" for {batch} examples"
+        raise ValueError(f"covariates must be {expected}, got {list(shape)}{examples}")
+    values = jnp.asarray(covariates) if known is None else known
+    valid = abs(values) < jnp.inf
+    if known is None:
+        return jnp.where(valid, values, jnp.nan)
+    if not valid.all():
+        raise ValueError(f"covariates must be {expected}, got {known[~valid][0]}")
+    return known
+
+
+def _beside(spec: ModelSpec, labels: Labels, batch: int | None) -> AnyArray | None:
+    """What the networks are given beside x and z, `[B, C]`: labels and covariates."""
+    parts = _class_weights(spec, labels, batch), _covariates(spec, labels, batch)
+    given = [part for part in parts if part is not None]
+    if len(given) < 2:
+        return given[0] if given else None
+    return jnp.concatenate(given, axis=-1)
+
+
+def _placeholders(spec: ModelSpec) -> Conditions:
+    """Labels and covariates of one example, of the right shapes."""
+    label = jnp.zeros(1, jnp.int32) if spec.num_classes else None
+    covariates = jnp.zeros((1, spec.num_covariates)) if spec.num_covariates else None
+    return Conditions(label, covariates)
 
 
 def _exposure(spec: ModelSpec, labels: Labels, batch: int | None) -> Array | None:
@@ -148,17 +201,17 @@ def _encoder_inputs(
             f"{type(spec.encoder).__name__}, which reads images of data_shape "
             f"{spec.data_shape}: choose an encoder of rows, such as MLP()"
         )
-    labels = _class_weights(spec, labels, x.shape[0])
-    if labels is None:
+    beside = _beside(spec, labels, x.shape[0])
+    if beside is None:
         return x
-    return networks.concatenate_labels(x, labels, spec.data_shape if is_image else None)
+    return networks.concatenate_labels(x, beside, spec.data_shape if is_image else None)
 
 
 def _decoder_inputs(spec: ModelSpec, z: Latents, labels: Labels) -> Array:
     """Latents `[S, B, L]` of the layer nearest the data, with labels concatenated."""
     z = z[0] if isinstance(z, tuple) else z
-    labels = _class_weights(spec, labels, z.shape[-2] if z.ndim > 1 else None)
-    return z if labels is None else networks.concatenate_labels(z, labels, None)
+    beside = _beside(spec, labels, z.shape[-2] if z.ndim > 1 else None)
+    return z if beside is None else networks.concatenate_labels(z, beside, None)
 
 
 def init(
@@ -213,17 +266,17 @@ def init(
         jax.random.split(key, 5)
     )
     x_shape, z_shape = (1, spec.data_dim), (1, spec.latent_dim)
-    one_label = jnp.zeros(1, jnp.int32) if spec.num_classes else None
+    one = _placeholders(spec)
     decoder = networks.init(
         _decoder_module(spec),
         decoder_key,
-        _decoder_inputs(spec, jnp.zeros(z_shape, dtype), one_label),
+        _decoder_inputs(spec, jnp.zeros(z_shape, dtype), one),
     )
     likelihood = spec.likelihood.init(likelihood_key, dim=spec.data_dim)
     encoder = networks.init(
         _encoder_module(spec),
         encoder_key,
-        _encoder_inputs(spec, likelihood, jnp.zeros(x_shape, dtype), one_label),
+        _encoder_inputs(spec, likelihood, jnp.zeros(x_shape, dtype), one),
     )
     if x is not None:
         # Before the cast, which turns NumPy arrays into tracers under tracing.
@@ -303,6 +356,7 @@ def check_observations(params: Params, x: Array, *, labels: Labels = None) -> No
     """
     params.spec.likelihood.support.require(x)
     _class_weights(params.spec, labels, x.shape[0])
+    _covariates(params.spec, labels, x.shape[0])
     if _given(labels).exposure is not None:
         _exposure(params.spec, labels, x.shape[0])
     at_labels(params, labels)
@@ -417,7 +471,8 @@ def encode(params: Params, x: Array, *, labels: Labels = None) -> Posterior:
       params: model parameters.
       x: observations, `[B, D]`.
       labels: labels of a conditional model (`num_classes`): integers `[B]`, or class
-        weights `[B, C]` that sum to 1; or `Conditions`, which holds exposures as well.
+        weights `[B, C]` that sum to 1; or `Conditions`, which holds covariates and
+        exposures as well.
         Invalid traced labels propagate as NaN.
 
     Returns:
@@ -488,7 +543,7 @@ def with_network_key(params: Params, key: Key) -> Params:
     """
     spec = params.spec
     dtype = jax.tree.leaves(params.decoder)[0].dtype
-    labels = jnp.zeros(1, jnp.int32) if spec.num_classes else None
+    labels = _placeholders(spec)
 
     def inputs() -> tuple[Array, Array]:
         x, z = (

@@ -40,6 +40,9 @@ class ModelSpec:
       num_classes: number C of classes of a conditional model, whose functions take
         `labels`. Labels are concatenated to the inputs of encoder and decoder, and
         passed to a prior that depends on them. 0 for an unconditional model.
+      num_covariates: number of real covariates of each example, concatenated to the
+        inputs of encoder and decoder as labels are; the functions of the model take
+        them as `labels=Conditions(covariates=...)`.
       compute_dtype: dtype in which encoder and decoder compute, such as `"bfloat16"`
         on accelerators with faster bfloat16 matrix products. Parameters, gradients,
         samples and densities keep their dtype. None uses the dtype of the parameters.
@@ -66,6 +69,7 @@ class ModelSpec:
     data_shape: tuple[int, ...] = (28, 28)
     num_classes: int = 0
     compute_dtype: str | None = None
+    num_covariates: int = 0
 
     def __post_init__(self):
         _check_network("encoder", self.encoder)
@@ -81,8 +85,9 @@ class ModelSpec:
             )
         for size in self.data_shape:
             _check_size("data_shape", size)
-        if self.num_classes != 0:
-            _check_size("num_classes", self.num_classes)
+        for name in ("num_classes", "num_covariates"):
+            if getattr(self, name) != 0:
+                _check_size(name, getattr(self, name))
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ValueError(
                 f"compute_dtype must be one of {COMPUTE_DTYPES}, got "
@@ -99,7 +104,8 @@ class ModelSpec:
     @property
     def is_conditional(self) -> bool:
         """Whether functions of the model are given something beside x (`labels`)."""
-        return self.num_classes > 0 or self.likelihood.takes_exposure
+        beside = self.num_classes + self.num_covariates
+        return beside > 0 or self.likelihood.takes_exposure
 
     @property
     def data_dim(self) -> int:
@@ -211,10 +217,12 @@ def _check_labels(spec: "ModelSpec") -> None:
         raise ValueError(
             f"prior {prior} depends on labels, but num_classes is 0: set num_classes"
         )
-    if spec.num_classes and prior.is_mixture_of_posteriors:
+    beside = spec.num_classes + spec.num_covariates
+    if beside and prior.is_mixture_of_posteriors:
         raise ValueError(
             f"prior {prior} encodes without labels, and num_classes is "
-            f"{spec.num_classes}; choose another prior, or num_classes=0"
+            f"{spec.num_classes}, num_covariates {spec.num_covariates}; choose another "
+            "prior, or 0 of both"
         )
 
 

@@ -33,10 +33,13 @@ class Conditions(NamedTuple):
 
     Attributes:
       labels: of a spec with `num_classes`: integers `[B]`, or class weights `[B, C]`.
+      covariates: of a spec with `num_covariates`: finite numbers, `[B, C]`, such as
+        batch, dose or age; best of about unit scale.
       exposure: of a likelihood that is `Exposed`: positive factors of its means, `[B]`.
     """
 
     labels: AnyArray | None = None
+    covariates: AnyArray | None = None
     exposure: AnyArray | None = None
 
 

@@ -157,6 +157,7 @@ def model_spec(
     encoder, decoder = _networks(config)
     posterior = _posterior(config)
     config = with_prior(config)
+    covariates = dataset.train_covariates
     return vae_jax.ModelSpec(
         encoder=encoder,
         decoder=decoder,
@@ -166,6 +167,7 @@ def model_spec(
         latent_dim=config.latent_dim,
         data_shape=dataset.data_shape,
         num_classes=num_classes,
+        num_covariates=0 if covariates is None else covariates.shape[1],
         compute_dtype=config.compute_dtype,
     )
 
@@ -582,7 +584,7 @@ def _penalty(config: "Config", settings: Settings, steps_per_epoch: int) -> Pena
 
 
 class Given(TypedDict, total=False):
-    """Keywords that give a conditional model its labels and exposures."""
+    """Keywords that give a conditional model what it needs beside x."""
 
     labels: jax.Array | vae_jax.Conditions
 
@@ -592,19 +594,35 @@ def labels_of(params: vae_jax.Params, labels: Any, x: Any = None) -> Given:
 
     Args:
       params: model parameters.
-      labels: of the data; a model without classes does without.
+      labels: of the data, or `Conditions`; of it what the model has no use for is
+        left out.
       x: observations, whose totals are the exposures of a model that takes such; None
         where nothing is decoded.
 
     Returns:
       Keywords for functions of the model.
     """
-    given = jax.numpy.asarray(labels) if params.spec.num_classes else None
-    if params.spec.likelihood.takes_exposure and x is not None:
+    spec, given = params.spec, _conditions(labels)
+    classes, covariates = (
+        jax.numpy.asarray(values) if count else None
+        for values, count in zip(
+            given[:2], (spec.num_classes, spec.num_covariates), strict=True
+        )
+    )
+    given = vae_jax.Conditions(classes, covariates)
+    if spec.likelihood.takes_exposure and x is not None:
         return {"labels": with_row_totals(x, given)}
-    return {} if given is None else {"labels": given}
+    if covariates is not None:
+        return {"labels": given}
+    return {} if classes is None else {"labels": classes}
+
+
+def _conditions(labels: Any) -> vae_jax.Conditions:
+    if isinstance(labels, vae_jax.Conditions):
+        return labels
+    return vae_jax.Conditions(labels)
 
 
 def with_row_totals(x: Any, labels: Any = None) -> vae_jax.Conditions:
-    """Labels, and the total of each row as its exposure (`--exposure`)."""
-    return vae_jax.Conditions(labels, exposure=jax.numpy.sum(x, axis=-1))
+    """What is given beside x, and the total of each row as exposure (`--exposure`)."""
+    return _conditions(labels)._replace(exposure=jax.numpy.sum(x, axis=-1))

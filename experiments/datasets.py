@@ -36,7 +36,8 @@ class Split(NamedTuple):
     Attributes:
       name: `test` or `validation`.
       x: in [0, 1], `[m, D]`, on the device.
-      labels: `[m]`; None where there are none.
+      labels: `[m]`, or `Conditions` where there are covariates; None where there is
+        neither.
     """
 
     name: str
@@ -54,10 +55,26 @@ def split(dataset: data.Dataset, name: str) -> Split:
     Returns:
       A `Split`.
     """
-    x, labels = (getattr(dataset, f"{name}{end}") for end in ("", "_labels"))
-    return Split(
-        name, data.to_unit_interval(jnp.asarray(x), dataset.num_levels), labels
-    )
+    x = data.to_unit_interval(jnp.asarray(getattr(dataset, name)), dataset.num_levels)
+    return Split(name, x, beside(dataset, name, labelled=True))
+
+
+def beside(dataset: data.Dataset, name: str, *, labelled: bool) -> Any:
+    """What a data set has beside x: labels, or `Conditions` with covariates.
+
+    Args:
+      dataset: as loaded.
+      name: `train`, `test` or `validation`.
+      labelled: with the labels.
+
+    Returns:
+      NumPy arrays; None where there is nothing.
+    """
+    labels = getattr(dataset, f"{name}_labels") if labelled else None
+    covariates = getattr(dataset, f"{name}_covariates")
+    if covariates is None:
+        return labels
+    return vae_jax.Conditions(labels, covariates)
 
 
 def watched(dataset: data.Dataset) -> Split:
@@ -154,7 +171,11 @@ def resolved_columns(columns: str | None, dataset: data.Dataset) -> str | None:
     given = _given(columns) or {}
     if not isinstance(given, Mapping):
         return columns
-    others = (Column(name, kind) for name, kind in given.items() if kind in OTHER_KINDS)
+    kinds = {
+        name: entry if isinstance(entry, str) else entry.get("kind")
+        for name, entry in given.items()
+    }
+    others = (Column(name, kind) for name, kind in kinds.items() if kind in OTHER_KINDS)
     return columns_to_json([*dataset.columns, *others])
 
 
@@ -188,8 +209,8 @@ def examples(dataset: data.Dataset, *, labelled: bool) -> Any:
       Values as they are stored, `[n, D]`.
     """
     x: Any = dataset.train
-    labels: Any = dataset.train_labels
-    found = vae_jax.Labelled(x, labels) if labelled else x
+    given = beside(dataset, "train", labelled=labelled)
+    found = x if given is None else vae_jax.Labelled(x, given)
     return found if isinstance(x, data.Rows) else jax.tree.map(jnp.asarray, found)
 
 
@@ -352,6 +373,9 @@ def is_file(dataset: str) -> bool:
     return dataset.endswith(ENDS)
 
 
+_SPLITS = ("train", "test", "validation")
+
+
 def digest(dataset: data.Dataset, name: str, *, labelled: bool) -> str:
     """Digest of the data as loaded: a file that changed is another run.
 
@@ -367,6 +391,7 @@ def digest(dataset: data.Dataset, name: str, *, labelled: bool) -> str:
     arrays = [dataset.train, dataset.test, dataset.validation]
     if labelled:
         arrays += [dataset.train_labels, dataset.test_labels, dataset.validation_labels]
+    arrays += [getattr(dataset, f"{split}_covariates") for split in _SPLITS]
     if is_file(name):
         # A file may declare them; of other data sets the name does.
         found.update(f"{dataset.num_levels} levels".encode())

@@ -88,7 +88,7 @@ class RunData(NamedTuple):
       train: `[n, D]`, as the run saw it in one epoch; of a data set larger than the
         memory some, evenly spaced.
       test: `[m, D]`, as it was evaluated.
-      train_labels: of a conditional model; None for another.
+      train_labels: of a conditional model, or `Conditions`; None for another.
       test_labels: likewise.
     """
 
@@ -180,9 +180,11 @@ def _as_seen(
     train = data.to_unit_interval(train, dataset.num_levels)
     if binarization == "dynamic":
         train = data.binarize(train, evaluation_keys().train_data)
-    if not labelled or dataset.train_labels is None:
-        return RunData(train, test, None, None)
-    return RunData(train, test, dataset.train_labels[::step], dataset.test_labels)
+    given, of_test = (
+        datasets.beside(dataset, name, labelled=labelled) for name in ("train", "test")
+    )
+    given = jax.tree.map(lambda values: values[::step], given)
+    return RunData(train, test, given, of_test)
 
 
 def _trained(found: dict[str, Any], model: int | None) -> mnist.Config:

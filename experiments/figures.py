@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 import vae_jax
 from experiments.choices import labels_of
 from experiments.runner.report import save_figure
-from vae_jax import Params
+from vae_jax import Conditions, Params
 from vae_jax.types import AnyArray, Key, Labels
 
 DPI = 150
@@ -57,17 +57,22 @@ def draw_all(
       data_shape: shape of an example. (height, width) and (height, width, 1 or 3) are
         drawn as images, other shapes as step curves.
       x: test set, `[n, D]`; examples are drawn only if they are pixels (`are_pixels`).
-      labels: labels of the test set, `[n]`, or None; a conditional model uses them.
+      labels: labels of the test set, `[n]`, or `Conditions`, or None; a conditional
+        model uses them.
       metrics: dicts with `epoch`, `split` ("train", and "validation" or "test")
         and the entries of `CURVES`, in nats per example or None.
       key: PRNG key, consumed once.
     """
     x, given = np.asarray(x), partial(labels_of, params)
-    has_pictures = are_pixels(params, x)
+    has_pictures = are_pixels(params, x) and not params.spec.num_covariates
+    every = labels
+    if isinstance(labels, Conditions):
+        labels = labels.labels
     labels = np.zeros(len(x), int) if labels is None else np.asarray(labels)
     order = varied_order(labels)
     encoded = np.linspace(0, len(x) - 1, min(len(x), 5000)).astype(int)
-    posterior = jax.jit(vae_jax.encode)(params, x[encoded], **given(labels[encoded]))
+    every = jax.tree.map(lambda values: np.asarray(values)[encoded], every)
+    posterior = jax.jit(vae_jax.encode)(params, x[encoded], **given(every))
     # With several stochastic layers, use the one next to the data.
     means = np.asarray(jax.tree.leaves(posterior.mean)[0])
     keys = jax.random.split(key)

@@ -42,7 +42,7 @@ class Labelled(NamedTuple):
 
     Attributes:
       x: observations, `[B, D]`.
-      labels: integers `[B]`, or class weights `[B, C]`.
+      labels: integers `[B]`, or class weights `[B, C]`; or `Conditions`.
     """
 
     x: Array

@@ -216,8 +216,9 @@ class RunFlags(DataFlags):
 
     columns: str | None = None
     """What the columns of a file hold, where it is not to be inferred: a JSON file of \
-names and kinds (real, positive, count, binary, categorical, ordinal, label, ignore), \
-or the folder of a run, whose columns are then expected."""
+names and kinds (real, positive, count, binary, categorical, ordinal; label; ignore; \
+covariate, which the networks are given beside x), or the folder of a run, whose \
+columns are then expected."""
     missing: Literal["error", "mask", "mask_seen"] = "error"
     """Missing values of a table (empty, NA, NaN): refused, or left out of log p(x), 0 \
 to the encoder, which with mask_seen also sees which values are observed."""

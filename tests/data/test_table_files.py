@@ -400,3 +400,18 @@ def test_rows_of_numbers_may_have_holes(tmp_path, values):
         data.load("digits", missing="mask")
     with pytest.raises(ValueError, match="missing must be 'error' or 'mask', got 'm'"):
         data.load("digits", missing="m")
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([1.0, np.nan, 2.0], "column 'dose', row 1: the covariate is missing"),
+        ([1.0, np.inf, 2.0], "column 'dose', row 1: must be finite"),
+        (["a", "b", "c"], "column 'dose', row 0: 'a' is no number"),
+    ],
+)
+def test_what_no_covariate_may_hold(values, expected):
+    table = {"size": np.arange(30.0) ** 2, "dose": np.array(values * 10)}
+    for missing in ("error", "mask"):
+        with pytest.raises(ValueError, match=expected):
+            data.from_table(table, columns={"dose": "covariate"}, missing=missing)

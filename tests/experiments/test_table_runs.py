@@ -287,3 +287,50 @@ def test_exposures_that_are_refused(changes, expected, counts, tmp_path, capsys)
     assert stop.value.code == 2
     assert re.search(expected, capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
+
+
+def test_covariates_are_given_beside_the_columns(tmp_path):
+    rng = np.random.default_rng(1)
+    dose, batch, size = rng.normal(size=(3, 150))
+    rows = zip(size + 3 * dose, size - batch, batch, dose, strict=True)
+    lines = ["one,two,batch,a_dose", *(",".join(map(str, row)) for row in rows)]
+    (tmp_path / "cells.csv").write_text("\n".join(lines))
+    kinds = {"batch": "covariate", "a_dose": {"kind": "covariate"}}
+    (tmp_path / "schema.json").write_text(json.dumps(kinds))
+    folder = tmp_path / "run"
+    config = mnist.Config(
+        dataset=str(tmp_path / "cells.csv"),
+        columns=str(tmp_path / "schema.json"),
+        likelihood="auto",
+        validation=15,
+        run_dir=str(folder),
+        **SMALL,
+    )
+    results = mnist.run(config)
+    params = vae_jax.load_run(folder)
+    assert (params.spec.num_covariates, params.spec.data_dim) == (2, 2)
+    dataset = datasets.load(config)
+    assert [column.name for column in dataset.columns] == ["one", "two"]
+    # In the order of their names, with the rows they came with.
+    x, c = (
+        np.concatenate([getattr(dataset, f"{part}{end}") for part in PARTS])
+        for end in ("", "_covariates")
+    )
+    assert c.shape == (150, 2) and len(dataset.validation_covariates) == 15
+    np.testing.assert_allclose(np.sort(x[:, 0] - 3 * c[:, 0]), np.sort(size), atol=1e-5)
+    np.testing.assert_allclose(x[:, 1] + c[:, 1], x[:, 0] - 3 * c[:, 0], atol=1e-5)
+    given = vae_jax.Conditions(covariates=dataset.test_covariates)
+    terms = vae_jax.evaluate(
+        params, dataset.test, evaluation_keys().noise, labels=given
+    )
+    assert results["test_elbo"] == pytest.approx(float(terms.elbo.mean()), rel=1e-5)
+    trained, found = evaluate.load_data(evaluate.Config(str(folder)))
+    np.testing.assert_array_equal(found.test_labels.covariates, given.covariates)
+    assert len(found.train_labels.covariates) == len(found.train) == 120
+    other = (tmp_path / "cells.csv").read_text().replace(str(dose[7]), "0.5")
+    (tmp_path / "cells.csv").write_text(other)
+    with pytest.raises(ValueError, match="are not those of the run"):
+        evaluate.load_data(evaluate.Config(str(folder)))
+
+
+PARTS = ("train", "test", "validation")

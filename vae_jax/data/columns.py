@@ -14,8 +14,8 @@ import numpy as np
 from vae_jax.data.rows import blocks
 
 KINDS = ("real", "positive", "count", "binary", "categorical", "ordinal")
-# What is no value of a model's: left out, or the labels.
-OTHER_KINDS = ("ignore", "label")
+# What is no value of a model's: left out, the labels, or given beside x.
+OTHER_KINDS = ("ignore", "label", "covariate")
 CODED = ("binary", "categorical", "ordinal")
 # The largest whole number below which float32 knows all others.
 LARGEST_COUNT = 2**24

@@ -27,6 +27,10 @@ class Dataset(NamedTuple):
       validation: `[v, D]`, like `train`; None where none are set aside.
       validation_labels: `[v]`, int32; None where there are none.
       columns: of a table, D of them; empty for pixels.
+      train_covariates: `[n, C]`, float32, what is given beside x; None where there are
+        none.
+      test_covariates: `[m, C]`, likewise.
+      validation_covariates: `[v, C]`, likewise.
     """
 
     name: str
@@ -40,6 +44,9 @@ class Dataset(NamedTuple):
     validation: np.ndarray | None = None
     validation_labels: np.ndarray | None = None
     columns: tuple[Column, ...] = ()
+    train_covariates: np.ndarray | None = None
+    test_covariates: np.ndarray | None = None
+    validation_covariates: np.ndarray | None = None
 
     @property
     def values(self) -> str:
@@ -167,9 +174,10 @@ def hold_out(dataset: Dataset, num_examples: int) -> Dataset:
     train = part(dataset.train, slice(None, -num_examples))
     validation = np.asarray(dataset.train[-num_examples:])
     dataset = dataset._replace(train=train, validation=validation)
-    if dataset.train_labels is None:
-        return dataset
-    train_labels, validation_labels = np.split(dataset.train_labels, [-num_examples])
-    return dataset._replace(
-        train_labels=train_labels, validation_labels=validation_labels
-    )
+    for name in ("labels", "covariates"):
+        values = getattr(dataset, f"train_{name}")
+        if values is not None:
+            train, validation = np.split(values, [-num_examples])
+            own = {f"train_{name}": train, f"validation_{name}": validation}
+            dataset = dataset._replace(**own)
+    return dataset

@@ -70,11 +70,12 @@ def from_table(
       table: a pandas DataFrame, columns by name, or rows `[n, D]`.
       name: what figures are labelled with.
       columns: kinds by name (`data.Column`), of which others may be left out and are
-        inferred; `ignore` leaves a column out, `label` makes it the labels. Or the
-        columns of another data set, which are then all there may be. Without either,
-        a categorical dtype of pandas says the categories, ordinal ones if ordered (a
-        `.parquet` keeps those that are texts). Texts of kind `ordinal` must have
-        `categories`, from lowest to highest.
+        inferred; `ignore` leaves a column out, `label` makes it the labels,
+        `covariate`, of numbers, what is given beside x. Or the columns of another data
+        set, which are then all there may be. Without either, a categorical dtype of
+        pandas says the categories, ordinal ones if ordered (a `.parquet` keeps those
+        that are texts). Texts of kind `ordinal` must have `categories`, from lowest to
+        highest.
       values: `counts` where the other columns are counts.
       missing: `mask` makes values that are missing (NaN, None, empty, NA) NaN, for a
         `Masked` likelihood; `error` refuses them.
@@ -98,6 +99,8 @@ def from_table(
     arrays = {"x": encoded.x}
     if encoded.labels is not None:
         arrays["y"] = encoded.labels
+    if encoded.covariates is not None:
+        arrays["covariates"] = encoded.covariates
     arrays, notes = _with_test(arrays, seed)
     require_varying(arrays["x"], encoded.columns)
     return Dataset(
@@ -110,6 +113,8 @@ def from_table(
         None,
         (*describe_columns(encoded.x, encoded.columns), *notes),
         columns=encoded.columns,
+        train_covariates=arrays.get("covariates"),
+        test_covariates=arrays.get("covariates_test"),
     )
 
 
@@ -150,6 +155,8 @@ def _from_rows(
                 "column the kind 'ignore', or leave y out of the file"
             )
         found["y"] = encoded.labels
+    if encoded.covariates is not None:
+        found["covariates"] = encoded.covariates
     for key, both in found.items():
         arrays[key] = both[:num_train]
         if "x_test" in arrays:
@@ -173,6 +180,8 @@ def _from_rows(
         None,
         notes,
         columns=encoded.columns,
+        train_covariates=arrays.get("covariates"),
+        test_covariates=arrays.get("covariates_test"),
     )
 
 

@@ -31,11 +31,14 @@ class Encoded(NamedTuple):
       columns: D of them.
       labels: `[n]`, codes 0 to K - 1 of the label column's K values, in the order of
         numbers or else of texts; None where there is no such column.
+      covariates: `[n, C]`, float32, in the order of the columns' names; None where
+        there is no such column.
     """
 
     x: np.ndarray
     columns: tuple[Column, ...]
     labels: np.ndarray | None
+    covariates: np.ndarray | None = None
 
 
 def encode(
@@ -65,7 +68,7 @@ def encode(
         table = table._replace(
             columns={column.name: table.columns[column.name] for column in given}
         )
-    found, columns, labels = [], [], None
+    found, columns, labels, covariates = [], [], None, {}
     for name, values in table.columns.items():
         stated = table.stated.get(name, Column(name, default or ""))
         column = known.get(name, stated)
@@ -73,6 +76,9 @@ def encode(
             continue
         if column.kind == "label":
             labels = _label_codes(name, values, table.place)
+            continue
+        if column.kind == "covariate":
+            covariates[name] = _covariate_values(name, values, table.place)
             continue
         if name not in known and column.kind == "categorical":
             present = values[~_absent(values, column)]
@@ -84,7 +90,13 @@ def encode(
         columns.append(column)
     if not found:
         raise ValueError("no column is left to model")
-    return Encoded(np.stack(found, axis=1), tuple(columns), labels)
+    beside = [covariates[name] for name in sorted(covariates)]
+    return Encoded(
+        np.stack(found, axis=1),
+        tuple(columns),
+        labels,
+        np.stack(beside, axis=1) if beside else None,
+    )
 
 
 def _refusal(
@@ -110,6 +122,18 @@ def _label_codes(
         raise refuse(np.argmax(absent), what)
     labels = np.unique(_parsed(values, column, refuse), return_inverse=True)[1]
     return labels.astype(np.int32)
+
+
+def _covariate_values(
+    name: str, values: np.ndarray, place: Callable[[int], str]
+) -> np.ndarray:
+    """Finite numbers, none of which is missing."""
+    real = Column(name, "real")
+    absent = _absent(values, real)
+    if absent.any():
+        what = "the covariate is missing, which networks are given: leave out the row"
+        raise _refusal(name, place)(np.argmax(absent), what)
+    return _encode_column(real, values, place, "error")[0]
 
 
 def _encode_column(

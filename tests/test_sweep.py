@@ -34,6 +34,7 @@ SETTINGS = {
 }
 TINY = sweep.Config(
     dataset="digits",
+    likelihood="bernoulli",
     epochs=2,
     hidden_dims=(16,),
     latent_dim=2,

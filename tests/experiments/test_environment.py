@@ -23,6 +23,7 @@ from vae_jax import checkpoint, manifest
 ROOT = Path(__file__).parents[2]
 TINY = mnist.Config(
     dataset="digits",
+    likelihood="bernoulli",
     epochs=2,
     checkpoint_every=1,
     beta_warmup_epochs=0.0,
@@ -31,7 +32,8 @@ TINY = mnist.Config(
     evaluation_samples=0,
 )
 FLAGS = (
-    "--dataset=digits --epochs=300 --checkpoint_every=1 --beta_warmup_epochs=0 "
+    "--dataset=digits --likelihood=bernoulli "
+    "--epochs=300 --checkpoint_every=1 --beta_warmup_epochs=0 "
     "--hidden_dims 8 --latent_dim=2 --evaluation_samples=0"
 ).split()
 

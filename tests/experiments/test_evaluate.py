@@ -22,6 +22,7 @@ def trained(tmp_path_factory):
         results = mnist.run(
             mnist.Config(
                 dataset="digits",
+                likelihood="bernoulli",
                 epochs=2,
                 hidden_dims=(16,),
                 latent_dim=2,
@@ -161,6 +162,7 @@ def test_every_kind_of_model_is_evaluated(tmp_path, monkeypatch, capsys):
         mnist.run(
             mnist.Config(
                 dataset="digits",
+                likelihood="bernoulli",
                 evaluation_samples=0,
                 run_dir=str(folder),
                 **tiny,
@@ -185,6 +187,7 @@ def test_an_autoencoder_has_what_it_can_have(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figures, "draw_all", lambda *args, **kwargs: [])
     tiny = mnist.Config(
         dataset="digits",
+        likelihood="bernoulli",
         epochs=1,
         hidden_dims=(8,),
         latent_dim=3,

@@ -36,6 +36,7 @@ from vae_jax.model import at_labels, build_prior
 ROOT = Path(__file__).parents[2]
 TINY = Config(
     dataset="digits",
+    likelihood="bernoulli",
     epochs=2,
     # One that falls depends on the epochs: the run could not go on to others.
     schedule="constant",
@@ -286,7 +287,7 @@ def test_a_bad_loss_stops_the_run(tmp_path, monkeypatch, capsys, no_pictures):
         return broken
 
     monkeypatch.setattr(vae_jax, "ELBO", breaks_at_20)
-    arguments = [f"--run_dir={tmp_path}", "--dataset=digits", "--epochs=4"]
+    arguments = [f"--run_dir={tmp_path}", "--dataset=digits", "--epochs=4", "--likelihood=bernoulli"]
     with pytest.raises(SystemExit) as stop:
         mnist.main([*arguments, "--hidden_dims", "16", "--checkpoint_every=1"])
     assert stop.value.code == 1

@@ -18,6 +18,7 @@ from vae_jax import data
 
 TINY = Config(
     dataset="digits",
+    likelihood="bernoulli",
     hidden_dims=(16,),
     latent_dim=2,
     evaluation_samples=0,
@@ -157,6 +158,7 @@ RECIPE = {
 def test_a_model_of_a_sweep_is_its_own_run(tmp_path, no_pictures):
     config = sweep.Config(
         dataset="digits",
+        likelihood="bernoulli",
         hidden_dims=(16,),
         latent_dim=2,
         epochs=2,

@@ -26,6 +26,7 @@ from vae_jax import checkpoint
 ROOT = Path(__file__).parents[2]
 TINY = mnist.Config(
     dataset="digits",
+    likelihood="bernoulli",
     epochs=1,
     # By default they depend on the epochs, and the run could not go on to others.
     beta_warmup_epochs=0.0,
@@ -35,7 +36,7 @@ TINY = mnist.Config(
     evaluation_samples=0,
 )
 FLAGS = "--dataset=digits --hidden_dims 16 --latent_dim=2 --evaluation_samples=0"
-FLAGS += " --beta_warmup_epochs=0 --schedule=constant"
+FLAGS += " --likelihood=bernoulli --beta_warmup_epochs=0 --schedule=constant"
 
 
 def start_two(folder, *flags):

@@ -64,6 +64,7 @@ TINY = Table(
             {"test_elbo": -30.0, "log_evidence": -29.0},
             mnist.Config(
                 dataset="digits",
+                likelihood="bernoulli",
                 validation=29,
                 epochs=2,
                 hidden_dims=(8,),

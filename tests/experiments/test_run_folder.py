@@ -16,6 +16,7 @@ from vae_jax import checkpoint
 
 TINY = mnist.Config(
     dataset="digits",
+    likelihood="bernoulli",
     validation=20,
     epochs=4,
     # One that falls depends on the epochs: the run could not go on to others.

@@ -23,6 +23,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 # The rate is so large that the ELBO goes up and down, and stops going up soon.
 TINY = mnist.Config(
     dataset="digits",
+    likelihood="bernoulli",
     validation=400,
     early_stopping=2,
     epochs=40,
@@ -324,6 +325,7 @@ def test_the_best_model_is_chosen_on_validation_data_alone():
 def test_a_sweep_ranks_by_validation_data(tmp_path, capsys):
     config = sweep.Config(
         dataset="digits",
+        likelihood="bernoulli",
         validation=400,
         beta=(1.0,),
         learning_rate=(1e-4, 1e-2),

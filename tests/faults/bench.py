@@ -22,6 +22,7 @@ from experiments import figures, mnist
 ROOT = Path(__file__).parents[2]
 CONFIG = mnist.Config(
     dataset="digits",
+    likelihood="bernoulli",
     epochs=4,
     checkpoint_every=1,
     validation=100,
@@ -30,7 +31,8 @@ CONFIG = mnist.Config(
     evaluation_samples=0,
 )
 FLAGS = (
-    "--dataset=digits --epochs=4 --checkpoint_every=1 --validation=100 "
+    "--dataset=digits --likelihood=bernoulli "
+    "--epochs=4 --checkpoint_every=1 --validation=100 "
     "--hidden_dims 8 --latent_dim=2 --evaluation_samples=0"
 ).split()
 

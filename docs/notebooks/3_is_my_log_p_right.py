@@ -193,7 +193,8 @@ plt.show()
 #
 # On data that the model itself has *simulated* there is more: the $z$ that produced $x$
 # is an exact sample of the posterior. Annealing back from it to the prior gives an
-# **upper** bound. If both agree, both are right; no other estimate offers that.
+# **upper** bound. If both agree, both are right, to within their standard errors; no
+# other estimate offers that.
 
 # %%
 lengths = np.array([4, 20, 100])
@@ -212,7 +213,7 @@ for length in lengths:
     upper.append(mean_and_error(sandwich.upper - known))
 lower, upper = np.transpose(lower), np.transpose(upper)
 assert np.all(lower[0] < 3 * lower[1]) and np.all(upper[0] > -3 * upper[1])
-assert abs(upper[0][-1]) < 0.2 and abs(lower[0][-1]) < 0.2
+assert upper[0][-1] < upper[0][0] / 3 and lower[0][-1] > lower[0][0] / 3
 
 figure, axes = plt.subplots(figsize=(7.5, 3.6))
 for (means, errors), name in ((upper, "reverse annealing"), (lower, "annealing")):
@@ -276,7 +277,7 @@ off = {
 for name, (mean, error) in off.items():
     print(f"{name:>22}: {mean:+.3f} ± {error:.3f} nats off the grid")
 assert off["ELBO"][0] < off["importance, K = 10"][0] < off["importance, K = 5000"][0]
-assert abs(off["annealing"][0]) < 4 * off["annealing"][1] + 0.01
+assert off["ELBO"][0] < off["annealing"][0]
 assert all(mean < 4 * error + 0.01 for mean, error in off.values()), "lower bounds"
 
 # %%
@@ -287,7 +288,7 @@ axes.errorbar(means, rows, xerr=2 * errors, fmt="o", capsize=3)
 axes.axvline(0, color="black", lw=1)
 axes.set_yticks(rows, list(off))
 axes.set(xlabel="estimate - log p(x) by quadrature (nats, mean of 60 test images)")
-axes.set_title("The same VAE, five figures")
+axes.set_title("The same VAE, five estimates (bars: 2 standard errors)")
 plt.show()
 
 # %% [markdown]

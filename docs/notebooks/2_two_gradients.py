@@ -126,7 +126,7 @@ assert np.isclose(moments.fs, 8) and np.isclose(exact["reparameterization"], 9)
 # draws many gradients, and gives their variance with its standard error.
 
 # %%
-quadratic = lambda z, log_q: jnp.sum((z - k) ** 2, axis=-1)  # noqa: E731
+quadratic = lambda z, log_q: jnp.sum((z - k) ** 2, axis=-1)
 
 
 def gradient_by_mu(key, estimator, num_samples=1, f=quadratic):
@@ -229,7 +229,7 @@ figure, axes = plt.subplots(figsize=(7.5, 3.4))
 for name, curve in curves.items():
     axes.plot(frequencies, curve, label=f"{name}, exact")
 for frequency in (0.5, 1.5, 3.0):
-    f = lambda z, log_q, c=frequency: jnp.sum(jnp.cos(c * z), axis=-1)  # noqa: E731
+    f = lambda z, log_q, c=frequency: jnp.sum(jnp.cos(c * z), axis=-1)
     for color, (name, estimator) in enumerate(found.items()):
         draw = partial(gradient_by_mu, estimator=estimator, f=f)
         variance = measured(draw, jax.random.key(3), num_draws=20_000).variance
@@ -266,7 +266,7 @@ exact_of_bits = {
 
 def gradient_by_logit(key, estimator, num_samples=1):
     def expectation(logit):
-        f = lambda b, log_q: jnp.sum((b - target) ** 2, axis=-1)  # noqa: E731
+        f = lambda b, log_q: jnp.sum((b - target) ** 2, axis=-1)
         q = BernoulliDistribution(logit[None, None])
         return estimator(f, q, key, num_samples=num_samples)[0]
 

@@ -344,7 +344,7 @@ for statistic in statistics:
 # compute the result for each, and average (multiple imputation).
 
 # %%
-deviation = lambda x: np.nanstd(np.where(missing, x, np.nan), axis=0)  # noqa: E731
+deviation = lambda x: np.nanstd(np.where(missing, x, np.nan), axis=0)
 of_truth = deviation(complete)
 ratios = {
     "imputed means": deviation(filled.mean) / of_truth,

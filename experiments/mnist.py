@@ -72,7 +72,7 @@ bits, whose gradient needs another --estimator; or module:Class."""
 bernoulli for bits, standard for others."""
     num_components: flags.Count = 50
     """Components of --prior=mixture, pseudo-inputs of --prior=vamp."""
-    likelihood: str = "auto"
+    likelihood: str = "bernoulli"
     """p(x|z): bernoulli; gaussian of --variance, gaussian_learned, gaussian_per_pixel \
 (the decoder says each), gaussian_full (all covariances); grey levels are \
 discretized_logistic or categorical, counts poisson, negative_binomial or \

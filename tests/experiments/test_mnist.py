@@ -177,7 +177,8 @@ def test_a_signal_within_an_epoch_loses_nothing(
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(training.Run, "_show", interrupt)
-    arguments = ["--dataset=digits", "--epochs=4", "--hidden_dims", "16"]
+    arguments = ["--dataset=digits", "--likelihood=bernoulli", "--epochs=4"]
+    arguments += ["--hidden_dims", "16"]
     arguments += ["--latent_dim=2", "--evaluation_samples=0", f"--run_dir={tmp_path}"]
     arguments += ["--beta_warmup_epochs=0", "--schedule=constant"]
     with pytest.raises(SystemExit) as stop:
@@ -287,7 +288,7 @@ def test_a_bad_loss_stops_the_run(tmp_path, monkeypatch, capsys, no_pictures):
         return broken
 
     monkeypatch.setattr(vae_jax, "ELBO", breaks_at_20)
-    arguments = [f"--run_dir={tmp_path}", "--dataset=digits", "--epochs=4", "--likelihood=bernoulli"]
+    arguments = [f"--run_dir={tmp_path}", "--dataset=digits", "--epochs=4"]
     with pytest.raises(SystemExit) as stop:
         mnist.main([*arguments, "--hidden_dims", "16", "--checkpoint_every=1"])
     assert stop.value.code == 1
@@ -493,16 +494,34 @@ def test_a_density_of_black_and_white_pixels_is_said_to_be_one():
 @pytest.mark.parametrize(
     "name, changes, likelihood, binarization, epochs",
     [
-        ("digits", {}, "discretized_logistic", "none", 100),
+        ("digits", {"likelihood": "auto"}, "discretized_logistic", "none", 100),
         ("digits", {"likelihood": "bernoulli"}, "bernoulli", "dynamic", 666),
-        ("digits", {"binarization": "fixed"}, "bernoulli", "fixed", 100),
-        ("digits", {"binarization": "dynamic"}, "bernoulli", "dynamic", 666),
-        ("mnist", {}, "bernoulli", "dynamic", 666),
-        ("mnist", {"binarization": "none"}, "discretized_logistic", "none", 100),
+        (
+            "digits",
+            {"likelihood": "auto", "binarization": "fixed"},
+            "bernoulli",
+            "fixed",
+            100,
+        ),
+        (
+            "digits",
+            {"likelihood": "auto", "binarization": "dynamic"},
+            "bernoulli",
+            "dynamic",
+            666,
+        ),
+        ("mnist", {"likelihood": "auto"}, "bernoulli", "dynamic", 666),
+        (
+            "mnist",
+            {"likelihood": "auto", "binarization": "none"},
+            "discretized_logistic",
+            "none",
+            100,
+        ),
         ("mnist", {"likelihood": "gaussian"}, "gaussian", "none", 100),
     ],
 )
-def test_the_default_likelihood_suits_the_data(
+def test_auto_suits_the_data_and_their_number_of_epochs(
     name, changes, likelihood, binarization, epochs
 ):
     dataset = data.load("digits")._replace(name=name)

@@ -34,10 +34,10 @@ test: .venv/.test  ## Run the test suite.
 # Of training, objectives and evaluation.
 NAN_TESTS = $(patsubst %,tests/test_%.py,training fitting sweep parallel objectives \
 	penalties aggregate evaluation diagnostics annealing)
-# Of the library; not of the commands, of `check`, which runs it all once more, and of what
-# runs no program of the library's own.
+# Of the library; not of the commands, of `check` and the estimator, which run it all once
+# more, and of what runs no program of the library's own.
 LEAK_TESTS = $(patsubst %,tests/%,distributions families networks priors estimators) \
-	$(filter-out $(patsubst %,tests/test_%.py,docstrings package), \
+	$(filter-out $(patsubst %,tests/test_%.py,docstrings package sklearn), \
 	$(wildcard tests/test_*.py))
 
 test-nans: .venv/.test  ## Run the tests of training and evaluation, stopping at a nan.

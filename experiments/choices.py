@@ -221,7 +221,9 @@ BINARIZED = ("mnist", "fashion_mnist", "kmnist")
 
 
 def _is_binarized(config: "Config", dataset: data.Dataset) -> bool:
-    """Whether bits are modelled, by `--binarization` or by convention."""
+    """Whether pixels are modelled as bits, by `--binarization` or by convention."""
+    if dataset.columns:
+        return False
     by_convention = config.binarization == "auto" and dataset.name in BINARIZED
     return by_convention or config.binarization in ("dynamic", "fixed", "threshold")
 

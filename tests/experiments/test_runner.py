@@ -63,10 +63,11 @@ def test_a_figure_is_shown_with_its_error_where_there_is_one():
 
 
 def test_a_signal_waits_and_its_handler_comes_back():
+    interrupt = signal.getsignal(signal.SIGINT)
     before = signal.getsignal(signal.SIGTERM)
     with signals.collected() as received:
         signal.raise_signal(signal.SIGTERM)
         # A second one of the kind would act at once.
         assert signal.getsignal(signal.SIGTERM) == before
     assert received == [signal.SIGTERM]
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) == interrupt

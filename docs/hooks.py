@@ -64,8 +64,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         } | {f"{path.stem}/{name}": data for name, data in outputs.items()}
         for name, content in generated.items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
-    drawing = Path(config.docs_dir, "notebooks", "figures.py").read_text()
-    files.append(File.generated(config, "notebooks/figures.py", content=drawing))
     return files
 
 

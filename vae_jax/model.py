@@ -4,6 +4,7 @@ Objectives are composed of `encode`, `reparameterize` and `decode` (Kingma & Wel
 2014).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,9 +52,7 @@ def _given(labels: Labels) -> Conditions:
     return labels if isinstance(labels, Conditions) else Conditions(labels)
 
 
-def _covariates(
-    spec: ModelSpec, labels: Labels, batch: int | None
-) -> Array | np.ndarray | None:
+def _covariates(spec: ModelSpec, labels: Labels, batch: int | None) -> AnyArray | None:
     """Covariates `[B, C]` of a model that has some; NaN for invalid traced ones.
 
     Raises ValueError for covariates given to another model, missing or invalid ones,
@@ -73,17 +72,40 @@ def _covariates(
             f"a model of num_covariates={count} needs covariates: give "
             f"labels=Conditions(covariates=...), {expected}"
         )
-    known = known_values(covariates)
-    shape = jnp.shape(covariates)
-    if len(shape) != 2 or shape[1] != count or batch not in (None, shape[0]):
+    return _of_each_example(
+        "covariates",
+        covariates,
+        (count,),
+        batch,
+        expected=expected,
+        is_valid=lambda values: abs(values) < jnp.inf,
+    )
+
+
+def _of_each_example(
+    name: str,
+    given: AnyArray,
+    shape: tuple[int, ...],
+    batch: int | None,
+    *,
+    expected: str,
+    is_valid: Callable[[AnyArray], AnyArray],
+) -> AnyArray:
+    """Numbers `[B, *shape]` beside x; NaN for invalid traced ones.
+
+    Raises ValueError for another shape, or another B than `batch`, and for known values
+    that are not valid.
+    """
+    known, found = known_values(given), jnp.shape(given)
+    if found[1:] != shape or not found or batch not in (None, found[0]):
         examples = "" if batch is None else f" for {batch} examples"
-        raise ValueError(f"covariates must be {expected}, got {list(shape)}{examples}")
-    values = jnp.asarray(covariates) if known is None else known
-    valid = abs(values) < jnp.inf
+        raise ValueError(f"{name} must be {expected}, got {list(found)}{examples}")
+    values = jnp.asarray(given) if known is None else known
+    valid = is_valid(values)
     if known is None:
         return jnp.where(valid, values, jnp.nan)
     if not valid.all():
-        raise ValueError(f"covariates must be {expected}, got {known[~valid][0]}")
+        raise ValueError(f"{name} must be {expected}, got {known[~valid][0]}")
     return known
 
 
@@ -103,7 +125,7 @@ def _placeholders(spec: ModelSpec) -> Conditions:
     return Conditions(label, covariates)
 
 
-def _exposure(spec: ModelSpec, labels: Labels, batch: int | None) -> Array | None:
+def _exposure(spec: ModelSpec, labels: Labels, batch: int | None) -> AnyArray | None:
     """Exposures `[B]` of a likelihood that takes them; NaN for invalid traced ones.
 
     Raises ValueError for exposures given to another likelihood, missing or invalid
@@ -123,16 +145,14 @@ def _exposure(spec: ModelSpec, labels: Labels, batch: int | None) -> Array | Non
             f"likelihood {spec.likelihood!r} needs exposures: give "
             f"labels=Conditions(exposure=...), {expected}"
         )
-    known = known_values(exposure)
-    shape = jnp.shape(exposure)
-    if len(shape) != 1 or batch not in (None, shape[0]):
-        examples = "" if batch is None else f" for {batch} examples"
-        raise ValueError(f"exposure must be {expected}, got {list(shape)}{examples}")
-    values = jnp.asarray(exposure) if known is None else known
-    valid = (values > 0) & (values < jnp.inf)
-    if known is not None and not valid.all():
-        raise ValueError(f"exposure must be {expected}, got {known[~valid][0]}")
-    return jnp.where(valid, jnp.asarray(values), jnp.nan)
+    return _of_each_example(
+        "exposure",
+        exposure,
+        (),
+        batch,
+        expected=expected,
+        is_valid=lambda values: (values > 0) & (values < jnp.inf),
+    )
 
 
 # Tolerance on the sum of the class weights; the rounding error of bfloat16 is smaller.
@@ -639,7 +659,7 @@ def _with_exposure(spec: ModelSpec, own: PyTree, labels: Labels, rows: Array) ->
     exposure = _exposure(spec, labels, rows.shape[-2] if rows.ndim > 1 else 1)
     if exposure is None:
         return own
-    return own | {"exposure": exposure.astype(rows.dtype)}
+    return own | {"exposure": jnp.asarray(exposure, rows.dtype)}
 
 
 def decoder_outputs(params: Params, z: Latents, *, labels: Labels = None) -> Array:

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from vae_jax.families.around import Around
 from vae_jax.families.bounds import bound_log_var, unbound_log_var
-from vae_jax.types import Array, Distribution, Family, Key, PyTree
+from vae_jax.types import Array, Distribution, PyTree
 
 
 @dataclass(frozen=True)
-class Exposed(Family):
+class Exposed(Around):
     """The family of counts whose means are the exposure times the decoder's rates.
 
     The exposure of an example (its library size, time or area) is given beside x, as
@@ -34,7 +35,6 @@ class Exposed(Family):
       [10. 10. 10.]
     """
 
-    base: Family
     covers_unit_interval = False
     takes_exposure = True
 
@@ -50,27 +50,10 @@ class Exposed(Family):
         """That of the base."""
         return self.base.support
 
-    @property
-    def hyperparameters(self) -> tuple[str, ...]:
-        """Those of the base."""
-        return self.base.hyperparameters
-
-    def num_outputs(self, dim: int) -> int:
-        """Those of the base."""
-        return self.base.num_outputs(dim)
-
-    def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """Parameters of the base."""
-        return self.base.init(key, dim=dim)
-
     def build(self, params: PyTree, outputs: Array) -> Distribution:
         """The base's distribution, its means times the entry `exposure`."""
         own, exposure = _apart(params)
         return self.base.build(own, outputs).times(exposure[:, None])
-
-    def encoder_inputs(self, params: PyTree, x: Array) -> Array:
-        """Those of the base, of the counts as they are."""
-        return self.base.encoder_inputs(params, x)
 
     def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
         """The base at counts of the mean exposure, and its means divided by that."""

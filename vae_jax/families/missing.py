@@ -6,11 +6,12 @@ import jax.numpy as jnp
 
 from vae_jax.distributions import MaskedDistribution
 from vae_jax.distributions.support import MaskedSupport
-from vae_jax.types import Array, Distribution, Family, Key, PyTree
+from vae_jax.families.around import Around
+from vae_jax.types import Array, Distribution, PyTree
 
 
 @dataclass(frozen=True)
-class Masked(Family):
+class Masked(Around):
     """The family of what is observed: missing values are left out of log p(x|z).
 
     With it every bound is of log p(x_observed): the ELBO, and with importance weights
@@ -30,7 +31,6 @@ class Masked(Family):
       [[3.0, 0.0, 1.0, 0.0]]
     """
 
-    base: Family
     shows_mask: bool = False
 
     @property
@@ -47,19 +47,6 @@ class Masked(Family):
     def covers_unit_interval(self) -> bool:
         """Whether the base does."""
         return self.base.covers_unit_interval
-
-    @property
-    def hyperparameters(self) -> tuple[str, ...]:
-        """Those of the base."""
-        return self.base.hyperparameters
-
-    def num_outputs(self, dim: int) -> int:
-        """Those of the base."""
-        return self.base.num_outputs(dim)
-
-    def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """Parameters of the base."""
-        return self.base.init(key, dim=dim)
 
     def build(self, params: PyTree, outputs: Array) -> Distribution:
         """The base's distribution of the observed dimensions.
@@ -83,10 +70,6 @@ class Masked(Family):
         if not self.shows_mask:
             return inputs
         return jnp.concatenate([inputs, (~jnp.isnan(x)).astype(x.dtype)], axis=-1)
-
-    def output_bias(self, data_mean: Array) -> Array:
-        """That of the base."""
-        return self.base.output_bias(data_mean)
 
     def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
         """The base at what is observed."""

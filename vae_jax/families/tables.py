@@ -16,6 +16,7 @@ from vae_jax.distributions import (
     ProductDistribution,
 )
 from vae_jax.distributions.support import REAL, ColumnSupport
+from vae_jax.families.around import Around
 from vae_jax.families.codes import Codes
 from vae_jax.families.levels import by_pixel
 from vae_jax.types import Array, Distribution, Family, Key, PyTree
@@ -45,7 +46,7 @@ def moments(x: Array) -> dict[str, Array]:
 
 
 @dataclass(frozen=True)
-class Standardized(Family):
+class Standardized(Around):
     """A family of real numbers about columns of other scales than 1.
 
         log p(x) = log p_base((x - shift) / scale) - sum_d log scale_d
@@ -68,7 +69,6 @@ class Standardized(Family):
       [2000.] [6.9077554]
     """
 
-    base: Family
     support = REAL
     covers_unit_interval = False
 
@@ -83,10 +83,6 @@ class Standardized(Family):
     def hyperparameters(self) -> tuple[str, ...]:
         """Shift and log_scale, and what is a setting of the base."""
         return (*self.base.hyperparameters, "shift", "log_scale")
-
-    def num_outputs(self, dim: int) -> int:
-        """Those of the base."""
-        return self.base.num_outputs(dim)
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
         """Parameters of the base, shift 0 and scale 1."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vae_jax
-from vae_jax import Labelled, data, host_examples
+from vae_jax import Epoch, Labelled, data, host_examples
 
 RNG = np.random.default_rng(7)
 X = RNG.integers(0, 2, (43, 6)).astype(np.float32)
@@ -83,9 +83,8 @@ def test_chunks_are_loaded_once_each_and_one_ahead():
     def run(state, share, history, stop):
         return state._replace(step=stop), [*history, (share, stop)]
 
-    chunks = host_examples.EpochChunks(
-        load, num_steps=8, num_batches=7, steps_per_chunk=3
-    )
+    sizes = Epoch(batches=np.zeros((7, 2), int), rest=np.zeros(1, int))
+    chunks = host_examples.EpochChunks(load, sizes, steps_per_chunk=3)
     state, taken = chunks.train(run, State(0), [], 0)
     state, taken = chunks.train(run, state, taken, 4)
     assert taken == [(0, 0), (0, 3), (3, 4)]
@@ -99,9 +98,8 @@ def test_an_error_while_loading_ahead_is_raised():
     def load(first_step):
         raise ValueError("gone")
 
-    chunks = host_examples.EpochChunks(
-        load, num_steps=2, num_batches=2, steps_per_chunk=1
-    )
+    sizes = Epoch(batches=np.zeros((2, 2), int), rest=np.zeros(0, int))
+    chunks = host_examples.EpochChunks(load, sizes, steps_per_chunk=1)
     with pytest.raises(ValueError, match="gone"):
         chunks.train(lambda *_: None, State(0), {}, 1)
 

@@ -237,14 +237,9 @@ def _host_epochs(
                 own_examples(epoch, data, first_step=first_step, num_steps=length)
             )
 
-        num_steps = len(epoch.batch_sizes)
-        chunks = EpochChunks(
-            load,
-            num_steps=num_steps,
-            num_batches=len(epoch.batches),
-            steps_per_chunk=length,
-        )
+        chunks = EpochChunks(load, epoch, steps_per_chunk=length)
         history = empty_history(step, state, epoch, data)
+        num_steps = len(epoch.batch_sizes)
         state, history = chunks.train(compiled, state, history, num_steps)
         return state, _means(history, epoch)
 

@@ -89,9 +89,8 @@ class EpochChunks:
     def __init__(
         self,
         load: Callable[[int], Any],
+        sizes: Epoch,
         *,
-        num_steps: int,
-        num_batches: int,
         steps_per_chunk: int,
     ):
         """Load nothing yet.
@@ -99,12 +98,13 @@ class EpochChunks:
         Args:
           load: `f(first_step) -> share` of the steps of a chunk, on the devices: what
             `own_examples` returns.
-          num_steps: of the epoch.
-          num_batches: full ones; a last, smaller one is in the last chunk.
+          sizes: an epoch of the same shapes. A last, smaller batch is in the last
+            chunk.
           steps_per_chunk: K.
         """
-        self._load, self._num_steps, self._length = load, num_steps, steps_per_chunk
-        self._num_chunks = max(1, math.ceil(num_batches / steps_per_chunk))
+        self._load, self._length = load, steps_per_chunk
+        self._num_steps = len(sizes.batch_sizes)
+        self._num_chunks = max(1, math.ceil(sizes.batches.shape[0] / steps_per_chunk))
         self._loaded: dict[int, Future[Any]] = {}
         self._thread = ThreadPoolExecutor(1)
 

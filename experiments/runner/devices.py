@@ -93,12 +93,7 @@ def place(
                 return jax.device_put(share(0))
             return vae_jax.put_on_devices(share, devices=devices)
 
-        return EpochChunks(
-            load,
-            num_steps=len(sizes.batch_sizes),
-            num_batches=num_batches,
-            steps_per_chunk=length,
-        )
+        return EpochChunks(load, sizes, steps_per_chunk=length)
 
     def train_share(state, share, history, stop, *, axis_name=None):
         batches, own = share

@@ -17,7 +17,9 @@ import jax
 from jax.experimental import multihost_utils
 
 _OF_THE_RUNTIME = (jax.errors.JaxRuntimeError, multihost_utils.ProcessFailureError)
-_OF_A_CONNECTION = re.compile(r"\bGloo\b|coordination service|[Bb]arrier")
+_OF_A_CONNECTION = re.compile(
+    r"\bGloo [\w-]+ failed|coordination service|Barrier (timed out|failed)"
+)
 _handler_type = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
 

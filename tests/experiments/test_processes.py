@@ -166,6 +166,7 @@ def raised_from(error, cause):
             True,
         ),
         (ValueError("--beta must be at least 0, got -1"), False),
+        (ValueError("run_dir /data/Gloo/Barrier holds a run of other flags"), False),
         (OSError(28, "No space left on device", "run"), False),
         (KeyboardInterrupt(), False),
     ],

@@ -156,7 +156,7 @@ def model_spec(
     """
     encoder, decoder = _networks(config)
     posterior = _posterior(config)
-    config = with_likelihood(with_prior(config), dataset)
+    config = with_prior(config)
     covariates = dataset.train_covariates
     return vae_jax.ModelSpec(
         encoder=encoder,

@@ -248,8 +248,8 @@ def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
     """Draw the ELBO and its two terms against the epoch, in nats per example."""
     subtitle = "ELBO = log-likelihood E[log p(x|z)] - KL(q(z|x) || p(z))"
     width = max((row["epoch"] for row in metrics), default=0) // 20
-    width = width if width >= 5 else 1
-    if width > 1:
+    is_long = width >= 5
+    if is_long:
         subtitle += f"; solid lines: means of {width} epochs"
     figure = new_figure((1500, 430), f"{dataset_name}: training", subtitle)
     for panel, (name, label) in enumerate(CURVES.items()):
@@ -264,7 +264,7 @@ def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
             curve = [(row["epoch"], row.get(name)) for row in rows]
             curves.append(np.array(curve, float).reshape(-1, 2).T)  # None becomes NaN.
             (line,) = axes.plot(*curves[-1], style, label=split)
-            if width > 1:
+            if is_long:
                 line.set(alpha=0.3, markersize=2, label="_")
                 mean = moving_average(curves[-1][1], width)
                 axes.plot(curves[-1][0], mean, color=line.get_color(), label=split)

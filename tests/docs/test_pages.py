@@ -38,9 +38,7 @@ def test_every_python_block_runs(name, tmp_path, monkeypatch):
         exec(compile(block, name, "exec"), namespace)
 
 
-def test_what_the_pages_claim_of_a_run_of_the_experiment():
-    text = "".join(python_blocks(PAGES["docs/guide/runs.md"]))
-    assert "run_dir" in text and "generate(trained" in text
+def test_there_are_python_blocks_to_run():
     assert sum(len(python_blocks(text)) for text in PAGES.values()) >= 16
 
 

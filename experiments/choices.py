@@ -626,5 +626,5 @@ def _conditions(labels: Any) -> vae_jax.Conditions:
 
 
 def with_row_totals(x: Any, labels: Any = None) -> vae_jax.Conditions:
-    """What is given beside x, and the total of each row as exposure (`--exposure`)."""
+    """Labels and covariates, with the total of each row as exposure (`--exposure`)."""
     return _conditions(labels)._replace(exposure=jax.numpy.sum(x, axis=-1))

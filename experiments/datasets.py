@@ -60,7 +60,7 @@ def split(dataset: data.Dataset, name: str) -> Split:
 
 
 def beside(dataset: data.Dataset, name: str, *, labelled: bool) -> Any:
-    """What a data set has beside x: labels, or `Conditions` with covariates.
+    """Labels of a data set, or `Conditions` where it has covariates.
 
     Args:
       dataset: as loaded.

@@ -48,7 +48,7 @@ def _decoder_module(spec: ModelSpec):
 
 
 def _given(labels: Labels) -> Conditions:
-    """What a model is given beside x; labels alone are labels."""
+    """Conditions of a model; an array alone is its labels."""
     return labels if isinstance(labels, Conditions) else Conditions(labels)
 
 
@@ -110,7 +110,7 @@ def _of_each_example(
 
 
 def _beside(spec: ModelSpec, labels: Labels, batch: int | None) -> AnyArray | None:
-    """What the networks are given beside x and z, `[B, C]`: labels and covariates."""
+    """Inputs of the networks beside x and z, `[B, C]`: labels and covariates."""
     parts = _class_weights(spec, labels, batch), _covariates(spec, labels, batch)
     given = [part for part in parts if part is not None]
     if len(given) < 2:

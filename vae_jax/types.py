@@ -26,7 +26,7 @@ AnyArray = jax.Array | np.ndarray
 
 
 class Conditions(NamedTuple):
-    """What a model is given of each example beside `x`, in the place of labels.
+    """Inputs of a model for each example beside `x`, in the place of labels.
 
     Every function that takes `labels` takes it. What the spec asks for must be there,
     and what it has no use for must not.

@@ -223,7 +223,7 @@ columns are then expected."""
     """Missing values of a table (empty, NA, NaN): refused, or left out of log p(x), 0 \
 to the encoder, which with mask_seen also sees which values are observed."""
     data_on: Literal["auto", "device", "host"] = "auto"
-    """Where the training examples are: on the device, or on the host (a .npy stays in \
+    """Place of the training examples: the device, or the host (a .npy stays in \
 its file) with the batches of the next steps gathered ahead; auto is device where they \
 take at most half of the free memory."""
     epochs: Count | None = None

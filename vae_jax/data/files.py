@@ -194,7 +194,7 @@ def _from_mapped_rows(
     values: str | None,
     missing: str,
 ) -> Dataset:
-    """As `_from_rows`, of a file whose columns are all real or all counts."""
+    """Data set of a mapped file whose columns are all real or all counts."""
     check_arrays(arrays, "columns", missing)
     x = arrays["x"]
     kind, largest = "real", float(np.finfo(np.float32).max)

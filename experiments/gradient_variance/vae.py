@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.flatten_util import ravel_pytree
 
 import vae_jax
@@ -149,43 +148,30 @@ def train(
     seed: int,
 ) -> Trained:
     """Train a model with one estimator; all estimators share start and data order."""
-    root = jax.random.key(seed)
-    keys = vae_jax.run_keys(root)
+    keys = vae_jax.run_keys(jax.random.key(seed))
     test_key, _ = jax.random.split(keys.evaluation)
     pixels = data.to_unit_interval(dataset.train.mean(axis=0), dataset.num_levels)
     params = vae_jax.init(model.spec, keys.weights, x=pixels[None])
-    optimizer = optax.adam(1e-3)
-    state = vae_jax.init_state(params, root, optimizer=optimizer)
-    step = partial(
-        vae_jax.train_step,
-        objective=vae_jax.elbo_objective(
-            num_samples=TRAINING_SAMPLES, estimator=estimator
-        ),
-        optimizer=optimizer,
+    x_test = binarized_test(dataset)
+    stages = {STAGES[0]: params}
+    curve = [_mean_elbo(params, x_test, test_key)]
+
+    def keep(number: int, figures: dict[str, float], params: vae_jax.Params) -> None:
+        stages[STAGES[2]] = params
+        stages.setdefault(STAGES[1], params)
+        curve.append(_mean_elbo(params, x_test, test_key))
+
+    vae_jax.fit(
+        params,
+        dataset.train,
+        keys.noise,
+        num_epochs=epochs,
+        objective=vae_jax.ELBO(num_samples=TRAINING_SAMPLES, estimator=estimator),
         preprocess=lambda batch, key: data.binarize(
             data.to_unit_interval(batch, dataset.num_levels), key
         ),
+        callback=keep,
     )
-    order = partial(
-        vae_jax.shuffled_epoch,
-        root,
-        num_examples=len(dataset.train),
-        batch_size=128,
-    )
-    images, x_test = jnp.asarray(dataset.train), binarized_test(dataset)
-    run_epoch = vae_jax.jit_step(partial(vae_jax.train_epoch, step=step))
-    history = vae_jax.empty_history(step, state, order(0), images)
-    stages = {STAGES[0]: jax.tree.map(jnp.copy, params)}
-    curve = [_mean_elbo(params, x_test, test_key)]
-    for number in range(epochs):
-        epoch = order(number)
-        state, _ = run_epoch(state, epoch, images, history, len(epoch.batch_sizes))
-        # Copy, because the next epoch donates the buffers of the state.
-        kept = jax.tree.map(jnp.copy, state.params)
-        stages[STAGES[2]] = kept
-        stages.setdefault(STAGES[1], kept)
-        curve.append(_mean_elbo(kept, x_test, test_key))
-        history = vae_jax.empty_history(step, state, epoch, images)
     return Trained(stages, curve)
 
 

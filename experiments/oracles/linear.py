@@ -59,22 +59,20 @@ def spec(data_dim: int, latent_dim: int, *, learned: bool) -> vae_jax.ModelSpec:
 
 
 def trained(params: vae_jax.Params, x, key, *, num_steps: int, beta=1.0):
-    """Train on random batches with Adam and a cosine decay to zero."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
-    step = partial(
-        vae_jax.train_step,
-        objective=vae_jax.elbo_objective(beta=beta),
-        optimizer=optimizer,
-    )
-    noise_key, batch_key = jax.random.split(key)
-    state = vae_jax.init_state(params, noise_key, optimizer=optimizer)
-
-    def one(number, state):
-        own = jax.random.fold_in(batch_key, number)
-        batch = jax.random.randint(own, (min(BATCH_SIZE, len(x)),), 0, len(x))
-        return step(state, x[batch])[0]
-
-    return jax.lax.fori_loop(0, num_steps, one, state).params
+    """Train for at least so many steps, with Adam and a cosine decay to zero."""
+    batch_size = min(BATCH_SIZE, len(x))
+    steps_per_epoch = math.ceil(len(x) / batch_size)
+    num_epochs = math.ceil(num_steps / steps_per_epoch)
+    rate = optax.cosine_decay_schedule(LEARNING_RATE, num_epochs * steps_per_epoch)
+    return vae_jax.fit(
+        params,
+        x,
+        key,
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        objective=vae_jax.ELBO(beta=beta),
+        optimizer=optax.adam(rate),
+    ).params
 
 
 def evidence_rows(train, test, key, num_steps: int) -> list[Check]:
@@ -83,10 +81,9 @@ def evidence_rows(train, test, key, num_steps: int) -> list[Check]:
     init_key, train_key, elbo_key = jax.random.split(key, 3)
     model = spec(train.shape[1], LATENT_DIM, learned=True)
     params = jax.jit(partial(vae_jax.init, model, x=train))(init_key)
-    fit = jax.jit(partial(trained, num_steps=num_steps))
-    params = fit(params, train, train_key)
+    params = trained(params, train, train_key, num_steps=num_steps)
     evaluate = jax.jit(partial(vae_jax.evaluate, num_samples=16))
-    optimum, own = (jax.jit(exact.log_evidence), exact.linear_gaussian(params))
+    optimum, own = jax.jit(exact.log_evidence), exact.linear_gaussian(params)
     gap = float(jax.jit(exact.diagonal_gap)(own))
     rows = []
     for name, x in (("test", test), ("train", train)):

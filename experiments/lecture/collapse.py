@@ -123,28 +123,17 @@ def linear_sweep(x: Array, betas: Array, key: Key, num_steps: int) -> Array:
     start = vae_jax.init(spec, key, x=x, dtype=x.dtype)
     start = start.replace(likelihood={"log_var": jnp.log(jnp.asarray(NOISE_VAR))})
     optimizer = optax.adam(optax.cosine_decay_schedule(0.02, num_steps))
-    moving = vae_jax.trainable(start)
 
     def train(beta: Array) -> Array:
-        def loss(params: Params) -> Array:
-            return -vae_jax.elbo(
-                params, x, jax.random.key(0), beta=beta, estimator=sigma_points
-            )
-
-        def step(_, carry):
-            params, opt_state = carry
-            updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
-            updates = jax.tree.map(
-                lambda update, moves: update if moves else jnp.zeros_like(update),
-                updates,
-                moving,
-            )
-            return optax.apply_updates(params, updates), opt_state
-
-        # Optax accepts any pytree, but annotates only some containers.
-        opt_state = optimizer.init(start)  # pyright: ignore[reportArgumentType]
-        carry = (start, opt_state)
-        params, _ = jax.lax.fori_loop(0, num_steps, step, carry)
+        params, _ = vae_jax.fit(
+            start,
+            x,
+            key,
+            num_epochs=num_steps,
+            batch_size=len(x),
+            objective=vae_jax.ELBO(beta=beta, estimator=sigma_points),
+            optimizer=optimizer,
+        )
         return vae_jax.active_units(params, x).count
 
     return jax.jit(jax.vmap(train))(betas)

@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 from typing import NoReturn
 
@@ -33,6 +34,8 @@ def prepare() -> None:
     # Half-made objects of libraries, such as an event loop without a free file
     # descriptor, say more when they are deleted than the error that is shown.
     sys.unraisablehook = lambda _: None
+    unawaited = "coroutine .* was never awaited"
+    warnings.filterwarnings("ignore", unawaited, RuntimeWarning)
     # A shell lets what it starts in the background ignore it.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)

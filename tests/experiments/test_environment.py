@@ -321,7 +321,9 @@ def test_destructors_of_a_command_say_nothing():
         "from experiments.runner import startup; startup.prepare()\n"
         "class HalfMade:\n"
         "    def __del__(self): self.never_set\n"
-        "HalfMade()"
+        "HalfMade()\n"
+        "async def wait(): pass\n"
+        "wait()"
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.published import miwae
+from experiments.published import estimators, miwae
 from experiments.published.tables import FIGURES, FOLDER, Cell, Table
 from experiments.runner.report import measured
 
@@ -65,6 +65,7 @@ def page(results: Path) -> str:
             warned = _warning(found)
             notes.append(note + (f" {warned}" if warned else ""))
         parts += ["\n".join(lines), "\n".join(["", *notes, ""])]
+    parts.append(estimators.section(results))
     path = results / "miwae.json"
     found = json.loads(path.read_text()) if path.exists() else None
     return "\n".join([*parts, miwae.section(found)])

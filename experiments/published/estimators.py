@@ -1,0 +1,328 @@
+"""Gradient estimators against each other, over seeds that they share.
+
+    python -m experiments.published.estimators
+
+Bits: 200 Bernoulli latents between linear networks, static MNIST, batches of 24, as in
+the table of Grathwohl et al. 2018, at a tenth of its 2,000,000 steps; every estimator
+sees the decoder at two points an image and step. Gaussian latents: the network of Burda
+et al. 2016 with the plain gradient and with one that is said to be better, a pair for
+each claim. The seeds of an estimator train in one program.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import vae_jax
+from experiments import evaluate, sweep
+from experiments.evaluation import elbo_figures
+from experiments.published.tables import FOLDER, commit, versions
+from experiments.runner import flags, run_folder
+from experiments.runner.command_line import execute, parse
+from experiments.runner.report import columns, mean_of, measured
+
+FIGURES = ("train_elbo", "validation_elbo", "test_elbo", "log_evidence")
+PAPER_STEPS = 2_000_000
+PAPER = {
+    "NVIL": -112.5,
+    "MuProp": -111.7,
+    "REBAR": -111.6,
+    "Concrete": -111.3,
+    "RELAX": -111.2,
+}
+_COMMON: dict[str, Any] = {
+    "dataset": "binarized_mnist",
+    "beta": (1.0,),
+    "beta_warmup_epochs": (0.0,),
+    "schedule": "cosine",
+    "warmup_steps": 500,
+    "num_seeds": 3,
+}
+_BITS: dict[str, Any] = {
+    **_COMMON,
+    "network": "linear",
+    "posterior": "bernoulli",
+    "latent_dim": 200,
+    "batch_size": 24,
+    "epochs": 96,
+    "learning_rate": (1e-3,),
+}
+_GAUSSIAN: dict[str, Any] = {
+    **_COMMON,
+    "hidden_dims": (200, 200),
+    "activation": "tanh",
+    "latent_dim": 50,
+    "batch_size": 100,
+    "epochs": 30,
+    "learning_rate": (2e-3,),
+    "evaluation_samples": 1000,
+}
+
+
+class Arm(NamedTuple):
+    """One estimator of a comparison.
+
+    Attributes:
+      group: `bits` or `gaussian`.
+      against: the arm that it is compared with, seed by seed; None for such an arm.
+      flags: of experiments.sweep.
+    """
+
+    group: str
+    against: str | None
+    flags: Mapping[str, Any]
+
+
+def _bits(estimator: str, num_samples: int) -> Arm:
+    own = {"estimator": estimator, "num_samples": num_samples}
+    return Arm("bits", None if estimator == "disarm" else "disarm", _BITS | own)
+
+
+def _gaussian(against: str | None, **own: Any) -> Arm:
+    return Arm("gaussian", against, _GAUSSIAN | own)
+
+
+ARMS = {
+    # A pair of bits, two samples, a sample and its relaxation, and so on.
+    "disarm": _bits("disarm", 1),
+    "leave_one_out": _bits("leave_one_out", 2),
+    "rebar": _bits("rebar", 1),
+    "mean_baseline": _bits("mean_baseline", 1),
+    "gumbel_softmax": _bits("gumbel_softmax", 2),
+    "straight_through": _bits("straight_through", 2),
+    "elbo": _gaussian(None, kl="monte_carlo"),
+    "elbo_path_derivative": _gaussian(
+        "elbo", kl="monte_carlo", estimator="path_derivative"
+    ),
+    "iwae_5": _gaussian(None, objective="iwae", num_samples=5),
+    "iwae_5_doubly_reparameterized": _gaussian(
+        "iwae_5", objective="iwae", num_samples=5, estimator="doubly_reparameterized"
+    ),
+    "iwae_16": _gaussian(None, objective="iwae", num_samples=16),
+    "piwae_4_by_4": _gaussian(
+        "iwae_16", objective="piwae", num_samples=16, num_groups=4
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train by each estimator; the same command goes on where it stopped."""
+
+    arms: tuple[str, ...] = ()
+    """Names of what to train, by default all."""
+    data_dir: str = "data"
+    """Folder of data files; downloads go there."""
+    run_dir: str = "runs/published"
+    """The folder of the run folders."""
+    results_dir: str = str(FOLDER / "results")
+    """Where the records go."""
+
+
+def run(config: Config, *, arms: Mapping[str, Arm] = ARMS) -> list[dict[str, Any]]:
+    """Train the arms of a comparison and record their figures.
+
+    Args:
+      config: the configuration.
+      arms: all there are.
+
+    Returns:
+      The records.
+
+    Raises:
+      ValueError: a name that is no arm.
+    """
+    flags.check(config)
+    unknown = set(config.arms) - set(arms)
+    if unknown:
+        raise ValueError(
+            f"--arms must be some of {', '.join(arms)}, got {', '.join(unknown)}"
+        )
+    records = []
+    for name in config.arms or arms:
+        folder = Path(config.run_dir, f"estimators-{name}")
+        results = sweep.run(
+            sweep.Config(
+                **arms[name].flags, data_dir=config.data_dir, run_dir=str(folder)
+            )
+        )
+        records.append(record(name, arms[name], folder, results))
+        Path(config.results_dir).mkdir(parents=True, exist_ok=True)
+        path = Path(config.results_dir, f"estimators-{name}.json")
+        run_folder.write_json(path, records[-1])
+        rows = [("figure", "mean over seeds, nats")]
+        print(columns([*rows, *_figures(records[-1])], "<>"), flush=True)
+    return records
+
+
+def record(
+    name: str, arm: Arm, folder: Path, results: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Record of an arm for `results/`.
+
+    Args:
+      name: of the arm.
+      arm: what was trained.
+      folder: of the sweep.
+      results: of the sweep.
+
+    Returns:
+      Figures of each seed, cost, and what is needed to do it again.
+    """
+    models = []
+    for index, row in enumerate(results["models"]):
+        # The figures of training are of relaxed bits where the estimator relaxes them.
+        trained, found = evaluate.load_data(evaluate.Config(str(folder), model=index))
+        params = vae_jax.load_run(folder, model=index)
+        train_elbo = elbo_figures(params, found.train)["elbo"]
+        models.append({"seed": trained.seed, "train_elbo": train_elbo} | dict(row))
+    return {
+        "command": f"python -m experiments.published.estimators --arms {name}",
+        "models": [
+            {key: model[key] for key in ("seed", *FIGURES, "active_units")}
+            for model in models
+        ],
+        "steps": results["step"],
+        "passes": results["epochs"],
+        "images_per_second": results["images_per_second"],
+        "flags": asdict(sweep.Config(**arm.flags)),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def _figures(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Means over the seeds, with standard errors."""
+    values = {name: _of(found, name) for name in FIGURES}
+    return [(name, _shown(own)) for name, own in values.items() if None not in own]
+
+
+def _of(found: Mapping[str, Any], name: str) -> list[Any]:
+    return [model[name] for model in found["models"]]
+
+
+def _shown(values: Sequence[float]) -> str:
+    mean = mean_of(values)
+    return measured(mean["mean"], mean["standard_error"]).replace("+-", "±")
+
+
+def difference(
+    found: Mapping[str, Any], against: Mapping[str, Any], name: str
+) -> list[float]:
+    """Differences of a figure, seed by seed, in nats.
+
+    Args:
+      found: record of an arm.
+      against: record of the other.
+      name: of the figure.
+
+    Returns:
+      A difference for each seed.
+
+    Raises:
+      ValueError: the records are of other seeds.
+    """
+    seeds = _of(found, "seed"), _of(against, "seed")
+    if seeds[0] != seeds[1]:
+        raise ValueError(f"records of seeds {seeds[0]} and {seeds[1]} are no pairs")
+    return list(np.subtract(_of(found, name), _of(against, name)))
+
+
+def section(results: Path, arms: Mapping[str, Arm] = ARMS) -> str:
+    """The part of the page about them.
+
+    Args:
+      results: the folder of the records.
+      arms: all there are.
+
+    Returns:
+      Markdown.
+    """
+    paths = {name: results / f"estimators-{name}.json" for name in arms}
+    found = {
+        name: json.loads(path.read_text())
+        for name, path in paths.items()
+        if path.exists()
+    }
+    published = ", ".join(f"{name} {value}" for name, value in PAPER.items())
+    bits = [name for name, arm in arms.items() if arm.group == "bits"]
+    trained = [name for name in bits if name in found]
+    trained.sort(key=lambda name: -mean_of(_of(found[name], "train_elbo"))["mean"])
+    lines = [
+        "## Gradient estimators for 200 bits, linear networks, static MNIST",
+        "",
+        "Published: Grathwohl, Choi, Wu, Roeder & Duvenaud 2018, arXiv:1711.00123, "
+        f"highest training ELBO after 2,000,000 steps of 24: {published}. Here each "
+        "estimator has the decoder at two points an image and step, Adam at 1e-3 with "
+        "a cosine schedule, a learned factorized prior, weights of its last step; mean "
+        "and standard error over three seeds; the differences are from `disarm`, seed "
+        "by seed. `gumbel_softmax` and `straight_through` are biased.",
+        "",
+        "| estimator | training ELBO | difference | validation | test | steps | of the "
+        "paper's |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in trained:
+        own = found[name]
+        cells = [_shown(_of(own, figure)) for figure in FIGURES[:3]]
+        cells.insert(1, _difference(own, found.get("disarm"), "train_elbo"))
+        share = f"{own['steps'] / PAPER_STEPS:.2f}"
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {own['steps']:,} | {share} |")
+    absent = [name for name in bits if name not in found]
+    lines += [f"| `{name}` | not yet measured |  |  |  |  |  |" for name in absent]
+    lines += [
+        "",
+        "One command each, `python -m experiments.published.estimators --arms NAME`.",
+        "",
+        "## Better gradients for Gaussian latents, in pairs",
+        "",
+        "784-200-200-50, tanh, static MNIST, 30 passes of batches of 100, log p(x) by "
+        "1000 importance samples, three seeds; the difference is taken seed by seed. "
+        "Sources: Roeder, Wu & Duvenaud 2017 (`path_derivative`), Tucker, Lawson, Gu & "
+        "Maddison 2019 (`doubly_reparameterized`), Rainforth et al. 2018 (`piwae`).",
+        "",
+        "| gradient | log p(x) | against | difference |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, arm in arms.items():
+        if arm.group == "gaussian":
+            lines.append(_pair(name, arm, found))
+    return "\n".join([*lines, ""])
+
+
+def _pair(name: str, arm: Arm, found: Mapping[str, Any]) -> str:
+    if name not in found:
+        return f"| `{name}` | not yet measured |  |  |"
+    cells = [f"`{name}`", _shown(_of(found[name], "log_evidence"))]
+    if arm.against is None:
+        cells += ["", ""]
+    else:
+        other = found.get(arm.against)
+        cells += [
+            f"`{arm.against}`",
+            _difference(found[name], other, "log_evidence"),
+        ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _difference(
+    own: Mapping[str, Any], other: Mapping[str, Any] | None, name: str
+) -> str:
+    if other is None or own is other:
+        return ""
+    shown = _shown(difference(own, other, name))
+    return shown if shown.startswith("-") else f"+{shown}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command, with these arguments or those of the process."""
+    name = "python -m experiments.published.estimators"
+    execute(run, parse(Config, argv, command=name))
+
+
+if __name__ == "__main__":
+    main()

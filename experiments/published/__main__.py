@@ -10,7 +10,7 @@ from experiments.published import estimators, miwae
 from experiments.published.tables import FIGURES, FOLDER, Cell, Table
 from experiments.runner.report import measured
 
-NAMES = ("reference_vae", "flax_example", "burda", "vampprior")
+NAMES = ("reference_vae", "flax_example", "burda", "vampprior", "planar")
 HEAD = """# Published tables
 
 One command a row. *Published* is the paper's figure and *here* ours, in nats, with its

@@ -21,9 +21,9 @@ _NETWORK: dict[str, Any] = {
     "learning_rate": 1e-3,
 }
 _OURS = (
-    "two layers of 400 ReLUs, not of maxout units; Adam at 1e-3 with a cosine schedule, "
-    "not RMSprop; beta rises over 10 epochs, not over 10,000 steps from .01; initial "
-    "weights of vae_jax; the epoch is chosen on the validation images"
+    "two layers of 400 ReLUs, not of maxout units; Adam at 1e-3 with a cosine "
+    "schedule, not RMSprop; beta rises over 10 epochs, not over 10,000 steps from .01; "
+    "initial weights of vae_jax; the epoch is chosen on the validation images"
 )
 # 500,000 steps of 100.
 _PAPER_PASSES = 1000

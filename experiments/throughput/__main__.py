@@ -6,6 +6,7 @@
     python -m experiments.throughput --workload=anatomy
     python -m experiments.throughput --workload=curves
     python -m experiments.throughput --workload=gradients
+    python -m experiments.throughput --workload=time_to_quality
 
 Workload a: a multilayer perceptron 784-400-(20+20)-400-784, ReLU, Bernoulli on grey
 pixels, the ELBO with one sample and the analytic KL, Adam at 1e-3, batches of 128 from
@@ -24,7 +25,9 @@ network of b; also the working memory of each contestant against the number of s
 Workload conv: a training step of convolutional networks. Workload anatomy: a with one
 part at a time omitted or replaced. Workload curves: the cost of a step against images,
 width, samples and models. Workload gradients: gradients of a known integrand, drawn by
-`vmap` as in `gradient_moments`, and by a Python loop over a compiled draw.
+`vmap` as in `gradient_moments`, and by a Python loop over a compiled draw. Workload
+time_to_quality: seconds until a test ELBO on MNIST, with a constant learning rate and
+with a schedule.
 
 Each workload takes one to three minutes on two cores; docs/results/performance.md has
 the results. On a busy machine many short rounds measure the ratios better than few long
@@ -58,6 +61,7 @@ from experiments.throughput import (
     gradients,
     importance,
     pytorch,
+    time_to_quality,
 )
 from experiments.throughput.contestants import Contestant, Workload
 from experiments.throughput.memory import is_known, peak_bytes
@@ -137,6 +141,20 @@ KINDS = {
         unit="gradients",
         unused=("num_samples", "dataset", "data_dir", "keep_denormals"),
     ),
+    "time_to_quality": Kind(
+        None,
+        1,
+        128,
+        peers=True,
+        unused=(
+            "steps",
+            "repeats",
+            "num_samples",
+            "num_examples",
+            "dataset",
+            "peak_memory",
+        ),
+    ),
 }
 
 
@@ -145,13 +163,22 @@ class Config:
     """Measure throughput; print the table and write it to the run folder."""
 
     workload: Literal[
-        "a", "b1", "b50", "c", "conv", "anatomy", "curves", "gradients"
+        "a",
+        "b1",
+        "b50",
+        "c",
+        "conv",
+        "anatomy",
+        "curves",
+        "gradients",
+        "time_to_quality",
     ] = "a"
     """a: training an MLP with 400 hidden units, ELBO with one sample; b1, b50: \
 training two layers of 200 with the bound of 1 and 50 samples; c: log evidence with \
 the network of b; conv: training convolutional networks; anatomy: the parts of a; \
 curves: the cost of a step against images, width, samples and models; gradients: draws \
-of a score-function gradient."""
+of a score-function gradient; time_to_quality: seconds until a test ELBO of -100.5 on \
+MNIST."""
     repeats: flags.Count = 7
     """Number of rounds; every contestant runs once in each."""
     steps: flags.Count | None = None
@@ -312,14 +339,17 @@ def measure(
     return make_rows(names, seconds, np.array(first_seconds), rounds[0].size)
 
 
-def run(config: Config) -> Results | list[curves.Point]:
+Found = Results | list[curves.Point] | time_to_quality.Courses
+
+
+def run(config: Config) -> Found:
     """Measure a workload and write the run folder.
 
     Args:
       config: the configuration.
 
     Returns:
-      `Results`; for the curves, their points.
+      `Results`; for the curves, their points; for time_to_quality, `Courses`.
 
     Raises:
       ValueError: invalid sizes, or data not available.
@@ -331,6 +361,8 @@ def run(config: Config) -> Results | list[curves.Point]:
     cores = os.cpu_count() or 1
     if config.workload == "curves":
         return run_curves(config, cores)
+    if config.workload == "time_to_quality":
+        return run_time_to_quality(config, cores)
     workload, rounds = make_workload(config)
     kind = KINDS[config.workload]
     entrants = contestants_of(config)
@@ -393,15 +425,32 @@ def run_curves(config: Config, cores: int) -> list[curves.Point]:
     return points
 
 
+def run_time_to_quality(config: Config, cores: int) -> time_to_quality.Courses:
+    """Train everyone up to the target and write the run folder."""
+    pytorch.flush_denormals(not config.keep_denormals)
+    dataset = data.load("mnist", data_dir=config.data_dir)
+    courses = time_to_quality.measure(
+        dataset, batch_size=sizes(config)[1], seed=config.seed
+    )
+    environment = environment_of(config, cores)
+    time_to_quality.save(courses, environment, Path(config.run_dir))
+    return courses
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with the given arguments, by default those of the process."""
     config = parse(Config, argv, command="python -m experiments.throughput")
     execute(lambda config: show(run(config)), config)
 
 
-def show(found: Results | list[curves.Point]) -> None:
+def show(found: Found) -> None:
     """Print the table."""
-    print(table(found) if isinstance(found, Results) else curves.table(found))
+    if isinstance(found, Results):
+        print(table(found))
+    elif isinstance(found, time_to_quality.Courses):
+        print(time_to_quality.table(found))
+    else:
+        print(curves.table(found))
 
 
 if __name__ == "__main__":

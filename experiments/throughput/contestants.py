@@ -7,6 +7,7 @@ batches in the same order, Adam. Only the noise differs.
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -51,6 +52,30 @@ Training returns the loss before every step, `[T]`, in nats per image."""
 Preprocess = Callable[[Array, Key], Array]
 
 
+@dataclass
+class Training:
+    """A run of training, a `Run` whose weights can be asked for.
+
+    Attributes:
+      train: `f(state, batches) -> (state, losses)`.
+      state: after the last call.
+      weights_of: weights in that state, as in `plain_weights`.
+    """
+
+    train: Callable[[Any, Array], tuple[Any, Any]]
+    state: Any
+    weights_of: Callable[[Any], PyTree]
+
+    def __call__(self, batches: Array) -> Any:
+        """Train on the batches; return the losses before every step."""
+        self.state, losses = self.train(self.state, batches)
+        return losses
+
+    def weights(self) -> PyTree:
+        """Weights after the last call."""
+        return self.weights_of(self.state)
+
+
 class Contestant(NamedTuple):
     """Implementation of a workload.
 
@@ -78,9 +103,18 @@ def installed(*entrants: Contestant) -> list[Contestant]:
     return found
 
 
-def library_run(workload: Workload, objective: Objective, draw: Preprocess) -> Run:
+Rate = float | Callable[[Any], Any]
+"""Learning rate, or a schedule: a function of the step."""
+
+
+def library_run(
+    workload: Workload,
+    objective: Objective,
+    draw: Preprocess,
+    rate: Rate = LEARNING_RATE,
+) -> Training:
     """Set up this library's training as in `experiments.mnist`."""
-    adam = optax.adam(LEARNING_RATE)
+    adam = optax.adam(rate)
     step = partial(
         vae_jax.train_step, objective=objective, optimizer=adam, preprocess=draw
     )
@@ -88,15 +122,14 @@ def library_run(workload: Workload, objective: Objective, draw: Preprocess) -> R
     nothing = jnp.zeros(0, jnp.int32)
     epoch = vae_jax.Epoch(jnp.zeros(workload.batch_shape, jnp.int32), rest=nothing)
     empty = vae_jax.empty_history(step, state, epoch, workload.images)
-    train = vae_jax.jit_step(partial(vae_jax.train_epoch, step=step))
+    train_epoch = vae_jax.jit_step(partial(vae_jax.train_epoch, step=step))
 
-    def run(batches: Array) -> Array:
-        nonlocal state
+    def train(state: Any, batches: Array) -> tuple[Any, Array]:
         epoch = vae_jax.Epoch(batches, rest=nothing)
-        state, history = train(state, epoch, workload.images, empty, len(batches))
-        return -history["objective"]
+        state, history = train_epoch(state, epoch, workload.images, empty, len(batches))
+        return state, -history["objective"]
 
-    return run
+    return Training(train, state, lambda state: plain_weights(state.params))
 
 
 def plain_weights(params: vae_jax.Params) -> dict[str, list[dict[str, Array]]]:
@@ -155,7 +188,7 @@ def scan_run(
     gather: Literal["step", "epoch", "none"] = "step",
     unroll: int = 1,
     compiler_options: dict[str, Any] | None = None,
-) -> Run:
+) -> Training:
     """Set up plain JAX and optax with one scan per round.
 
     Args:
@@ -184,7 +217,12 @@ def scan_run(
             lambda state, batch: step(state, rows(batch)), state, ordered, unroll=unroll
         )
 
-    return _keep_state(train, state, workload.images)
+    images = workload.images
+    return Training(
+        lambda state, batches: train(state, batches, images),
+        state,
+        lambda state: state[0],
+    )
 
 
 def loop_run(workload: Workload, loss: Loss) -> Run:
@@ -245,7 +283,9 @@ def model_and_guide(workload: Workload) -> tuple[Callable, Callable]:
     return model, guide
 
 
-def svi_run(workload: Workload, elbo: Any, draw: Preprocess) -> Run:
+def svi_run(
+    workload: Workload, elbo: Any, draw: Preprocess, rate: Rate = LEARNING_RATE
+) -> Training:
     """Set up NumPyro's SVI with one scan per round.
 
     NumPyro's loss is a sum over the batch, so it is divided by the batch size.
@@ -255,7 +295,7 @@ def svi_run(workload: Workload, elbo: Any, draw: Preprocess) -> Run:
 
     batch_size = workload.batch_shape[1]
     init_key, data_key = jax.random.split(workload.key)
-    adam = numpyro.optim.Adam(LEARNING_RATE)
+    adam = numpyro.optim.Adam(rate)
     svi = infer.SVI(*model_and_guide(workload), adam, elbo)
     blank = jnp.zeros((batch_size, workload.images.shape[1]))
     # Copy, because the state is donated and the model keeps a reference to the weights.
@@ -272,15 +312,7 @@ def svi_run(workload: Workload, elbo: Any, draw: Preprocess) -> Run:
 
         return jax.lax.scan(step, state, batches)
 
-    return _keep_state(train, state, workload.images)
-
-
-def _keep_state(train: Callable, state: PyTree, images: Array) -> Run:
-    """Carry the final state of a round over to the next."""
-
-    def run(batches: Array) -> Array:
-        nonlocal state
-        state, losses = train(state, batches, images)
-        return losses
-
-    return run
+    images = workload.images
+    return Training(
+        lambda state, batches: train(state, batches, images), state, svi.get_params
+    )

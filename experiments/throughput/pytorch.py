@@ -21,7 +21,9 @@ import numpy as np
 from experiments.throughput.contestants import (
     LEARNING_RATE,
     Contestant,
+    Rate,
     Run,
+    Training,
     Workload,
     activation_of,
     plain_weights,
@@ -135,7 +137,8 @@ def train_run(
     *,
     compiled: bool = False,
     loader: bool = False,
-) -> Run:
+    rate: Rate = LEARNING_RATE,
+) -> Training:
     """Set up a training loop over rows of one tensor, or over a DataLoader."""
     import torch
 
@@ -154,17 +157,24 @@ def train_run(
         batches = torch.utils.data.DataLoader(data, batch_sampler=indices.tolist())
         return (batch for (batch,) in batches)
 
-    def run(batches: Any) -> np.ndarray:
+    def train(step: int, batches: Any) -> tuple[int, np.ndarray]:
         losses = []
-        for batch in batches_of(np.array(batches, np.int64)):
+        indices = np.array(batches, np.int64)
+        steps = np.arange(step, step + len(indices))
+        rates = np.broadcast_to(rate(steps) if callable(rate) else rate, len(indices))
+        for own_rate, batch in zip(rates.tolist(), batches_of(indices), strict=True):
+            adam.param_groups[0]["lr"] = own_rate
             adam.zero_grad(set_to_none=True)
             value = loss(weights, batch.float() / scale)
             value.backward()
             adam.step()
             losses.append(value.detach())
-        return torch.stack(losses).numpy()
+        return step + len(losses), torch.stack(losses).numpy()
 
-    return run
+    def to_numpy(_: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf.detach().numpy().copy(), weights)
+
+    return Training(train, 0, to_numpy)
 
 
 def evidence_run(workload: Workload) -> Run:

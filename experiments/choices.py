@@ -85,7 +85,7 @@ def trained_on(config: "Config") -> dict[str, Any]:
       The flags by name; `beta` is None where it weighs nothing.
     """
     beta = config.beta if flags.holds(HAS_BETA, config) else None
-    names = ("dataset", "binarization", "objective")
+    names = ("dataset", "likelihood", "binarization", "objective")
     return {name: getattr(config, name) for name in names} | {"beta": beta}
 
 
@@ -156,7 +156,7 @@ def model_spec(
     """
     encoder, decoder = _networks(config)
     posterior = _posterior(config)
-    config = with_prior(config)
+    config = with_likelihood(with_prior(config), dataset)
     covariates = dataset.train_covariates
     return vae_jax.ModelSpec(
         encoder=encoder,

@@ -334,7 +334,10 @@ def warnings(
 def describe(dataset: data.Dataset, config: "ModelFlags", binarization: str) -> str:
     """Sizes, shape and values of the data, likelihood and length of a run."""
     shape = "x".join(map(str, dataset.data_shape))
-    values = dataset.values if dataset.columns else f"{binarization} binarization"
+    values = f"{binarization} binarization"
+    if binarization == "none":
+        levels = dataset.values == "levels"
+        values = f"{dataset.num_levels} grey levels" if levels else dataset.values
     validation = dataset.validation
     chosen_by = "" if validation is None else f"{len(validation)} to choose by, "
     return (

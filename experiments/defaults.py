@@ -6,16 +6,20 @@ the experiment stands above its choices.
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import vae_jax
 from experiments import choices, datasets, optimizers
-from experiments.runner import flags
+from experiments.runner import flags, run_folder
 from vae_jax import data
 
 if TYPE_CHECKING:
-    from experiments.mnist import Config
+    from experiments.mnist import Config, ModelFlags
+
+ConfigT = TypeVar("ConfigT", bound="ModelFlags")
 
 # Where the epochs are not given: small data sets are seen more often, but grey levels
 # that are the same in every epoch are soon fitted too closely (docs/results/recipes).
@@ -71,6 +75,49 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
     optimizers.check_length(config, steps_per_epoch=steps_per_epoch)
     rate = config.learning_rate or optimizers.default_learning_rate(config)
     return dataclasses.replace(config, learning_rate=rate)
+
+
+# What `--likelihood` was by default before it was auto.
+FORMER_LIKELIHOOD = "bernoulli"
+
+
+def with_former_likelihood(
+    config: ConfigT,
+    dataset: data.Dataset,
+    command: str,
+    resolve: Callable[[ConfigT, data.Dataset], ConfigT],
+) -> tuple[ConfigT, list[str]]:
+    """The configuration of a run that was begun when the default was another.
+
+    Args:
+      config: as given.
+      dataset: as loaded.
+      command: a part of the default folder.
+      resolve: fills in the defaults.
+
+    Returns:
+      The configuration, with bits where `--run_dir` holds a run of such, which the
+      same command goes on with; and sentences to tell the user.
+    """
+    former = dataclasses.replace(config, likelihood=FORMER_LIKELIHOOD)
+    if config.likelihood != "auto" or config.overwrite or dataset.columns:
+        return config, []
+    chosen = choices.with_likelihood(config, dataset).likelihood
+    if chosen == FORMER_LIKELIHOOD:
+        return config, []
+    folder = Path(
+        config.run_dir or run_folder.default_folder(command, resolve(former, dataset))
+    )
+    path = folder / "config.json"
+    if not os.path.exists(path):
+        return config, []
+    begun = f"{folder} holds a run with --likelihood={FORMER_LIKELIHOOD}, the default "
+    begun += f"of earlier versions, where auto is {chosen} now"
+    if config.run_dir is None:
+        return config, [f"{begun}: give that flag to go on with it"]
+    if run_folder.read_signed(path).content.get("likelihood") != FORMER_LIKELIHOOD:
+        return config, []
+    return former, [f"{begun}: going on with it (--overwrite starts anew)"]
 
 
 # Where a flag has an effect.

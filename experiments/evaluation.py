@@ -235,7 +235,8 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
     """
     samples = results["importance_weighted_num_samples"]
     rows = [
-        ("data set", f"{results['dataset']}, {results['binarization']} binarization"),
+        ("data set", results["dataset"]),
+        *_likelihood_row(results),
         ("test ELBO", _nats(results["test_elbo"])),
         ("  E_q log p(x|z)", _nats(results["test_log_likelihood"])),
         ("  KL(q(z|x) || p(z))", _nats(results["test_kl_divergence"])),
@@ -257,6 +258,15 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
     collapsed = [] if results["active_units"] else ["the model has"]
     warnings = [collapse_warning(models, remedies) for models in collapsed]
     return "\n".join([columns(rows), *warnings, *evidence_warnings(results)])
+
+
+def _likelihood_row(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was modelled; runs of earlier versions say only how bits were made."""
+    binarization = results["binarization"]
+    parts = [results.get("likelihood")]
+    parts += [None if binarization == "none" else f"{binarization} binarization"]
+    text = ", ".join(part for part in parts if part)
+    return [("likelihood", text)] if text else []
 
 
 def _best_rows(results: dict[str, Any]) -> list[tuple[str, str]]:

@@ -7,7 +7,8 @@ Adam, a cosine schedule) on real MNIST for 20 epochs: test ELBO -97.76 nats, log
 -93.03 +- 0.24 nats by 1000 importance samples (Python 3.11, jax 0.10.2).
 
 Without MNIST and without a network it says so and trains on scikit-learn's 8x8
-digits. The same command on the same folder goes on where it stopped.
+digits, by their 17 grey levels. The same command on the same folder goes on where it
+stopped.
 """
 
 import math
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 
 import vae_jax
 from experiments import choices, datasets, evaluation, final_evaluation, optimizers
-from experiments.defaults import refuse_ignored, resolve
+from experiments.defaults import refuse_ignored, resolve, with_former_likelihood
 from experiments.runner import devices, flags, memory, processes
 from experiments.runner.command_line import execute, parse, say
 from experiments.runner.training import open_run
@@ -72,12 +73,13 @@ bits, whose gradient needs another --estimator; or module:Class."""
 bernoulli for bits, standard for others."""
     num_components: flags.Count = 50
     """Components of --prior=mixture, pseudo-inputs of --prior=vamp."""
-    likelihood: str = "bernoulli"
+    likelihood: str = "auto"
     """p(x|z): bernoulli; gaussian of --variance, gaussian_learned, gaussian_per_pixel \
 (the decoder says each), gaussian_full (all covariances); grey levels are \
 discretized_logistic or categorical, counts poisson, negative_binomial or \
 zero_inflated_negative_binomial; continuous_bernoulli; or module:Class; auto suits \
-the data: bernoulli for bits and for MNIST, of which bits are drawn by convention."""
+the data: bernoulli for bits and for MNIST, of which bits are drawn by convention, \
+discretized_logistic for other grey levels."""
     exposure: Literal["none", "row_total"] = "none"
     """Factor of the means of counts: none, or the total of each example, of which \
 figures and draws are then conditional."""
@@ -259,8 +261,9 @@ def run(config: Config) -> dict[str, Any]:
 
         # Data: pixels in [0, 1], or bits drawn from them.
         original = datasets.load(config)
+        config, notes = with_former_likelihood(config, original, "mnist", resolve)
         config = resolve(config, original)
-        say(*original.notes)
+        say(*original.notes, *notes)
         num_classes = datasets.num_classes(original, conditional=config.conditional)
         dataset = datasets.binarized(original, config.binarization, seed=config.seed)
         examples = datasets.examples(dataset, labelled=config.conditional)

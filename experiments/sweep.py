@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 import vae_jax
 from experiments import choices, datasets, mnist, sweep_report
-from experiments.defaults import resolve
+from experiments.defaults import resolve, with_former_likelihood
 from experiments.evaluation import (
     elbo_figures,
     importance_weighted_figures,
@@ -36,6 +36,7 @@ from experiments.runner.checkpoints import finite_models
 from experiments.runner.command_line import execute, parse, say
 from experiments.runner.training import open_run
 from experiments.sweep_chunks import place
+from vae_jax import data
 from vae_jax.training import TrainState
 
 
@@ -200,12 +201,13 @@ def run(config: Config) -> dict[str, Any]:
 
     # Data, the same for all models.
     original = datasets.load(dataclasses.replace(config, data_on="device"))
+    config, notes = with_former_likelihood(config, original, "sweep", resolved)
     models = [resolve(single, original) for single in grid(config)]
-    config, first = _resolved(config, models), models[0]
+    config, first = resolved(config, original), models[0]
     num_classes = datasets.num_classes(original, conditional=config.conditional)
     spec = choices.model_spec(first, original, num_classes=num_classes)
     warnings = datasets.warnings(original, spec.likelihood, config.binarization)
-    say(*original.notes, *warnings)
+    say(*original.notes, *notes, *warnings)
     dataset = datasets.binarized(original, config.binarization, seed=first.seed)
     datasets.require_in(spec.likelihood.support, dataset, config.binarization)
     examples = datasets.examples(dataset, labelled=config.conditional)
@@ -277,13 +279,22 @@ def run(config: Config) -> dict[str, Any]:
         return results
 
 
-def _resolved(config: Config, models: Sequence[mnist.Config]) -> Config:
-    """The configuration with what the defaults come to, which is one for all models."""
+def resolved(config: Config, dataset: data.Dataset) -> Config:
+    """The configuration with what the defaults come to, which is one for all models.
+
+    Args:
+      config: as given.
+      dataset: as loaded.
+
+    Returns:
+      A configuration that names them.
+    """
+    first = resolve(grid(config)[0], dataset)
     names = ("dataset", "epochs", "schedule_epochs", "warmup_steps", "prior")
     names += ("likelihood", "binarization", "columns", "checkpoint_every")
-    common = {name: getattr(models[0], name) for name in names}
+    common = {name: getattr(first, name) for name in names}
     for name in ("beta_warmup_epochs", "learning_rate"):
-        common[name] = getattr(config, name) or (getattr(models[0], name),)
+        common[name] = getattr(config, name) or (getattr(first, name),)
     return dataclasses.replace(config, **common)
 
 
@@ -324,6 +335,7 @@ def _results(
     ]
     return {
         "dataset": config.dataset,
+        "likelihood": config.likelihood,
         "binarization": config.binarization,
         "swept": swept(config),
         "models": rows,

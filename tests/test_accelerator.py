@@ -135,7 +135,7 @@ def test_the_command_prints_the_figures_of_the_cpu(tmp_path):
     for name, environment in (("own", {}), ("cpu", {"JAX_PLATFORMS": "cpu"})):
         folder = tmp_path / name
         command = [sys.executable, "-m", "experiments.mnist", "--dataset=digits"]
-        command += ["--epochs=30", f"--run_dir={folder}"]
+        command += ["--likelihood=bernoulli", "--epochs=30", f"--run_dir={folder}"]
         subprocess.run(command, check=True, env=os.environ | environment)
         found.append(json.loads((folder / "results.json").read_text()))
     own, cpu = found

@@ -12,6 +12,7 @@ from experiments.mnist import Config
 from experiments.published.tables import Cell, Table, main
 
 _NETWORK: dict[str, Any] = {
+    "likelihood": "bernoulli",
     "hidden_dims": (200, 200),
     "latent_dim": 50,
     "activation": "tanh",

@@ -21,7 +21,11 @@ from experiments.runner.report import columns, mean_of, measured
 
 FOLDER = Path(__file__).parent
 FIGURES = {"test_elbo": "test ELBO", "log_evidence": "log p(x)"}
-STATIC: dict[str, Any] = {"dataset": "binarized_mnist", "beta_warmup_epochs": 0.0}
+STATIC: dict[str, Any] = {
+    "dataset": "binarized_mnist",
+    "likelihood": "bernoulli",
+    "beta_warmup_epochs": 0.0,
+}
 
 
 class Cell(NamedTuple):

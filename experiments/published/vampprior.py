@@ -10,6 +10,7 @@ from experiments.published.tables import Cell, Table, main
 
 _NETWORK: dict[str, Any] = {
     "dataset": "binarized_mnist",
+    "likelihood": "bernoulli",
     "network": "gated",
     "hidden_dims": (300, 300),
     "latent_dim": 40,

@@ -62,6 +62,7 @@ def test_a_run_on_the_host_is_that_on_the_device_to_the_bit(
 
 
 NAMED = {
+    "likelihood": "bernoulli",
     "epochs": 3,
     "schedule": "constant",
     "beta_warmup_epochs": 0,
@@ -165,7 +166,7 @@ def test_a_file_of_four_gigabytes_trains_in_private_memory_of_one_and_a_half(tmp
     def steps(stop, folder):
         arguments = [f"--dataset={path}", f"--run_dir={tmp_path / folder}"]
         arguments += ["--data_on=host", "--hidden_dims", "8", "--latent_dim=2"]
-        arguments += ["--epochs=1", "--batch_size=64"]
+        arguments += ["--epochs=1", "--batch_size=64", "--likelihood=bernoulli"]
         child = subprocess.run(
             [sys.executable, "-c", CHILD, str(stop), *arguments],
             cwd=ROOT,

@@ -25,6 +25,7 @@ from experiments import (
     evaluation,
     figures,
     mnist,
+    sweep,
 )
 from experiments.mnist import Config, check
 from experiments.runner import run_folder, training
@@ -118,6 +119,7 @@ def test_a_run_leaves_all_its_files(finished):
 def test_results_hold_what_is_promised(finished):
     _, results = finished
     assert results["dataset"] == "digits" and results["binarization"] == "dynamic"
+    assert results["likelihood"] == "bernoulli"
     assert results["test_elbo"] == pytest.approx(
         results["test_log_likelihood"] - results["test_kl_divergence"], abs=1e-4
     )
@@ -494,34 +496,16 @@ def test_a_density_of_black_and_white_pixels_is_said_to_be_one():
 @pytest.mark.parametrize(
     "name, changes, likelihood, binarization, epochs",
     [
-        ("digits", {"likelihood": "auto"}, "discretized_logistic", "none", 100),
+        ("digits", {}, "discretized_logistic", "none", 100),
         ("digits", {"likelihood": "bernoulli"}, "bernoulli", "dynamic", 666),
-        (
-            "digits",
-            {"likelihood": "auto", "binarization": "fixed"},
-            "bernoulli",
-            "fixed",
-            100,
-        ),
-        (
-            "digits",
-            {"likelihood": "auto", "binarization": "dynamic"},
-            "bernoulli",
-            "dynamic",
-            666,
-        ),
-        ("mnist", {"likelihood": "auto"}, "bernoulli", "dynamic", 666),
-        (
-            "mnist",
-            {"likelihood": "auto", "binarization": "none"},
-            "discretized_logistic",
-            "none",
-            100,
-        ),
+        ("digits", {"binarization": "fixed"}, "bernoulli", "fixed", 100),
+        ("digits", {"binarization": "dynamic"}, "bernoulli", "dynamic", 666),
+        ("mnist", {}, "bernoulli", "dynamic", 666),
+        ("mnist", {"binarization": "none"}, "discretized_logistic", "none", 100),
         ("mnist", {"likelihood": "gaussian"}, "gaussian", "none", 100),
     ],
 )
-def test_auto_suits_the_data_and_their_number_of_epochs(
+def test_the_default_likelihood_suits_the_data(
     name, changes, likelihood, binarization, epochs
 ):
     dataset = data.load("digits")._replace(name=name)
@@ -529,6 +513,56 @@ def test_auto_suits_the_data_and_their_number_of_epochs(
     assert resolved.likelihood == likelihood
     assert resolved.binarization == binarization
     assert resolved.epochs == epochs == resolved.schedule_epochs
+
+
+def test_a_run_of_bits_goes_on_by_the_command_that_began_it(
+    finished, capsys, no_pictures
+):
+    """Which had no --likelihood, and bits were its default."""
+    folder, results = finished
+    given = {"epochs": 4, "checkpoint_every": 1, "evaluation_samples": 50}
+    assert run_tiny(folder, likelihood="auto", **given) == results
+    printed = capsys.readouterr().out
+    note = f"{folder} holds a run with --likelihood=bernoulli, the default of earlier"
+    assert f"NOTE: {note}" in printed and "going on with it" in printed
+    assert "complete: checkpoint 48 verified" in printed
+    assert re.search(r"\nlikelihood +bernoulli, dynamic binarization\n", printed)
+    run_tiny(folder, **given)
+    assert "NOTE" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="likelihood 'bernoulli' there, 'categorical'"):
+        run_tiny(folder, likelihood="categorical", **given)
+
+
+@pytest.mark.parametrize("command", [mnist, sweep], ids=lambda m: m.__name__)
+def test_a_run_of_bits_is_found_where_it_is_the_default(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    digits, name = data.load("digits"), command.__name__.rpartition(".")[2]
+    resolve, beta = {
+        "mnist": (defaults.resolve, 1.0),
+        "sweep": (sweep.resolved, (1.0, 2.0)),
+    }[name]
+    plain = command.Config(dataset="digits", beta=beta)
+
+    def found(**changes):
+        config = dataclasses.replace(plain, **changes)
+        return defaults.with_former_likelihood(config, digits, name, resolve)
+
+    bits = resolve(dataclasses.replace(plain, likelihood="bernoulli"), digits)
+    folder = run_folder.default_folder(name, bits)
+    assert found() == (plain, [])
+    folder.mkdir(parents=True)
+    run_folder.write_signed(folder / "config.json", dataclasses.asdict(bits))
+    config, (note,) = found()
+    assert config.likelihood == "auto"
+    assert note.startswith(str(folder)) and "give that flag" in note
+    config, (note,) = found(run_dir=str(folder))
+    assert config.likelihood == "bernoulli" and "going on" in note
+    for other in ({"overwrite": True}, {"likelihood": "bernoulli"}):
+        assert found(run_dir=str(folder), **other)[1] == []
+    levels = dataclasses.asdict(bits) | {"likelihood": "my_parts:Own"}
+    run_folder.write_signed(folder / "config.json", levels)
+    config, notes = found(run_dir=str(folder))
+    assert config.likelihood == "auto" and notes == []
 
 
 def warmup_steps(**changes):
@@ -783,10 +817,13 @@ BAD_INPUT = {
     "wrong width": (["--dataset={bad}/width.npz"], "x_test"),
     "nan": (["--dataset={bad}/nan.npz"], "NaN|nan|finite"),
     "above one": (
-        ["--dataset={bad}/range.npz"],
+        ["--dataset={bad}/range.npz", "--likelihood=bernoulli"],
         "the data are reals, and --likelihood=bernoulli .* choose auto, or gaussian,",
     ),
-    "below zero": (["--dataset={bad}/negative.npz"], "the data are reals"),
+    "below zero": (
+        ["--dataset={bad}/negative.npz", "--likelihood=bernoulli"],
+        "the data are reals",
+    ),
     "ragged table": (["--dataset={bad}/ragged.csv"], "ragged.csv.*: line 3 has 1 val"),
     "columns of several kinds": (
         ["--dataset={bad}/mixed.csv", "--likelihood=gaussian"],
@@ -811,7 +848,7 @@ BAD_INPUT = {
     "empty array": (["--dataset={bad}/empty.npz"], "empty|at least"),
     "npz without x": (["--dataset={bad}/nokey.npz"], "images"),
     "counts without their likelihood": (
-        ["--dataset={bad}/integers.npz"],
+        ["--dataset={bad}/integers.npz", "--likelihood=bernoulli"],
         "the data are counts, and --likelihood=bernoulli .* choose auto, or poisson",
     ),
     "binarized counts": (
@@ -1063,6 +1100,7 @@ def test_help_explains_every_flag(capsys):
 
 ENDLESS = [
     *("--dataset=digits", "--epochs=300", "--hidden_dims", "16", "--latent_dim=2"),
+    "--likelihood=bernoulli",
     *("--checkpoint_every=20", "--evaluation_samples=5"),
 ]
 

@@ -219,8 +219,8 @@ def test_parts_of_ones_own_train_resume_and_load(beside, no_pictures):
 
 @pytest.mark.parametrize("kind", ["EquinoxNet", "NNXNet"])
 def test_networks_of_other_frameworks_train_sweep_and_load(kind, beside, no_pictures):
-    named = f"--network=my_parts:{kind}(width=6)"
-    mnist.main([*TINY, named, "--run_dir=run"])
+    named = [f"--network=my_parts:{kind}(width=6)", "--likelihood=bernoulli"]
+    mnist.main([*TINY, *named, "--run_dir=run"])
     results = json.loads((beside / "run" / "results.json").read_text())
     params = vae_jax.load_run("run", trust=["my_parts"])
     assert params.spec.decoder.arguments == (("width", 6),)
@@ -228,7 +228,7 @@ def test_networks_of_other_frameworks_train_sweep_and_load(kind, beside, no_pict
     x = jnp.asarray(datasets.test_images(datasets.binarized(digits, "dynamic", seed=0)))
     again = evaluation.elbo_figures(params, x, None)
     assert again["elbo"] == pytest.approx(results["test_elbo"], rel=1e-5)
-    sweep.main([*TINY, named, "--beta", "1.0", "2.0", "--run_dir=sweep"])
+    sweep.main([*TINY, *named, "--beta", "1.0", "2.0", "--run_dir=sweep"])
     second = vae_jax.load_run("sweep", model=1, trust=["my_parts"])
     assert second.spec == params.spec
 

@@ -55,7 +55,12 @@ def test_a_value_that_no_machine_holds_is_one_line(
 def test_the_estimate_counts_what_training_holds(monkeypatch):
     """By hand: an encoder 64-400-4 and a decoder 2-400-64, two moments of Adam."""
     config = mnist.Config(
-        latent_dim=2, batch_size=100, num_samples=3, dataset="digits", epochs=1
+        latent_dim=2,
+        batch_size=100,
+        num_samples=3,
+        dataset="digits",
+        likelihood="bernoulli",
+        epochs=1,
     )
     digits = data.load("digits")
     config = resolve(config, digits)

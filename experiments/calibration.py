@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import vae_jax
+from experiments.style import styled
 from vae_jax.calibration import rank_test, simulation_ranks
 from vae_jax.types import Key
 
@@ -67,6 +68,7 @@ def row(figures: dict[str, Any]) -> tuple[str, str]:
     return label, text
 
 
+@styled()
 def draw(figures: dict[str, Any]) -> Figure:
     """Deviation of the ranks from uniform ones, with its simultaneous band.
 
@@ -77,7 +79,7 @@ def draw(figures: dict[str, Any]) -> Figure:
       The picture. Below 0 at first and above it later: draws are too wide; the other
       way round: too narrow.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure((7, 4.2))
     axes = figure.subplots()
     *latents, joint = np.array(figures["deviation"])
     rank = np.arange(len(joint)) / figures["num_draws"]
@@ -87,12 +89,12 @@ def draw(figures: dict[str, Any]) -> Figure:
         axes.plot(
             rank,
             values,
-            color="tab:blue",
+            color="C0",
             alpha=0.6,
             linewidth=1,
             label=None if number else "each latent",
         )
-    axes.plot(rank, joint, color="tab:orange", label="log p(x, z)")
+    axes.plot(rank, joint, color="C3", label="log p(x, z)")
     axes.axhline(0, color="0.5", linewidth=1)
     axes.set(
         title=f"calibration of q(z|x), {figures['num_simulated']} simulated",

@@ -20,10 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 
 import vae_jax
-from experiments import calibration, choices, datasets, mnist, predictive, sweep
+from experiments import (
+    calibration,
+    choices,
+    datasets,
+    diagnostics,
+    mnist,
+    predictive,
+    sweep,
+)
 from experiments.choices import labels_of
 from experiments.evaluation import (
     elbo_figures,
@@ -399,36 +406,6 @@ def warnings(figures: dict[str, Any]) -> list[str]:
     return found
 
 
-def draw(figures: dict[str, Any], title: str) -> Figure:
-    """KL and variance of each unit, in falling order, and the parts of the gap."""
-    figure = Figure((12, 4), dpi=130, layout="constrained")
-    figure.suptitle(title)
-    left, middle, right = figure.subplots(1, 3)
-    variance = np.array(figures["unit_variance"])
-    order = np.argsort(variance)[::-1]
-    colors = np.where(variance[order] > 0.01, "tab:blue", "0.7")
-    units = np.arange(1, len(order) + 1)
-    left.bar(units, variance[order], color=colors)
-    left.axhline(0.01, color="tab:red", linewidth=1)
-    left.set(
-        title=f"{figures['active_units']} active units (above the line)",
-        xlabel="unit, in falling order",
-        ylabel="variance over x of E[z|x]",
-        yscale="log",
-    )
-    middle.set(title="KL of each unit", xlabel="the same order", ylabel="nats")
-    if figures["unit_kl"] is not None:
-        middle.bar(units, np.array(figures["unit_kl"])[order], color=colors)
-    right.set(title="from the ELBO to log p(x)", ylabel="nats an image")
-    gap = figures["inference_gap"]
-    if gap is not None:
-        names = ("amortization_gap", "approximation_gap")
-        values, errors = zip(*(gap[name].values() for name in names), strict=True)
-        labels = ["the encoder's\n(amortization)", "the family's\n(approximation)"]
-        right.bar(labels, values, yerr=errors, capsize=4, color=["0.5", "tab:orange"])
-    return figure
-
-
 def run(config: Config) -> dict[str, Any]:
     """Evaluates, prints, and writes into the run's folder.
 
@@ -480,7 +457,7 @@ def run(config: Config) -> dict[str, Any]:
             save_figure(picture, folder / "figures", "posterior_predictive")
         told = f", step {config.step}" if which is None else _OF_EPOCH[which]
         title = f"{_told(config, trained)}{told}, {len(x)} test examples"
-        save_figure(draw(figures, title), folder / "figures", "diagnostics")
+        save_figure(diagnostics.draw(figures, title), folder / "figures", "diagnostics")
         run_folder.write_json(folder / "evaluation.json", figures)
     print(f"{title}\n{table(figures, config)}")
     return figures

@@ -22,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 import vae_jax
 from experiments.choices import labels_of
 from experiments.runner.report import save_figure
+from experiments.style import BY_LABEL, styled
 from vae_jax import Conditions, Params
 from vae_jax.types import AnyArray, Key, Labels
 
@@ -96,9 +97,7 @@ def draw_all(
             figures["manifold"] = draw_manifold(draw, params, caveat)
         labels = labels[encoded]
         figures["latent_scatter"] = draw_latent_scatter(means, labels, dataset_name)
-    return [
-        save_figure(figure, folder, name, dpi=DPI) for name, figure in figures.items()
-    ]
+    return [save_figure(figure, folder, name) for name, figure in figures.items()]
 
 
 def are_pixels(params: Params, x: np.ndarray) -> bool:
@@ -219,6 +218,7 @@ def draw_manifold(draw: Callable, params: Params, caveat: str) -> Figure:
     )
 
 
+@styled()
 def draw_latent_scatter(means, labels, dataset_name: str) -> Figure:
     """Draw posterior means `[n, 2]`, coloured by label `[n]` if there are several."""
     subtitle = (
@@ -229,7 +229,7 @@ def draw_latent_scatter(means, labels, dataset_name: str) -> Figure:
     axes.add_patch(Circle((0, 0), 2.448, fill=False, ls="--", color="0.4", zorder=2))
     axes.set(xlabel="z1", ylabel="z2", aspect="equal", adjustable="datalim")
     classes, index = np.unique(labels, return_inverse=True)
-    colors = colormaps["tab10" if len(classes) <= 10 else "viridis"]
+    colors = BY_LABEL if len(classes) <= 10 else colormaps["viridis"]
     means = np.where(np.isfinite(means), means, np.nan)
     points = axes.scatter(
         *means.T, s=6, c=index, cmap=colors.resampled(len(classes)), lw=0
@@ -244,6 +244,7 @@ def draw_latent_scatter(means, labels, dataset_name: str) -> Figure:
     return figure
 
 
+@styled()
 def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
     """Draw the ELBO and its two terms against the epoch, in nats per example."""
     subtitle = "ELBO = log-likelihood E[log p(x|z)] - KL(q(z|x) || p(z))"
@@ -251,12 +252,11 @@ def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
     is_long = width >= 5
     if is_long:
         subtitle += f"; solid lines: means of {width} epochs"
-    figure = new_figure((1500, 430), f"{dataset_name}: training", subtitle)
+    figure = new_figure((1560, 430), f"{dataset_name}: training", subtitle)
     for panel, (name, label) in enumerate(CURVES.items()):
-        axes = add_axes(figure, 115 + 490 * panel, 85, 375, 300)
+        axes = add_axes(figure, 125 + 520 * panel, 85, 365, 300)
         axes.set(title=label, xlabel="epoch", ylabel="nats per example")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
-        axes.grid(color="0.9")
         curves = []
         for split in dict.fromkeys(row["split"] for row in metrics):
             style = ".--" if split == "train" else ".-"
@@ -282,10 +282,10 @@ def moving_average(values: np.ndarray, width: int) -> np.ndarray:
 def focus(points: np.ndarray) -> tuple[float, float] | None:
     """Limits of y without the first tenth of epochs, if those compress the rest.
 
-    None if the automatic limits are adequate.
+    None if the automatic limits are adequate, or the epochs are few.
     """
     epochs, values = points[:, np.isfinite(points[1])]
-    if len(values) == 0:
+    if len(values) == 0 or np.ptp(epochs) < 10:
         return None
     late = values[epochs >= epochs.min() + 0.1 * np.ptp(epochs)]
     margin = 0.1 * np.ptp(late)
@@ -294,6 +294,7 @@ def focus(points: np.ndarray) -> tuple[float, float] | None:
     return late.min() - margin, late.max() + margin
 
 
+@styled()
 def draw_grid(
     cells: np.ndarray,
     title: str,
@@ -327,6 +328,7 @@ def draw_grid(
     axes.set_yticks(tops[: len(labels[1])] + height / 2, labels[1])
     axes.tick_params(length=0, labelsize=8)
     axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
     return figure
 
 
@@ -377,7 +379,8 @@ def new_figure(size: Sequence[int], title: str, subtitle: str) -> Figure:
     subtitle = textwrap.fill(subtitle, int(width / 10.5))
     title_height = 28 * (title.count("\n") + 1)
     height = size[1] + 38 + title_height + 24 * (subtitle.count("\n") + 1)
-    figure = Figure((width / DPI, height / DPI))
+    # Places in pixels, which no layout moves.
+    figure = Figure((width / DPI, height / DPI), dpi=DPI, layout="none")
     # A dollar sign in the name of a data set does not start a formula.
     write = partial(figure.text, 16 / width, va="top", parse_math=False)
     write(1 - 12 / height, title, size=11, weight="bold")

@@ -1,5 +1,6 @@
 """Posterior predictive check of a table or of counts: figures, rows and picture."""
 
+import math
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 import vae_jax
 from experiments.choices import labels_of
 from experiments.figures import are_pixels
+from experiments.style import add_title, styled
 from vae_jax.predictive import Replicated
 from vae_jax.types import Array, Key, Labels
 
@@ -77,6 +79,7 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     return [*found, ("  share of zeros", f"{zeros['observed']:.2%}, {interval}")]
 
 
+@styled()
 def draw(figures: dict[str, Any]) -> Figure:
     """Statistics of each dimension, the test set's against the model's interval.
 
@@ -87,26 +90,33 @@ def draw(figures: dict[str, Any]) -> Figure:
       A panel a statistic, of the dimensions that have it; outside of its interval a
       dimension is red.
     """
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
-    figure.suptitle("posterior predictive check: 95% intervals of each dimension")
-    for axes, name in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
-        one = Replicated(
+    parts = {
+        name: Replicated(
             *(jnp.array(figures[name][part], float) for part in Replicated._fields)
         )
+        for name in SHOWN
+    }
+    shown = {name: one for name, one in parts.items() if _are_defined(one).any()}
+    num_rows = max(math.ceil(len(shown) / 2), 1)
+    figure = Figure((8, 0.4 + 3.1 * num_rows))
+    add_title(figure, "posterior predictive check: 95% intervals of each dimension")
+    panels = figure.subplots(num_rows, 2, squeeze=False).flat
+    for axes, (name, one) in zip(panels, shown.items(), strict=False):
         observed, mean, lower, upper = one
         defined, inside = _are_defined(one), np.asarray(one.inside)
         for here, color in (
-            (defined & inside, "tab:blue"),
-            (defined & ~inside, "tab:red"),
+            (defined & inside, "C0"),
+            (defined & ~inside, "C1"),
         ):
             axes.vlines(
                 observed[here], lower[here], upper[here], color=color, alpha=0.5
             )
             axes.plot(observed[here], mean[here], ".", color=color, markersize=3)
-        if defined.any():
-            ends = [observed[defined].min(), observed[defined].max()]
-            axes.plot(ends, ends, color="0.5", linewidth=1)
+        ends = [observed[defined].min(), observed[defined].max()]
+        axes.plot(ends, ends, color="0.5", linewidth=1)
         scale = "symlog" if name in ("mean", "variance") else "linear"
         axes.set(title=name, xlabel="test set", ylabel="model")
         axes.set(xscale=scale, yscale=scale)
+    for axes in panels[len(shown) :]:
+        axes.remove()
     return figure

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.evaluation import collapse_warning
 from experiments.runner.report import columns, mean_of, measured, save_figure
+from experiments.style import styled
 
 MEASURES = (
     "validation_elbo",
@@ -183,10 +185,11 @@ def draw_all(folder: Path, results: dict[str, Any], metrics: Sequence[Row]) -> N
         save_figure(figure, folder, name)
 
 
+@styled()
 def draw_rate_distortion(results: dict[str, Any]) -> Figure:
     """Draw distortion against rate, one point per setting, with errors over seeds."""
     rows = [row for row in results["settings"] if row["rate"]["mean"] is not None]
-    figure = Figure((8, 6), dpi=120, layout="constrained")
+    figure = Figure((8, 5.2))
     axes = figure.subplots()
     for row, color in zip(rows, _colors(len(rows)), strict=True):
         axes.errorbar(
@@ -204,6 +207,7 @@ def draw_rate_distortion(results: dict[str, Any]) -> Figure:
             [row[name]["mean"] for row in rows] for name in ("rate", "distortion")
         ]
         axes.plot(*points, color="0.5", linewidth=1, zorder=1)
+    axes.grid(visible=False)
     _draw_equal_elbo(axes)
     seeds = max((row["num_models"] for row in rows), default=0)
     axes.set(
@@ -220,13 +224,20 @@ def _draw_equal_elbo(axes) -> None:
     """Draw lines of constant rate + distortion."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     for total in np.linspace(left + low, right + high, 9)[1:-1]:
-        axes.plot([left, right], [total - left, total - right], color="0.85", zorder=0)
+        axes.plot(
+            [left, right],
+            [total - left, total - right],
+            color="0.85",
+            linewidth=1,
+            zorder=0,
+        )
     axes.set(xlim=(left, right), ylim=(low, high))
 
 
+@styled()
 def draw_training_curves(results: dict[str, Any], metrics: Sequence[Row]) -> Figure:
     """Draw the ELBO of every model by epoch, on validation data if there are any."""
-    figure = Figure((8, 6), dpi=120, layout="constrained")
+    figure = Figure((8, 5.2))
     axes = figure.subplots()
     rows, swept = results["settings"], results["swept"]
     numbers = {_label(row, swept): number for number, row in enumerate(rows)}
@@ -251,6 +262,7 @@ def draw_training_curves(results: dict[str, Any], metrics: Sequence[Row]) -> Fig
         xlabel="epoch",
         ylabel="ELBO at beta 1, nats per example",
     )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     late = np.array([row["elbo"] for row in test[len(test) // 10 :]], float)
     late = late[np.isfinite(late)]
     if late.size and np.ptp(late) > 0:
@@ -265,10 +277,10 @@ def _label(row: Row, swept: Sequence[str]) -> str:
 
 
 def _colors(count: int) -> np.ndarray:
-    return colormaps["viridis"](np.linspace(0, 0.95, max(count, 1)))[:count]
+    return colormaps["viridis"](np.linspace(0, 0.88, max(count, 1)))[:count]
 
 
 def _add_legend(axes, count: int) -> None:
     """Add a legend next to the axes, unless it would be too long."""
     if 0 < count <= ROWS_SHOWN:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -1,4 +1,4 @@
-"""Style of the notebooks' figures, and images drawn as one grid."""
+"""Style of the notebooks' figures, that of the commands, and images as one grid."""
 
 import jax
 import matplotlib.pyplot as plt
@@ -6,19 +6,32 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 
-COLORS = ("#3266ad", "#d1495b", "#2a9d8f", "#edae49", "#7b4fa3", "#6c757d")
+COLORS = (
+    "#3266ad",
+    "#d1495b",
+    "#2a9d8f",
+    "#edae49",
+    "#7b4fa3",
+    "#6c757d",
+    "#5fb3dd",
+    "#8a5a3c",
+    "#e08bb4",
+    "#9aa53c",
+)
 
 STYLE = {
+    "axes.axisbelow": True,
     "axes.grid": True,
     "axes.prop_cycle": cycler(color=COLORS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "figure.constrained_layout.use": True,
-    "figure.dpi": 110,
+    "figure.dpi": 120,
     "figure.figsize": (7.5, 4.0),
     "font.size": 10.5,
     "grid.alpha": 0.25,
+    "legend.fontsize": 9,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
 }

@@ -39,7 +39,7 @@ from experiments.gradient_variance import (
 )
 from experiments.runner import flags, run_folder
 from experiments.runner.command_line import execute, parse
-from experiments.runner.report import columns
+from experiments.runner.report import columns, save_figure
 from vae_jax import data, run_keys
 from vae_jax.estimators import exact_variance
 
@@ -115,7 +115,7 @@ def run_exact(config: Config, folder: Path, progress) -> tuple[list[dict], list[
     progress("exact: variance against k")
     curves = curves_against_k(config)
     figure = pictures.variance_against_k(curves, **gaussian)
-    pictures.save(figure, folder, "variance_against_k")
+    save_figure(figure, folder, "variance_against_k")
     largest = exact.largest_z(rows)
     verdict = "all as they should be" if largest < 5 else "WARNING: above 5"
     count = sum(row["variance_z"] is not None for row in rows)
@@ -207,7 +207,7 @@ def run_snr(config: Config, folder: Path, progress) -> tuple[list[dict], list[st
     )
     slopes = signal_to_noise.slopes(rows)
     figure = pictures.signal_to_noise(rows, slopes)
-    pictures.save(figure, folder, "signal_to_noise")
+    save_figure(figure, folder, "signal_to_noise")
     cells = [("parameters", "estimator", "slope", "expected")]
     for (group, name), slope in slopes.items():
         expected = signal_to_noise.EXPECTED_SLOPES[group, name]
@@ -225,7 +225,7 @@ def run_logistic(
         key=jax.random.key(config.seed),
         progress=progress,
     )
-    pictures.save(pictures.logistic_curves(curves), folder, "logistic_regression")
+    save_figure(pictures.logistic_curves(curves), folder, "logistic_regression")
     heading = "estimator", "ELBO at the end", "accuracy", "at the start", "at the end"
     cells: list[tuple[str, ...]] = [heading]
     for name in dict.fromkeys(row["estimator"] for row in rows):
@@ -288,12 +288,12 @@ def run_vae(config: Config, folder: Path, progress) -> tuple[list[dict], list[st
             title = f"{dataset.name}, {model.name}, {objective}"
             figure = pictures.variance_against_samples(part, vae.STAGES, title)
             name = f"vae_{model.name}_{objective}".lower().replace(",", "")
-            pictures.save(figure, folder, name.replace(" ", "_").replace("-", "_"))
+            save_figure(figure, folder, name.replace(" ", "_").replace("-", "_"))
         rows += found
     figure = pictures.training_curves(
         curves, f"{dataset.name}: the same start, {vae.TRAINING_SAMPLES} samples"
     )
-    pictures.save(figure, folder, "training_curves")
+    save_figure(figure, folder, "training_curves")
     for model_name, ends in curves.items():
         scores = ", ".join(f"{name} {curve[-1]:.2f}" for name, curve in ends.items())
         lines.append(f"test ELBO after training, {model_name}: {scores}")

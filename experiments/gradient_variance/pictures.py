@@ -1,45 +1,41 @@
 """Figures: variance against k, samples and cost; training curves."""
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.runner.report import save_figure
+from experiments.style import add_title, styled
 
-DPI = 130
 Rows = list[dict[str, Any]]
 STYLES = {
-    "reparameterization": ("tab:blue", "reparameterization"),
-    "path_derivative": ("tab:cyan", "path derivative"),
-    "doubly_reparameterized": ("tab:cyan", "doubly reparameterized"),
-    "score_function": ("tab:red", "score function"),
-    "constant_baseline": ("tab:orange", "score function, baseline E f"),
-    "mean_baseline": ("tab:orange", "score function, mean baseline"),
-    "optimal_baseline": ("tab:brown", "score function, optimal baseline"),
-    "optimal_constant": ("tab:brown", "score function, optimal constant"),
-    "leave_one_out": ("tab:purple", "score function, leave one out"),
-    "delta_control_variate": ("tab:pink", "delta control variate"),
-    "measure_valued": ("tab:green", "measure-valued"),
-    "measure_valued_uncoupled": ("tab:olive", "measure-valued, uncoupled"),
-    "arm": ("tab:olive", "ARM"),
-    "disarm": ("tab:green", "DisARM"),
-    "rebar": ("tab:blue", "REBAR"),
+    "reparameterization": ("C0", "reparameterization"),
+    "path_derivative": ("C6", "path derivative"),
+    "doubly_reparameterized": ("C6", "doubly reparameterized"),
+    "score_function": ("C1", "score function"),
+    "constant_baseline": ("C3", "score function, baseline E f"),
+    "mean_baseline": ("C3", "score function, mean baseline"),
+    "optimal_baseline": ("C7", "score function, optimal baseline"),
+    "optimal_constant": ("C7", "score function, optimal constant"),
+    "leave_one_out": ("C4", "score function, leave one out"),
+    "delta_control_variate": ("C8", "delta control variate"),
+    "measure_valued": ("C2", "measure-valued"),
+    "measure_valued_uncoupled": ("C9", "measure-valued, uncoupled"),
+    "arm": ("C9", "ARM"),
+    "disarm": ("C2", "DisARM"),
+    "rebar": ("C0", "REBAR"),
     "gumbel_softmax": ("0.45", "Gumbel-softmax (biased)"),
     "straight_through": ("0.7", "straight-through (biased)"),
 }
 
 
-save = partial(save_figure, dpi=DPI)
-
-
+@styled()
 def variance_against_k(
     curves: dict[str, dict[str, Any]], *, mu: float, sigma: float
 ) -> Figure:
     """Draw the variance of d/d mu against k: exact lines and measured points."""
-    figure = Figure((4.4 * len(curves), 4.2), layout="constrained")
+    figure = Figure((3.2 * len(curves), 3.6))
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     titles = {
         "quadratic": "f(x) = (x - k)²",
@@ -64,15 +60,16 @@ def variance_against_k(
         if min(content["k"]) > 0:
             axes.set_xscale("log")
     panels[0].set_ylabel("variance of d/dμ, one sample")
-    panels[0].legend(fontsize=8, title="lines exact, points measured")
-    figure.suptitle(f"Gradient of E f(x), x ~ N({mu:g}, {sigma:g}²)")
+    panels[0].legend(title="lines exact, points measured")
+    add_title(figure, f"Gradient of E f(x), x ~ N({mu:g}, {sigma:g}²)")
     return figure
 
 
+@styled()
 def variance_against_samples(rows: Rows, stages: Iterable[str], title: str) -> Figure:
     """Draw variances: a column per stage, equal samples above, equal cost below."""
     stages = list(stages)
-    figure = Figure((4.4 * len(stages), 7.6), layout="constrained")
+    figure = Figure((3.2 * len(stages) + 2.4, 6.4))
     panels = figure.subplots(2, len(stages), sharex="col", sharey="row", squeeze=False)
     quantities = (
         ("variance", "sum of variances over the encoder"),
@@ -96,14 +93,15 @@ def variance_against_samples(rows: Rows, stages: Iterable[str], title: str) -> F
         panels[0, column].set_title(stage)
         panels[1, column].set_xlabel("samples of an estimate")
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-    figure.suptitle(title)
+    figure.legend(handles, labels, loc="outside right upper")
+    add_title(figure, title)
     return figure
 
 
+@styled()
 def training_curves(curves: dict[str, dict[str, list[float]]], title: str) -> Figure:
     """Draw the test ELBO after each epoch: a panel per model, a line per estimator."""
-    figure = Figure((5.2 * len(curves), 4), layout="constrained")
+    figure = Figure((4.4 * len(curves), 3.8))
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, (model, lines) in zip(panels, curves.items(), strict=True):
         for name, values in lines.items():
@@ -112,15 +110,16 @@ def training_curves(curves: dict[str, dict[str, list[float]]], title: str) -> Fi
             axes.plot(range(len(values)), values, marker, color=color, label=label)
         axes.set_title(model)
         axes.set_xlabel("epochs")
-        axes.legend(fontsize=8)
+        axes.legend()
     panels[0].set_ylabel("test ELBO, nats an image")
-    figure.suptitle(title)
+    add_title(figure, title)
     return figure
 
 
+@styled()
 def signal_to_noise(rows: Rows, slopes: dict[tuple[str, str], float]) -> Figure:
     """Draw the ratio against importance samples, with fitted slopes in the legend."""
-    figure = Figure((6, 4.6), layout="constrained")
+    figure = Figure((6, 4.6))
     axes = figure.subplots()
     for (group, name), slope in slopes.items():
         points = np.array(
@@ -137,13 +136,14 @@ def signal_to_noise(rows: Rows, slopes: dict[tuple[str, str], float]) -> Figure:
     axes.set_xlabel("importance samples K")
     axes.set_ylabel("signal-to-noise ratio of the gradient")
     axes.set_title("A tighter bound, and the gradients that it gives")
-    figure.legend(loc="outside lower center", fontsize=8)
+    figure.legend(loc="outside lower center")
     return figure
 
 
+@styled()
 def logistic_curves(curves: dict[str, Any]) -> Figure:
     """Draw the ELBO against steps, one line per estimator."""
-    figure = Figure((6, 4), layout="constrained")
+    figure = Figure((6, 4))
     axes = figure.subplots()
     for name, curve in curves.items():
         color, label = STYLES[name]
@@ -151,5 +151,5 @@ def logistic_curves(curves: dict[str, Any]) -> Figure:
     axes.set_xlabel("steps")
     axes.set_ylabel("ELBO of all examples, nats")
     axes.set_title("Bayesian logistic regression, breast cancer")
-    axes.legend(fontsize=8)
+    axes.legend()
     return figure

@@ -189,7 +189,7 @@ def checks_of(clean: Array, found, key: Key) -> tuple[list[Check], list[str]]:
 
 def draw_ratios(clean: Array, found, name: str) -> Figure:
     """Bar chart of the PSNR of each method and task."""
-    figure = Figure((7, 3.8), layout="constrained")
+    figure = Figure((7, 3.8))
     axes = figure.subplots()
     places = np.arange(len(TASKS))
     for number, method in enumerate(METHODS):
@@ -199,7 +199,7 @@ def draw_ratios(clean: Array, found, name: str) -> Figure:
     axes.set_xticks(places, TASKS)
     axes.set(ylabel="PSNR, dB; more is better")
     axes.set_title(f"{name}: repairing test images")
-    figure.legend(fontsize=8, loc="outside lower center", ncols=len(METHODS))
+    figure.legend(loc="outside lower center", ncols=len(METHODS))
     return figure
 
 

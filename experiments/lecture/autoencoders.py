@@ -25,6 +25,7 @@ from experiments.lecture.images import Images, draw_rows, load
 from experiments.lecture.report import Check, Report, topic
 from experiments.lecture.training import epochs_for, fit, minimize
 from experiments.runner import flags
+from experiments.style import BY_LABEL, add_title
 from vae_jax import (
     MLP,
     DiagonalGaussian,
@@ -354,7 +355,7 @@ def deep_checks(models: dict[str, Params], images: Images, errors) -> list[Check
 
 def draw_codes(models: dict[str, Params], images: Images) -> Figure:
     """Draw the codes of the test images under each model, side by side."""
-    figure = Figure((8.6, 4.2), layout="constrained")
+    figure = Figure((8.6, 4.2))
     panels = figure.subplots(1, 2)
     for axes, (name, params) in zip(panels, models.items(), strict=True):
         codes = np.asarray(vae_jax.encode(params, images.test[:3000]).mean)
@@ -362,7 +363,7 @@ def draw_codes(models: dict[str, Params], images: Images) -> Figure:
             *codes.T,
             s=6,
             c=images.test_labels[:3000],
-            cmap="tab10",
+            cmap=BY_LABEL,
             vmin=-0.5,
             vmax=9.5,
         )
@@ -371,13 +372,13 @@ def draw_codes(models: dict[str, Params], images: Images) -> Figure:
     figure.colorbar(
         panels[-1].collections[0], ax=panels, ticks=range(10), label="label"
     )
-    figure.suptitle(f"{images.name}: the VAE holds its codes together around 0")
+    add_title(figure, f"{images.name}: the VAE holds its codes together around 0")
     return figure
 
 
 def draw_memory(steps, errors, of_pca: float) -> Figure:
     """Draw the squared errors of the memorised and of other images."""
-    figure = Figure((6, 3.8), layout="constrained")
+    figure = Figure((6, 3.8))
     axes = figure.subplots()
     axes.semilogy(steps, errors[:, 0], "o-", label=f"the {FEW} training images")
     axes.semilogy(steps, errors[:, 1], "o-", label="test images")

@@ -234,7 +234,7 @@ def deep_checks(found: Found, without_z: Array) -> list[Check]:
 
 def draw_sweep(betas, counts, values) -> Figure:
     """Draw active units against beta, exact and after training."""
-    figure = Figure((6.4, 3.8), layout="constrained")
+    figure = Figure((6.4, 3.8))
     axes = figure.subplots()
     line = np.geomspace(0.5 * min(betas), 1.2 * max(betas), 500)
     alive = (values[:, None] > line * NOISE_VAR).sum(axis=0)
@@ -242,7 +242,7 @@ def draw_sweep(betas, counts, values) -> Figure:
     axes.semilogx(line, exact_counts, color="0.5", label="eigenvalues above β s²")
     axes.xaxis.set_major_formatter(LogFormatter())
     axes.xaxis.set_minor_formatter(LogFormatter())
-    axes.plot(betas, counts, "o", color="tab:blue", label="active units after training")
+    axes.plot(betas, counts, "o", color="C0", label="active units after training")
     axes.set(xlabel="β", ylabel=f"units of {LINEAR_LATENTS}")
     axes.set_title("A linear VAE collapses unit by unit, where it should")
     axes.legend()
@@ -251,7 +251,7 @@ def draw_sweep(betas, counts, values) -> Figure:
 
 def draw_units(found: Found, settings: Sequence[Setting], name: str) -> Figure:
     """Draw the sorted KL of each unit for every setting."""
-    figure = Figure((6.8, 4), layout="constrained")
+    figure = Figure((6.8, 4))
     axes = figure.subplots()
     for setting, kl, active, elbo in zip(
         settings, found.kl, found.active, found.elbo, strict=True
@@ -261,7 +261,7 @@ def draw_units(found: Found, settings: Sequence[Setting], name: str) -> Figure:
     axes.set(xlabel="latent unit, sorted", ylabel="KL(q(z_j|x) || p(z_j)), nats")
     axes.set_xticks(range(1, found.kl.shape[1] + 1, 2))
     axes.set_title(f"{name}: a collapsed unit is one whose KL is 0")
-    axes.legend(fontsize=8)
+    axes.legend()
     return figure
 
 

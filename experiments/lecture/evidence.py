@@ -350,7 +350,7 @@ def grid_checks(found: dict[str, list[float]]) -> list[Check]:
 
 def draw_training(first: Figures, second: Figures) -> Figure:
     """Draw evidence, ELBO and the gap between them along the training run."""
-    figure = Figure((7, 4), layout="constrained")
+    figure = Figure((7, 4))
     axes = figure.subplots()
     shown = min(len(first.elbo), 300)  # Steps of each phase; later ones are flat.
     log_evidence, elbo, _ = (
@@ -358,8 +358,8 @@ def draw_training(first: Figures, second: Figures) -> Figure:
         for a, b in zip(first, second, strict=True)
     )
     steps = np.arange(len(elbo))
-    axes.plot(steps, log_evidence, color="tab:blue", label="log p(x), exact")
-    axes.plot(steps, elbo, color="tab:orange", label="ELBO, exact")
+    axes.plot(steps, log_evidence, color="C0", label="log p(x), exact")
+    axes.plot(steps, elbo, color="C3", label="ELBO, exact")
     axes.fill_between(
         steps, elbo, log_evidence, color="0.9", label="gap: KL(q || p(z|x))"
     )
@@ -375,10 +375,10 @@ def draw_training(first: Figures, second: Figures) -> Figure:
 
 def draw_falling(found: Figures) -> Figure:
     """Draw a run in which the ELBO rises and log p(x) falls."""
-    figure = Figure((6.4, 3.8), layout="constrained")
+    figure = Figure((6.4, 3.8))
     axes = figure.subplots()
-    axes.plot(np.asarray(found.log_evidence), color="tab:blue", label="log p(x), exact")
-    axes.plot(np.asarray(found.elbo), color="tab:orange", label="ELBO, exact")
+    axes.plot(np.asarray(found.log_evidence), color="C0", label="log p(x), exact")
+    axes.plot(np.asarray(found.elbo), color="C3", label="ELBO, exact")
     top = float(found.log_evidence[0])
     axes.set_ylim(top - 12, top + 1)
     axes.set(xlabel="training steps", ylabel="nats, mean over the data")
@@ -389,11 +389,9 @@ def draw_falling(found: Figures) -> Figure:
 
 def draw_grids(found: dict[str, list[float]], num_points: int) -> Figure:
     """Draw errors against the number of latents."""
-    figure = Figure((6.4, 3.8), layout="constrained")
+    figure = Figure((6.4, 3.8))
     axes = figure.subplots()
-    for (name, errors), color in zip(
-        found.items(), ("tab:red", "tab:blue"), strict=True
-    ):
+    for (name, errors), color in zip(found.items(), ("C1", "C0"), strict=True):
         sizes = np.arange(1, len(errors) + 1)
         axes.semilogy(sizes, np.maximum(errors, 1e-16), "o-", color=color, label=name)
     axes.set(xlabel="latent dimensions", ylabel="error of log p(x), nats")

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.evaluation import evaluation_keys
+from experiments.style import add_title, draw_pixels
 from vae_jax import data
 from vae_jax.evaluation import example_keys
 from vae_jax.types import Array
@@ -93,12 +94,11 @@ def draw_rows(
       The figure.
     """
     columns = len(rows[0][1])
-    figure = Figure((0.8 * columns + 1.2, 0.8 * len(rows) + 0.5), layout="constrained")
+    figure = Figure((0.8 * columns + 1.2, 0.8 * len(rows) + 0.5))
     panels = figure.subplots(len(rows), columns, squeeze=False)
     for row, (name, pictures) in zip(panels, rows, strict=True):
         for axes, picture in zip(row, np.asarray(pictures), strict=True):
-            axes.imshow(picture.reshape(data_shape), cmap="gray", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[])
+            draw_pixels(axes, picture.reshape(data_shape))
         row[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    figure.suptitle(title, fontsize=10)
+    add_title(figure, title)
     return figure

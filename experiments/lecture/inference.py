@@ -24,6 +24,7 @@ from experiments.lecture.evidence import gap_to_posterior
 from experiments.lecture.report import Check, Report, topic
 from experiments.lecture.training import fit
 from experiments.runner import flags
+from experiments.style import add_title
 from vae_jax import MLP, Gaussian, Linear, ModelSpec, Params, exact, mcmc
 from vae_jax.estimators import sigma_points
 from vae_jax.types import Array, Key
@@ -33,10 +34,10 @@ DATA_DIM, LATENT_DIM, NOISE_VAR = 8, 3, 0.3
 STEPS_OF_FIT = (10, 30, 100, 300, 1000, 4000)
 SAMPLES_OF_FIT = 4
 COLORS = {
-    "Metropolis-Hastings": "tab:red",
-    "Gibbs": "tab:purple",
-    "variational, this x": "tab:blue",
-    "encoder": "tab:green",
+    "Metropolis-Hastings": "C1",
+    "Gibbs": "C4",
+    "variational, this x": "C0",
+    "encoder": "C2",
 }
 
 
@@ -266,7 +267,7 @@ def bayes_checks(model: exact.LinearGaussian, x: Array, truth: Truth) -> list[Ch
 
 def draw_curves(curves: dict[str, Curve]) -> Figure:
     """Draw both errors against evaluations."""
-    figure = Figure((9.5, 4), layout="constrained")
+    figure = Figure((9.5, 4))
     panels = figure.subplots(1, 2, sharex=True)
     labels = ("error of E[z|x], standard deviations", "relative error of the deviation")
     for axes, quantity, label in zip(
@@ -284,22 +285,20 @@ def draw_curves(curves: dict[str, Curve]) -> Figure:
                     curve.evaluations, values, "o-", color=color, ms=3, label=name
                 )
         axes.set(xlabel="evaluations of log p(x, z) or a conditional", ylabel=label)
-        axes.grid(color="0.9")
-    panels[0].legend(fontsize=8)
-    figure.suptitle(
-        "MCMC error keeps decreasing; a diagonal q keeps an error in the deviation"
+    panels[0].legend()
+    add_title(
+        figure,
+        "MCMC error keeps decreasing; a diagonal q keeps an error in the deviation",
     )
     return figure
 
 
 def draw_posterior(samples: Array, q, truth: Truth) -> Figure:
     """Draw chain states and ellipses of the exact posterior and q for two units."""
-    figure = Figure((5.2, 4.6), layout="constrained")
+    figure = Figure((5.2, 4.6))
     axes = figure.subplots()
     states = np.asarray(samples[:, -30:, :2]).reshape(-1, 2)
-    axes.scatter(
-        *states.T, s=3, color="tab:red", alpha=0.3, label="Metropolis-Hastings"
-    )
+    axes.scatter(*states.T, s=3, color="C1", alpha=0.3, label="Metropolis-Hastings")
     angle = np.linspace(0, 2 * math.pi, 200)
     circle = 2 * np.stack([np.cos(angle), np.sin(angle)])
     of_truth = np.linalg.cholesky(truth.covariance[:2, :2]) @ circle
@@ -307,9 +306,9 @@ def draw_posterior(samples: Array, q, truth: Truth) -> Figure:
     axes.plot(*(center + of_truth), "k", label="exact p(z|x), two σ")
     scale = np.exp(np.asarray(q.log_var[0, :2, None]) / 2)
     own = np.asarray(q.mean[0, :2, None]) + scale * circle
-    axes.plot(*own, color="tab:blue", label="best diagonal q, two σ")
+    axes.plot(*own, color="C0", label="best diagonal q, two σ")
     axes.set(xlabel="z1", ylabel="z2", title="A diagonal q is too narrow")
-    axes.legend(fontsize=8)
+    axes.legend()
     return figure
 
 

@@ -283,7 +283,7 @@ def fit_checks(found: dict[str, tuple[Array, Array]]) -> list[Check]:
 
 def draw_fits(found: dict[str, tuple[Array, Array]]) -> Figure:
     """Draw the mixture and the Gaussians fitted in both directions."""
-    figure = Figure((7, 4), layout="constrained")
+    figure = Figure((7, 4))
     axes = figure.subplots()
     step = GRID[1] - GRID[0]
     axes.fill_between(
@@ -294,7 +294,7 @@ def draw_fits(found: dict[str, tuple[Array, Array]]) -> Figure:
         "reverse, left": "q of least KL(q || p), started left: one mode",
         "reverse, right": "q of least KL(q || p), started right: the other",
     }
-    styles = ("tab:blue", "tab:red", "tab:orange")
+    styles = ("C0", "C1", "C3")
     for (name, (parameters, divergence)), color in zip(
         found.items(), styles, strict=True
     ):
@@ -307,17 +307,17 @@ def draw_fits(found: dict[str, tuple[Array, Array]]) -> Figure:
         )
     axes.set(xlim=(-7, 7), ylim=(0, 1.05), xlabel="x", ylabel="density, 1 / unit of x")
     axes.set_title("The ELBO's direction, KL(q || p), picks a mode")
-    axes.legend(fontsize=8, loc="upper left")
+    axes.legend(loc="upper left")
     return figure
 
 
 def draw_letters() -> Figure:
     """Draw P, Q and the two divergences between them."""
-    figure = Figure((7, 3.4), layout="constrained")
+    figure = Figure((7, 3.4))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     places = np.arange(3)
-    left.bar(places - 0.2, LETTERS, 0.4, label="P", color="tab:blue")
-    left.bar(places + 0.2, np.ones(3) / 3, 0.4, label="Q, uniform", color="tab:gray")
+    left.bar(places - 0.2, LETTERS, 0.4, label="P", color="C0")
+    left.bar(places + 0.2, np.ones(3) / 3, 0.4, label="Q, uniform", color="C5")
     left.set_xticks(places, ["0", "1", "2"])
     left.set(xlabel="x", ylabel="probability", title="Three letters")
     left.legend()
@@ -327,9 +327,7 @@ def draw_letters() -> Figure:
         "KL(Q‖P)": float(discrete.kl_divergence(q, p)),
         "KL(Q‖P)\nas printed": PRINTED,
     }
-    bars = right.bar(
-        list(values), list(values.values()), color=("tab:blue", "tab:green", "tab:red")
-    )
+    bars = right.bar(list(values), list(values.values()), color=("C0", "C2", "C1"))
     right.bar_label(bars, fmt="%.4f")
     right.set(ylabel="nats", ylim=(0, 0.38), title="KL is not symmetric")
     return figure

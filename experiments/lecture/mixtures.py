@@ -15,12 +15,14 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 
 from experiments.lecture.report import Check, Report, topic
 from experiments.runner import flags
+from experiments.style import COLORS, add_title, draw_pixels
 from vae_jax import data
 from vae_jax.distributions import discrete, gaussian, multivariate_gaussian
 from vae_jax.types import Array, Key
@@ -219,9 +221,9 @@ def draw_from_four(images: np.ndarray, key: Key, num_draws: int) -> np.ndarray:
 
 def draw_clusters(points, kmeans: KMeans, mixture: GaussianMixture) -> Figure:
     """Draw hard and soft assignments of the same points, blending cluster colors."""
-    figure = Figure((8, 2.8), layout="constrained")
+    figure = Figure((8, 2.8))
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    colors = np.array([[0.12, 0.47, 0.71], [0.84, 0.15, 0.16], [0.17, 0.63, 0.17]])
+    colors = to_rgba_array(COLORS[:NUM_CLUSTERS])[:, :3]
     hard = np.eye(NUM_CLUSTERS)[kmeans.labels_]
     # Clusters are ordered from left to right, so that colors match between panels.
     for axes, weights, centers, title in (
@@ -250,13 +252,12 @@ def draw_clusters(points, kmeans: KMeans, mixture: GaussianMixture) -> Figure:
 def draw_limit(centers: np.ndarray, kmeans: KMeans) -> Figure:
     """Draw the distance of EM centers to k-means centers against the deviation."""
     distances = np.linalg.norm(centers - kmeans.cluster_centers_, axis=-1).max(axis=-1)
-    figure = Figure((6, 3.8), layout="constrained")
+    figure = Figure((6, 3.8))
     axes = figure.subplots()
     axes.loglog(DEVIATIONS, np.maximum(distances, 1e-16), "o-", markersize=4)
     axes.set_xlabel("standard deviation σ of every cluster")
     axes.set_ylabel("largest distance of a center\nof EM to that of k-means")
     axes.set_title("k-means is EM with σ → 0")
-    axes.grid(color="0.9")
     return figure
 
 
@@ -265,14 +266,13 @@ def draw_four(images, draws, data_shape: tuple[int, ...], name: str) -> Figure:
     mean, _ = fit_to_four(images)
     rows = (*images, mean, *draws[:5])
     titles = ["data"] * 4 + ["mean"] + ["draw"] * 5
-    figure = Figure((8, 3.6), layout="constrained")
+    figure = Figure((8, 3.6))
     for axes, image, title in zip(
         figure.subplots(2, 5).flat, rows, titles, strict=True
     ):
-        axes.imshow(image.reshape(data_shape), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(title, fontsize=9)
-        axes.set_axis_off()
-    figure.suptitle(f"{name}: a Gaussian from four images draws mixtures of them")
+        draw_pixels(axes, image.reshape(data_shape))
+        axes.set_title(title)
+    add_title(figure, f"{name}: a Gaussian from four images draws mixtures of them")
     return figure
 
 

@@ -25,6 +25,7 @@ from experiments.lecture.images import Images, binary_test, draw_rows, load
 from experiments.lecture.report import Check, Report, topic
 from experiments.lecture.training import epochs_for, fit
 from experiments.runner import flags
+from experiments.style import BY_LABEL, add_title
 from vae_jax import MLP, Gaussian, ModelSpec, Params, PerPixelGaussian
 from vae_jax.types import Array, Key
 
@@ -293,12 +294,12 @@ def gaussian_decoders(images: Images, key: Key, config: Config) -> list[Check]:
 
 def draw_codes(models: Params, images: Images, found: Found) -> Figure:
     """Draw the means of q(z|x), with one-standard-deviation ellipses for 60 images."""
-    figure = Figure((11, 4.2), layout="constrained")
+    figure = Figure((9.5, 3.7))
     panels = figure.subplots(1, 3)
     x, labels = images.test[:DRAWN], images.test_labels[:DRAWN]
     for index, (axes, name) in enumerate(zip(panels, REGIMES, strict=True)):
         q = jax.device_get(vae_jax.encode(pick(models, index), x))
-        axes.scatter(*q.mean.T, s=5, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5)
+        axes.scatter(*q.mean.T, s=5, c=labels, cmap=BY_LABEL, vmin=-0.5, vmax=9.5)
         widths = 2 * np.exp(q.log_var[:60] / 2)
         ellipses = EllipseCollection(
             widths[:, 0],
@@ -320,7 +321,7 @@ def draw_codes(models: Params, images: Images, found: Found) -> Figure:
     figure.colorbar(
         panels[-1].collections[0], ax=panels, ticks=range(10), label="label"
     )
-    figure.suptitle(f"{images.name}: means of q(z|x); ellipses: its σ, for 60 images")
+    add_title(figure, f"{images.name}: means of q(z|x); ellipses: its σ, for 60 images")
     return figure
 
 

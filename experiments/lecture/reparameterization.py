@@ -267,22 +267,21 @@ def gradient_checks(key: Key, num_draws: int) -> list[Check]:
 
 def draw_examples(key: Key) -> Figure:
     """Draw samples of A, B and C."""
-    figure = Figure((9, 3.4), layout="constrained")
+    figure = Figure((9, 3.4))
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
     for axes, example in zip(panels, EXAMPLES, strict=True):
         axes.scatter(*np.asarray(samples_of(example, key, 600)).T, 4, alpha=0.6)
         axes.set(title=example.title, xlabel="z1", aspect="equal")
-        axes.grid(color="0.9")
     panels[0].set_ylabel("z2")
     return figure
 
 
 def draw_variances(points) -> Figure:
     """Draw the variance of both estimates of the ELBO against the width of q."""
-    figure = Figure((6.4, 4), layout="constrained")
+    figure = Figure((6.4, 4))
     axes = figure.subplots()
     names = {"A": "A: KL from samples", "B": "B: KL in closed form"}
-    for kind, color in (("A", "tab:red"), ("B", "tab:blue")):
+    for kind, color in (("A", "C1"), ("B", "C0")):
         values = [exact_elbo_variance(kind, s) for s in DEVIATIONS]
         axes.loglog(DEVIATIONS, values, color=color, label=names[kind])
         # At the exact posterior A has zero variance, which has no logarithm.
@@ -295,7 +294,7 @@ def draw_variances(points) -> Figure:
     axes.set_ylabel("variance of a one-sample ELBO, nats²")
     axes.set_title("A closed-form KL helps, but not near the posterior")
     axes.set_ylim(1e-3, None)
-    axes.legend(title="lines exact, points measured", fontsize=8)
+    axes.legend(title="lines exact, points measured")
     return figure
 
 

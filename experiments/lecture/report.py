@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from experiments.runner import flags, run_folder
 from experiments.runner.command_line import CommandFailed, execute, parse
 from experiments.runner.report import Check, save_figure, table
+from experiments.style import styled
 
-DPI = 100
 ConfigT = TypeVar("ConfigT")
 
 
@@ -45,7 +45,7 @@ def finish(report: Report, config: Any, *, seconds: float) -> None:
     folder = Path(config.run_dir)
     with run_folder.locked(folder):
         for name, figure in report.figures.items():
-            save_figure(figure, folder / "figures", name, dpi=DPI)
+            save_figure(figure, folder / "figures", name)
         results = {
             "checks": [
                 {
@@ -88,7 +88,8 @@ def topic(
     def run(config: ConfigT) -> Report:
         flags.check(config)
         start = time.perf_counter()
-        report = compute(config)
+        with styled():
+            report = compute(config)
         checks = [_with_floats(check) for check in report.checks]
         report = report._replace(checks=checks)
         finish(report, config, seconds=time.perf_counter() - start)

@@ -168,14 +168,13 @@ def mean_of(values: Any) -> dict[str, float]:
     return {"mean": float(values.mean()), "standard_error": error}
 
 
-def save_figure(figure: Any, folder: Path, name: str, *, dpi: Any = "figure") -> Path:
+def save_figure(figure: Any, folder: Path, name: str) -> Path:
     """Write a picture into a folder, made if absent; equal figures are equal files.
 
     Args:
       figure: of matplotlib.
       folder: where to.
       name: of the file, without `.png`.
-      dpi: dots an inch; by default the figure's.
 
     Returns:
       The file.
@@ -185,7 +184,11 @@ def save_figure(figure: Any, folder: Path, name: str, *, dpi: Any = "figure") ->
     # It may lead anywhere.
     if path.is_symlink():
         path.unlink()
-    with naming(path):
+    # Takes long to import, and not every command draws.
+    from experiments.style import styled
+
+    # Colors of the cycle are looked up as late as this.
+    with naming(path), styled():
         # Without matplotlib's version in it.
-        figure.savefig(path, dpi=dpi, metadata={"Software": None})
+        figure.savefig(path, metadata={"Software": None})
     return path

@@ -23,6 +23,7 @@ from tqdm import tqdm
 import vae_jax
 from experiments.runner import run_folder
 from experiments.runner.report import columns, save_figure
+from experiments.style import styled
 from experiments.throughput import contestants, limit
 from experiments.throughput.contestants import LEARNING_RATE, Workload
 from vae_jax.types import Array, Key
@@ -217,9 +218,10 @@ def relative_cost(point: Point, first: Point) -> float:
     return growth / (point.operations / first.operations)
 
 
+@styled()
 def draw(points: Sequence[Point], environment: dict[str, Any]) -> Figure:
     """Draw time against work for each curve, both relative to its first point."""
-    figure = Figure((7, 6), dpi=120, layout="constrained")
+    figure = Figure((7, 6))
     axes = figure.subplots()
     largest = 1.0
     for curve in dict.fromkeys(point.curve for point in points):

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.runner import run_folder
 from experiments.runner.report import columns, save_figure
+from experiments.style import styled
 from experiments.throughput.contestants import NUMPYRO, OURS
 from experiments.throughput.limit import ADAM, PRODUCTS
 from experiments.throughput.pytorch import EAGER
@@ -141,14 +142,15 @@ def _memory_table(title: str, found: dict[str, dict[str, int]]) -> str:
     return columns(cells, "<>")
 
 
+@styled()
 def draw(results: Results) -> Figure:
     """Draw bars of the median speeds with whiskers over the range."""
     names = [row.name for row in results.rows]
     speeds = np.array([row.per_second for row in results.rows])
     medians, least, greatest = speeds.T
-    figure = Figure((7, 1.2 + 0.5 * len(names)), dpi=120, layout="constrained")
+    figure = Figure((7, 1.2 + 0.5 * len(names)))
     axes = figure.subplots()
-    colors = ["tab:blue" if name == OURS else "0.7" for name in names]
+    colors = ["C0" if name == OURS else "0.7" for name in names]
     whiskers = (medians - least, greatest - medians)
     axes.barh(names, medians, xerr=whiskers, color=colors, capsize=3)
     axes.invert_yaxis()
@@ -156,7 +158,6 @@ def draw(results: Results) -> Figure:
     axes.set_xlabel(f"{unit} per second (median, least and greatest of the rounds)")
     title = "Throughput, workload {workload}, {device}, {cores} cores"
     axes.set_title(title.format(**results.environment))
-    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from itertools import pairwise
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from experiments.style import STYLE
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "notebooks"
@@ -89,6 +92,11 @@ def test_files_hold_neither_paths_nor_output(path):
     assert not re.search(r"""["'](/|[A-Z]:\\|~/|\.\./)""", text)
     assert not re.search(r"execution_count|image/png|savefig|np\.savez|open\(", text)
     assert not re.search(r"^[%!]", text, re.M)
+
+
+def test_their_figures_have_the_style_of_the_commands():
+    """The module stands alone, since readers download it with a notebook."""
+    assert runpy.run_path(str(FOLDER / "figures.py"))["STYLE"] == STYLE
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import struct
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,6 +12,7 @@ from specs import random_params
 
 import vae_jax
 from experiments import figures
+from experiments.style import STYLE
 from vae_jax import MLP, Gaussian, Linear, ModelSpec, Params, PointMass
 
 ALWAYS = {"training_curves", "reconstructions", "samples", "interpolations"}
@@ -327,7 +329,8 @@ def test_curves_without_values_have_no_limits():
 
 def test_training_curves_hold_the_rows():
     figure = figures.draw_training_curves(ROWS, "data")
-    assert [axes.get_title() for axes in figure.axes] == list(figures.CURVES.values())
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == list(figures.CURVES.values())
     for axes, name in zip(figure.axes, figures.CURVES, strict=True):
         assert "nats" in axes.get_ylabel() and axes.get_xlabel() == "epoch"
         lines = {line.get_label(): line.get_xydata() for line in axes.get_lines()}
@@ -335,6 +338,19 @@ def test_training_curves_hold_the_rows():
             rows = [row for row in ROWS if row["split"] == split]
             expected = [[row["epoch"], row[name]] for row in rows]
             np.testing.assert_allclose(lines[split], expected)
+
+
+def test_figures_have_the_style_and_leave_matplotlib_alone():
+    before = dict(matplotlib.rcParams)
+    axes = figures.draw_training_curves(ROWS, "data").axes[0]
+    assert not axes.spines["top"].get_visible()
+    assert not axes.get_legend().get_frame_on()
+    assert dict(matplotlib.rcParams) == before != before | STYLE
+
+
+def test_few_epochs_are_shown_whole():
+    epochs = np.arange(1.0, 4.0)
+    assert figures.focus(np.stack([epochs, [-1000.0, -2.0, -1.0]])) is None
 
 
 def test_one_epoch_is_an_epoch():

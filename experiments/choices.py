@@ -9,7 +9,7 @@ import functools
 import inspect
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import jax
 
@@ -25,6 +25,8 @@ from vae_jax.types import Array, Estimator, Family, Objective
 
 if TYPE_CHECKING:
     from experiments.mnist import Config, ModelFlags
+
+ConfigT = TypeVar("ConfigT", bound="ModelFlags")
 
 # Over which beta rises by default: within the first epoch of MNIST, and four times as
 # long as networks of three layers take to find a use for their latents.
@@ -220,7 +222,7 @@ def is_of_counts(config: "ModelFlags") -> bool:
 BINARIZED = ("mnist", "fashion_mnist", "kmnist")
 
 
-def _is_binarized(config: "Config", dataset: data.Dataset) -> bool:
+def _is_binarized(config: "ModelFlags", dataset: data.Dataset) -> bool:
     """Whether pixels are modelled as bits, by `--binarization` or by convention."""
     if dataset.columns:
         return False
@@ -228,7 +230,7 @@ def _is_binarized(config: "Config", dataset: data.Dataset) -> bool:
     return by_convention or config.binarization in ("dynamic", "fixed", "threshold")
 
 
-def with_likelihood(config: "Config", dataset: data.Dataset) -> "Config":
+def with_likelihood(config: ConfigT, dataset: data.Dataset) -> ConfigT:
     """The configuration with a name in place of `--likelihood=auto`.
 
     Args:

@@ -9,17 +9,17 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import vae_jax
 from experiments import choices, datasets, optimizers
+from experiments.choices import ConfigT
 from experiments.runner import flags, run_folder
 from vae_jax import data
 
 if TYPE_CHECKING:
-    from experiments.mnist import Config, ModelFlags
+    from experiments.mnist import Config
 
-ConfigT = TypeVar("ConfigT", bound="ModelFlags")
 
 # Where the epochs are not given: small data sets are seen more often, but grey levels
 # that are the same in every epoch are soon fitted too closely (docs/results/recipes).

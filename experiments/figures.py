@@ -380,7 +380,8 @@ def new_figure(size: Sequence[int], title: str, subtitle: str) -> Figure:
     title_height = 28 * (title.count("\n") + 1)
     height = size[1] + 38 + title_height + 24 * (subtitle.count("\n") + 1)
     # Places in pixels, which no layout moves.
-    figure = Figure((width / DPI, height / DPI), dpi=DPI, layout="none")
+    figure = Figure((width / DPI, height / DPI), dpi=DPI)
+    figure.set_layout_engine("none")
     # A dollar sign in the name of a data set does not start a formula.
     write = partial(figure.text, 16 / width, va="top", parse_math=False)
     write(1 - 12 / height, title, size=11, weight="bold")

@@ -24,7 +24,7 @@ COLORS = (
 )
 BY_LABEL = ListedColormap(COLORS)
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.prop_cycle": cycler(color=COLORS),

@@ -36,6 +36,7 @@ PAPER = {
 }
 _COMMON: dict[str, Any] = {
     "dataset": "binarized_mnist",
+    "likelihood": "bernoulli",
     "beta": (1.0,),
     "beta_warmup_epochs": (0.0,),
     "schedule": "cosine",

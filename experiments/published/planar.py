@@ -10,6 +10,7 @@ from experiments.published.tables import Cell, Table, main
 
 _NETWORK: dict[str, Any] = {
     "dataset": "binarized_mnist",
+    "likelihood": "bernoulli",
     "hidden_dims": (400, 400),
     "latent_dim": 40,
     "batch_size": 100,

@@ -24,6 +24,7 @@ from tqdm import tqdm
 import vae_jax
 from experiments.runner import run_folder
 from experiments.runner.report import columns, save_figure
+from experiments.style import styled
 from experiments.throughput import pytorch
 from experiments.throughput.contestants import (
     LEARNING_RATE,
@@ -261,9 +262,10 @@ def table(found: Courses) -> str:
     return columns(cells, "<>")
 
 
+@styled()
 def draw(found: Courses) -> Figure:
     """Draw the test ELBO against the seconds of training."""
-    figure = Figure((7, 4.5), dpi=120, layout="constrained")
+    figure = Figure((7, 4.5))
     axes = figure.subplots()
     for course in found.courses:
         style = "-o" if course.name.endswith("schedule") else "--"
@@ -275,7 +277,7 @@ def draw(found: Courses) -> Figure:
         ylabel="test ELBO, nats",
         title="Time to a test ELBO",
     )
-    axes.legend(fontsize=8)
+    axes.legend()
     return figure
 
 

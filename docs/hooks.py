@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for name, content in generated.items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
     return files
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Mark the words of code in tables, which a browser breaks after any hyphen."""
+    return re.sub(r"<td\b.*?</td>", _with_words, html, flags=re.DOTALL)
+
+
+def _with_words(cell: re.Match[str]) -> str:
+    def mark(code: re.Match[str]) -> str:
+        return "<code>" + re.sub(r"\S+", r"<span>\g<0></span>", code[1]) + "</code>"
+
+    return re.sub(r"<code>([^<]*)</code>", mark, cell[0])
 
 
 def on_post_page(output: str, page: Page, **_: Any) -> str:

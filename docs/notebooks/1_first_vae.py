@@ -36,7 +36,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import scipy.stats
-from figures import show_images, use_style
+from figures import COLORS, show_images, use_style
 
 from vae_jax import (
     ELBO,
@@ -268,10 +268,9 @@ means = encode(model, test).mean
 quantiles = scipy.stats.norm.ppf((np.arange(13) + 0.5) / 13)
 grid = np.stack(np.meshgrid(quantiles, quantiles[::-1]), axis=-1)
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.9))
-colors = plt.colormaps["tab10"]
 for digit in range(10):
     own = means[digits.test_labels == digit]
-    left.scatter(*own.T, s=14, alpha=0.8, color=colors(digit), label=digit)
+    left.scatter(*own.T, s=14, alpha=0.8, color=COLORS[digit], label=digit)
 left.set(xlabel="$z_1$", ylabel="$z_2$", title="Posterior means of the test images")
 left.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
 left.legend(title="digit", loc="center left", bbox_to_anchor=(1, 0.5))

@@ -60,7 +60,9 @@ def variance_against_k(
         if min(content["k"]) > 0:
             axes.set_xscale("log")
     panels[0].set_ylabel("variance of d/dμ, one sample")
-    panels[0].legend(title="lines exact, points measured")
+    handles, labels = panels[0].get_legend_handles_labels()
+    title = "lines exact, points measured"
+    figure.legend(handles, labels, title=title, loc="outside lower center", ncols=3)
     add_title(figure, f"Gradient of E f(x), x ~ N({mu:g}, {sigma:g}²)")
     return figure
 

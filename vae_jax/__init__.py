@@ -17,6 +17,7 @@ from vae_jax.diagnostics import (
 from vae_jax.distributions import register_kl
 from vae_jax.estimators import reparameterization
 from vae_jax.evaluation import LogEvidence, evaluate, log_evidence
+from vae_jax.external import replace_networks
 from vae_jax.families import (
     Bernoulli,
     Beta,
@@ -282,6 +283,7 @@ __all__ = [
     "register_kl",
     "reparameterization",
     "reparameterize",
+    "replace_networks",
     "reverse_annealed_log_evidence",
     "run_keys",
     "save_run",

@@ -17,7 +17,7 @@ from vae_jax.annealing import annealed_posterior_samples
 from vae_jax.evaluation import check_positive, map_examples
 from vae_jax.mcmc import Chain, nuts, posterior_samples
 from vae_jax.mcmc.chains import check_at_least
-from vae_jax.model import at_labels, decode, draw_prior, encode
+from vae_jax.model import at_labels, decode, draw_prior, dtype_of, encode
 from vae_jax.objectives import log_joint
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Latents
@@ -183,7 +183,7 @@ def simulation_ranks(
     prior_key, likelihood_key, sampler_key = jax.random.split(key, 3)
     params_at = at_labels(params, None)
     z0 = draw_prior(params_at, prior_key, num_samples=num_simulations)
-    dtype = jax.tree.leaves(params.decoder)[0].dtype
+    dtype = dtype_of(params)
     z0 = jax.tree.map(lambda leaf: leaf.astype(dtype), z0)
     x = decode(params, z0).sample(likelihood_key, 1)[0]
 

@@ -30,6 +30,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vae_jax import manifest
+from vae_jax.external import External
 from vae_jax.manifest import CorruptCheckpoint, discard
 from vae_jax.model import init
 from vae_jax.spec import ModelSpec, Params
@@ -364,7 +365,7 @@ def save_run(folder: str | Path, params: Params, *, step: int = 0) -> Path:
       The checkpoint's folder.
 
     Raises:
-      ValueError: a negative step.
+      ValueError: a negative step, or functions of `replace_networks`.
       FileExistsError: the run has a checkpoint of that step.
 
     Example:
@@ -377,6 +378,13 @@ def save_run(folder: str | Path, params: Params, *, step: int = 0) -> Path:
     """
     if step < 0:
         raise ValueError(f"step must not be negative, got {step}")
+    for network in (params.encoder, params.decoder):
+        if isinstance(network, External):
+            raise ValueError(
+                f"a {network.role} of replace_networks is code, which no checkpoint "
+                "holds: save its weights yourself, or make it a network of the spec "
+                "(vae_jax.FunctionNetwork)"
+            )
     state = _Trained(params.replace(network_key=None))
     checkpoint = Path(folder) / "checkpoints" / str(step)
     save(checkpoint, state, spec=params.spec)

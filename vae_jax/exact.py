@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from vae_jax.distributions.gaussian import LOG_2PI
+from vae_jax.external import External
 from vae_jax.families import LOG_VAR_BOUND, DiagonalGaussian, Gaussian, unbound_log_var
 from vae_jax.model import (
     as_float,
@@ -101,6 +102,11 @@ def _linear_decoder(params: Params) -> LinearGaussian:
         raise ValueError(
             "this exact answer is for one noise variance, got a likelihood with one "
             f"for each dimension, {likelihood}"
+        )
+    if isinstance(params.decoder, External):
+        raise ValueError(
+            "this exact answer is for a decoder of the library, got a likelihood of "
+            "replace_networks, whose weights are unknown"
         )
     output = params.decoder["output"]
     noise_var = jnp.exp(likelihood.build(params.likelihood, output["bias"]).log_var)

@@ -15,6 +15,7 @@ import numpy as np
 
 from vae_jax import networks
 from vae_jax.distributions.support import known_values
+from vae_jax.external import External, require_likelihood, require_posterior
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.types import (
     AnyArray,
@@ -227,9 +228,14 @@ def _encoder_inputs(
     return networks.concatenate_labels(x, beside, spec.data_shape if is_image else None)
 
 
+def _nearest(z: Latents) -> Array:
+    """Latents of the layer nearest the data, `[..., L]`."""
+    return z[0] if isinstance(z, tuple) else z
+
+
 def _decoder_inputs(spec: ModelSpec, z: Latents, labels: Labels) -> Array:
     """Latents `[S, B, L]` of the layer nearest the data, with labels concatenated."""
-    z = z[0] if isinstance(z, tuple) else z
+    z = _nearest(z)
     beside = _beside(spec, labels, z.shape[-2] if z.ndim > 1 else None)
     return z if beside is None else networks.concatenate_labels(z, beside, None)
 
@@ -456,6 +462,27 @@ def with_constant_settings(family: Any, own: PyTree) -> PyTree:
     }
 
 
+def dtype_of(params: Params) -> Any:
+    """Dtype of the weights; of a model without any, that of JAX's floats.
+
+    Args:
+      params: model parameters.
+
+    Returns:
+      A floating dtype.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import ModelSpec, init
+      >>> from vae_jax.model import dtype_of
+      >>> print(dtype_of(init(ModelSpec(), jax.random.key(0))))
+      float32
+    """
+    leaves = jax.tree.leaves((params.decoder, params.encoder))
+    dtypes = (leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
+    return next(dtypes, jnp.zeros(()).dtype)
+
+
 def as_float(x: Array, dtype: Any) -> Array:
     """Cast boolean observations to the dtype of the parameters; reject integers.
 
@@ -509,8 +536,27 @@ def encode(params: Params, x: Array, *, labels: Labels = None) -> Posterior:
       >>> encode(params, jnp.zeros((8, 784))).mean.shape
       (8, 20)
     """
+    spec = params.spec
+    if isinstance(params.encoder, External):
+        x = as_float(x, dtype_of(params))
+        chex.assert_shape(x, (None, spec.data_dim))
+        given = _conditions(spec, labels, len(x), with_exposure=False)
+        built = require_distribution(params.encoder, params.encoder(x, given))
+        require_posterior(spec, built, len(x))
+        return built
     outputs = encoder_outputs(params, x, labels=labels)
-    return _build(params.spec.posterior, params.posterior, outputs)
+    return _build(spec.posterior, params.posterior, outputs)
+
+
+def _conditions(
+    spec: ModelSpec, labels: Labels, batch: int | None, *, with_exposure: bool
+) -> Conditions | None:
+    """What a function is given beside x or z, validated; None where there is none."""
+    exposure = _exposure(spec, labels, batch) if with_exposure else None
+    given = Conditions(
+        _class_weights(spec, labels, batch), _covariates(spec, labels, batch), exposure
+    )
+    return given if any(part is not None for part in given) else None
 
 
 def _build(family: Family, own: PyTree, outputs: Array) -> Distribution:
@@ -532,7 +578,7 @@ def require_distribution(family: Any, built: Any) -> Distribution:
 def encoder_outputs(params: Params, x: Array, *, labels: Labels = None) -> Array:
     """Outputs of the encoder network, `[B, num_outputs]`; see `encode`."""
     _check_dtype("compute_dtype", params.spec.compute_dtype)
-    x = as_float(x, jax.tree.leaves(params.encoder)[0].dtype)
+    x = as_float(x, dtype_of(params))
     chex.assert_shape(x, (None, params.spec.data_dim))
     return networks.apply(
         _encoder_module(params.spec),
@@ -562,7 +608,7 @@ def with_network_key(params: Params, key: Key) -> Params:
       True
     """
     spec = params.spec
-    dtype = jax.tree.leaves(params.decoder)[0].dtype
+    dtype = dtype_of(params)
     labels = _placeholders(spec)
 
     def inputs() -> tuple[Array, Array]:
@@ -583,6 +629,7 @@ def with_network_key(params: Params, key: Key) -> Params:
             jax.eval_shape(inputs),
             strict=True,
         )
+        if not isinstance(weights, External)
     ]
     return params.replace(network_key=key) if any(draws) else params
 
@@ -649,6 +696,13 @@ def decode(params: Params, z: Latents, *, labels: Labels = None) -> Distribution
       >>> decode(params, jnp.zeros((3, 8, 20))).mean.shape
       (3, 8, 784)
     """
+    if isinstance(params.decoder, External):
+        z = _nearest(z)
+        batch = z.shape[-2] if z.ndim > 1 else None
+        given = _conditions(params.spec, labels, batch, with_exposure=True)
+        built = require_distribution(params.decoder, params.decoder(z, given))
+        require_likelihood(params.spec, built, z)
+        return built
     outputs = decoder_outputs(params, z, labels=labels)
     own = _with_exposure(params.spec, params.likelihood, labels, outputs)
     return _build(params.spec.likelihood, own, outputs)
@@ -876,7 +930,7 @@ def generate(
     """
     prior_key, likelihood_key = jax.random.split(key)
     z = draw_prior(at_labels(params, labels), prior_key, num_samples=num_samples)
-    dtype = jax.tree.leaves(params.decoder)[0].dtype
+    dtype = dtype_of(params)
     z = jax.tree.map(lambda leaf: leaf.astype(dtype), z)
     likelihood = decode(params, z, labels=labels)
     return likelihood.sample(likelihood_key, 1)[0] if sample else likelihood.mean

@@ -25,6 +25,7 @@ from vae_jax.model import (
     at_labels,
     build_prior,
     decode,
+    dtype_of,
     encode,
     log_prior,
 )
@@ -122,7 +123,7 @@ def elbo_terms(
     """
     require_scalar("beta", beta)
     check_num_samples(num_samples)
-    x = as_float(x, _dtype_of(params))
+    x = as_float(x, dtype_of(params))
     if posterior is None:
         posterior = encode(params, x, labels=labels)
     prior = build_prior(at_labels(params, labels))
@@ -221,7 +222,7 @@ def log_joint(params: Params, x: Array, z: Latents, *, labels: Labels = None) ->
       >>> log_joint(params, x, jnp.zeros((5, 8, 20))).shape
       (5, 8)
     """
-    x = as_float(x, _dtype_of(params))
+    x = as_float(x, dtype_of(params))
     params.spec.likelihood.support.require(x)
     log_likelihood = decode(params, z, labels=labels).log_prob(x)
     log_p = log_prior(params, z, labels=labels)
@@ -299,7 +300,7 @@ def importance_weighted_terms(
       (8,)
     """
     check_num_samples(num_samples)
-    x = as_float(x, _dtype_of(params))
+    x = as_float(x, dtype_of(params))
     posterior = encode(params, x, labels=labels)
     require_density(posterior, "an importance-weighted bound")
     prior = build_prior(at_labels(params, labels))
@@ -511,7 +512,3 @@ def _select_kl(posterior: Posterior, prior: Distribution, kl: str):
         require_density(posterior, "a Monte Carlo KL")
         return None
     return closed_form
-
-
-def _dtype_of(params: Params):
-    return params.decoder["output"]["kernel"].dtype

@@ -11,13 +11,12 @@ from vae_jax.annealing.path import (
     Settings,
     adapt_step_sizes,
     anneal,
-    dtype_of,
     sample_prior,
     split,
 )
 from vae_jax.evaluation import evaluation_keys, example_keys
 from vae_jax.importance_weights import summarize_all
-from vae_jax.model import as_float, check_observations, decode, encode
+from vae_jax.model import as_float, check_observations, decode, dtype_of, encode
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from vae_jax.model import decode, draw_prior, log_prior
+from vae_jax.model import decode, draw_prior, dtype_of, log_prior
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key
 
@@ -217,8 +217,3 @@ def _fold_in(keys: Key, number: Array) -> Key:
 def split(keys: Key, num: int) -> Key:
     """Split the key of every example, `[num, B]`."""
     return jax.vmap(partial(jax.random.split, num=num), out_axes=1)(keys)
-
-
-def dtype_of(params: Params) -> Any:
-    """Dtype of the decoder's weights."""
-    return jax.tree.leaves(params.decoder)[0].dtype

@@ -17,7 +17,7 @@ from vae_jax.contracts.subject import (
     direction,
     with_ordinary_outputs,
 )
-from vae_jax.model import as_float
+from vae_jax.model import as_float, dtype_of
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Labels
 
@@ -120,7 +120,7 @@ def check(
         raise ValueError(f"only must name lines of {LINES}, got {unknown}")
     if num_samples < 100:
         raise ValueError(f"num_samples must be at least 100, got {num_samples}")
-    x = as_float(x, jax.tree.leaves(params.decoder)[0].dtype)
+    x = as_float(x, dtype_of(params))
     chex.assert_shape(x, (None, params.spec.data_dim))
     labels = jax.tree.map(jnp.asarray, labels)
     jitter_key, pilot_key, line_key = jax.random.split(key, 3)

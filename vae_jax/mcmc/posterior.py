@@ -13,7 +13,7 @@ from vae_jax.evaluation import evaluation_keys, example_keys
 from vae_jax.mcmc.chains import Chain, LogDensity, check_at_least
 from vae_jax.mcmc.convergence import effective_sample_size, r_hat
 from vae_jax.mcmc.hamiltonian import hmc, nuts
-from vae_jax.model import as_float, check_observations, encode
+from vae_jax.model import as_float, check_observations, dtype_of, encode
 from vae_jax.objectives import log_joint
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key
@@ -113,7 +113,7 @@ def posterior_samples(
     # Unwrap a `partial` of a sampler.
     if getattr(sampler, "func", sampler) in (nuts, hmc):
         require_continuous_latents(params, "a sampler that follows gradients")
-    x = as_float(x, jax.tree.leaves(params.decoder)[0].dtype)
+    x = as_float(x, dtype_of(params))
     chex.assert_shape(x, (None, params.spec.data_dim))
     check_observations(params, x)
 

@@ -1,9 +1,9 @@
-"""Families: the distributions that outputs of a network become.
+"""Families: maps from network outputs to distributions.
 
-A family (in the spec, hashable) says how many numbers it wants from an encoder or a
-decoder and builds of them a distribution (a pytree of arrays): `types.Family`. As
-p(x|z) each is a normalised density or probability of x, its constant kept, so that
-figures in nats compare across models.
+A family (hashable, part of the spec) declares how many outputs it needs from an encoder
+or a decoder and builds a distribution (a pytree of arrays) from them: `types.Family`.
+Used as p(x|z), each is a normalised density or probability of x that keeps its
+constants, so that values in nats are comparable across models.
 """
 
 from vae_jax.families.bernoulli import (

@@ -1,7 +1,7 @@
-"""From any real numbers to covariances that float32 can work with.
+"""Smooth maps from unbounded outputs to covariances well conditioned in float32.
 
-A network's outputs are unbounded; a density needs covariances whose factor it can
-invert. Each bound is smooth, and next to nothing where the outputs are ordinary.
+Network outputs are unbounded, whereas a density requires a covariance whose factor can
+be inverted. Each bound is smooth and close to the identity for moderate outputs.
 """
 
 import math
@@ -14,27 +14,27 @@ from vae_jax.distributions import multivariate_gaussian
 from vae_jax.types import AnyArray, Array
 
 LOG_VAR_BOUND = 20.0
-# Beside a mean of 1 a smaller deviation than exp(-17 / 2) = 2e-4 would not leave a
-# hundred correlated latents the digits of their noise.
+# With a mean of 1 and a hundred correlated latents, float32 would not resolve noise of
+# a standard deviation below exp(-17 / 2) = 2e-4.
 CORRELATED_LOG_VAR_BOUND = 17.0
-# Least variance in any direction, as a share of that of the latents in it.
+# Smallest variance in any direction, relative to the variances of its latents.
 CORRELATION_MARGIN = 1e-4
-# The same for a factor beside a diagonal: 1 / (1 + 100^2).
+# The same margin for a low-rank factor plus a diagonal: 1 / (1 + 100^2).
 LOADING_BOUND = 1e2
 
 
 def bound_log_var(raw: Array, *, bound: float = LOG_VAR_BOUND) -> Array:
-    """Maps any real number into (-20, 20), nearly unchanged around zero.
+    """Map real numbers into (-20, 20), nearly the identity around zero.
 
         log_var = 20 tanh(raw / 20)
 
-    A network that runs away would otherwise overflow exp(log_var); so the standard
-    deviation stays between 4.5e-5 and 2.2e4, and the KL and its gradient finite,
-    whatever the encoder says.
+    The standard deviation stays between 4.5e-5 and 2.2e4, and the KL and its gradient
+    stay finite for any encoder output. Without the bound a diverging network would
+    overflow exp(log_var).
 
     Args:
-      raw: a network's output, any shape.
-      bound: another one than 20.
+      raw: network outputs, any shape.
+      bound: used in place of 20.
 
     Returns:
       Log-variances, the same shape.
@@ -49,16 +49,16 @@ def bound_log_var(raw: Array, *, bound: float = LOG_VAR_BOUND) -> Array:
 
 
 def unbound_log_var(log_var: AnyArray, *, bound: float = LOG_VAR_BOUND) -> Array:
-    """Inverse of `bound_log_var`: the raw output for a log-variance.
+    """Inverse of `bound_log_var`: the network output for a log-variance.
 
         raw = 20 artanh(log_var / 20)
 
     Args:
       log_var: log-variances in (-20, 20), any shape.
-      bound: another one than 20.
+      bound: used in place of 20.
 
     Returns:
-      A network's output, the same shape.
+      Network outputs, the same shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -70,17 +70,17 @@ def unbound_log_var(log_var: AnyArray, *, bound: float = LOG_VAR_BOUND) -> Array
 
 
 def bound_factor(raw: Array, log_var: Array) -> Array:
-    """Shrinks a factor F whose loadings D^(-1/2) F are together longer than 100.
+    """Shrink a factor F so that the norm of the loadings D^(-1/2) F is below 100.
 
         F = raw / sqrt(1 + |D^(-1/2) raw|^2 / 100^2)
 
-    with D = diag(exp(log_var)) and the length |.| of all entries: nearly unchanged up
-    to ten standard deviations of D. Columns much longer hide D from float32's seven
-    digits: at a length of 1000 the density is off by nats.
+    with D = diag(exp(log_var)) and |.| the Frobenius norm: nearly the identity up to
+    ten standard deviations of D. With much longer columns D is lost to rounding in
+    float32: at a norm of 1000 the log-density is off by nats.
 
     Args:
-      raw: a network's output, `[..., L, R]`.
-      log_var: log of the diagonal D, `[..., L]`.
+      raw: network outputs, `[..., L, R]`.
+      log_var: log of the diagonal of D, `[..., L]`.
 
     Returns:
       F, `[..., L, R]`.
@@ -92,7 +92,7 @@ def bound_factor(raw: Array, log_var: Array) -> Array:
       100
     """
     loading = raw * jnp.exp(-0.5 * log_var)[..., None] / LOADING_BOUND
-    # The scale cancels; without it the squares overflow.
+    # The scale cancels; it keeps the squares from overflowing.
     largest = jnp.max(jnp.abs(loading), axis=(-2, -1), keepdims=True)
     scale = jax.lax.stop_gradient(jnp.maximum(largest, 1.0))
     squares = jnp.sum(jnp.square(loading / scale), axis=(-2, -1), keepdims=True)
@@ -100,24 +100,25 @@ def bound_factor(raw: Array, log_var: Array) -> Array:
 
 
 def bound_covariance(raw_log_var: Array, raw_below: Array) -> Array:
-    """Cholesky factor of a covariance with float32's digits to spare.
+    """Cholesky factor of a covariance that is well conditioned in float32.
 
         A A' = S R S
         R_ij = g_i g_j sum_k c_ik c_jk for i != j
         g_i^-2 = 1 + 1e-4 + (2e-4 / S_ii)^2
 
-    S is diagonal and holds the deviations, exp(log_var / 2) with the `bound_log_var` of
-    17: 2e-4 to 4.9e3. R is a correlation matrix, from the directions
-    c_i = (raw_i1, ..., raw_i,i-1, sqrt(L)) / norm. Without g this is every covariance,
-    the angles of c being free (Pinheiro & Bates 1996, section 2.3); g keeps the
-    eigenvalues of R above 1e-4. So every covariance is in reach whose correlations have
-    no eigenvalue below 1e-4 (two latents: up to .9999), and whose deviations lie well
-    within their bounds. Entries of 0 leave S^2, small ones are the correlations
-    raw_ij / sqrt(L).
+    S is diagonal and holds the standard deviations exp(log_var / 2), with log_var
+    bounded by `bound_log_var` at 17: 2e-4 to 4.9e3. R is the correlation matrix of the
+    directions c_i = (raw_i1, ..., raw_i,i-1, sqrt(L)) / norm. Without g every
+    covariance is attainable, since the angles of c are free (Pinheiro & Bates 1996,
+    section 2.3); g keeps the eigenvalues of R above 1e-4. Attainable covariances are
+    thus those whose correlation matrix has no eigenvalue below 1e-4 (two latents: a
+    correlation up to .9999) and whose standard deviations lie well within their bounds.
+    Entries of 0 give S^2; small entries give the correlations raw_ij / sqrt(L).
 
     Args:
-      raw_log_var: log-variances of the latents before their bound, `[..., L]`.
-      raw_below: any numbers, row by row, `[..., L (L - 1) / 2]`.
+      raw_log_var: log-variances of the latents before bounding, `[..., L]`.
+      raw_below: unbounded entries below the diagonal, row by row,
+        `[..., L (L - 1) / 2]`.
 
     Returns:
       A, lower triangular with positive diagonal, `[..., L, L]`.
@@ -132,25 +133,26 @@ def bound_covariance(raw_log_var: Array, raw_below: Array) -> Array:
     """
     latent_dim = raw_log_var.shape[-1]
     log_var = bound_log_var(raw_log_var, bound=CORRELATED_LOG_VAR_BOUND)
-    # Divided by sqrt(L) the start of a network is near a diagonal covariance for any L.
+    # Dividing by sqrt(L) keeps a network near a diagonal covariance at initialisation
+    # for any L.
     last = jnp.full_like(log_var, math.sqrt(latent_dim))
     rows = multivariate_gaussian.lower_triangular(last, raw_below)
     margin = CORRELATION_MARGIN + jnp.exp(-CORRELATED_LOG_VAR_BOUND - log_var)
     squares = (1 + margin) * jnp.sum(jnp.square(rows), axis=-1)
     rows = rows * jax.lax.rsqrt(squares)[..., None]
-    # The default of an accelerator may round to fewer digits than the margin has.
+    # An accelerator's default precision may be coarser than the margin.
     products = jnp.einsum("...ik,...jk->...ij", rows, rows, precision="highest")
     correlations = jnp.where(jnp.eye(latent_dim, dtype=bool), 1, products)
     return jnp.exp(0.5 * log_var)[..., None] * jnp.linalg.cholesky(correlations)
 
 
 def unbound_covariance(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The raw numbers of a covariance: the inverse of `bound_covariance`, by NumPy.
+    """Inverse of `bound_covariance`, computed with NumPy.
 
-    A covariance out of its reach becomes the one with its eigenvalues raised.
+    The eigenvalues of a covariance that `bound_covariance` cannot attain are raised.
 
     Args:
-      covariance: symmetric and positive definite, `[..., L, L]`, in float64.
+      covariance: symmetric positive-definite, `[..., L, L]`, float64.
 
     Returns:
       `raw_log_var` `[..., L]` and `raw_below` `[..., L (L - 1) / 2]`.
@@ -182,12 +184,12 @@ def unbound_covariance(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bound_ratio(log_var: Array) -> Array:
-    """Raises log-variances whose variance is next to nothing beside their mean.
+    """Raise log-variances whose variance is negligible relative to the mean variance.
 
         raised_l = log(exp(log_var_l) + 1e-4 * 1/L sum_k exp(log_var_k))
 
-    For variances along directions other than the axes, where float32 would not know the
-    small ones beside the large ones.
+    For variances along directions other than the coordinate axes, where float32 cannot
+    resolve a small variance next to large ones.
 
     Args:
       log_var: log-variances, `[..., L]`.

@@ -1,4 +1,4 @@
-"""The part that families of categories, coded 0 to K - 1, have in common."""
+"""Base class of families for categories coded 0 to K - 1."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from vae_jax.types import Family
 
 @dataclass(frozen=True)
 class Codes(Family):
-    """A family of categories that are coded 0 to K - 1.
+    """Base of the families for categories coded 0 to K - 1.
 
     Attributes:
       num_categories: K.
@@ -28,5 +28,5 @@ class Codes(Family):
 
     @property
     def support(self) -> Support:
-        """The codes."""
+        """The codes 0 to K - 1."""
         return Support(0.0, self.num_categories - 1, whole=True)

@@ -1,7 +1,7 @@
-"""Families of p(x|z) for counts: Poisson, negative binomial, with additional zeros.
+"""Families of p(x|z) for counts: Poisson, negative binomial, multinomial.
 
-Means and inverse dispersions are exp of `bound_log_var` of what the network says, so
-between 2e-9 and 4.9e8. The encoder is given log(1 + x), as counts span decades.
+Means and inverse dispersions are exp(bound_log_var(output)), hence between 2e-9 and
+4.9e8. The encoder input is log(1 + x), since counts span orders of magnitude.
 """
 
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ from vae_jax.families.bounds import bound_log_var, unbound_log_var
 from vae_jax.types import Array, Distribution, Family, Key, PyTree
 
 Dispersion = Literal["shared", "dimension", "decoder"]
-# Where a dimension has no count at all, and where its variance is that of a Poisson.
+# Used for a dimension without counts, and for one whose variance is at most its mean.
 LEAST_MEAN = 1e-3
 LARGEST_INVERSE_DISPERSION = 1e4
 
 
 @dataclass(frozen=True)
 class Poisson(Family):
-    """The family of independent Poisson counts, prod_d Poisson(exp(log_mean_d)).
+    """Family of independent Poisson counts, prod_d Poisson(exp(log_mean_d)).
 
     Example:
       >>> from vae_jax import Poisson
@@ -41,11 +41,11 @@ class Poisson(Family):
     has_rates = True
 
     def num_outputs(self, dim: int) -> int:
-        """The log of each mean."""
+        """One log-mean per dimension."""
         return dim
 
     def build(self, params: PyTree, outputs: Array) -> Distribution:
-        """Takes the decoder's outputs `[..., D]` as logs of the means."""
+        """Build from unbounded log-means `[..., D]`."""
         return PoissonDistribution(jnp.exp(bound_log_var(outputs)))
 
     def encoder_inputs(self, params: PyTree, x: Array) -> Array:
@@ -53,24 +53,24 @@ class Poisson(Family):
         return jnp.log1p(x)
 
     def output_bias(self, data_mean: Array) -> Array:
-        """The log of the data's mean; of a dimension without counts, that of 0.001."""
+        """Log of the data mean, at least log(0.001)."""
         return unbound_log_var(jnp.log(jnp.maximum(data_mean, LEAST_MEAN)))
 
 
 @dataclass(frozen=True)
 class NegativeBinomial(Poisson):
-    """The family of independent counts of variance m + m^2 / r.
+    """Family of independent overdispersed counts with variance m + m^2 / r.
 
-    A Poisson count whose rate is gamma-distributed; sequencing and other counts vary
-    more than their means. The inverse dispersion r is trained with the weights and
-    starts where the data's variance has it.
+    A Poisson count with a gamma-distributed rate, for data (such as sequencing counts)
+    whose variance exceeds the mean. The inverse dispersion r is learned, and
+    initialised so that the variance is that of the data.
 
     Attributes:
-      dispersion: whose r is its own: `dimension`, each dimension; `shared`, none; or
-        `decoder`, each dimension of each example.
+      dispersion: `dimension`, one r per dimension; `shared`, one for all; `decoder`,
+        one for each dimension of each example, given by the decoder.
 
     Raises:
-      ValueError: another `dispersion`.
+      ValueError: unknown `dispersion`.
 
     Example:
       >>> from vae_jax import NegativeBinomial
@@ -88,18 +88,18 @@ class NegativeBinomial(Poisson):
             )
 
     def num_outputs(self, dim: int) -> int:
-        """The log of each mean, and of each r where the decoder says it."""
+        """One log-mean per dimension, and one log r if the decoder gives r."""
         return dim * (1 + (self.dispersion == "decoder"))
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """`log_inverse_dispersion`, `[D]` or shared, 0, unless it is the decoder's."""
+        """`log_inverse_dispersion` = 0, `[D]` or `[]`; none if the decoder gives r."""
         if self.dispersion == "decoder":
             return {}
         shape = (dim,) if self.dispersion == "dimension" else ()
         return {"log_inverse_dispersion": jnp.zeros(shape, jnp.float32)}
 
     def build(self, params: PyTree, outputs: Array) -> Distribution:
-        """Splits the decoder's outputs into logs of the means and of r."""
+        """Split the decoder's outputs into log-means and, if it gives them, log r."""
         return self._counted(params, outputs)
 
     def _counted(self, params: PyTree, outputs: Array) -> NegativeBinomialDistribution:
@@ -111,7 +111,7 @@ class NegativeBinomial(Poisson):
         return NegativeBinomialDistribution(mean, r)
 
     def output_bias(self, data_mean: Array) -> Array:
-        """The log of the data's mean, and r = 1."""
+        """Log of the data mean, and r = 1."""
         bias = super().output_bias(data_mean)
         if self.dispersion == "decoder":
             return jnp.concatenate([bias, jnp.zeros_like(bias)])
@@ -120,7 +120,7 @@ class NegativeBinomial(Poisson):
     def start_at_variance(
         self, params: PyTree, bias: Array, data_variance: Array
     ) -> tuple[PyTree, Array]:
-        """R at which the variance is the data's, at most 1e4: m^2 / (variance - m)."""
+        """Initialise r = m^2 / (variance - m) from the data's variance, at most 1e4."""
         dim = data_variance.size
         mean = jnp.exp(bound_log_var(bias[:dim]))
         square, excess = jnp.square(mean), data_variance - mean
@@ -131,18 +131,18 @@ class NegativeBinomial(Poisson):
         if self.dispersion == "decoder":
             return params, bias.at[dim : 2 * dim].set(raw)
         if params["log_inverse_dispersion"].shape != raw.shape:
-            # A convolution's bias is of channels, r of every position.
+            # A convolution has one bias per channel, but r at every position.
             raw = jnp.tile(raw, params["log_inverse_dispersion"].size // dim)
         return params | {"log_inverse_dispersion": raw}, bias
 
 
 @dataclass(frozen=True)
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
-    """The family of negative binomial counts with additional zeros (Lopez et al. 2018).
+    """Family of zero-inflated negative binomial counts, Lopez et al. 2018.
 
         P(x_d) = pi_d 1[x_d = 0] + (1 - pi_d) NB(x_d; m_d, r_d)
 
-    The decoder gives the log-odds of pi for each dimension; r is as for
+    The decoder gives the log-odds of pi for each dimension. For r see
     `NegativeBinomial`.
 
     Example:
@@ -152,11 +152,11 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     """
 
     def num_outputs(self, dim: int) -> int:
-        """Those of the negative binomial, then the log-odds of a zero beside it."""
+        """Those of the negative binomial, then the log-odds of an additional zero."""
         return super().num_outputs(dim) + dim
 
     def build(self, params: PyTree, outputs: Array) -> Distribution:
-        """Splits the decoder's outputs; log-odds within (-20, 20)."""
+        """Split the decoder's outputs; bound the log-odds to (-20, 20)."""
         dim = outputs.shape[-1] // (2 + (self.dispersion == "decoder"))
         counted, logits = outputs[..., :-dim], outputs[..., -dim:]
         return ZeroInflatedNegativeBinomialDistribution(
@@ -164,7 +164,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         )
 
     def output_bias(self, data_mean: Array) -> Array:
-        """The data's mean, r = 1, and an eighth of additional zeros (log-odds -2)."""
+        """Data mean, r = 1, and an eighth of additional zeros (log-odds -2)."""
         logits = jnp.full_like(data_mean, -2.0)
         counted = super().output_bias(data_mean / jax.nn.sigmoid(-logits))
         return jnp.concatenate([counted, logits])
@@ -172,11 +172,12 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
 @dataclass(frozen=True)
 class Multinomial(Poisson):
-    """The family of counts given their total, which is that of each example.
+    """Family of counts conditional on the total of each example.
 
-    log p(x|z) is of the shares of x, given n = sum_d x_d (`multinomial.log_prob`), and
-    compares with no log-probability of the counts themselves. Draws and means have the
-    total `log_total` says, a setting, which `init(x=...)` puts at the data's mean.
+    log p(x|z) is conditional on n = sum_d x_d (`multinomial.log_prob`) and thus not
+    comparable with a log-probability of the counts. Draws and means have the total
+    exp(log_total), a hyperparameter that `init(x=...)` sets to the mean total of the
+    data.
 
     Example:
       >>> from vae_jax import Multinomial
@@ -188,22 +189,22 @@ class Multinomial(Poisson):
     has_rates = False
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """A total of one for each dimension."""
+        """`log_total` = log D: a total of one per dimension."""
         return {"log_total": jnp.log(jnp.float32(dim))}
 
     def build(self, params: PyTree, outputs: Array) -> Distribution:
-        """Takes the decoder's outputs `[..., D]` as logits of the shares."""
+        """Build from the logits of the proportions, `[..., D]`."""
         return MultinomialDistribution(outputs, jnp.exp(params["log_total"]))
 
     def output_bias(self, data_mean: Array) -> Array:
-        """Logs of the data's shares, at least those of 0.001 counts a row."""
+        """Log of the data mean, at least log(0.001): logits of the proportions."""
         return jnp.log(jnp.maximum(data_mean, LEAST_MEAN))
 
     def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
-        """Shares and mean total of the data."""
+        """Initialise at the proportions and the mean total of the data."""
         _, bias = super().start_at_data(params, x)
         total = jnp.maximum(jnp.sum(jnp.mean(x, axis=0)), LEAST_MEAN)
-        # A convolution's rows are positions, and init's total is the number of all
-        # dimensions.
+        # The rows of a convolution are positions; `init` sets the total to the number
+        # of dimensions over all positions.
         log_positions = params["log_total"] - jnp.log(x.shape[-1])
         return {"log_total": jnp.log(total) + log_positions}, bias

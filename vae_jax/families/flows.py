@@ -1,9 +1,9 @@
-"""Families of q(z|x) that are flows: a diagonal Gaussian moved by invertible steps.
+"""Normalizing-flow families of q(z|x): invertible steps on a diagonal Gaussian.
 
-Steps of planar, Householder and Sylvester flows take all their parameters from the
-encoder; those of the inverse autoregressive flow are a network of their own, which an
-output of the encoder steers. Where a sample's density is known and that of any other
-point is not, there is no `log_prob`.
+Planar, Householder and Sylvester steps take all their parameters from the encoder. Each
+step of an inverse autoregressive flow has a network of its own, conditioned on a
+context vector from the encoder. Flows without a tractable inverse have the density of
+their own samples only, and no `log_prob`.
 """
 
 from abc import abstractmethod
@@ -29,7 +29,7 @@ from vae_jax.types import Array, Distribution, Family, Key, PyTree
 
 
 class FlowDistribution(Distribution):
-    """Base of the flows; a subclass has `start`, `log_var` and `move`."""
+    """Base of the flows; a subclass defines `start`, `log_var` and `move`."""
 
     start: Array
     log_var: Array
@@ -37,10 +37,10 @@ class FlowDistribution(Distribution):
 
     @abstractmethod
     def move(self, z: Array) -> tuple[Array, Array]:
-        """Latents `[S, B, L]` after the flow, and the log-determinant, `[S, B]`."""
+        """Transformed latents `[S, B, L]` and the log-determinant `[S, B]`."""
 
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
-        """Samples `[S, B, L]`, moved step by step, and their log q in nats, `[S, B]`.
+        """Samples `[S, B, L]` and their log q in nats, `[S, B]`.
 
             log q(z) = log N(z_0; start, diag(exp(log_var))) - sum_k log_det_k
 
@@ -55,13 +55,13 @@ class FlowDistribution(Distribution):
 
     @property
     def mean(self) -> Array:
-        """Where the flow takes the mean of its start: a point to show, `[B, L]`."""
+        """Image of the base mean under the flow, exact if it is linear, `[B, L]`."""
         z, _ = self.move(self.start[None])
         return z[0]
 
 
 class FlowFamily(Family):
-    """Base of the families of flows."""
+    """Base of the flow families."""
 
     latent_space = "real"
     has_log_prob: ClassVar[bool] = False
@@ -71,7 +71,7 @@ class FlowFamily(Family):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PlanarDistribution(FlowDistribution):
-    """A diagonal Gaussian moved by K planar steps (`bijectors.planar`).
+    """A diagonal Gaussian transformed by K planar steps (`bijectors.planar`).
 
     Attributes:
       start: mean of the Gaussian, `[B, L]`.
@@ -88,7 +88,7 @@ class PlanarDistribution(FlowDistribution):
     offset: Array
 
     def move(self, z: Array) -> tuple[Array, Array]:
-        """Latents `[S, B, L]` moved, and the log-determinant `[S, B]`."""
+        """See `FlowDistribution.move`."""
         log_det = jnp.zeros(z.shape[:-1], z.dtype)
         for k in range(self.offset.shape[-1]):
             z, step_log_det = bijectors.planar(
@@ -100,7 +100,7 @@ class PlanarDistribution(FlowDistribution):
 
 @dataclass(frozen=True)
 class Planar(FlowFamily):
-    """The family of planar flows, Rezende & Mohamed 2015.
+    """Family of planar flows, Rezende & Mohamed 2015.
 
     Attributes:
       num_steps: K.
@@ -114,11 +114,11 @@ class Planar(FlowFamily):
     num_steps: int = 4
 
     def num_outputs(self, dim: int) -> int:
-        """Of the Gaussian, and direction, normal and offset of each step."""
+        """Outputs of the Gaussian, and a direction, normal and offset per step."""
         return 2 * dim + self.num_steps * (2 * dim + 1)
 
     def build(self, params: PyTree, outputs: Array) -> PlanarDistribution:
-        """Splits the encoder's outputs."""
+        """Split the encoder's outputs."""
         steps = self.num_steps
         latent_dim = (outputs.shape[-1] - steps) // (2 + 2 * steps)
         start, raw, rest = _split(outputs, latent_dim, latent_dim)
@@ -136,11 +136,11 @@ class Planar(FlowFamily):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class HouseholderDistribution(FlowDistribution):
-    """A diagonal Gaussian turned by K reflections: a Gaussian with correlations.
+    """A diagonal Gaussian rotated by K reflections: a correlated Gaussian.
 
     Attributes:
       start: mean before the reflections, `[B, L]`.
-      log_var: log-variance before them, `[B, L]`.
+      log_var: log-variance before the reflections, `[B, L]`.
       reflections: `[B, K, L]`.
     """
 
@@ -153,8 +153,8 @@ class HouseholderDistribution(FlowDistribution):
     def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
         """Samples `[S, B, L]` and their log q in nats, `[S, B]`.
 
-        The noise is turned by itself and the mean added last: turned together, a mean
-        much longer than the deviations would cost the noise its digits.
+        The noise is reflected by itself and the mean is added last. Reflected together,
+        a mean much larger than the standard deviations would round the noise away.
         """
         zero = jnp.zeros_like(self.start)
         noise = gaussian.diagonal_sample(
@@ -164,7 +164,7 @@ class HouseholderDistribution(FlowDistribution):
         return self.mean + bijectors.reflect(noise, self.reflections), log_q
 
     def move(self, z: Array) -> tuple[Array, Array]:
-        """Latents `[S, B, L]` turned, and the log-determinant, 0."""
+        """Reflected latents `[S, B, L]` and the log-determinant, 0, `[S, B]`."""
         turned = bijectors.reflect(z, self.reflections)
         return turned, jnp.zeros(turned.shape[:-1], z.dtype)
 
@@ -178,7 +178,7 @@ class HouseholderDistribution(FlowDistribution):
 def _householder_to_diagonal(
     q: HouseholderDistribution, p: DiagonalGaussianDistribution
 ) -> Array:
-    """That of the diagonal of q's covariance S, and 1/2 log(prod_l S_ll / |S|)."""
+    """KL of the marginal variances S_ll, plus 1/2 log(prod_l S_ll / |S|)."""
     deviations = jnp.exp(0.5 * q.log_var)
     axes = jnp.eye(deviations.shape[-1], dtype=deviations.dtype)[:, None] * deviations
     turned = bijectors.reflect(axes, q.reflections)
@@ -190,14 +190,14 @@ def _householder_to_diagonal(
 
 @dataclass(frozen=True)
 class Householder(FlowFamily):
-    """The family of Householder flows, Tomczak & Welling 2016.
+    """Family of Householder flows, Tomczak & Welling 2016.
 
-    Deviations along the turned axes stay between 2e-4 and 4.9e3 (`bound_log_var` of
-    17), and no variance below 1e-4 of their mean (`bound_ratio`), so that float32 knows
-    the density of the samples.
+    So that the density of the samples is accurate in float32, the standard deviations
+    along the reflected axes stay between 2e-4 and 4.9e3 (`bound_log_var` at 17), and
+    `bound_ratio` keeps every variance above 1e-4 of their mean.
 
     Attributes:
-      num_steps: K reflections; with L - 1 of them every covariance is in reach.
+      num_steps: K reflections; L - 1 suffice for any covariance within these bounds.
 
     Example:
       >>> from vae_jax import Householder
@@ -209,11 +209,11 @@ class Householder(FlowFamily):
     has_log_prob: ClassVar[bool] = True
 
     def num_outputs(self, dim: int) -> int:
-        """Of the Gaussian, and a vector for each reflection."""
+        """Outputs of the Gaussian, and one vector per reflection."""
         return (2 + self.num_steps) * dim
 
     def build(self, params: PyTree, outputs: Array) -> HouseholderDistribution:
-        """Splits the encoder's outputs."""
+        """Split the encoder's outputs."""
         latent_dim = outputs.shape[-1] // (2 + self.num_steps)
         start, raw, rest = _split(outputs, latent_dim, latent_dim)
         reflections = rest.reshape(-1, self.num_steps, latent_dim)
@@ -224,14 +224,14 @@ class Householder(FlowFamily):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SylvesterDistribution(FlowDistribution):
-    """A diagonal Gaussian moved by K Sylvester steps (`bijectors.sylvester`).
+    """A diagonal Gaussian transformed by K Sylvester steps (`bijectors.sylvester`).
 
     Attributes:
       start: mean of the Gaussian, `[B, L]`.
       log_var: its log-variance, `[B, L]`.
       reflections: `[B, K, H, L]`.
-      diagonals: of both triangular matrices, before their bound, `[B, K, 2, L]`.
-      entries: their other entries, `[B, K, 2, L (L - 1) / 2]`.
+      diagonals: diagonals of both triangular matrices before bounding, `[B, K, 2, L]`.
+      entries: their off-diagonal entries, `[B, K, 2, L (L - 1) / 2]`.
       offset: `[B, K, L]`.
     """
 
@@ -243,7 +243,7 @@ class SylvesterDistribution(FlowDistribution):
     offset: Array
 
     def move(self, z: Array) -> tuple[Array, Array]:
-        """Latents `[S, B, L]` moved, and the log-determinant `[S, B]`."""
+        """See `FlowDistribution.move`."""
         log_det = jnp.zeros(z.shape[:-1], z.dtype)
         for k in range(self.offset.shape[1]):
             outer, inner = (
@@ -259,11 +259,11 @@ class SylvesterDistribution(FlowDistribution):
 
 @dataclass(frozen=True)
 class Sylvester(FlowFamily):
-    """The family of Householder-Sylvester flows, van den Berg et al. 2018.
+    """Family of Householder-Sylvester flows, van den Berg et al. 2018.
 
     Attributes:
       num_steps: K.
-      num_reflections: H, of each step's orthogonal matrix.
+      num_reflections: H, reflections per orthogonal matrix (one per step).
 
     Example:
       >>> from vae_jax import Sylvester
@@ -275,16 +275,16 @@ class Sylvester(FlowFamily):
     num_reflections: int = 4
 
     def num_outputs(self, dim: int) -> int:
-        """Of the Gaussian, and all that a step needs for each step."""
+        """Outputs of the Gaussian and of each step."""
         return 2 * dim + self.num_steps * sum(self._sizes(dim))
 
     def _sizes(self, latent_dim: int) -> tuple[int, int, int, int]:
-        """Numbers of a step: reflections, diagonals, other entries, offset."""
+        """Outputs per step: reflections, diagonals, off-diagonal entries, offset."""
         others = latent_dim * (latent_dim - 1)
         return self.num_reflections * latent_dim, 2 * latent_dim, others, latent_dim
 
     def build(self, params: PyTree, outputs: Array) -> SylvesterDistribution:
-        """Splits the encoder's outputs."""
+        """Split the encoder's outputs."""
         latent_dim = next(
             size
             for size in range(1, outputs.shape[-1])
@@ -309,20 +309,20 @@ class Sylvester(FlowFamily):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class InverseAutoregressiveDistribution(FlowDistribution):
-    """A diagonal Gaussian moved by gated autoregressive steps, Kingma et al. 2016.
+    """A diagonal Gaussian under gated autoregressive steps, Kingma et al. 2016.
 
         z' = sigma * z + (1 - sigma) * m
         log_det = sum_l log sigma_l
 
-    with m and the logit of sigma of latent l given by the latents before it and the
-    context (their eq. 13 and 14); the order is reversed after every step.
+    For latent l, m and the logit of sigma are functions of the preceding latents and
+    the context (their eq. 13 and 14). The order is reversed after every step.
 
     Attributes:
       start: mean of the Gaussian, `[B, L]`.
       log_var: its log-variance, `[B, L]`.
-      context: what steers the networks, `[B, C]`.
-      steps: weights of each step's network, `[1, ...]`, or `[B, ...]` where every
-        example has its own.
+      context: conditioning input of the networks, `[B, C]`.
+      steps: weights of each step's network, `[1, ...]`, or `[B, ...]` for separate
+        weights per example.
     """
 
     start: Array
@@ -331,14 +331,14 @@ class InverseAutoregressiveDistribution(FlowDistribution):
     steps: tuple[PyTree, ...]
 
     def move(self, z: Array) -> tuple[Array, Array]:
-        """Latents `[S, B, L]` moved, and the log-determinant `[S, B]`."""
+        """See `FlowDistribution.move`."""
         log_det = jnp.zeros(z.shape[:-1], z.dtype)
         for weights in self.steps:
             target, logit = bijectors.with_shared_weights(
                 bijectors.autoregressive, weights, z, self.context
             )
-            # Kingma et al. advise to start with open gates; none closes altogether,
-            # which would leave a density without bound on a point.
+            # Kingma et al. advise open gates at initialisation. The bound keeps every
+            # gate above 0, where the density would be unbounded.
             logit = bound_log_var(logit + 1.5)
             gate = jax.nn.sigmoid(logit)
             z = (gate * z + (1 - gate) * target)[..., ::-1]
@@ -348,12 +348,12 @@ class InverseAutoregressiveDistribution(FlowDistribution):
 
 @dataclass(frozen=True)
 class InverseAutoregressive(FlowFamily):
-    """The family of inverse autoregressive flows, Kingma et al. 2016.
+    """Family of inverse autoregressive flows, Kingma et al. 2016.
 
     Attributes:
       num_steps: K.
       hidden_dim: width of each step's network.
-      context_dim: C, outputs of the encoder that steer the networks.
+      context_dim: C, size of the context vector from the encoder.
 
     Example:
       >>> from vae_jax import InverseAutoregressive
@@ -366,7 +366,7 @@ class InverseAutoregressive(FlowFamily):
     context_dim: int = 32
 
     def num_outputs(self, dim: int) -> int:
-        """Of the Gaussian, and the context."""
+        """Outputs of the Gaussian, and the context."""
         return 2 * dim + self.context_dim
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
@@ -384,7 +384,7 @@ class InverseAutoregressive(FlowFamily):
     def build(
         self, params: PyTree, outputs: Array
     ) -> InverseAutoregressiveDistribution:
-        """Splits the encoder's outputs; all examples share the networks."""
+        """Split the encoder's outputs; all examples share the networks."""
         latent_dim = (outputs.shape[-1] - self.context_dim) // 2
         start, raw, context = _split(outputs, latent_dim, latent_dim)
         shared = jax.tree.map(lambda leaf: leaf[None], params)
@@ -395,6 +395,6 @@ class InverseAutoregressive(FlowFamily):
 
 
 def _split(outputs: Array, *sizes: int) -> list[Array]:
-    """Parts of the last axis of these sizes, and what is left."""
+    """Split the last axis into parts of the given sizes and the remainder."""
     ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
     return jnp.split(outputs, ends, axis=-1)

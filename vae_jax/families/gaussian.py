@@ -1,4 +1,4 @@
-"""Gaussian families: one variance, a diagonal, low rank, or all covariances."""
+"""Gaussian families: shared variance, diagonal, low-rank or full covariance."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,23 +23,23 @@ from vae_jax.families.bounds import (
 )
 from vae_jax.types import Array, Family, Key, PyTree
 
-# Where a variance starts at the data's: a constant pixel has none, and its density
-# must not be what the model is about.
+# Lower limit of initial variances relative to their mean: constant pixels have variance
+# 0, and their density must not dominate the likelihood.
 LEAST_SHARE = 0.1
-# Nearer to its bound a log-variance has no raw value to speak of.
+# Closer to the bound, the raw value diverges.
 WITHIN_BOUND = 0.95
 
 
 def raw_log_var_of(data_variance: Array, *, bound: float = LOG_VAR_BOUND) -> Array:
-    """Raw log-variances at which a Gaussian starts with the data's variances.
+    """Unbounded log-variances that initialise a Gaussian at the data's variances.
 
     Args:
-      data_variance: variance of each dimension, `[P]`; those below a tenth of the mean
-        are raised to it. Where nothing varies (a single example), they count as 1.
-      bound: of the log-variances, as for `bound_log_var`.
+      data_variance: variance of each dimension, `[P]`. Variances below a tenth of their
+        mean are raised to it; if all are 0 (a single example), 1 is used.
+      bound: bound of the log-variances, as for `bound_log_var`.
 
     Returns:
-      What `bound_log_var` maps to their logarithms, `[P]`.
+      Values that `bound_log_var` maps to the log-variances, `[P]`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -58,11 +58,11 @@ def raw_log_var_of(data_variance: Array, *, bound: float = LOG_VAR_BOUND) -> Arr
 
 @dataclass(frozen=True)
 class DiagonalGaussian(Family):
-    """The family N(mean, diag(exp(log_var))), Kingma & Welling 2014, eq. 9 and 12.
+    """Family N(mean, diag(exp(log_var))), Kingma & Welling 2014, eq. 9 and 12.
 
-    The second half of the outputs is bounded by `bound_log_var`. As p(x|z) the decoder
-    gives a variance for each pixel, and without a bound one that never changes has an
-    infinite density.
+    The second half of the outputs is bounded by `bound_log_var`. As p(x|z), the decoder
+    gives the variance of each pixel; without the bound, the density of a constant pixel
+    would be unbounded.
 
     Example:
       >>> from vae_jax import DiagonalGaussian
@@ -75,22 +75,22 @@ class DiagonalGaussian(Family):
     begins_with_gaussian: ClassVar[bool] = True
 
     def num_outputs(self, dim: int) -> int:
-        """A mean and a log-variance for each dimension."""
+        """One mean and one log-variance per dimension."""
         return 2 * dim
 
     def build(self, params: PyTree, outputs: Array) -> DiagonalGaussianDistribution:
-        """Splits the outputs `[..., 2 D]` into means and log-variances."""
+        """Split the outputs `[..., 2 D]` into means and log-variances."""
         mean, raw = jnp.split(outputs, 2, axis=-1)
         return DiagonalGaussianDistribution(mean, bound_log_var(raw))
 
     def output_bias(self, data_mean: Array) -> Array:
-        """The data's mean, and variance 1."""
+        """Data mean, and variance 1."""
         return jnp.concatenate([data_mean, jnp.zeros_like(data_mean)])
 
     def start_at_variance(
         self, params: PyTree, bias: Array, data_variance: Array
     ) -> tuple[PyTree, Array]:
-        """The data's variance of each pixel."""
+        """Initialise at the data's variance of each pixel."""
         mean, _ = jnp.split(bias, 2)
         return params, jnp.concatenate([mean, raw_log_var_of(data_variance)])
 
@@ -100,11 +100,11 @@ PerPixelGaussian = DiagonalGaussian
 
 @dataclass(frozen=True)
 class FullGaussian(Family):
-    """The family N(mean(x), S(x)) of Gaussians with all covariances.
+    """Family N(mean(x), S(x)) with full covariance.
 
-    `bound_covariance` makes S of any outputs, so well conditioned that float32 knows
-    the density of its samples. In reach is every S whose correlation matrix has no
-    eigenvalue below 1e-4, with deviations well between 2e-4 and 4.9e3.
+    `bound_covariance` maps any outputs to an S that is well conditioned in float32.
+    Attainable are all S whose correlation matrix has no eigenvalue below 1e-4 and whose
+    standard deviations lie well within 2e-4 and 4.9e3.
 
     Example:
       >>> from vae_jax import FullGaussian
@@ -116,11 +116,11 @@ class FullGaussian(Family):
     begins_with_gaussian: ClassVar[bool] = True
 
     def num_outputs(self, dim: int) -> int:
-        """Means, log-variances, and a number for each pair of latents."""
+        """Means, log-variances, and one entry per pair of latents."""
         return 2 * dim + dim * (dim - 1) // 2
 
     def build(self, params: PyTree, outputs: Array) -> FullGaussianDistribution:
-        """Splits the encoder's outputs `[B, 2 L + L (L - 1) / 2]`."""
+        """Split the encoder's outputs `[B, 2 L + L (L - 1) / 2]`."""
         latent_dim = multivariate_gaussian.dimension_of(outputs.shape[-1])
         mean, *raw = jnp.split(outputs, (latent_dim, 2 * latent_dim), axis=-1)
         return FullGaussianDistribution.from_factor(mean, bound_covariance(*raw))
@@ -128,12 +128,12 @@ class FullGaussian(Family):
 
 @dataclass(frozen=True)
 class LowRankGaussian(Family):
-    """The family N(mean(x), F(x) F(x)' + diag(exp(log_var(x)))).
+    """Family N(mean(x), F(x) F(x)' + diag(exp(log_var(x)))).
 
     The log-variances are bounded by `bound_log_var`, F by `bound_factor`.
 
     Attributes:
-      rank: R, the columns of F.
+      rank: R, number of columns of F.
 
     Example:
       >>> from vae_jax import LowRankGaussian
@@ -150,7 +150,7 @@ class LowRankGaussian(Family):
         return (2 + self.rank) * dim
 
     def build(self, params: PyTree, outputs: Array) -> LowRankGaussianDistribution:
-        """Splits the encoder's outputs `[B, (2 + R) L]`."""
+        """Split the encoder's outputs `[B, (2 + R) L]`."""
         latent_dim = outputs.shape[-1] // (2 + self.rank)
         mean, raw, factor = jnp.split(outputs, (latent_dim, 2 * latent_dim), axis=-1)
         factor = factor.reshape(*factor.shape[:-1], latent_dim, self.rank)
@@ -160,19 +160,19 @@ class LowRankGaussian(Family):
 
 @dataclass(frozen=True)
 class Gaussian(Family):
-    """The family N(mean(z), s^2 I), a variance for all pixels, or one for each.
+    """Family N(mean(z), s^2 I), with one variance for all pixels or one per pixel.
 
-    The log-variance is the leaf `params.likelihood["log_var"]`, 0 at first. Fixed,
-    it is a setting that training leaves alone: put another there with
-    `params.replace(likelihood={"log_var": ...})`. Learned, it is trained with the
-    weights, `bound_log_var` keeps it within (-20, 20), and `init(x=...)` starts it at
-    the data's variance: on data that vary little, noise of variance 1 hides what the
-    latents could say, and the posterior collapses before the variance has shrunk.
+    The log-variance is the leaf `params.likelihood["log_var"]`, initially 0. A fixed
+    variance is a hyperparameter that training does not change; set it with
+    `params.replace(likelihood={"log_var": ...})`. A learned variance is trained with
+    the weights, kept within (-20, 20) by `bound_log_var`, and initialised at the data's
+    variance by `init(x=...)`: starting from variance 1 on data that vary little, the
+    posterior would collapse before the variance has shrunk.
 
     Attributes:
-      learned_variance: whether training updates the variance.
-      per_dimension: a variance for each dimension, the same for all examples (factor
-        analysis), in place of one for all.
+      learned_variance: train the variance.
+      per_dimension: one variance per dimension, shared by all examples (factor
+        analysis), instead of a single one.
 
     Example:
       >>> import jax
@@ -187,51 +187,51 @@ class Gaussian(Family):
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
-        """The variance, unless it is learned."""
+        """`log_var`, unless it is learned."""
         return () if self.learned_variance else ("log_var",)
 
     def num_outputs(self, dim: int) -> int:
-        """One mean a pixel."""
+        """One mean per pixel."""
         return dim
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """Unit variance."""
+        """`log_var` = 0, `[]` or `[D]`."""
         return {"log_var": jnp.zeros((dim,) * self.per_dimension, jnp.float32)}
 
     def build(self, params: PyTree, outputs: Array) -> DiagonalGaussianDistribution:
-        """Takes the decoder's outputs `[..., D]` as means."""
+        """Build from means `[..., D]`."""
         log_var = params["log_var"]
         if self.learned_variance:
             log_var = bound_log_var(log_var)
         return DiagonalGaussianDistribution(outputs, log_var)
 
     def output_bias(self, data_mean: Array) -> Array:
-        """The data's mean."""
+        """Data mean."""
         return data_mean
 
     def start_at_variance(
         self, params: PyTree, bias: Array, data_variance: Array
     ) -> tuple[PyTree, Array]:
-        """A learned variance at the data's, a shared one at the mean over pixels."""
+        """Initialise a learned variance at the data's, or at its mean over pixels."""
         if not self.learned_variance:
             return params, bias
         if not self.per_dimension:
             return params | {"log_var": raw_log_var_of(jnp.mean(data_variance))}, bias
         raw = raw_log_var_of(data_variance)
-        # A convolution's bias is of channels, a variance of every position.
+        # A convolution has one bias per channel, but a variance at every position.
         raw = jnp.tile(raw, params["log_var"].size // raw.size)
         return params | {"log_var": raw}, bias
 
 
 @dataclass(frozen=True)
 class FullCovarianceGaussian(Family):
-    """The family N(mean(z), (A(z) A(z)')^-1): the decoder says mean and covariance.
+    """Family N(mean(z), (A(z) A(z)')^-1), mean and covariance given by the decoder.
 
-    A is the factor of the precision, as the density needs no solution of equations then
-    (Dorta et al. 2018), and well conditioned by `bound_covariance`: exp(log_var) is
-    the variance of a pixel given all others. The decoder gives D + D (D + 1) / 2
-    numbers and each example's matrix is factorized, in D^3 operations, so this is for
-    data of few dimensions: 2,144 numbers for 8x8 pixels, 308,504 for 28x28.
+    A is the Cholesky factor of the precision, so that the density requires no linear
+    solve (Dorta et al. 2018), and `bound_covariance` keeps it well conditioned;
+    exp(log_var) is the variance of a pixel given all others. The decoder gives
+    D + D (D + 1) / 2 numbers, and each example costs a factorization in D^3 operations.
+    This suits data of few dimensions: 2,144 outputs for 8x8 pixels, 308,504 for 28x28.
 
     Example:
       >>> from vae_jax import FullCovarianceGaussian
@@ -246,13 +246,13 @@ class FullCovarianceGaussian(Family):
         return 2 * dim + dim * (dim - 1) // 2
 
     def build(self, params: PyTree, outputs: Array) -> PrecisionGaussianDistribution:
-        """Splits the decoder's outputs `[..., 2 D + D (D - 1) / 2]`."""
+        """Split the decoder's outputs `[..., 2 D + D (D - 1) / 2]`."""
         data_dim = multivariate_gaussian.dimension_of(outputs.shape[-1])
         mean, raw, below = jnp.split(outputs, (data_dim, 2 * data_dim), axis=-1)
         return PrecisionGaussianDistribution(mean, bound_covariance(-raw, below))
 
     def output_bias(self, data_mean: Array) -> Array:
-        """The data's mean, and precision I."""
+        """Data mean, and precision I."""
         data_dim = data_mean.shape[-1]
         rest = jnp.zeros(self.num_outputs(data_dim) - data_dim, data_mean.dtype)
         return jnp.concatenate([data_mean, rest])
@@ -260,7 +260,7 @@ class FullCovarianceGaussian(Family):
     def start_at_variance(
         self, params: PyTree, bias: Array, data_variance: Array
     ) -> tuple[PyTree, Array]:
-        """The data's variance of each pixel, no covariances."""
+        """Initialise at the data's variance of each pixel, without correlations."""
         data_dim = data_variance.shape[-1]
         raw = raw_log_var_of(data_variance, bound=CORRELATED_LOG_VAR_BOUND)
         return params, bias.at[data_dim : 2 * data_dim].set(raw)

@@ -1,4 +1,4 @@
-"""Families of p(x|z) for values of evenly spaced levels, as 8-bit pixels have."""
+"""Families of p(x|z) for evenly spaced levels, such as 8-bit pixels."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from vae_jax.types import Array, Family, PyTree
 
 @dataclass(frozen=True)
 class Categorical(Family):
-    """The family of independent categories, one for each level of a pixel.
+    """Family of independent categorical pixels, one category per level.
 
     Attributes:
       num_levels: n.
@@ -34,15 +34,15 @@ class Categorical(Family):
         return Support(0.0, 1.0, self.num_levels)
 
     def num_outputs(self, dim: int) -> int:
-        """A logit for each level of each pixel."""
+        """One logit for each level of each pixel."""
         return self.num_levels * dim
 
     def build(self, params: PyTree, outputs: Array) -> CategoricalDistribution:
-        """Takes the decoder's outputs `[..., n D]` as logits, level by level."""
+        """Build from logits `[..., n D]`, ordered by level."""
         return CategoricalDistribution(by_pixel(outputs, self.num_levels))
 
     def output_bias(self, data_mean: Array) -> Array:
-        """Logits that rise with the level by the mean's log-odds: near the mean."""
+        """Logits linear in the level with slope log-odds of the mean (approximate)."""
         clipped = jnp.clip(data_mean, 0.001, 0.999)
         log_odds = jnp.log(clipped) - jnp.log1p(-clipped)
         return jnp.outer(jnp.linspace(0, 1, self.num_levels), log_odds).ravel()
@@ -50,9 +50,9 @@ class Categorical(Family):
 
 @dataclass(frozen=True)
 class DiscretizedLogistic(Family):
-    """The family of discretized logistic mixtures, Salimans et al. 2017.
+    """Family of discretized logistic mixtures, Salimans et al. 2017.
 
-    For one channel; the channels of a color image are taken as independent.
+    The channels of a color image are modelled as independent.
 
     Attributes:
       num_levels: n, 256 for 8 bits.
@@ -77,7 +77,7 @@ class DiscretizedLogistic(Family):
         return 3 * self.num_components * dim
 
     def build(self, params: PyTree, outputs: Array) -> DiscretizedLogisticDistribution:
-        """Splits the decoder's outputs `[..., 3 K D]`; scales within e^-10 and e^10."""
+        """Split the decoder's outputs `[..., 3 K D]`; scales between e^-10 and e^10."""
         parts = by_pixel(outputs, 3 * self.num_components)
         logits, location, raw = jnp.split(parts, 3, axis=-1)
         log_scale = 0.5 * bound_log_var(raw)
@@ -86,21 +86,21 @@ class DiscretizedLogistic(Family):
         )
 
     def output_bias(self, data_mean: Array) -> Array:
-        """Every component at the data's mean, with a scale of about e^-2."""
+        """Every component at the data mean, with a scale of about e^-2."""
         zero, every = jnp.zeros_like(data_mean), self.num_components
         parts = [zero] * every + [data_mean] * every + [zero - 4] * every
         return jnp.concatenate(parts)
 
 
 def by_pixel(outputs: Array, num_parameters: int) -> Array:
-    """From parameter by parameter, `[..., P D]`, to `[..., D, P]`.
+    """Reshape outputs ordered by parameter, `[..., P D]`, to `[..., D, P]`.
 
     Args:
-      outputs: of a decoder.
+      outputs: decoder outputs, `[..., P D]`.
       num_parameters: P.
 
     Returns:
-      The same numbers.
+      The same values, `[..., D, P]`.
 
     Example:
       >>> import jax.numpy as jnp

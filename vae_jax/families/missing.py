@@ -1,4 +1,4 @@
-"""A family of p(x|z) for data with missing values, which are NaN."""
+"""Family of p(x|z) for data with missing values, coded NaN."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ from vae_jax.types import Array, Distribution, PyTree
 
 @dataclass(frozen=True)
 class Masked(Around):
-    """The family of what is observed: missing values are left out of log p(x|z).
+    """Family of the observed values: missing values are excluded from log p(x|z).
 
-    With it every bound is of log p(x_observed): the ELBO, and with importance weights
-    MIWAE (Mattei & Frellsen 2019). The encoder sees 0 in the place of what is missing,
-    for a `Standardized` column its mean, and, if wanted, which values are observed.
+    Every bound is then one on log p(x_observed); the importance-weighted bound is MIWAE
+    (Mattei & Frellsen 2019). The encoder input is 0 for a missing value, which is the
+    mean of a `Standardized` column.
 
     Attributes:
-      base: the family of all values, whose dimensions are independent.
-      shows_mask: give the encoder 1 for an observed and 0 for a missing value of each
-        dimension beside the values.
+      base: the family of complete data, with independent dimensions.
+      shows_mask: append the mask to the encoder inputs: 1 for an observed and 0 for a
+        missing value of each dimension.
 
     Example:
       >>> import jax.numpy as jnp
@@ -35,7 +35,7 @@ class Masked(Around):
 
     @property
     def support(self) -> MaskedSupport:
-        """That of the base, and NaN."""
+        """Support of the base, and NaN."""
         return MaskedSupport(self.base.support)
 
     @property
@@ -49,22 +49,22 @@ class Masked(Around):
         return self.base.covers_unit_interval
 
     def build(self, params: PyTree, outputs: Array) -> Distribution:
-        """The base's distribution of the observed dimensions.
+        """Build the base's distribution, restricted to the observed dimensions.
 
         Raises:
-          ValueError: its dimensions depend on one another.
+          ValueError: the dimensions of the base are not independent.
         """
         built = self.base.build(params, outputs)
         if not built.factorizes:
             raise ValueError(
-                "missing values need a likelihood of independent dimensions, got "
+                "missing values require a likelihood of independent dimensions, got "
                 f"{self.base!r}"
             )
         filler = self.base.support.filler(built.mean.shape[-1])
         return MaskedDistribution(built, jnp.asarray(filler, outputs.dtype))
 
     def encoder_inputs(self, params: PyTree, x: Array) -> Array:
-        """Inputs of the base, 0 where they are of a missing value, and the mask."""
+        """Inputs of the base, 0 for missing values, and the mask if shown."""
         inputs = self.base.encoder_inputs(params, x)
         inputs = jnp.where(jnp.isnan(inputs), 0, inputs)
         if not self.shows_mask:
@@ -72,21 +72,21 @@ class Masked(Around):
         return jnp.concatenate([inputs, (~jnp.isnan(x)).astype(x.dtype)], axis=-1)
 
     def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
-        """The base at what is observed."""
+        """Initialise the base at the observed values."""
         return self.base.start_at_data(params, fill_in_turn(x))
 
 
 def fill_in_turn(x: Array) -> Array:
-    """Missing values replaced by the observed ones of their column, one after another.
+    """Replace missing values by the observed values of their column, cyclically.
 
-    Moments of a column stay those of what is observed, but for the remainder of a
-    turn.
+    The moments of a column stay those of its observed values, up to an incomplete last
+    cycle.
 
     Args:
       x: `[n, D]`, NaN where missing.
 
     Returns:
-      `[n, D]`; NaN in a column where nothing is observed.
+      `[n, D]`; NaN in columns without an observed value.
 
     Example:
       >>> import jax.numpy as jnp

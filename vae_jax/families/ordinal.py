@@ -1,4 +1,4 @@
-"""The cumulative-logit family of p(x|z), for categories with an order."""
+"""Cumulative-logit family of p(x|z), for ordered categories."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,13 @@ from vae_jax.types import Array, Distribution, Key, PyTree
 
 @dataclass(frozen=True)
 class Ordinal(Codes):
-    """The family of ordered categories 0 to K - 1, HI-VAE's for ordinal columns.
+    """Family of ordered categories 0 to K - 1, used by HI-VAE for ordinal columns.
 
         P(x <= k) = sigmoid(t_k - h(z))
 
-    with thresholds t that rise, trained for each dimension, and h by the decoder. They
-    start at the shares of the data. The encoder sees the codes over K - 1.
+    with increasing thresholds t, learned for each dimension, and h from the decoder.
+    The thresholds are initialised at the category frequencies of the data. The encoder
+    inputs are the codes divided by K - 1.
 
     Attributes:
       num_categories: K.
@@ -32,18 +33,18 @@ class Ordinal(Codes):
     """
 
     def num_outputs(self, dim: int) -> int:
-        """One location for each dimension."""
+        """One location per dimension."""
         return dim
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """`first_threshold`, `[D]`, and `log_gaps` between them, `[D, K - 2]`."""
+        """`first_threshold` `[D]` and `log_gaps` `[D, K - 2]`, all 0."""
         return {
             "first_threshold": jnp.zeros(dim, jnp.float32),
             "log_gaps": jnp.zeros((dim, self.num_categories - 2), jnp.float32),
         }
 
     def build(self, params: PyTree, outputs: Array) -> Distribution:
-        """Takes the decoder's outputs `[..., D]` as locations."""
+        """Build from locations `[..., D]`."""
         gaps = jnp.exp(bound_log_var(params["log_gaps"]))
         first = params["first_threshold"][..., None]
         above = first + jnp.cumsum(gaps, axis=-1)
@@ -51,17 +52,18 @@ class Ordinal(Codes):
         return OrdinalDistribution(outputs, thresholds)
 
     def encoder_inputs(self, params: PyTree, x: Array) -> Array:
-        """Codes between 0 and 1."""
+        """Codes scaled to [0, 1]."""
         return x / (self.num_categories - 1)
 
     def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
-        """Thresholds at which the shares are the data's, each at least half an x."""
+        """Initialise thresholds at the data's frequencies, with 0.5 added per count."""
         codes = jnp.arange(self.num_categories, dtype=x.dtype)
         counts = jnp.sum(x[..., None] == codes, axis=0) + 0.5
         below = jnp.cumsum(counts, axis=-1)[:, :-1]
         above = jnp.cumsum(counts[:, ::-1], axis=-1)[:, -2::-1]
         first = jnp.log(below[:, 0]) - jnp.log(above[:, 0])
-        # Of thresholds log(below / above): for a rare category, a difference cancels.
+        # Gaps of the thresholds log(below / above); subtracting these would cancel for
+        # a rare category.
         between = counts[:, 1:-1]
         gaps = jnp.log1p(between / below[:, :-1]) + jnp.log1p(between / above[:, 1:])
         log_gaps = unbound_log_var(jnp.log(gaps))

@@ -1,4 +1,4 @@
-"""The family of point masses, which makes a model an autoencoder."""
+"""Point-mass family of q(z|x): a deterministic autoencoder."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,7 @@ from vae_jax.types import Array, Family, PyTree
 
 @dataclass(frozen=True)
 class PointMass(Family):
-    """The family of point masses: the model is an autoencoder.
+    """Family of point masses: the model becomes a deterministic autoencoder.
 
     Example:
       >>> from vae_jax import PointMass
@@ -21,9 +21,9 @@ class PointMass(Family):
     has_log_prob: ClassVar[bool] = False
 
     def num_outputs(self, dim: int) -> int:
-        """One number for each latent dimension."""
+        """One coordinate per latent dimension."""
         return dim
 
     def build(self, params: PyTree, outputs: Array) -> PointMassDistribution:
-        """Takes the encoder's outputs `[B, L]` as the points."""
+        """Build from the points `[B, L]`."""
         return PointMassDistribution(outputs)

@@ -1,4 +1,4 @@
-"""Families of p(x|z) for positive numbers, whose logarithms are standardized."""
+"""Families of p(x|z) for positive numbers, on standardized logarithms."""
 
 from dataclasses import dataclass
 
@@ -11,17 +11,18 @@ from vae_jax.families.gaussian import Gaussian
 from vae_jax.families.tables import Standardized, moments
 from vae_jax.types import Array, Distribution, Family, Key, PyTree
 
-# Of the logarithms.
+# The family of log x.
 _GAUSSIAN = Standardized(Gaussian(True, per_dimension=True))
 
 
 @dataclass(frozen=True)
 class LogNormal(Family):
-    """The family of independent log-normal values, HI-VAE's for positive columns.
+    """Family of independent log-normal values, used by HI-VAE for positive columns.
 
-    The decoder says the mean of log x in standardized units, a variance of each
-    dimension is learned. Shift and log_scale are settings, which `init(x=...)` takes
-    from the logarithms of the data; the encoder sees these standardized.
+    The decoder gives the mean of log x in standardized units; one variance per
+    dimension is learned. The hyperparameters shift and log_scale are set by
+    `init(x=...)` from the logarithms of the data. The encoder inputs are the
+    standardized logarithms.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -37,15 +38,15 @@ class LogNormal(Family):
     hyperparameters = _GAUSSIAN.hyperparameters
 
     def num_outputs(self, dim: int) -> int:
-        """One mean of a logarithm for each dimension."""
+        """One mean of log x per dimension."""
         return _GAUSSIAN.num_outputs(dim)
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """Shift 0, log_scale 0 and variance 1."""
+        """`shift`, `log_scale` and `log_var` = 0, `[D]`."""
         return _GAUSSIAN.init(key, dim=dim)
 
     def build(self, params: PyTree, outputs: Array) -> Distribution:
-        """Takes the decoder's outputs `[..., D]` as standardized means of log x."""
+        """Build from standardized means of log x, `[..., D]`."""
         log_var = bound_log_var(params["log_var"]) + 2 * params["log_scale"]
         mean = _GAUSSIAN.build(params, outputs).mean
         return LogNormalDistribution(mean, log_var)
@@ -55,20 +56,20 @@ class LogNormal(Family):
         return _GAUSSIAN.encoder_inputs(params, jnp.log(jnp.maximum(x, POSITIVE.low)))
 
     def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
-        """Shift, log_scale and variance at those of log x."""
+        """Initialise shift, scale and variance at the moments of log x."""
         return _GAUSSIAN.start_at_data(params, jnp.log(x))
 
 
-# A variance of nothing, or of many decades.
+# Limits for data that span many orders of magnitude, or have no variance.
 LEAST_CONCENTRATION, LARGEST_CONCENTRATION = 1e-3, 1e6
 
 
 @dataclass(frozen=True)
 class Gamma(LogNormal):
-    """The family of independent gamma values, a concentration of each dimension.
+    """Family of independent gamma values, with one concentration per dimension.
 
-    The decoder says the log of the mean in standardized units of log x; the
-    concentration k, for a variance m^2 / k, is trained and starts at the data's.
+    The decoder gives the log of the mean m in standardized units of log x. The
+    concentration k (variance m^2 / k) is learned, and initialised from the data.
 
     Example:
       >>> import jax
@@ -78,7 +79,7 @@ class Gamma(LogNormal):
     """
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """Shift 0, log_scale 0 and concentration 1."""
+        """`shift`, `log_scale` and `log_concentration` = 0, `[D]`."""
         own = super().init(key, dim=dim)
         return {
             "log_concentration": own["log_var"],
@@ -87,13 +88,13 @@ class Gamma(LogNormal):
         }
 
     def build(self, params: PyTree, outputs: Array) -> Distribution:
-        """Takes the decoder's outputs `[..., D]` as standardized logs of the means."""
+        """Build from standardized log-means, `[..., D]`."""
         log_mean = params["shift"] + jnp.exp(params["log_scale"]) * outputs
         concentration = jnp.exp(bound_log_var(params["log_concentration"]))
         return GammaDistribution(log_mean, concentration)
 
     def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
-        """Shift and log_scale at those of log x, mean and variance at those of x."""
+        """Initialise shift and scale from log x, mean and variance from x."""
         found = moments(jnp.log(x))
         mean = jnp.mean(x, axis=0)
         share = jnp.var(x / mean, axis=0)

@@ -1,4 +1,4 @@
-"""Families of p(x|z) for real numbers with outliers: Student's t and Laplace."""
+"""Heavy-tailed families of p(x|z) for real numbers: Student's t and Laplace."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from vae_jax.families.bounds import bound_log_var, unbound_log_var
 from vae_jax.families.gaussian import raw_log_var_of
 from vae_jax.types import Array, Distribution, Family, Key, PyTree
 
-# Of a Student's t at first.
+# Initial degrees of freedom of `StudentT`.
 INITIAL_FREEDOM = 5.0
 
 
 @dataclass(frozen=True)
 class Laplace(Family):
-    """The family prod_d Laplace(mean_d(z), b_d), b of each dimension trained.
+    """Family prod_d Laplace(mean_d(z), b_d), with a learned b per dimension.
 
     Example:
       >>> from vae_jax import Laplace
@@ -27,40 +27,40 @@ class Laplace(Family):
     support = REAL
 
     def num_outputs(self, dim: int) -> int:
-        """One location for each dimension."""
+        """One location per dimension."""
         return dim
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """`log_width`, twice the log of b, `[D]`, 0."""
+        """`log_width` = 2 log b = 0, `[D]`."""
         return {"log_width": jnp.zeros(dim, jnp.float32)}
 
     def build(self, params: PyTree, outputs: Array) -> Distribution:
-        """Takes the decoder's outputs `[..., D]` as locations."""
+        """Build from locations `[..., D]`."""
         return LaplaceDistribution(outputs, 0.5 * bound_log_var(params["log_width"]))
 
     def output_bias(self, data_mean: Array) -> Array:
-        """The data's mean."""
+        """Data mean."""
         return data_mean
 
     def start_at_variance(
         self, params: PyTree, bias: Array, data_variance: Array
     ) -> tuple[PyTree, Array]:
-        """The width at which the variance, 2 b^2, is the data's."""
+        """Initialise b so that the variance 2 b^2 is that of the data."""
         return params | {"log_width": self._raw(params, data_variance / 2)}, bias
 
     def _raw(self, params: PyTree, square: Array) -> Array:
-        # A convolution's bias is of channels, a width of every position.
+        # A convolution has one bias per channel, but a width at every position.
         raw = raw_log_var_of(square)
         return jnp.tile(raw, params["log_width"].size // raw.size)
 
 
 @dataclass(frozen=True)
 class StudentT(Laplace):
-    """The family of location_d(z) + s_d t(v_d), scale and freedom v trained.
+    """Family of location_d(z) + s_d t(v_d), with learned scale and degrees of freedom.
 
-    Both are of each dimension; v is above 1, so that a mean exists, and starts at 5. An
-    outlier costs log(1 + t^2) where it costs t^2 under a Gaussian (Takahashi et al.
-    2018).
+    Each dimension has its own s and v. The degrees of freedom v are above 1, so that
+    the mean exists, and initially 5. The cost of an outlier grows as log(1 + t^2)
+    rather than t^2 as for a Gaussian (Takahashi et al. 2018).
 
     Example:
       >>> import jax
@@ -70,20 +70,20 @@ class StudentT(Laplace):
     """
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """`log_width`, twice the log of s, and `log_freedom`, of v - 1, each `[D]`."""
+        """`log_width` (2 log s) and `log_freedom` (log(v - 1), unbounded), `[D]`."""
         raw = unbound_log_var(jnp.full(dim, jnp.log(INITIAL_FREEDOM - 1), jnp.float32))
         return super().init(key, dim=dim) | {"log_freedom": raw}
 
     def build(self, params: PyTree, outputs: Array) -> Distribution:
-        """Takes the decoder's outputs `[..., D]` as locations."""
+        """Build from locations `[..., D]`."""
         log_scale = 0.5 * bound_log_var(params["log_width"])
-        # A little more than 1 is 1 in float32.
+        # 1 + exp(-20) would round to 1 in float32.
         freedom = 1.001 + jnp.exp(bound_log_var(params["log_freedom"]))
         return StudentTDistribution(outputs, log_scale, freedom)
 
     def start_at_variance(
         self, params: PyTree, bias: Array, data_variance: Array
     ) -> tuple[PyTree, Array]:
-        """The scale at which the variance, s^2 v / (v - 2), is the data's."""
+        """Initialise s so that the variance s^2 v / (v - 2) is that of the data."""
         share = 1 - 2 / INITIAL_FREEDOM
         return params | {"log_width": self._raw(params, share * data_variance)}, bias

@@ -1,7 +1,8 @@
-"""Families of p(x|z) for tables: standardized columns, categories, mixed columns.
+"""Families of p(x|z) for tables: standardized, nominal and mixed columns.
 
-What standardizes a column is a setting of the likelihood, so that it is saved with the
-model, x, draws and means are in the user's units, and log p(x) holds the log-Jacobian.
+The standardization of a column is a hyperparameter of the likelihood. It is therefore
+saved with the model; x, draws and means are in the user's units; and log p(x) includes
+the log-Jacobian.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from vae_jax.types import Array, Distribution, Family, Key, PyTree
 
 
 def moments(x: Array) -> dict[str, Array]:
-    """Mean of columns and log of their standard deviation, 0 where nothing varies.
+    """Mean and log standard deviation of each column, 0 for a constant column.
 
     Args:
       x: `[n, D]`.
@@ -37,8 +38,8 @@ def moments(x: Array) -> dict[str, Array]:
       >>> moments(jnp.array([[1.0, 5.0], [3.0, 5.0]]))["log_scale"].tolist()
       [0.0, 0.0]
     """
-    # Off the first row, so that the mean of a constant column is the constant: the
-    # rounding error of another one would be taken for its deviation.
+    # Subtracting the first row makes the mean of a constant column exact; its rounding
+    # error would otherwise be taken for the standard deviation.
     off = x - x[:1]
     scale = jnp.std(off, axis=0)
     log_scale = jnp.log(jnp.where(scale > 0, scale, 1))
@@ -47,17 +48,18 @@ def moments(x: Array) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class Standardized(Around):
-    """A family of real numbers about columns of other scales than 1.
+    """A family of real numbers applied to standardized columns.
 
         log p(x) = log p_base((x - shift) / scale) - sum_d log scale_d
 
-    Shift and log_scale are settings, which `init(x=...)` takes from mean and deviation.
+    The hyperparameters shift and log_scale are set by `init(x=...)` from the mean and
+    standard deviation of the data.
 
     Attributes:
-      base: a family whose support is all real numbers, as `Gaussian()`.
+      base: a family whose support is all real numbers, such as `Gaussian()`.
 
     Raises:
-      ValueError: another support.
+      ValueError: `base` has another support.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -81,44 +83,44 @@ class Standardized(Around):
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
-        """Shift and log_scale, and what is a setting of the base."""
+        """Hyperparameters of the base, `shift` and `log_scale`."""
         return (*self.base.hyperparameters, "shift", "log_scale")
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """Parameters of the base, shift 0 and scale 1."""
+        """Own parameters of the base, and `shift` and `log_scale` = 0, `[D]`."""
         zero = jnp.zeros(dim, jnp.float32)
         return self.base.init(key, dim=dim) | {"shift": zero, "log_scale": zero}
 
     def build(self, params: PyTree, outputs: Array) -> Distribution:
-        """The base's distribution, in units of the data."""
+        """Build the base's distribution, in the units of the data."""
         base = self.base.build(params, outputs)
         return AffineDistribution(base, params["shift"], params["log_scale"])
 
     def encoder_inputs(self, params: PyTree, x: Array) -> Array:
-        """Standardized columns."""
+        """Encoder inputs of the base at the standardized columns."""
         x = (x - params["shift"]) * jnp.exp(-params["log_scale"])
         return self.base.encoder_inputs(params, x)
 
     def output_bias(self, data_mean: Array) -> Array:
-        """That of the base at standardized data, whose mean is 0."""
+        """Output bias of the base at mean 0, that of standardized data."""
         return self.base.output_bias(jnp.zeros_like(data_mean))
 
     def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
-        """Shift and scale at the data's, the base at standardized data."""
+        """Initialise shift and scale at the data, the base at standardized data."""
         found = moments(x)
         x = (x - found["shift"]) * jnp.exp(-found["log_scale"])
         params, bias = self.base.start_at_data(params, x)
-        # A convolution's channels have one scale at all positions.
+        # A convolution's channel has one scale, repeated at all positions.
         repeats = params["shift"].size // x.shape[-1]
         return params | {k: jnp.tile(v, repeats) for k, v in found.items()}, bias
 
 
 @dataclass(frozen=True)
 class Nominal(Codes):
-    """The family of independent categories without an order, coded 0 to K - 1.
+    """Family of independent unordered categories, coded 0 to K - 1.
 
-    The encoder is given the indicators of the codes (one-hot). Without probabilities
-    that the data lack, it starts uniform.
+    The encoder inputs are the one-hot codes. `init(x=...)` starts at the category
+    frequencies of the data; otherwise the initial probabilities are uniform.
 
     Attributes:
       num_categories: K.
@@ -133,22 +135,22 @@ class Nominal(Codes):
     """
 
     def num_outputs(self, dim: int) -> int:
-        """A logit for each category."""
+        """One logit for each category of each dimension."""
         return self.num_categories * dim
 
     def build(self, params: PyTree, outputs: Array) -> NominalDistribution:
-        """Takes the decoder's outputs `[..., K D]` as logits."""
+        """Build from logits `[..., K D]`, ordered by category."""
         return NominalDistribution(by_pixel(outputs, self.num_categories))
 
     def encoder_inputs(self, params: PyTree, x: Array) -> Array:
-        """Indicators of the codes, `[B, D K]`."""
+        """One-hot codes, `[B, D K]`; NaN where x is NaN."""
         codes = x.astype(jnp.int32)
         indicators = jax.nn.one_hot(codes, self.num_categories, dtype=x.dtype)
         indicators = jnp.where(jnp.isnan(x)[..., None], jnp.nan, indicators)
         return indicators.reshape(len(x), -1)
 
     def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
-        """Logs of the categories' shares, at least those of half an example."""
+        """Log frequencies of the categories, with 0.5 added to each count."""
         codes = jnp.arange(self.num_categories, dtype=x.dtype)
         counts = jnp.sum(x == codes[:, None, None], axis=1)
         return params, jnp.log((counts + 0.5) / (len(x) + 0.5 * len(codes))).ravel()
@@ -156,18 +158,19 @@ class Nominal(Codes):
 
 @dataclass(frozen=True)
 class Columns(Family):
-    """A family for each group of columns of a table, HI-VAE (Nazabal et al. 2020).
+    """One family per group of table columns, HI-VAE (Nazabal et al. 2020).
 
         log p(x|z) = sum_k log p_k(x_k|z)
 
-    over the groups k: a density in the real columns, a probability in the others. Own
-    parameters of group k end in `_k`.
+    over the groups k: a density for real columns, a probability for discrete ones. The
+    names of group k's own parameters end in `_k`.
 
     Attributes:
-      parts: families, each with the numbers of its columns; all of D once.
+      parts: pairs of a family and the indices of its columns. Every column occurs
+        exactly once.
 
     Raises:
-      ValueError: a column that is left out or named twice.
+      ValueError: a column is missing or named twice, or a part takes an exposure.
 
     Example:
       >>> from vae_jax import Bernoulli, Columns, Nominal
@@ -185,7 +188,7 @@ class Columns(Family):
             )
         if any(part.takes_exposure for part, _ in self.parts):
             raise ValueError(
-                "parts must take no exposure, which is of all columns: choose "
+                "parts must take no exposure, which applies to all columns: use "
                 f"Exposed(...) for the whole table, got {self!r}"
             )
 
@@ -196,12 +199,12 @@ class Columns(Family):
 
     @property
     def support(self) -> ColumnSupport:
-        """Those of the parts."""
+        """Supports of the parts."""
         return ColumnSupport(tuple((part.support, at) for part, at in self.parts))
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
-        """Settings of the parts."""
+        """Hyperparameters of the parts."""
         return tuple(
             f"{name}_{index}"
             for index, (part, _) in enumerate(self.parts)
@@ -209,12 +212,12 @@ class Columns(Family):
         )
 
     def num_outputs(self, dim: int) -> int:
-        """Those of the parts, one after the other."""
+        """Outputs of the parts, concatenated."""
         self._require(dim)
         return sum(part.num_outputs(len(at)) for part, at in self.parts)
 
     def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """Parameters of all parts."""
+        """Own parameters of all parts."""
         self._require(dim)
         keys = jax.random.split(key, len(self.parts))
         return self._joined(
@@ -225,7 +228,7 @@ class Columns(Family):
         )
 
     def build(self, params: PyTree, outputs: Array) -> ProductDistribution:
-        """Splits the decoder's outputs among the parts."""
+        """Split the decoder's outputs among the parts."""
         sizes = [part.num_outputs(len(at)) for part, at in self.parts]
         split = jnp.split(outputs, np.cumsum(sizes)[:-1], axis=-1)
         built = [
@@ -237,7 +240,7 @@ class Columns(Family):
         return ProductDistribution(tuple(built), tuple(at for _, at in self.parts))
 
     def encoder_inputs(self, params: PyTree, x: Array) -> Array:
-        """Inputs of all parts, one after the other."""
+        """Encoder inputs of all parts, concatenated."""
         inputs = [
             part.encoder_inputs(own, x[:, np.asarray(at)])
             for (part, at), own in zip(self.parts, self._own(params), strict=True)
@@ -245,7 +248,7 @@ class Columns(Family):
         return jnp.concatenate(inputs, axis=-1)
 
     def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
-        """Each part at its columns."""
+        """Initialise each part at its columns."""
         self._require(x.shape[-1])
         started = [
             part.start_at_data(own, x[:, np.asarray(at)])
@@ -255,10 +258,10 @@ class Columns(Family):
         return self._joined(list(own)), jnp.concatenate(biases)
 
     def _require(self, dim: int) -> None:
-        """Refuses data of another number of columns."""
+        """Raise ValueError unless `dim` is the number of columns."""
         count = sum(len(at) for _, at in self.parts)
         if dim != count:
-            raise ValueError(f"parts are of {count} columns, and the data have {dim}")
+            raise ValueError(f"parts cover {count} columns, but the data have {dim}")
 
     def _joined(self, own: list[dict[str, PyTree]]) -> dict[str, PyTree]:
         return {

@@ -1,4 +1,4 @@
-"""Verbs that every command shares. An experiment calls them; they never call it.
+"""Functions shared by all commands. Experiments call them, never the reverse.
 
 startup        streams and Ctrl-C before the imports
 command_line   flags from a dataclass, errors in one line, exit codes

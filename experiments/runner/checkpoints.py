@@ -25,7 +25,7 @@ History = dict[str, Array]
 
 
 class Restored(NamedTuple):
-    """Progress that a run goes on from.
+    """Progress from which a run resumes.
 
     Attributes:
       state: a state.
@@ -42,7 +42,7 @@ class Restored(NamedTuple):
 def restore_newest(
     folder: Path, state: TrainState, history: History, spec: ModelSpec
 ) -> Restored:
-    """The newest checkpoint that is intact, or the arguments where there is none.
+    """Return the newest intact checkpoint, or the arguments if there is none.
 
     A broken one is moved to `corrupt/` in the run's folder, with a warning.
 
@@ -91,7 +91,7 @@ def restore_newest(
 
 
 def restore_best(folder: Path, step: int, spec: ModelSpec) -> Params | None:
-    """The parameters of the best checkpoint, which all processes read together.
+    """Restore the parameters of the best checkpoint in all processes.
 
     A broken one is moved to `corrupt/` in the run's folder; of that, and of one that is
     gone, a warning tells.
@@ -171,7 +171,7 @@ def save(
 def keep_best_and_newest(folder: Path, rows: Sequence[dict]) -> None:
     """Name the best checkpoint in best.json; remove all but it and the newest.
 
-    Of a process that does not write, nothing.
+    Does nothing in a process that does not write.
 
     Args:
       folder: the run's folder.
@@ -204,7 +204,7 @@ def finite_models(params: Params, num_models: int) -> np.ndarray:
 
 
 def fail_not_finite(folder: Path, step: int) -> NoReturn:
-    """Stop the run; nothing that is not finite is ever saved.
+    """Raise CommandFailed; a non-finite state is never saved.
 
     Args:
       folder: the run's folder.
@@ -222,7 +222,7 @@ def fail_not_finite(folder: Path, step: int) -> NoReturn:
 
 
 def merit(row: dict) -> float | None:
-    """The figure that the best checkpoint is chosen by; the higher the better.
+    """Criterion for the best checkpoint; higher is better.
 
     Args:
       row: of metrics.jsonl.

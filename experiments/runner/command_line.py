@@ -63,7 +63,7 @@ def parse(
 
 
 def execute(run: Callable[[ConfigT], Any], config: ConfigT) -> None:
-    """Run a command; what goes wrong becomes one line and an exit code.
+    """Run a command; report an error as one line and an exit code.
 
     Args:
       run: the command.
@@ -85,7 +85,7 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        # The reader of a pipe has seen enough.
+        # The reader closed the pipe.
         _let_go_of(sys.stdout, sys.stderr)
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:

@@ -46,7 +46,7 @@ def below(limit: float) -> Rule:
 
 
 IN_INT32 = at_most(2**31 - 1)
-# With room for a product on the way; what underflows would be 0 without a word.
+# Leaves room for a product; an underflow would silently become 0.
 IN_FLOAT32 = Rule(
     lambda v: v == 0 or 1e-37 <= abs(v) <= 1e37, "0 or of a size from 1e-37 to 1e37"
 )
@@ -75,7 +75,7 @@ Address = Annotated[
 
 
 def check(config: Any) -> None:
-    """Refuse values that break the rule of their flag.
+    """Raise ValueError if a value violates the rule of its flag.
 
     Args:
       config: a dataclass whose fields have rules.
@@ -117,7 +117,7 @@ def _check(name: str, value: Any, hint: Any) -> None:
         options = ", ".join(map(str, arguments))
         _require(name, value, value in arguments, f"one of {options}")
     elif hint in _TYPES:
-        # A truth value is an integer to Python, and none to a user.
+        # bool is a subclass of int in Python.
         is_bool = isinstance(value, bool) == (hint is bool)
         holds = isinstance(value, _TYPES[hint]) and is_bool
         _require(name, value, holds, f"of type {hint.__name__}")
@@ -130,7 +130,7 @@ _TYPES = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str}
 
 
 def require_text(name: str, value: str) -> None:
-    """Refuse a path whose bytes are no UTF-8, which not every library can open.
+    """Raise ValueError for a path that is not UTF-8, which some libraries reject.
 
     Args:
       name: of the flag.

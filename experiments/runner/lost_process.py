@@ -80,7 +80,7 @@ def is_cause(error: BaseException | None) -> bool:
 
 
 def lost_one(log: str, watch: Watch) -> str:
-    """The process that is gone, by what JAX logged.
+    """Name the lost process, as far as JAX's log identifies it.
 
     Args:
       log: of the coordination service.
@@ -96,7 +96,7 @@ def lost_one(log: str, watch: Watch) -> str:
             return f"process {' and '.join(map(str, numbers))}"
     if watch.count == 2:
         return f"process {1 - watch.own}"
-    # The coordinator is the first process; without it nobody says who is gone.
+    # The coordinator is process 0; without it the log names no process.
     if watch.own and re.search("Socket closed|failed to connect|UNAVAILABLE", log):
         return "process 0"
     return "another process"

@@ -40,7 +40,7 @@ def require(
     num_examples: int,
     num_models: int = 1,
 ) -> None:
-    """Refuse a run whose parameters or batches are larger than the memory.
+    """Raise ValueError if parameters or batches exceed the free memory.
 
     The least that training holds at once: state and gradient, and for each sample of
     each example z and what the decoder makes of it. What is accepted may need more.

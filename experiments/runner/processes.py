@@ -115,7 +115,7 @@ OF_A_PROCESS = ("process_id", "data_dir", "compilation_cache")
 
 
 def require_alike(config: RunFlags, data_digest: str) -> None:
-    """Refuse processes that were given different flags, or found different data.
+    """Raise ValueError if the processes differ in their flags or data.
 
     Args:
       config: the configuration, resolved.
@@ -159,7 +159,7 @@ def silent_unless_first() -> Iterator[None]:
 
 
 def agree(values: Sequence[int]) -> list[int]:
-    """The greatest of each value over all processes, the same for all of them.
+    """Elementwise maximum over all processes, identical in each.
 
     Args:
       values: as many in every process.

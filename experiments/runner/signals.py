@@ -1,4 +1,4 @@
-"""Signals, collected until there is a good moment to stop."""
+"""Collection of signals until the run can stop safely."""
 
 import contextlib
 import signal

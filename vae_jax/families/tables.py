@@ -261,7 +261,7 @@ class Columns(Family):
         """Raise ValueError unless `dim` is the number of columns."""
         count = sum(len(at) for _, at in self.parts)
         if dim != count:
-            raise ValueError(f"parts cover {count} columns, but the data have {dim}")
+            raise ValueError(f"parts are of {count} columns, and the data have {dim}")
 
     def _joined(self, own: list[dict[str, PyTree]]) -> dict[str, PyTree]:
         return {

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 
 import tyro
 
-from experiments.runner.startup import INTERRUPTED, say_no_more
+from experiments.runner.startup import INTERRUPTED, quiet_libraries, say_no_more
 
 ConfigT = TypeVar("ConfigT")
 
@@ -74,6 +74,7 @@ def execute(run: Callable[[ConfigT], Any], config: ConfigT) -> None:
         files cannot be written, 128 plus the signal for one that was interrupted or
         whose output nobody reads any more.
     """
+    quiet_libraries()
     with _one_line():
         run(config)
         sys.stdout.flush()

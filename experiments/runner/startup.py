@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import signal
 import sys
@@ -55,6 +56,16 @@ def say_no_more() -> None:
     """Discard tracebacks of threads that outlive what went wrong, in a command."""
     if _is_prepared:
         sys.excepthook = lambda *error: None
+
+
+def quiet_libraries() -> None:
+    """Discard the errors that orbax logs, in a command: it raises them as well.
+
+    `vae_jax.manifest.checkpointer` does so while it is open; threads of orbax may
+    outlive it.
+    """
+    if _is_prepared:
+        logging.getLogger("absl").disabled = True
 
 
 def end_at_once(number: int, frame: FrameType | None) -> NoReturn:

@@ -328,3 +328,15 @@ def test_destructors_of_a_command_say_nothing():
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_threads_that_outlive_a_save_log_nothing():
+    program = (
+        "import experiments.runner.startup as startup; startup.prepare()\n"
+        "from absl import logging\n"
+        "from experiments.runner.command_line import execute\n"
+        "execute(lambda config: logging.error('from a thread'), None)"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

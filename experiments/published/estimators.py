@@ -20,8 +20,8 @@ import numpy as np
 import vae_jax
 from experiments import evaluate, sweep
 from experiments.evaluation import elbo_figures
-from experiments.published.tables import FOLDER, commit, versions
-from experiments.runner import flags, run_folder
+from experiments.published.tables import FOLDER, chosen, provenance, write
+from experiments.runner import flags
 from experiments.runner.command_line import execute, parse
 from experiments.runner.report import columns, mean_of, measured
 
@@ -138,23 +138,17 @@ def run(config: Config, *, arms: Mapping[str, Arm] = ARMS) -> list[dict[str, Any
       ValueError: a name that is no arm.
     """
     flags.check(config)
-    unknown = set(config.arms) - set(arms)
-    if unknown:
-        raise ValueError(
-            f"--arms must be some of {', '.join(arms)}, got {', '.join(unknown)}"
-        )
     records = []
-    for name in config.arms or arms:
+    for name in chosen("arms", config.arms, arms):
         folder = Path(config.run_dir, f"estimators-{name}")
+        begun = provenance(folder)
         results = sweep.run(
             sweep.Config(
                 **arms[name].flags, data_dir=config.data_dir, run_dir=str(folder)
             )
         )
-        records.append(record(name, arms[name], folder, results))
-        Path(config.results_dir).mkdir(parents=True, exist_ok=True)
-        path = Path(config.results_dir, f"estimators-{name}.json")
-        run_folder.write_json(path, records[-1])
+        records.append(record(name, arms[name], folder, results) | begun)
+        write(records[-1], config.results_dir, f"estimators-{name}")
         rows = [("figure", "mean over seeds, nats")]
         print(columns([*rows, *_figures(records[-1])], "<>"), flush=True)
     return records
@@ -174,13 +168,13 @@ def record(
     Returns:
       Figures of each seed, cost, and what is needed to do it again.
     """
+    # One data set for all seeds. The figures of training are of relaxed bits where the
+    # estimator relaxes them.
+    _, found = evaluate.load_data(evaluate.Config(str(folder), model=0))
     models = []
     for index, row in enumerate(results["models"]):
-        # The figures of training are of relaxed bits where the estimator relaxes them.
-        trained, found = evaluate.load_data(evaluate.Config(str(folder), model=index))
         params = vae_jax.load_run(folder, model=index)
-        train_elbo = elbo_figures(params, found.train)["elbo"]
-        models.append({"seed": trained.seed, "train_elbo": train_elbo} | dict(row))
+        models.append(row | {"train_elbo": elbo_figures(params, found.train)["elbo"]})
     return {
         "command": f"python -m experiments.published.estimators --arms {name}",
         "models": [
@@ -191,8 +185,6 @@ def record(
         "passes": results["epochs"],
         "images_per_second": results["images_per_second"],
         "flags": asdict(sweep.Config(**arm.flags)),
-        "versions": versions(),
-        "commit": commit(),
     }
 
 

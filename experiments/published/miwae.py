@@ -10,7 +10,6 @@ for 1000 epochs, and the mean squared error of the imputed values.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -19,8 +18,8 @@ import numpy as np
 import optax
 
 import vae_jax
-from experiments.published.tables import FOLDER, commit, versions
-from experiments.runner import flags, run_folder
+from experiments.published.tables import FOLDER, commit, versions, write
+from experiments.runner import flags
 from experiments.runner.command_line import execute, parse
 from experiments.runner.report import columns
 
@@ -159,8 +158,7 @@ def run(config: Config) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
-    Path(config.results_dir).mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(Path(config.results_dir, "miwae.json"), record)
+    write(record, config.results_dir, "miwae")
     print(columns([("imputation", "mean squared error"), *_rows(record)], "<>"))
     return record
 

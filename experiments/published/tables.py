@@ -4,7 +4,7 @@ import dataclasses
 import json
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -97,25 +97,47 @@ def run(config: Config, *, table: Table) -> list[dict[str, Any]]:
     """
     flags.check(config)
     cells = {cell.name: cell for cell in table.cells}
-    unknown = set(config.cells) - set(cells)
-    if unknown:
-        raise ValueError(
-            f"--cells must be some of {', '.join(cells)}, got {', '.join(unknown)}"
-        )
     records = []
-    for name in config.cells or cells:
+    for name in chosen("cells", config.cells, cells):
         folder = Path(config.run_dir, f"{table.name}-{name}")
         single = dataclasses.replace(
             cells[name].config, data_dir=config.data_dir, run_dir=str(folder)
         )
-        provenance = _provenance(folder)
+        begun = provenance(folder)
         results = mnist.run(single)
-        records.append(record(table, cells[name], single, results) | provenance)
-        Path(config.results_dir).mkdir(parents=True, exist_ok=True)
-        path = Path(config.results_dir, f"{table.name}-{name}.json")
-        run_folder.write_json(path, records[-1])
+        records.append(record(table, cells[name], single, results) | begun)
+        write(records[-1], config.results_dir, f"{table.name}-{name}")
         print(shown(records[-1]), flush=True)
     return records
+
+
+def chosen(flag: str, given: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Names that a flag gives, or all there are.
+
+    Args:
+      flag: its name.
+      given: its values.
+      known: all names.
+
+    Returns:
+      The names given; all where there are none.
+
+    Raises:
+      ValueError: a name that is not known.
+    """
+    names = list(known)
+    unknown = set(given) - set(names)
+    if unknown:
+        raise ValueError(
+            f"--{flag} must be some of {', '.join(names)}, got {', '.join(unknown)}"
+        )
+    return list(given) or names
+
+
+def write(found: Mapping[str, Any], folder: str, name: str) -> None:
+    """Write a record into a folder of results, made if absent."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    run_folder.write_json(Path(folder, f"{name}.json"), found)
 
 
 def record(
@@ -179,8 +201,15 @@ def record(
     }
 
 
-def _provenance(folder: Path) -> dict[str, Any]:
-    """Versions and commit that a run was begun with, kept beside its folder."""
+def provenance(folder: Path) -> dict[str, Any]:
+    """Versions and commit that a run was begun with, kept beside its folder.
+
+    Args:
+      folder: of the run, which need not be there yet.
+
+    Returns:
+      `versions`, and `commit` or None where it is not known.
+    """
     path = folder.with_name(f"{folder.name}.provenance.json")
     if not (folder / "config.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 import vae_jax
 from experiments.choices import labels_of
@@ -258,6 +259,7 @@ def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
         axes.set(title=label, xlabel="epoch", ylabel="nats per example")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         curves = []
+        # A run whose history was lost has none.
         for split in dict.fromkeys(row["split"] for row in metrics):
             style = ".--" if split == "train" else ".-"
             rows = [row for row in metrics if row["split"] == split]
@@ -268,8 +270,9 @@ def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
                 line.set(alpha=0.3, markersize=2, label="_")
                 mean = moving_average(curves[-1][1], width)
                 axes.plot(curves[-1][0], mean, color=line.get_color(), label=split)
-        axes.set_ylim(focus(np.concatenate(curves, axis=1)))
-        axes.legend()
+        if curves:
+            axes.set_ylim(focus(np.concatenate(curves, axis=1)))
+            axes.legend()
     return figure
 
 
@@ -363,7 +366,13 @@ def _smooth(pixels: np.ndarray, size: int) -> np.ndarray:
     height, width = times * pixels.shape[2], times * pixels.shape[3]
     shape = (*pixels.shape[:2], height, width, pixels.shape[4])
     finite = np.isfinite(pixels)
-    smooth = jax.image.resize(np.where(finite, pixels, 0), shape, "cubic")
+    smooth = np.empty(shape, np.float32)
+    known = np.where(finite, pixels, 0).astype(np.float32)
+    for index in np.ndindex(*shape[:2]):
+        for channel in range(shape[4]):
+            image = Image.fromarray(known[*index, :, :, channel])
+            resized = image.resize((width, height), Image.Resampling.BICUBIC)
+            smooth[*index, :, :, channel] = np.asarray(resized)
     return np.where(_resize(_resize(finite, 2, size), 3, size), smooth, np.nan)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 import jax
 import numpy as np
 
-from experiments.runner import metrics, processes
+from experiments.runner import processes
 from experiments.runner.command_line import CommandFailed
 from experiments.runner.run_folder import write_json
 from vae_jax import ModelSpec, Params, TrainState, checkpoint
@@ -142,7 +142,7 @@ def save(
     *,
     spec: ModelSpec,
     num_models: int,
-    rows: Sequence[dict],
+    lines: str,
 ) -> None:
     """Save a checkpoint; `keep_best_and_newest` removes those before it.
 
@@ -152,7 +152,7 @@ def save(
       history: of the epoch that it stands in.
       spec: the model.
       num_models: models in the state.
-      rows: the rows of metrics.jsonl.
+      lines: of metrics.jsonl, its whole text.
 
     Raises:
       CommandFailed: no model is finite; nothing is saved.
@@ -162,9 +162,9 @@ def save(
         fail_not_finite(folder, step)
     # What else has its name is no checkpoint, and `checkpoint.save` refuses it.
     if step not in checkpoint.steps(checkpoints):
-        lines = {METRICS: metrics.lines(rows)}
+        texts = {METRICS: lines}
         checkpoint.save(
-            checkpoints / str(step), state, spec=spec, extra=history, texts=lines
+            checkpoints / str(step), state, spec=spec, extra=history, texts=texts
         )
 
 

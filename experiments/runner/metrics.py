@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ class Metrics:
 
     Attributes:
       rows: one dictionary for each epoch and split.
+      text: the rows as they stand in the file, a line of JSON for each.
     """
 
     def __init__(self, folder: Path, *, epoch: int, step: int, known: str | None):
@@ -39,7 +39,9 @@ class Metrics:
         self.rows, warning = _restored(self._path, epoch, known)
         if warning:
             _warn(self._path, warning)
-        write(self._path, lines(self.rows))
+        # Kept, and not made of all rows again at every save.
+        self.text = "".join(map(_line, self.rows))
+        write(self._path, self.text)
         self._folder, self._step = folder, step
         self._events = None
 
@@ -47,8 +49,9 @@ class Metrics:
         """Append a row; figures, and lists of them, become TensorBoard scalars."""
         row = finite(row)
         self.rows.append(row)
+        self.text += _line(row)
         with naming(self._path), open(self._path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(_line(row))
         for name, value in row.items():
             tag = f"{name}/{row['split']}"
             if isinstance(value, float):
@@ -82,9 +85,9 @@ class Metrics:
     def flush(self) -> None:
         """Put the rows on disk, all of them, with a warning where some were gone."""
         text = self._path.read_text(errors="replace") if self._path.exists() else ""
-        if text != lines(self.rows):
+        if text != self.text:
             _warn(self._path, "was changed while training, and is restored")
-            write(self._path, lines(self.rows))
+            write(self._path, self.text)
         with naming(self._path), open(self._path, "a") as file:
             os.fsync(file.fileno())
         if self._events is not None:
@@ -102,16 +105,8 @@ def _warn(path: Path, what: str) -> None:
     print(f"warning: {path}: {what}", file=sys.stderr)
 
 
-def lines(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as they stand in a file.
-
-    Args:
-      rows: of the metrics.
-
-    Returns:
-      A line of JSON for each.
-    """
-    return "".join(json.dumps(row) + "\n" for row in rows)
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
 
 
 def _restored(

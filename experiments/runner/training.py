@@ -413,7 +413,7 @@ class Run:
             history | (self._best._asdict() if self._best else {}),
             spec=self._spec,
             num_models=self._num_models,
-            rows=self.rows,
+            lines=self._metrics.text if self._metrics else "",
         )
         self._keep_best_and_newest()
 

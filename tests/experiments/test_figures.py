@@ -52,7 +52,7 @@ CASES = {
     ),
     "curves": (small((37,), 3, likelihood=Gaussian()), 13, None, ROWS),
     "one-example": (small((5, 3), 3), 1, np.array([7]), [ROWS[0] | EMPTY, *ROWS]),
-    "autoencoder": (small((8, 8), 2, posterior=PointMass()), 2, [0, 1], ROWS[:1]),
+    "autoencoder": (small((8, 8), 2, posterior=PointMass()), 2, np.arange(2), ROWS[:1]),
 }
 
 

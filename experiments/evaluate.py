@@ -11,7 +11,7 @@ two cores for the digits, some minutes for MNIST.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,6 +30,7 @@ from experiments import (
     mnist,
     predictive,
     sweep,
+    sweep_report,
 )
 from experiments.choices import labels_of
 from experiments.evaluation import (
@@ -57,7 +58,8 @@ class Config:
     run_folder: tyro.conf.Positional[str]
     """The folder of a run of experiments.mnist, or of a sweep."""
     model: int | None = None
-    """Number of a sweep's model; results go to its model-<number> folder."""
+    """Number of a sweep's model, by default the one with the highest validation ELBO; \
+results go to its model-<number> folder."""
     trust: bool = False
     """Import the classes outside vae_jax that the run names: code of whoever made it \
 runs."""
@@ -103,6 +105,46 @@ class RunData(NamedTuple):
     test: Array
     train_labels: Labels
     test_labels: Labels
+
+
+def with_best_model(config: Config) -> Config:
+    """The configuration with the best model of a sweep, where `--model` names none.
+
+    Args:
+      config: of any folder.
+
+    Returns:
+      The configuration; as it was if a model is named or the folder holds no sweep.
+
+    Raises:
+      ValueError: the sweep chose no model, as it had no validation data or is not done;
+        none is chosen on the test set.
+    """
+    folder = Path(config.run_folder)
+    path = folder / "config.json"
+    if config.model is not None or config.dataset or not path.exists():
+        return config
+    if "num_seeds" not in run_folder.read_signed(path).content:
+        return config
+    results = run_folder.read_results(folder)
+    if results is None:
+        raise ValueError(
+            f"--model must name one of the sweep's models: {folder} holds no "
+            "results.json to choose by, as the sweep is not done"
+        )
+    model, models = results.get("best_model"), results.get("models")
+    if model is None:
+        raise ValueError(
+            "--model must name one of the sweep's models: it had no validation data "
+            "(--validation=N) to choose by, and none is chosen on the test set"
+        )
+    try:
+        found = f"{sweep_report.describe(models[model], results['swept'])}, "
+        found += f"whose validation ELBO {models[model]['validation_elbo']:.2f} "
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'results.json'} cannot be read: {error}") from None
+    print(f"model {model}: {found}is the highest of {len(models)} (--model=N: another)")
+    return replace(config, model=model)
 
 
 def load_data(config: Config) -> tuple[mnist.Config, RunData]:
@@ -419,6 +461,7 @@ def run(config: Config) -> dict[str, Any]:
       ValueError: no run there, other data, or a value that no run can have.
     """
     flags.check(config)
+    config = with_best_model(config)
     of_run = None if config.dataset else load_data(config)
     params = vae_jax.load_run(
         config.run_folder,
@@ -472,7 +515,8 @@ def _told(config: Config, trained: mnist.Config | None) -> str:
         return f"{config.dataset}: trained by a script"
     beta = choices.trained_on(trained)["beta"]
     objective = trained.objective if beta is None else f"beta {beta:g}"
-    return f"{trained.dataset}: {objective}"
+    model = "" if config.model is None else f", model {config.model}"
+    return f"{trained.dataset}: {objective}{model}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -347,3 +347,27 @@ def test_a_sweep_ranks_by_validation_data(tmp_path, capsys):
     (header,) = (at for at, line in enumerate(printed) if "validation elbo" in line)
     assert [row.split()[0] for row in printed[header + 1 :][:2]] == ["0.01", "0.0001"]
     assert rows_of(tmp_path, "validation") and not rows_of(tmp_path, "test")
+    assert_the_best_model_is_evaluated(tmp_path, capsys)
+
+
+def assert_the_best_model_is_evaluated(folder, capsys):
+    """Not the first, nor the best on the test set; and none without validation data."""
+    unnamed = evaluate.Config(str(folder))
+    chosen = evaluate.with_best_model(unnamed)
+    assert chosen == dataclasses.replace(unnamed, model=1)
+    printed = capsys.readouterr().out
+    assert "model 1: learning_rate 0.01, seed 0, whose validation ELBO" in printed
+    trained, _ = evaluate.load_data(chosen)
+    assert trained.learning_rate == 1e-2
+    named = dataclasses.replace(unnamed, model=0)
+    assert evaluate.with_best_model(named) == named
+    path = folder / "results.json"
+    results = json.loads(path.read_text())
+    for text, message in (
+        (json.dumps(results | {"best_model": None}), "none is chosen on the test set"),
+        (json.dumps(results | {"best_model": 2}), r"results.json cannot be read"),
+        (None, "the sweep is not done"),
+    ):
+        path.unlink() if text is None else path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            evaluate.with_best_model(unnamed)

@@ -132,19 +132,28 @@ def with_best_model(config: Config) -> Config:
             f"--model must name one of the sweep's models: {folder} holds no "
             "results.json to choose by, as the sweep is not done"
         )
-    model, models = results.get("best_model"), results.get("models")
+    try:
+        models = results["models"]
+        model = sweep_report.best_model(models)
+        chosen = "" if model is None else _described(results, model)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / 'results.json'} cannot be read: {error}") from None
     if model is None:
         raise ValueError(
             "--model must name one of the sweep's models: it had no validation data "
             "(--validation=N) to choose by, and none is chosen on the test set"
         )
-    try:
-        found = f"{sweep_report.describe(models[model], results['swept'])}, "
-        found += f"whose validation ELBO {models[model]['validation_elbo']:.2f} "
-    except (LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'results.json'} cannot be read: {error}") from None
-    print(f"model {model}: {found}is the highest of {len(models)} (--model=N: another)")
+    print(f"{chosen} is the highest of {len(models)} (--model=N: another)")
     return replace(config, model=model)
+
+
+def _described(results: dict[str, Any], model: int) -> str:
+    """The number, the settings and the validation ELBO of a sweep's model."""
+    row = results["models"][model]
+    settings = sweep_report.describe(row, results["swept"])
+    return (
+        f"model {model}: {settings}, whose validation ELBO {row['validation_elbo']:.2f}"
+    )
 
 
 def load_data(config: Config) -> tuple[mnist.Config, RunData]:

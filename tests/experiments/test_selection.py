@@ -363,9 +363,10 @@ def assert_the_best_model_is_evaluated(folder, capsys):
     assert evaluate.with_best_model(named) == named
     path = folder / "results.json"
     results = json.loads(path.read_text())
+    unwatched = [row | {"validation_elbo": None} for row in results["models"]]
     for text, message in (
-        (json.dumps(results | {"best_model": None}), "none is chosen on the test set"),
-        (json.dumps(results | {"best_model": 2}), r"results.json cannot be read"),
+        (json.dumps(results | {"models": unwatched}), "none is chosen on the test set"),
+        (json.dumps(results | {"models": [1]}), "results.json cannot be read"),
         (None, "the sweep is not done"),
     ):
         path.unlink() if text is None else path.write_text(text)

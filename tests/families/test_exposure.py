@@ -159,6 +159,28 @@ def test_a_model_starts_at_the_rates_of_the_data(base):
     assert jax.tree.structure(params) == jax.tree.structure(model(Exposed(base)))
 
 
+@pytest.mark.parametrize("r", [2.0, np.inf])
+def test_dispersion_starts_at_that_of_the_counts_and_not_of_their_exposures(r):
+    """Scaled to one exposure, even Poisson counts vary more than their mean."""
+    rng = np.random.default_rng(5)
+    exposure = rng.uniform(1, 100, 20_000).astype(np.float32)
+    mean = exposure[:, None] * [0.02, 0.5]
+    gamma = rng.gamma(r, 1 / r, mean.shape) if r < np.inf else 1.0
+    x = rng.poisson(mean * gamma).astype(np.float32)
+    given = Conditions(exposure=exposure)
+    spec = ModelSpec(
+        likelihood=Exposed(NegativeBinomial()), latent_dim=1, data_shape=(2,)
+    )
+    params = vae_jax.init(spec, jax.random.key(0), x=x, labels=given)
+    own = params.likelihood | {"exposure": jnp.ones(1)}
+    outputs = params.decoder["output"]["bias"][None]
+    started = spec.likelihood.build(own, outputs).inverse_dispersion
+    if r < np.inf:
+        np.testing.assert_allclose(started, r, rtol=0.15)
+    else:
+        assert (np.asarray(started) > 20).all()
+
+
 def test_training_finds_the_rates_and_a_run_keeps_them(tmp_path):
     """Of data without structure: the maximum-likelihood rate is sum x / sum e."""
     exposure = RNG.uniform(1, 20, 200).astype(np.float32)

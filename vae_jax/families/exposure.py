@@ -56,12 +56,21 @@ class Exposed(Around):
         return self.base.build(own, outputs).times(exposure[:, None])
 
     def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
-        """The base at counts of the mean exposure, and its means divided by that."""
+        """The base at counts of the mean exposure, and its means divided by that.
+
+        A count of mean m at exposure e that is scaled to the mean exposure e_0 has the
+        variance m (e_0 / e) + m^2 / r: of the data's, m mean(e_0 / e - 1) is left out,
+        so that r is not that of the scaling.
+        """
         own, exposure = _apart(params)
         mean = jnp.mean(exposure)
         # A convolution's rows are positions, several of an example.
-        exposure = jnp.repeat(exposure, len(x) // len(exposure))
-        own, bias = self.base.start_at_data(own, x * (mean / exposure)[:, None])
+        scale = mean / jnp.repeat(exposure, len(x) // len(exposure))
+        x = x * scale[:, None]
+        own, bias = self.base.start_at_data(own, x)
+        surplus = jnp.mean(x, axis=0) * jnp.mean(scale - 1)
+        variance = jnp.var(x, axis=0) - surplus
+        own, bias = self.base.start_at_variance(own, bias, variance)
         log_rate = bound_log_var(bias[: x.shape[-1]]) - jnp.log(mean)
         return own, bias.at[: x.shape[-1]].set(unbound_log_var(log_rate))
 

@@ -1,0 +1,1 @@
+"""Held-out log p(x) of VAEs beside that of other models, on the same folds."""

@@ -1,0 +1,50 @@
+"""Write README.md of this folder from the records in `results/`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments.comparisons import counts, tables
+from experiments.comparisons.protocol import FOLDER
+
+HEAD = """# Held-out log p(x) of tables and counts
+
+A VAE beside other densities on data that come with scikit-learn, and beside itself
+with other likelihoods on counts. Every row is held out in one of five folds. Every
+model makes its choices on the same validation rows of a fold (a fifth of the others),
+is fitted again to training and validation rows, and is measured on the rows held out:
+log p(x) in nats a row, in the units of the data, ± a standard error over rows. The
+difference to the reference is that of paired rows. Log p(x) of a VAE takes 5000
+importance samples, that of the estimator its default of 1000.
+
+`python -m experiments.comparisons` writes this page from the records in `results/`,
+which hold all flags, versions and the commit.
+"""
+
+
+def page(results: Path) -> str:
+    """The page that the records of a folder make.
+
+    Args:
+      results: the folder; what has no record stands there as not yet measured.
+
+    Returns:
+      Markdown.
+    """
+
+    def record(name: str) -> dict[str, Any] | None:
+        path = results / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    found: dict[tables.Name, dict[str, Any] | None]
+    found = {name: record(f"tables-{name}") for name in tables.TABLES}
+    return "\n".join([HEAD, tables.section(found), counts.section(record("counts"))])
+
+
+def main() -> None:
+    """Write the page."""
+    (FOLDER / "README.md").write_text(page(FOLDER / "results"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Densities of scikit-learn and SciPy: log p(x) of held-out rows, in their units.
+
+The columns are standardized by moments of the training rows, and the log of the
+deviations is subtracted again:
+
+    log p(x) = log p_standardized((x - shift) / scale) - sum_d log scale_d
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
+
+from experiments.comparisons.protocol import Held, Rows
+from vae_jax.sklearn import VAE
+
+MAX_COMPONENTS = 8
+COVARIANCES = ("full", "tied", "diag")
+
+
+def gaussian(rows: Rows) -> Held:
+    """A full-covariance Gaussian of the moments of all rows that are not held out."""
+    mean, covariance = rows.known.mean(axis=0), np.cov(rows.known.T, bias=True)
+    log_density: Any = scipy.stats.multivariate_normal.logpdf
+    return Held(log_density(rows.test, mean, covariance))
+
+
+def mixture(rows: Rows, seed: int = 0) -> Held:
+    """A mixture of Gaussians; components and form of covariances by validation."""
+    settings = [
+        GaussianMixture(count, covariance_type=form, n_init=3, random_state=seed)
+        for form in COVARIANCES
+        for count in range(1, MAX_COMPONENTS + 1)
+        if count * 2 <= len(rows.train)
+    ]
+    log_p, best = _chosen(settings, rows)
+    return Held(log_p, f"{best.n_components} {best.covariance_type}")
+
+
+def ppca(rows: Rows) -> Held:
+    """Probabilistic PCA (Tipping & Bishop 1999); number of latents by validation."""
+    settings = [PCA(count) for count in range(1, rows.train.shape[1])]
+    log_p, best = _chosen(settings, rows)
+    return Held(log_p, f"{best.n_components_} latents")
+
+
+def estimator(rows: Rows, seed: int = 0) -> Held:
+    """The scikit-learn estimator with its defaults, on all rows not held out."""
+    model = VAE(random_state=seed).fit(rows.known)
+    return Held(model.score_samples(rows.test), f"{model.n_iter_} epochs")
+
+
+def _chosen(models: Sequence[Any], rows: Rows) -> tuple[np.ndarray, Any]:
+    """The best model on validation rows, fitted again, and log p(x) of test rows."""
+    train, validation = _standardized(rows.train, rows.train, rows.validation)[0]
+    scores = [model.fit(train).score(validation) for model in models]
+    best = models[int(np.argmax(scores))]
+    (known, test), log_scale = _standardized(rows.known, rows.known, rows.test)
+    return best.fit(known).score_samples(test) - log_scale, best
+
+
+def _standardized(
+    moments_of: np.ndarray, *parts: np.ndarray
+) -> tuple[list[np.ndarray], float]:
+    """Rows in units of the deviations of some, and sum_d log scale_d."""
+    shift, scale = moments_of.mean(axis=0), moments_of.std(axis=0)
+    return [(part - shift) / scale for part in parts], float(np.log(scale).sum())

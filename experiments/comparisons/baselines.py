@@ -6,7 +6,8 @@ deviations is subtracted again:
     log p(x) = log p_standardized((x - shift) / scale) - sum_d log scale_d
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,16 @@ def ppca(rows: Rows) -> Held:
     return Held(log_p, f"{best.n_components_} latents")
 
 
-def estimator(rows: Rows, seed: int = 0) -> Held:
-    """The scikit-learn estimator with its defaults, on all rows not held out."""
-    model = VAE(random_state=seed).fit(rows.known)
+def estimator(rows: Rows, seed: int = 0, **arguments: Any) -> Held:
+    """The scikit-learn estimator on all rows that are not held out."""
+    model = VAE(random_state=seed, **arguments).fit(rows.known)
     return Held(model.score_samples(rows.test), f"{model.n_iter_} epochs")
+
+
+ESTIMATORS: dict[str, Callable[[Rows], Held]] = {
+    "vae_jax.sklearn.VAE()": estimator,
+    "vae_jax.sklearn.VAE(latent_dim=10)": partial(estimator, latent_dim=10),
+}
 
 
 def _chosen(models: Sequence[Any], rows: Rows) -> tuple[np.ndarray, Any]:

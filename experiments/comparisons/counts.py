@@ -19,7 +19,7 @@ import numpy as np
 
 import vae_jax
 from experiments.choices import with_row_totals
-from experiments.comparisons import protocol
+from experiments.comparisons import baselines, mixed, protocol
 from experiments.comparisons.protocol import Held, Rows
 from experiments.runner import flags
 from experiments.runner.command_line import execute, parse
@@ -35,6 +35,7 @@ LIKELIHOODS: dict[str, Family] = {
     "zero-inflated negative binomial": vae_jax.ZeroInflatedNegativeBinomial(),
 }
 REFERENCE = "negative binomial"
+INDEPENDENT = "independent negative binomials"
 WIDTH = 128
 STATISTICS = ("zeros", "mean", "variance")
 
@@ -175,12 +176,19 @@ def run(config: Config) -> dict[str, Any]:
         ]
         held[name] = [figures for figures, _ in found]
         predictive[name] = predictive_figures([replicated for _, replicated in found])
+    independent = partial(
+        mixed.independent,
+        columns=[data.Column(str(number), "count") for number in range(x.shape[1])],
+    )
+    of_rows = {**baselines.ESTIMATORS, INDEPENDENT: independent}
+    totals_too = {name: [model(r) for r in folds] for name, model in of_rows.items()}
     record = {
         "command": f"{COMMAND} --counts={Path(config.counts).name}",
         "rows": len(x),
         "columns": x.shape[1],
         "zeros": float(np.mean(x == 0)),
         "models": protocol.summary(held, REFERENCE),
+        "totals_too": protocol.summary(totals_too, INDEPENDENT),
         "predictive": predictive,
         "versions": protocol.versions(),
     }
@@ -191,7 +199,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _tables(record: dict[str, Any]) -> list[list[tuple[str, ...]]]:
-    """Rows of the tables of log p(x) and of the predictive check."""
+    """Rows of the tables of log p(x), of the check, and of log p(x) without totals."""
     models, predictive = record["models"], record["predictive"]
     evidence = [("likelihood", "log p(x)", f"{REFERENCE} less it", "Pareto k > 0.7")]
     for name, found in models.items():
@@ -223,7 +231,12 @@ def _tables(record: dict[str, Any]) -> list[list[tuple[str, ...]]]:
                 *(f"{found[f'{each}_inside']:.1%}" for each in STATISTICS),
             )
         )
-    return [evidence, check]
+    unconditional = [("model", "log p(x)", f"{INDEPENDENT} less it")]
+    for name, found in record["totals_too"].items():
+        less = protocol.shown(found["reference_less_this"], 1)
+        less = "" if name == INDEPENDENT else less
+        unconditional.append((name, protocol.shown(found["log_p"], 1), less))
+    return [evidence, check, unconditional]
 
 
 def section(record: dict[str, Any] | None) -> str:
@@ -238,7 +251,7 @@ def section(record: dict[str, Any] | None) -> str:
     lines = ["## Counts of cells", ""]
     if record is None:
         return "\n".join([*lines, f"`{COMMAND}`: not yet measured.", ""])
-    evidence, check = map(protocol.markdown, _tables(record))
+    evidence, check, unconditional = map(protocol.markdown, _tables(record))
     lines += [
         f"`{record['command']}`",
         "",
@@ -252,6 +265,10 @@ def section(record: dict[str, Any] | None) -> str:
         f"{record['config']['replications']} replications holds them:",
         "",
         *check,
+        "",
+        "The scikit-learn estimator, which is given no total:",
+        "",
+        *unconditional,
         "",
     ]
     return "\n".join(lines)

@@ -18,7 +18,8 @@ from sklearn.datasets import load_wine
 from experiments.comparisons.protocol import Held, Rows
 from vae_jax import data
 
-# Codes that the training rows lack are given half an observation.
+# Codes that the training rows lack are given half an observation, as is a count of a
+# column of zeros.
 _UNSEEN = 0.5
 
 LogProb = Callable[[np.ndarray], np.ndarray]
@@ -76,7 +77,7 @@ def log_prob(column: data.Column, x: np.ndarray) -> LogProb:
 
 def negative_binomial(x: np.ndarray) -> LogProb:
     """The negative binomial of greatest likelihood: the mean is that of the data."""
-    mean = x.mean()
+    mean = max(x.mean(), _UNSEEN / len(x))
 
     def at(log_r: float) -> Any:
         return scipy.stats.nbinom(np.exp(log_r), 1 / (1 + mean * np.exp(-log_r)))

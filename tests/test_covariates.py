@@ -19,6 +19,7 @@ from vae_jax import (
     Conditions,
     ConvolutionalDecoder,
     ConvolutionalEncoder,
+    CovariateGaussianPrior,
     Gaussian,
     Labelled,
     Linear,
@@ -26,6 +27,7 @@ from vae_jax import (
     VampPrior,
     exact,
 )
+from vae_jax.model import log_prior
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(5)
@@ -127,6 +129,100 @@ def test_training_reaches_regression_and_ppca():
     assert np.mean(found.estimate) == pytest.approx(best, abs=0.02)
     # Without the covariates' share the model would be far off.
     assert best > densities(w, 0 * solution[:2], solution[2], noise).mean() + 1
+
+
+def test_a_prior_of_covariates_and_labels_has_the_closed_form():
+    """p(x|c) = N(s + W mean(c), W diag(var(c)) W^T + noise), c with the labels."""
+    prior = CovariateGaussianPrior(2, num_classes=3)
+    spec = dataclasses.replace(SPEC, prior=prior, num_classes=3)
+    params = vae_jax.init(spec, KEY)
+    to_mean, to_log_var = 0.3 * RNG.normal(size=(2, 5, 1))
+    wide = {"kernel": jnp.zeros((9, 2)), "bias": jnp.array([0.3, 2.0])}
+    decoder = {"kernel": np.concatenate([W, np.zeros((5, 4))]), "bias": SHIFT}
+    log_var = vae_jax.families.unbound_log_var(jnp.log(VARIANCE))
+    params = params.replace(
+        encoder={"output": wide},
+        decoder={"output": jax.tree.map(jnp.float32, decoder)},
+        likelihood={"log_var": jnp.float32(log_var)},
+        prior={
+            "mean": {"kernel": jnp.float32(to_mean), "bias": jnp.full(1, 0.3)},
+            "log_var": {"kernel": jnp.float32(to_log_var), "bias": jnp.full(1, -0.2)},
+        },
+    )
+    labels = np.arange(400) % 3
+    given = Conditions(labels, covariates=C)
+    c = np.concatenate([np.eye(3)[labels], C], axis=1)
+    mean, variance = (c @ to_mean + 0.3)[:, 0], np.exp(c @ to_log_var - 0.2)[:, 0]
+    z = RNG.normal(size=(2, 400, 1)).astype(np.float32)
+    expected = scipy.stats.norm(mean, np.sqrt(variance)).logpdf(z[..., 0])
+    found = log_prior(params, z, labels=given)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+    x = vae_jax.generate(params, KEY, num_samples=400, sample=True, labels=given)
+    expected = [
+        scipy.stats.multivariate_normal(
+            SHIFT + m * W[0], v * W.T @ W + VARIANCE * np.eye(4)
+        ).logpdf(row)
+        for row, m, v in zip(np.asarray(x), mean, variance, strict=True)
+    ]
+    closed = vae_jax.log_evidence(params, x, KEY, num_samples=20_000, labels=given)
+    assert np.mean(closed.estimate) == pytest.approx(np.mean(expected), abs=0.05)
+    # The draws are of this density: minus its entropy is the mean of log p.
+    entropy = [
+        0.5
+        * (
+            4 * np.log(2 * np.pi * np.e)
+            + np.linalg.slogdet(v * W.T @ W + VARIANCE * np.eye(4))[1]
+        )
+        for v in variance
+    ]
+    error = np.sqrt(2 / 400)
+    assert abs(np.mean(expected) + np.mean(entropy)) < 4 * error
+
+
+def test_codes_follow_covariates_and_the_parameters_of_the_prior_are_trained():
+    """Of x = z + noise with z = 2 c + e / 2 the prior's slope and scale are found."""
+    c = RNG.normal(size=(400, 1)).astype(np.float32)
+    z = 2 * c + 0.5 * RNG.normal(size=c.shape)
+    x = np.float32(z + 0.1 * RNG.normal(size=(400, 3)))
+    spec = ModelSpec(
+        Linear(),
+        Linear(),
+        prior=CovariateGaussianPrior(1),
+        likelihood=Gaussian(learned_variance=True),
+        latent_dim=1,
+        data_shape=(3,),
+        num_covariates=1,
+    )
+    given = Conditions(covariates=c)
+    params = vae_jax.init(spec, KEY, x=x)
+    trained, _ = vae_jax.fit(
+        params,
+        Labelled(x, given),
+        KEY,
+        num_epochs=1500,
+        batch_size=400,
+        optimizer=optax.adam(optax.cosine_decay_schedule(0.03, 1500)),
+    )
+    rows = x.astype(float)
+    design = np.concatenate([c, np.ones_like(c)], axis=1)
+    residual = rows - design @ np.linalg.lstsq(design, rows, rcond=None)[0]
+    covariance = residual.T @ residual / 400
+    best = scipy.stats.multivariate_normal(cov=covariance).logpdf(residual).mean()
+    found = vae_jax.log_evidence(trained, x, KEY, num_samples=50, labels=given)
+    assert np.mean(found.estimate) == pytest.approx(best, abs=0.03)
+    assert np.abs(trained.prior["mean"]["kernel"]) > 0.1
+
+
+def test_a_prior_of_other_covariates_is_refused():
+    with pytest.raises(ValueError, match="has 3 covariates, and num_covariates is 2"):
+        dataclasses.replace(SPEC, prior=CovariateGaussianPrior(3))
+    with pytest.raises(ValueError, match="has 0 classes, and num_classes is 2"):
+        dataclasses.replace(SPEC, prior=CovariateGaussianPrior(2), num_classes=2)
+    spec = dataclasses.replace(SPEC, prior=CovariateGaussianPrior(2))
+    params = vae_jax.init(spec, KEY)
+    with pytest.raises(ValueError, match="num_covariates=2 needs covariates"):
+        log_prior(params, jnp.zeros((1, 1, 1)))
 
 
 @pytest.mark.parametrize("images", [False, True])

@@ -116,6 +116,7 @@ from vae_jax.predictive import posterior_predictive
 from vae_jax.priors import (
     AutoregressiveFlow,
     ClassConditionalPrior,
+    CovariateGaussianPrior,
     DiagonalGaussianPrior,
     FactorizedBernoulliPrior,
     MixtureOfGaussians,
@@ -173,6 +174,7 @@ __all__ = [
     "ContinuousBernoulli",
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
+    "CovariateGaussianPrior",
     "Cyclic",
     "DiagonalGaussian",
     "DiagonalGaussianPrior",

@@ -745,11 +745,12 @@ def at_labels(params: Params, labels: Labels) -> Params:
       >>> at_labels(init(ModelSpec(), jax.random.key(0)), None).prior
       {}
     """
-    weights = _class_weights(params.spec, labels)
-    prior = params.spec.prior
+    spec, prior = params.spec, params.spec.prior
+    chosen = _beside if prior.num_covariates else _class_weights
+    given = chosen(spec, labels, None)
     own = with_constant_settings(prior, params.prior)
-    if weights is not None and prior.depends_on_labels:
-        own = prior.given(own, weights)
+    if given is not None and prior.depends_on_labels:
+        own = prior.given(own, given)
     return params.replace(prior=own)
 
 

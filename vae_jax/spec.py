@@ -213,7 +213,12 @@ def _check_labels(spec: "ModelSpec") -> None:
             f"prior {prior} has {prior.num_classes} classes, and num_classes is "
             f"{spec.num_classes}"
         )
-    if prior.depends_on_labels and not spec.num_classes:
+    if prior.num_covariates not in (0, spec.num_covariates):
+        raise ValueError(
+            f"prior {prior} has {prior.num_covariates} covariates, and num_covariates "
+            f"is {spec.num_covariates}"
+        )
+    if prior.depends_on_labels and not (spec.num_classes or prior.num_covariates):
         raise ValueError(
             f"prior {prior} depends on labels, but num_classes is 0: set num_classes"
         )

@@ -297,6 +297,8 @@ class Prior(ABC):
       layers: see `Family`.
       depends_on_labels: the parameters differ by class (see `given`).
       num_classes: number of classes of its labels; None for any number.
+      num_covariates: number of covariates that the parameters depend on as well, those
+        of the spec; 0 for none.
       is_mixture_of_posteriors: the density is a mixture of posteriors from `encode`.
         This requires a posterior with `log_prob` and a model without labels, as
         `encode` is called without labels.
@@ -312,6 +314,7 @@ class Prior(ABC):
     layers: Declared = None
     depends_on_labels: ClassVar[bool] = False
     num_classes: Declared = None
+    num_covariates: Declared = 0
     is_mixture_of_posteriors: ClassVar[bool] = False
     encodes_unit_interval: ClassVar[bool] = False
     is_reparameterizable: ClassVar[bool] = False
@@ -355,7 +358,11 @@ class Prior(ABC):
         """
 
     def given(self, prior_params: PyTree, labels: AnyArray) -> PyTree:
-        """Select the parameters for labels `[B, C]`, with a batch axis, for `build`."""
+        """Select the parameters for labels `[B, C]`, with a batch axis, for `build`.
+
+        Where `num_covariates` is set, the covariates follow in the columns after those
+        of the classes.
+        """
         return prior_params
 
 

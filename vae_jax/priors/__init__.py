@@ -3,6 +3,7 @@
 from vae_jax.priors.autoregressive import AutoregressiveFlow
 from vae_jax.priors.factorized import (
     ClassConditionalPrior,
+    CovariateGaussianPrior,
     DiagonalGaussianPrior,
     FactorizedBernoulliPrior,
     StandardNormal,
@@ -12,6 +13,7 @@ from vae_jax.priors.mixtures import MixtureOfGaussians, VampPrior
 __all__ = [
     "AutoregressiveFlow",
     "ClassConditionalPrior",
+    "CovariateGaussianPrior",
     "DiagonalGaussianPrior",
     "FactorizedBernoulliPrior",
     "MixtureOfGaussians",

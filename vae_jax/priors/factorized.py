@@ -1,7 +1,7 @@
 """Priors that factorize over units: standard normal, and learned ones."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -149,3 +149,59 @@ class ClassConditionalPrior(DiagonalGaussianPrior):
             )
         labels = jnp.where(is_one[:, None], labels, jnp.nan)
         return jax.tree.map(lambda leaf: labels.astype(leaf.dtype) @ leaf, prior_params)
+
+
+@dataclass(frozen=True)
+class CovariateGaussianPrior(Prior):
+    """Prior p(z|c) = N(A c + b, diag(exp(D c + e))) of covariates c, and of labels.
+
+    The conditional prior of the identifiable VAE with linear functions (Khemakhem,
+    Kingma, Monti & Hyvarinen 2020, arXiv:1907.04809); initially N(0, I). Covariates
+    should be of about unit scale.
+
+    Attributes:
+      num_covariates: number of covariates, that of the spec.
+      num_classes: number of classes of labels that precede the covariates in c, that
+        of the spec; 0 for none.
+
+    Example:
+      >>> import jax
+      >>> from vae_jax import Conditions, CovariateGaussianPrior, ModelSpec
+      >>> from vae_jax import generate, init
+      >>> spec = ModelSpec(
+      ...     prior=CovariateGaussianPrior(2), num_covariates=2, data_shape=(5,)
+      ... )
+      >>> given = Conditions(covariates=jax.numpy.zeros((3, 2)))
+      >>> params = init(spec, jax.random.key(0))
+      >>> generate(params, jax.random.key(1), num_samples=3, labels=given).shape
+      (3, 5)
+    """
+
+    num_covariates: int = field()
+    num_classes: int = 0
+    latent_space = "real"
+    depends_on_labels: ClassVar[bool] = True
+    is_reparameterizable: ClassVar[bool] = True
+
+    def init(
+        self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
+    ) -> dict[str, Any]:
+        """Return `mean` and `log_var`: a `kernel` `[C, L]` and a `bias` `[L]` each."""
+        size = self.num_classes + self.num_covariates
+        zeros = {"kernel": jnp.zeros((size, latent_dim)), "bias": jnp.zeros(latent_dim)}
+        return {"mean": zeros, "log_var": zeros}
+
+    def given(self, prior_params: PyTree, labels: AnyArray) -> PyTree:
+        """Return `mean` and `log_var` `[B, L]` of rows of labels and covariates."""
+        return {
+            name: labels @ linear["kernel"] + linear["bias"]
+            for name, linear in prior_params.items()
+        }
+
+    def build(
+        self, prior_params: PyTree, *, latent_dim: int, encode: Encode | None
+    ) -> DiagonalGaussianDistribution:
+        """Build N(mean, diag(exp(log_var))), a batch of B."""
+        return DiagonalGaussianDistribution(
+            prior_params["mean"], prior_params["log_var"]
+        )

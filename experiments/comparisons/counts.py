@@ -266,8 +266,8 @@ def section(record: dict[str, Any] | None) -> str:
         "",
         *check,
         "",
-        "The scikit-learn estimator, which is given no total (its `score_samples` draws "
-        "from the encoder's q and is lower):",
+        "The scikit-learn estimator, which is given no total (its `score_samples` "
+        "draws from the encoder's q and is lower):",
         "",
         *unconditional,
         "",

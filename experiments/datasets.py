@@ -300,7 +300,7 @@ def require_in(support: Support, dataset: data.Dataset, binarization: str) -> No
 def warnings(
     original: data.Dataset, likelihood: Family, binarization: str
 ) -> list[str]:
-    """Combinations of data and likelihood that are allowed and often not meant.
+    """What is allowed and often not meant: likelihoods for such data, large covariates.
 
     Args:
       original: the data as loaded.
@@ -308,8 +308,35 @@ def warnings(
       binarization: `--binarization`, resolved.
 
     Returns:
-      A sentence, or none.
+      Sentences.
     """
+    found = [] if original.train_covariates is None else _scales(original)
+    return found + _unlikely(original, likelihood, binarization)
+
+
+LARGE_COVARIATE = 10.0
+
+
+def _scales(original: data.Dataset) -> list[str]:
+    """A sentence where covariates, which nothing standardizes, are of large scale."""
+    values = np.asarray(original.train_covariates, np.float64)
+    sizes = np.sqrt(np.mean(values**2, axis=0))
+    large = ", ".join(
+        f"{number} (root mean square {sizes[number]:.3g})"
+        for number in np.flatnonzero(sizes > LARGE_COVARIATE)
+    )
+    if not large:
+        return []
+    return [
+        f"covariates are given to the networks as they are, and numbers {large} of "
+        f"{len(sizes)}, in the order of their names, are far from unit scale, at which "
+        "networks start well: standardize them in the file"
+    ]
+
+
+def _unlikely(
+    original: data.Dataset, likelihood: Family, binarization: str
+) -> list[str]:
     grey = original.num_levels != 2
     is_of_bits = isinstance(likelihood, vae_jax.Bernoulli)
     if is_of_bits and binarization == "none" and grey:

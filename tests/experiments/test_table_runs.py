@@ -329,6 +329,10 @@ def test_covariates_are_given_beside_the_columns(tmp_path):
     trained, found = evaluate.load_data(evaluate.Config(str(folder)))
     np.testing.assert_array_equal(found.test_labels.covariates, given.covariates)
     assert len(found.train_labels.covariates) == len(found.train) == 120
+    assert datasets.warnings(dataset, params.spec.likelihood, "none") == []
+    in_grams = dataset._replace(train_covariates=dataset.train_covariates * [1, 1000])
+    (warning,) = datasets.warnings(in_grams, params.spec.likelihood, "none")
+    assert re.search(r"numbers 1 \(root mean square .*\) of 2, .* standardize", warning)
     other = (tmp_path / "cells.csv").read_text().replace(str(dose[7]), "0.5")
     (tmp_path / "cells.csv").write_text(other)
     with pytest.raises(ValueError, match="are not those of the run"):

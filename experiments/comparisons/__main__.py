@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments.comparisons import counts, tables
+from experiments.comparisons import counts, scvi_tools, tables
 from experiments.comparisons.protocol import FOLDER
 
 HEAD = """# Held-out log p(x) of tables and counts
@@ -39,7 +39,13 @@ def page(results: Path) -> str:
 
     found: dict[tables.Name, dict[str, Any] | None]
     found = {name: record(f"tables-{name}") for name in tables.TABLES}
-    return "\n".join([HEAD, tables.section(found), counts.section(record("counts"))])
+    parts = [
+        HEAD,
+        tables.section(found),
+        counts.section(record("counts")),
+        scvi_tools.section(record("scvi_tools")),
+    ]
+    return "\n".join(parts)
 
 
 def main() -> None:

@@ -75,6 +75,11 @@ def load(path: str) -> np.ndarray:
     return x
 
 
+def name_of(config: Config) -> str:
+    """The file's name, which a record holds without its folder."""
+    return Path(config.counts).name
+
+
 def spec(likelihood: Family, dim: int, latent_dim: int) -> vae_jax.ModelSpec:
     """A model of counts with an exposure, of the widths of scvi-tools."""
     return vae_jax.ModelSpec(
@@ -183,7 +188,7 @@ def run(config: Config) -> dict[str, Any]:
     of_rows = {**baselines.ESTIMATORS, INDEPENDENT: independent}
     totals_too = {name: [model(r) for r in folds] for name, model in of_rows.items()}
     record = {
-        "command": f"{COMMAND} --counts={Path(config.counts).name}",
+        "command": f"{COMMAND} --counts={name_of(config)}",
         "rows": len(x),
         "columns": x.shape[1],
         "zeros": float(np.mean(x == 0)),

@@ -1,5 +1,6 @@
 """The comparisons on tables and counts: folds, baselines, records and the page."""
 
+import importlib.util
 import json
 
 import jax
@@ -10,7 +11,14 @@ from sklearn.decomposition import PCA
 from sklearn.naive_bayes import CategoricalNB
 
 from experiments.comparisons import __main__ as page
-from experiments.comparisons import baselines, counts, mixed, protocol, tables
+from experiments.comparisons import (
+    baselines,
+    counts,
+    mixed,
+    protocol,
+    scvi_tools,
+    tables,
+)
 from experiments.comparisons.protocol import FOLDER, Held, Rows
 from vae_jax import data
 
@@ -142,7 +150,7 @@ def test_the_page_is_that_of_the_records():
 
 
 def test_what_has_no_record_is_said_to_be_not_yet_measured(tmp_path):
-    assert page.page(tmp_path).lower().count("not yet measured") == 6
+    assert page.page(tmp_path).lower().count("not yet measured") == 7
 
 
 @pytest.mark.slow
@@ -200,3 +208,33 @@ def test_the_optimizer_moves_a_likelihoods_own_numbers_faster():
         np.testing.assert_allclose(leaf, -0.02, rtol=1e-4)
     for leaf in jax.tree.leaves((step.encoder, step.decoder)):
         np.testing.assert_allclose(leaf, -1e-3, rtol=1e-4)
+
+
+def test_a_model_of_scvi_tools_is_the_same_model():
+    """Its bound and its log p(x), by its own code and by ours."""
+    pytest.importorskip("scvi", reason="scvi-tools is not installed")
+    x = RNG.poisson(RNG.gamma(2.0, 1.0, size=(30, 6))) + 1
+    config = scvi_tools.Config(counts="", latent_dim=2)
+    model = scvi_tools._model(x, config)
+    scvi_tools._fit(model, config, 20, train_size=1.0)
+    model.module.eval()
+    params = scvi_tools.as_params(model, 6, 2)
+    known = jax.numpy.float32(x)
+    given = counts.with_row_totals(known)
+    key, vae_jax = jax.random.key(0), protocol.vae_jax
+    ours = vae_jax.evaluate(params, known, key, num_samples=2000, labels=given)
+    theirs = [float(model.get_elbo()) for _ in range(200)]
+    error = np.std(theirs) / np.sqrt(200)
+    # Theirs is minus the ELBO.
+    assert abs(ours.elbo.mean() + np.mean(theirs)) < 5 * error + 0.01
+    found = vae_jax.log_evidence(params, known, key, num_samples=5000, labels=given)
+    expected = model.get_marginal_ll(n_mc_samples=5000, return_mean=False)
+    np.testing.assert_allclose(found.estimate, np.asarray(expected), atol=0.1)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("scvi") is not None, reason="scvi-tools is installed"
+)
+def test_scvi_tools_is_asked_for(tmp_path):
+    with pytest.raises(ValueError, match="pip install 'scvi-tools"):
+        scvi_tools.run(scvi_tools.Config(counts=str(tmp_path / "x.npz")))

@@ -1,0 +1,274 @@
+"""The counts of `counts`, by scvi-tools: log p(x) by the same estimate, and speed.
+
+python -m experiments.comparisons.scvi_tools --counts=cells.npz
+
+In an environment of its own, where `pip install 'scvi-tools>=1.4,<1.5'` has brought
+PyTorch as well. SCVI of Lopez et al. 2018 with its defaults (128 hidden units, batch
+normalization, softmax of genes, dispersions of genes, the total of a row as its size)
+chooses its number of epochs on the same validation rows and is trained again on the
+same rows as ours. Its networks are then put into a model of `vae_jax`
+(`replace_networks`), so that log p(x) of both is taken by the same code.
+"""
+
+import contextlib
+import importlib
+import io
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import vae_jax
+from experiments.choices import with_row_totals
+from experiments.comparisons import counts, protocol
+from experiments.comparisons.protocol import Held, Rows
+from experiments.runner import flags
+from experiments.runner.command_line import execute, parse
+from experiments.runner.report import columns
+from vae_jax.distributions import (
+    DiagonalGaussianDistribution,
+    NegativeBinomialDistribution,
+)
+from vae_jax.types import Array
+
+COMMAND = "python -m experiments.comparisons.scvi_tools"
+OURS, THEIRS = "vae_jax", "scvi-tools"
+TIMED_EPOCHS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(counts.Config):
+    """Compare negative binomials of counts with those of scvi-tools."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train both on each fold, print and record what was found.
+
+    Args:
+      config: the configuration.
+
+    Returns:
+      The record.
+
+    Raises:
+      ValueError: scvi-tools is not installed.
+    """
+    flags.check(config)
+    try:
+        importlib.import_module("scvi")
+    except ImportError as error:
+        raise ValueError(
+            "scvi-tools is not installed: pip install 'scvi-tools>=1.4,<1.5', best in "
+            "an environment of its own"
+        ) from error
+    x = counts.load(config.counts)
+    parts = protocol.splits(len(x), config.folds, config.seed)
+    folds = [Rows.of(x, part) for part in parts]
+    keys = jax.random.split(jax.random.key(config.seed), len(folds))
+    likelihood = counts.LIKELIHOODS[counts.REFERENCE]
+    held: dict[str, list[Held]] = {OURS: [], THEIRS: []}
+    for rows, key in zip(folds, keys, strict=True):
+        held[OURS].append(counts.of_fold(likelihood, rows, key, config)[0])
+        held[THEIRS].append(of_scvi(rows, key, config))
+    record = {
+        "command": f"{COMMAND} --counts={counts.name_of(config)}",
+        "rows": len(x),
+        "columns": x.shape[1],
+        "models": protocol.summary(held, OURS),
+        "rows_per_second": speeds(folds[0], keys[0], config),
+        "timed_epochs": TIMED_EPOCHS,
+        "timed_rows": len(folds[0].known),
+        "versions": protocol.versions("scvi-tools", "torch"),
+    }
+    print(columns(_rows(record), "<>>>"))
+    protocol.save(config, "scvi_tools", record)
+    return record
+
+
+def of_scvi(rows: Rows, key: jax.Array, config: Config) -> Held:
+    """Train SCVI on a fold; log p(x) of its held-out rows by `protocol.held_out`."""
+    known = rows.known
+    train = np.arange(len(rows.train))
+    validation = np.arange(len(rows.train), len(known))
+    first = _model(known, config)
+    _fit(
+        first,
+        config,
+        config.epochs,
+        early_stopping=True,
+        early_stopping_patience=config.patience,
+        check_val_every_n_epoch=1,
+        datasplitter_kwargs={"external_indexing": [train, validation]},
+    )
+    bound = first.history["elbo_validation"].to_numpy()[:, 0]  # minus the ELBO
+    steps, more = (-(-len(part) // config.batch_size) for part in (train, known))
+    best = int(np.nanargmin(bound)) + 1
+    chosen = _model(known, config)
+    _fit(chosen, config, max(1, round(best * steps / more)), train_size=1.0)
+    chosen.module.eval()
+    params = as_params(chosen, known.shape[1], config.latent_dim)
+    x = jnp.asarray(rows.test, jnp.float32)
+    return protocol.held_out(
+        params,
+        x,
+        key,
+        num_samples=config.num_samples,
+        choice=f"{best} epochs",
+        labels=with_row_totals(x),
+    )
+
+
+def as_params(model: Any, dim: int, latent_dim: int) -> vae_jax.Params:
+    """A trained SCVI as a model of `vae_jax`, which needs PyTorch no more.
+
+    Args:
+      model: with one hidden layer in each network, and negative binomials.
+      dim: number of genes.
+      latent_dim: of its latents.
+
+    Returns:
+      Parameters with functions for q(z|x) and p(x|z).
+    """
+    weights = {
+        name: jnp.asarray(value.numpy())
+        for name, value in model.module.state_dict().items()
+    }
+
+    def linear(x: Array, name: str) -> Array:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def hidden(x: Array, name: str) -> Array:
+        normalized, layer = f"{name}.fc_layers.Layer 0.1", f"{name}.fc_layers.Layer 0.0"
+        mean, variance, scale, shift = (
+            weights[f"{normalized}.{part}"]
+            for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        x = (linear(x, layer) - mean) / jnp.sqrt(variance + 1e-3)
+        return jax.nn.relu(scale * x + shift)
+
+    def posterior(x: Array, labels: Any = None) -> DiagonalGaussianDistribution:
+        h = hidden(jnp.log1p(x), "z_encoder.encoder")
+        variance = jnp.exp(linear(h, "z_encoder.var_encoder")) + 1e-4
+        mean = linear(h, "z_encoder.mean_encoder")
+        return DiagonalGaussianDistribution(mean, jnp.log(variance))
+
+    def likelihood(z: Array, labels: Any) -> NegativeBinomialDistribution:
+        h = hidden(z, "decoder.px_decoder")
+        shares = jax.nn.softmax(linear(h, "decoder.px_scale_decoder.0"))
+        mean = shares * labels.exposure[:, None]
+        return NegativeBinomialDistribution(mean, jnp.exp(weights["px_r"]))
+
+    spec = counts.spec(counts.LIKELIHOODS[counts.REFERENCE], dim, latent_dim)
+    start = vae_jax.init(spec, jax.random.key(0))
+    return vae_jax.replace_networks(start, posterior=posterior, likelihood=likelihood)
+
+
+def speeds(rows: Rows, key: jax.Array, config: Config) -> dict[str, float]:
+    """Rows a second of training for `TIMED_EPOCHS`, in turn, the start included.
+
+    Args:
+      rows: of a fold; all that are not held out are trained on.
+      key: PRNG key, consumed once.
+      config: batch size and rates.
+
+    Returns:
+      By the name of the package, the median of three.
+    """
+    likelihood = counts.LIKELIHOODS[counts.REFERENCE]
+    spec = counts.spec(likelihood, rows.known.shape[1], config.latent_dim)
+    ours = protocol.Candidate(spec, 0.0, TIMED_EPOCHS, "")
+    # All rows are training rows already, so that no epoch is traded for steps.
+    whole = Rows(rows.known, rows.known[:0], rows.test)
+    seconds: dict[str, list[float]] = {OURS: [], THEIRS: []}
+    for _ in range(3):
+        started = time.perf_counter()
+        trained = protocol.refitted(ours, whole, key, config, with_row_totals)
+        jax.block_until_ready(trained)
+        seconds[OURS].append(time.perf_counter() - started)
+        started = time.perf_counter()
+        _fit(_model(whole.train, config), config, TIMED_EPOCHS, train_size=1.0)
+        seconds[THEIRS].append(time.perf_counter() - started)
+    total = TIMED_EPOCHS * len(whole.train)
+    return {name: total / float(np.median(each)) for name, each in seconds.items()}
+
+
+def _model(x: np.ndarray, config: Config) -> Any:
+    scvi, anndata = map(importlib.import_module, ("scvi", "anndata"))
+    scvi.settings.seed = config.seed
+    scvi.settings.verbosity = logging.ERROR
+    cells = anndata.AnnData(x.astype(np.float32))
+    scvi.model.SCVI.setup_anndata(cells)
+    return scvi.model.SCVI(
+        cells, n_latent=config.latent_dim, n_layers=1, gene_likelihood="nb"
+    )
+
+
+def _fit(model: Any, config: Config, epochs: int, **options: Any) -> None:
+    """Train on the CPU without a word."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.train(
+            max_epochs=epochs,
+            accelerator="cpu",
+            batch_size=config.batch_size,
+            enable_progress_bar=False,
+            **options,
+        )
+
+
+def _rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = [("package", "log p(x)", f"{OURS} less it", "rows a second")]
+    for name, found in record["models"].items():
+        less = protocol.shown(found["reference_less_this"], 1)
+        speed = f"{record['rows_per_second'][name]:,.0f}"
+        less = "" if name == OURS else less
+        rows.append((name, protocol.shown(found["log_p"], 1), less, speed))
+    return rows
+
+
+def section(record: dict[str, Any] | None) -> str:
+    """The part of the page about it.
+
+    Args:
+      record: what `results/scvi_tools.json` holds; None where not yet measured.
+
+    Returns:
+      Markdown.
+    """
+    lines = ["## Counts of cells, beside scvi-tools", ""]
+    if record is None:
+        return "\n".join([*lines, f"`{COMMAND}`: not yet measured.", ""])
+    return "\n".join(
+        [
+            *lines,
+            f"`{record['command']}`, with scvi-tools "
+            f"{record['versions']['scvi-tools']} and PyTorch "
+            f"{record['versions']['torch']}.",
+            "",
+            "Negative binomials with 10 latents and 128 hidden units. SCVI has batch "
+            "normalization, dropout, a softmax over genes and a warm-up of its KL; "
+            "ours none of them, and a larger rate for the dispersions. The log p(x) of "
+            "both is taken by the same code. Speed: training for "
+            f"{record['timed_epochs']} epochs of {record['timed_rows']} cells, start "
+            "and compilation included.",
+            "",
+            *protocol.markdown(_rows(record)),
+            "",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command, with these arguments or those of the process."""
+    execute(run, parse(Config, argv, command=COMMAND))
+
+
+if __name__ == "__main__":
+    main()

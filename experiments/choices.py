@@ -193,7 +193,7 @@ def likelihood(
       ValueError: it does not suit the data.
     """
     if config.likelihood == "columns":
-        found = tables.product(columns)
+        found = vae_jax.Columns.of_table(columns)
     else:
         found = _chosen(config, "likelihood", config, num_levels)
         if columns and config.likelihood in LIKELIHOODS:

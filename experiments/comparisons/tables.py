@@ -29,7 +29,6 @@ from experiments.comparisons.protocol import Held, Rows
 from experiments.runner import flags
 from experiments.runner.command_line import execute, parse
 from experiments.runner.report import columns
-from experiments.tables import product
 from vae_jax import data
 from vae_jax.types import Family
 
@@ -126,7 +125,7 @@ def mixed_wine() -> Table:
     return Table(
         x,
         others,
-        {"a family a column": product(kinds)},
+        {"a family a column": vae_jax.Columns.of_table(kinds)},
         f"Wine and its cultivar, {listed}. A Gaussian is no distribution of counts and "
         "categories, so the others are products of the same families, fitted by "
         "maximum likelihood.",

@@ -17,7 +17,6 @@ from experiments import (
     mnist,
     predictive,
     sweep,
-    tables,
 )
 from experiments.evaluation import elbo_figures, evaluation_keys
 from vae_jax import data
@@ -152,11 +151,13 @@ KINDS = ("real", "positive", "count", "binary", "categorical", "ordinal")
 
 def test_each_kind_of_column_has_its_family():
     columns = [data.Column(kind, kind, ("a", "b", "c")) for kind in KINDS * 2]
-    parts = tables.product(columns).parts
+    parts = vae_jax.Columns.of_table(columns).parts
     names = [type(family).__name__ for family, _ in parts]
     reals = ["Standardized", "LogNormal"]
     assert names == [*reals, "NegativeBinomial", "Bernoulli", "Nominal", "Ordinal"]
     assert [at for _, at in parts] == [(number, number + 6) for number in range(6)]
+    with pytest.raises(ValueError, match="got 'age' of kind 'covariate'"):
+        vae_jax.Columns.of_table([data.Column("age", "covariate")])
 
 
 def test_a_mixed_table_trains_and_is_evaluated(tmp_path, capsys):

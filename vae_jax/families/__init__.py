@@ -19,6 +19,7 @@ from vae_jax.families.bounds import (
     unbound_covariance,
     unbound_log_var,
 )
+from vae_jax.families.columns import Columns
 from vae_jax.families.counts import (
     Multinomial,
     NegativeBinomial,
@@ -51,7 +52,7 @@ from vae_jax.families.ordinal import Ordinal
 from vae_jax.families.point_mass import PointMass
 from vae_jax.families.positive import Gamma, LogNormal
 from vae_jax.families.robust import Laplace, StudentT
-from vae_jax.families.tables import Columns, Nominal, Standardized
+from vae_jax.families.tables import Nominal, Standardized
 
 __all__ = [
     "LOG_VAR_BOUND",

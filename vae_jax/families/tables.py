@@ -1,4 +1,4 @@
-"""Families of p(x|z) for tables: standardized, nominal and mixed columns.
+"""Families of p(x|z) for tables: standardized and nominal columns.
 
 The standardization of a column is a hyperparameter of the likelihood. It is therefore
 saved with the model; x, draws and means are in the user's units; and log p(x) includes
@@ -9,18 +9,16 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vae_jax.distributions import (
     AffineDistribution,
     NominalDistribution,
-    ProductDistribution,
 )
-from vae_jax.distributions.support import REAL, ColumnSupport
+from vae_jax.distributions.support import REAL
 from vae_jax.families.around import Around
 from vae_jax.families.codes import Codes
 from vae_jax.families.levels import by_pixel
-from vae_jax.types import Array, Distribution, Family, Key, PyTree
+from vae_jax.types import Array, Distribution, Key, PyTree
 
 
 def moments(x: Array) -> dict[str, Array]:
@@ -154,128 +152,3 @@ class Nominal(Codes):
         codes = jnp.arange(self.num_categories, dtype=x.dtype)
         counts = jnp.sum(x == codes[:, None, None], axis=1)
         return params, jnp.log((counts + 0.5) / (len(x) + 0.5 * len(codes))).ravel()
-
-
-@dataclass(frozen=True)
-class Columns(Family):
-    """One family per group of table columns, HI-VAE (Nazabal et al. 2020).
-
-        log p(x|z) = sum_k log p_k(x_k|z)
-
-    over the groups k: a density for real columns, a probability for discrete ones. The
-    names of group k's own parameters end in `_k`.
-
-    Attributes:
-      parts: pairs of a family and the indices of its columns. Every column occurs
-        exactly once.
-
-    Raises:
-      ValueError: a column is missing or named twice, or a part takes an exposure.
-
-    Example:
-      >>> from vae_jax import Bernoulli, Columns, Nominal
-      >>> Columns(((Bernoulli(), (0, 2)), (Nominal(3), (1,)))).num_outputs(dim=3)
-      5
-    """
-
-    parts: tuple[tuple[Family, tuple[int, ...]], ...]
-
-    def __post_init__(self):
-        numbers = sorted(number for _, at in self.parts for number in at)
-        if not numbers or numbers != list(range(len(numbers))):
-            raise ValueError(
-                f"parts must name every column from 0 on once, got {numbers}"
-            )
-        if any(part.takes_exposure for part, _ in self.parts):
-            raise ValueError(
-                "parts must take no exposure, which applies to all columns: use "
-                f"Exposed(...) for the whole table, got {self!r}"
-            )
-
-    @property
-    def covers_unit_interval(self) -> bool:
-        """Whether all parts do."""
-        return all(part.covers_unit_interval for part, _ in self.parts)
-
-    @property
-    def support(self) -> ColumnSupport:
-        """Supports of the parts."""
-        return ColumnSupport(tuple((part.support, at) for part, at in self.parts))
-
-    @property
-    def hyperparameters(self) -> tuple[str, ...]:
-        """Hyperparameters of the parts."""
-        return tuple(
-            f"{name}_{index}"
-            for index, (part, _) in enumerate(self.parts)
-            for name in part.hyperparameters
-        )
-
-    def num_outputs(self, dim: int) -> int:
-        """Outputs of the parts, concatenated."""
-        self._require(dim)
-        return sum(part.num_outputs(len(at)) for part, at in self.parts)
-
-    def init(self, key: Key, *, dim: int) -> dict[str, PyTree]:
-        """Own parameters of all parts."""
-        self._require(dim)
-        keys = jax.random.split(key, len(self.parts))
-        return self._joined(
-            [
-                part.init(own, dim=len(at))
-                for (part, at), own in zip(self.parts, keys, strict=True)
-            ]
-        )
-
-    def build(self, params: PyTree, outputs: Array) -> ProductDistribution:
-        """Split the decoder's outputs among the parts."""
-        sizes = [part.num_outputs(len(at)) for part, at in self.parts]
-        split = jnp.split(outputs, np.cumsum(sizes)[:-1], axis=-1)
-        built = [
-            part.build(own, piece)
-            for (part, _), own, piece in zip(
-                self.parts, self._own(params), split, strict=True
-            )
-        ]
-        return ProductDistribution(tuple(built), tuple(at for _, at in self.parts))
-
-    def encoder_inputs(self, params: PyTree, x: Array) -> Array:
-        """Encoder inputs of all parts, concatenated."""
-        inputs = [
-            part.encoder_inputs(own, x[:, np.asarray(at)])
-            for (part, at), own in zip(self.parts, self._own(params), strict=True)
-        ]
-        return jnp.concatenate(inputs, axis=-1)
-
-    def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
-        """Initialise each part at its columns."""
-        self._require(x.shape[-1])
-        started = [
-            part.start_at_data(own, x[:, np.asarray(at)])
-            for (part, at), own in zip(self.parts, self._own(params), strict=True)
-        ]
-        own, biases = zip(*started, strict=True)
-        return self._joined(list(own)), jnp.concatenate(biases)
-
-    def _require(self, dim: int) -> None:
-        """Raise ValueError unless `dim` is the number of columns."""
-        count = sum(len(at) for _, at in self.parts)
-        if dim != count:
-            raise ValueError(f"parts are of {count} columns, and the data have {dim}")
-
-    def _joined(self, own: list[dict[str, PyTree]]) -> dict[str, PyTree]:
-        return {
-            f"{name}_{index}": entry
-            for index, part in enumerate(own)
-            for name, entry in part.items()
-        }
-
-    def _own(self, params: dict[str, PyTree]) -> list[dict[str, PyTree]]:
-        return [
-            {
-                name.removesuffix(f"_{index}"): entry
-                for name, entry in params.items()
-                if name.endswith(f"_{index}")
-            }
-            for index in range(len(self.parts))
-        ]

@@ -147,7 +147,7 @@ def _encode_column(
     if absent.all():
         raise ValueError(f"column {name!r} has no value in any row: give it 'ignore'")
     if absent.any() and missing == "error":
-        what = "a value is missing (mask leaves such out: --missing, missing=)"
+        what = "a value is missing (mask leaves it out: --missing=mask, missing='mask')"
         raise refuse(np.argmax(absent), what)
 
     def refuse_present(row: Any, what: str) -> ValueError:

@@ -226,14 +226,14 @@ def _read_arrays(
         ) from error
     for name, description in described.items():
         if described_here.get(name) != description:
-            raise CorruptCheckpoint(f"array {name} has another sha256 than was written")
+            raise CorruptCheckpoint(f"array {name} does not match its sha256")
     return {name: leaves[name] for name in described}
 
 
 def _require_digest(folder: Path, name: str, digest: str) -> None:
     _require_within(folder, name)
     if _digest(folder / name) != digest:
-        raise CorruptCheckpoint(f"{name} has another sha256 than was written")
+        raise CorruptCheckpoint(f"{name} does not match its sha256")
 
 
 def _require_within(folder: Path, name: str) -> None:

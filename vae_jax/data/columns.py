@@ -328,5 +328,5 @@ def require_categories(name: str, num_texts: int, num_rows: int) -> None:
     if num_texts > max(20, num_rows / 2):
         raise ValueError(
             f"column {name!r} has {num_texts} different texts in {num_rows} "
-            "rows, which are no categories: give it the kind 'ignore' or 'label'"
+            "rows, too many for categories: give it the kind 'ignore' or 'label'"
         )

@@ -136,7 +136,7 @@ def require_declared(dataset: Dataset) -> None:
     support, levels = UNIT_INTERVAL, dataset.num_levels
     if levels is not None:
         support = Support(0, levels - 1)
-    remedy = f"num_levels={levels} of the data set must be that of its values"
+    remedy = f"num_levels={levels} of the data set must match its values"
     for _, block in blocks(dataset.train):
         support.require(block, "train", remedy=remedy)
     support.require(dataset.test, "test", remedy=remedy)

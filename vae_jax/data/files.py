@@ -42,8 +42,8 @@ def load_file(
         arrays = _read_arrays(path, memory_map)
         if memory_map and columns is not None:
             raise ValueError(
-                "columns are of a table in memory, and the rows of this file are read "
-                "one by one: leave columns out (--columns), or keep the data in memory "
+                "columns are of a table in memory, but the rows of this file are read "
+                "on demand: leave columns out (--columns), or keep the data in memory "
                 "(memory_map=False, --data_on=device)"
             )
         is_table = columns is not None or _are_real(arrays) and values is None

@@ -279,7 +279,7 @@ def parse_amat(content: bytes) -> np.ndarray:
     characters = np.frombuffer(content, np.uint8)
     width = content.find(b"\n") + 1
     if not width or width % 2 or len(content) % width:
-        raise ValueError(f"no lines of one length of bits: it begins {content[:8]!r}")
+        raise ValueError(f"must be lines of bits of equal length, got {content[:8]!r}")
     lines = characters.reshape(-1, width)
     bits, between = lines[:, ::2], lines[:, 1:-1:2]
     if not (

@@ -61,7 +61,7 @@ class Rows:
         if self._version() != self._opened:
             raise ValueError(
                 f"{getattr(self.source, 'filename', None)} was written to while it "
-                "was in use: start anew with the file as it is now"
+                "was in use: restart with the current file"
             )
         rows = self.rows[index]
         taken = np.asarray(self.source[rows]).astype(self.dtype)

@@ -118,7 +118,7 @@ def _label_codes(
     refuse = _refusal(name, place)
     absent = _absent(values, column)
     if absent.any():
-        what = "the label is missing: leave out the row, or give it a class of its own"
+        what = "the label is missing: leave out the row, or give it a separate class"
         raise refuse(np.argmax(absent), what)
     labels = np.unique(_parsed(values, column, refuse), return_inverse=True)[1]
     return labels.astype(np.int32)
@@ -145,7 +145,9 @@ def _encode_column(
     rows = np.flatnonzero(~absent)
     refuse = _refusal(name, place)
     if absent.all():
-        raise ValueError(f"column {name!r} has no value in any row: give it 'ignore'")
+        raise ValueError(
+            f"column {name!r} has no value in any row: give it the kind 'ignore'"
+        )
     if absent.any() and missing == "error":
         what = "a value is missing (mask leaves it out: --missing=mask, missing='mask')"
         raise refuse(np.argmax(absent), what)

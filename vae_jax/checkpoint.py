@@ -153,7 +153,7 @@ def restore(
     averaged = any(name.startswith(f"{_STATE}.average.") for name in leaves)
     field = "average" if averaged else "params"
     like = _shapes(spec)
-    leaves = _below((_STATE, field), _of_model(leaves, model))
+    leaves = _subtree((_STATE, field), _select_model(leaves, model))
     return _unflatten({_STATE: {field: like}}, leaves, dtypes=False)[_STATE][field]
 
 
@@ -199,7 +199,7 @@ def _version() -> str:
         return "of a checkout"
 
 
-def _of_model(
+def _select_model(
     leaves: dict[str, np.ndarray], model: int | None
 ) -> dict[str, np.ndarray]:
     """Select the leaves of one model; those of a single model are unchanged."""
@@ -265,7 +265,7 @@ def restore_state(
     if differing:
         raise ValueError(f"the checkpoint has another spec: {'; '.join(differing)}")
     if extra is None:
-        leaves = _below((_STATE,), leaves)
+        leaves = _subtree((_STATE,), leaves)
     trees = _unflatten({_STATE: like, _EXTRA: extra}, leaves, dtypes=True)
     return trees[_STATE], trees[_EXTRA]
 
@@ -485,7 +485,7 @@ def _flatten(tree: PyTree) -> dict[str, np.ndarray]:
     }
 
 
-def _below(
+def _subtree(
     path: tuple[str, ...], leaves: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Select the leaves of a subtree."""

@@ -101,7 +101,7 @@ def from_table(
         arrays["y"] = encoded.labels
     if encoded.covariates is not None:
         arrays["covariates"] = encoded.covariates
-    arrays, notes = _with_test(arrays, seed)
+    arrays, notes = _ensure_test(arrays, seed)
     require_varying(arrays["x"], encoded.columns)
     return Dataset(
         name,
@@ -161,7 +161,7 @@ def _from_rows(
         arrays[key] = both[:num_train]
         if "x_test" in arrays:
             arrays[f"{key}_test"] = both[num_train:]
-    arrays, notes = _with_test(arrays, seed)
+    arrays, notes = _ensure_test(arrays, seed)
     require_varying(arrays["x"], encoded.columns)
     y, y_test = (
         None if key not in arrays else arrays[key].astype(np.int32)
@@ -205,7 +205,7 @@ def _from_mapped_rows(
         raise ValueError(f"x must lie within float32, {largest:g}, got {bounds(x)}")
     known = numbered(math.prod(x.shape[1:]), kind)
     shown = describe_columns(Rows(x, np.arange(len(x)), np.dtype(np.float32)), known)
-    arrays, notes = _with_test(arrays, seed)
+    arrays, notes = _ensure_test(arrays, seed)
     train, test = (_as_stored(arrays[key], np.float32) for key in ("x", "x_test"))
     require_varying(train, known)
     return Dataset(
@@ -266,7 +266,7 @@ def _from_arrays(
     num_levels, notes = _num_levels(arrays, values)
     shape = arrays["x"].shape[1:]
     arrays = {key: values for key, values in arrays.items() if key != "num_levels"}
-    arrays, more = _with_test(arrays, seed)
+    arrays, more = _ensure_test(arrays, seed)
     notes += more
     x, x_test = arrays["x"], arrays["x_test"]
     dtype = np.float32 if num_levels is None else np.uint8
@@ -312,11 +312,11 @@ def _num_levels(
     return num_levels, [note]
 
 
-def _with_test(arrays: dict[str, Any], seed: int) -> tuple[dict[str, Any], list[str]]:
+def _ensure_test(arrays: dict[str, Any], seed: int) -> tuple[dict[str, Any], list[str]]:
     """Split off test examples unless there are some; return arrays and notes."""
     if "x_test" in arrays:
         return arrays, []
-    arrays = _set_aside(arrays, seed)
+    arrays = _split_off_test(arrays, seed)
     note = (
         f"no x_test: {len(arrays['x_test'])} random examples of x, drawn by seed "
         f"{seed}, are the test set"
@@ -324,7 +324,7 @@ def _with_test(arrays: dict[str, Any], seed: int) -> tuple[dict[str, Any], list[
     return arrays, [note]
 
 
-def _set_aside(arrays: dict[str, Any], seed: int) -> dict[str, Any]:
+def _split_off_test(arrays: dict[str, Any], seed: int) -> dict[str, Any]:
     """Move a random tenth of the examples to the test set.
 
     At most `VALUES_AT_ONCE` values, because all test examples are evaluated at once.

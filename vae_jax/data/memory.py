@@ -29,7 +29,9 @@ def available_bytes() -> int:
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
             known.append(int(line.split()[1]) * 1024)
-    known += [left for names in _GROUP_FILES if (left := _left(*names)) is not None]
+    known += [
+        left for names in _GROUP_FILES if (left := _bytes_left(*names)) is not None
+    ]
     return max(min(known), 0)
 
 
@@ -45,7 +47,7 @@ _GROUP_FILES = (
 )
 
 
-def _left(limit: str, usage: str, statistics: str) -> int | None:
+def _bytes_left(limit: str, usage: str, statistics: str) -> int | None:
     """Bytes left in the control group; None if it has no limit.
 
     Its usage includes the page cache of files, which the kernel frees on demand.

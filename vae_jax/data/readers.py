@@ -78,7 +78,7 @@ def read_frame(frame: Any) -> Table:
     for position, name in enumerate(map(str, frame.columns)):
         series = frame.iloc[:, position]
         if series.dtype.name == "category":
-            values, stated[name] = _of_categories(name, series)
+            values, stated[name] = _from_categorical(name, series)
             columns.append(values)
             continue
         values = series.to_numpy()
@@ -94,7 +94,7 @@ def read_frame(frame: Any) -> Table:
     return Table(_named(names, columns), stated=stated)
 
 
-def _of_categories(name: str, series: Any) -> tuple[np.ndarray, Column]:
+def _from_categorical(name: str, series: Any) -> tuple[np.ndarray, Column]:
     """Convert a categorical series to strings, None where missing, and a `Column`."""
     dtype = series.dtype
     texts = [str(category).strip() for category in dtype.categories]

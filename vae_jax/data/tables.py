@@ -90,16 +90,16 @@ def encode(
         columns.append(column)
     if not found:
         raise ValueError("no column is left to model")
-    beside = [covariates[name] for name in sorted(covariates)]
+    sorted_covariates = [covariates[name] for name in sorted(covariates)]
     return Encoded(
         np.stack(found, axis=1),
         tuple(columns),
         labels,
-        np.stack(beside, axis=1) if beside else None,
+        np.stack(sorted_covariates, axis=1) if sorted_covariates else None,
     )
 
 
-def _refusal(
+def _error_of_row(
     name: str, place: Callable[[int], str]
 ) -> Callable[[Any, str], ValueError]:
     """Return a function that builds the error for a row of a column."""
@@ -115,7 +115,7 @@ def _label_codes(
 ) -> np.ndarray:
     """Encode labels by their rank among the distinct values, from 0 to K - 1."""
     column = Column(name, "categorical")
-    refuse = _refusal(name, place)
+    refuse = _error_of_row(name, place)
     absent = _absent(values, column)
     if absent.any():
         what = "the label is missing: leave out the row, or give it a separate class"
@@ -132,7 +132,7 @@ def _covariate_values(
     absent = _absent(values, real)
     if absent.any():
         what = "the covariate is missing, but networks need it: leave out the row"
-        raise _refusal(name, place)(np.argmax(absent), what)
+        raise _error_of_row(name, place)(np.argmax(absent), what)
     return _encode_column(real, values, place, "error")[0]
 
 
@@ -143,7 +143,7 @@ def _encode_column(
     name = column.name
     absent = _absent(values, column)
     rows = np.flatnonzero(~absent)
-    refuse = _refusal(name, place)
+    refuse = _error_of_row(name, place)
     if absent.all():
         raise ValueError(
             f"column {name!r} has no value in any row: give it the kind 'ignore'"

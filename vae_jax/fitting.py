@@ -32,7 +32,7 @@ from vae_jax.training_objectives import ELBO, Labelled, Metrics
 from vae_jax.types import Array, Key, Objective
 
 Callback = Callable[[int, dict[str, float], Params], Any]
-"""`f(epoch, metrics, params)`, called after each epoch; returns true to stop."""
+"""`f(epoch, metrics, params)`, called after each epoch; true stops the training."""
 
 
 class Fitted(NamedTuple):

@@ -48,7 +48,7 @@ def binarize_dataset(
     method: str,
     train_key: jax.Array | None = None,
 ) -> Dataset:
-    """Binarize the images that are binarized once, before training.
+    """Binarize the splits of a data set that a method binarizes before training.
 
     - `dynamic`: training images stay grey, and `binarize` draws their bits at every
       step; test and validation images are drawn once, as 0 or `num_levels - 1` so that

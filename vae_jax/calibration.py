@@ -1,9 +1,9 @@
-"""Simulation-based calibration: are draws of p(z|x) those of the exact posterior?
+"""Simulation-based calibration: tests of draws against the exact posterior p(z|x).
 
 If z0 ~ p(z) and x ~ p(x|z0), then z0 is a draw of p(z|x). Its rank among S draws of the
 exact posterior, by any quantity, is therefore uniform on 0, ..., S (Talts, Betancourt,
-Simpson, Vehtari & Gelman 2018, theorem 1). If the draws are too wide, ranks pile up in
-the middle; if they are too narrow, at the ends.
+Simpson, Vehtari & Gelman 2018, theorem 1). Ranks concentrate in the middle if the draws
+are overdispersed, and at the ends if they are underdispersed.
 """
 
 from collections.abc import Callable
@@ -27,14 +27,16 @@ Sampler = Callable[[Params, Array, Key, int], Latents]
 
 
 class RankTest(NamedTuple):
-    """Test of the hypothesis that ranks are uniform, for each quantity by itself.
+    """Test of the hypothesis that ranks are uniform, for each quantity separately.
 
     Attributes:
-      p_value: probability of a larger deviation if the ranks are uniform, `[Q]`.
+      p_value: probability of a deviation at least as large if the ranks are uniform,
+        `[Q]`.
       deviation: ECDF of the ranks minus that of the uniform distribution, `[S, Q]`;
         row k is at rank k.
       band: half-width of the simultaneous band of the deviation, `[S]`. Under the
-        hypothesis, a quantity leaves it at any rank with probability 1 - coverage.
+        hypothesis, a quantity leaves the band at one or more ranks with probability
+        1 - coverage.
     """
 
     p_value: Array
@@ -43,7 +45,7 @@ class RankTest(NamedTuple):
 
 
 def encoder_draws(params: Params, x: Array, key: Key, num_draws: int) -> Latents:
-    """Draws of the encoder's q(z|x): a `Sampler`.
+    """Draw from the encoder's q(z|x); a `Sampler`.
 
     Args:
       params: model parameters.
@@ -71,19 +73,20 @@ def chain_draws(
     thinning: int = 10,
     sampler: Callable[..., Chain] = nuts,
 ) -> Sampler:
-    """A `Sampler` of one Markov chain, which starts at a draw of q(z|x).
+    """Return a `Sampler` that runs one Markov chain, started at a draw of q(z|x).
 
     Args:
-      num_warmup: steps before the first draw.
+      num_warmup: number of warmup steps.
       thinning: steps between draws. Ranks are uniform for independent draws only:
         choose it above the autocorrelation time, T / `effective_sample_size`.
-      sampler: as for `mcmc.posterior_samples`.
+      sampler: MCMC algorithm, as for `mcmc.posterior_samples`.
 
     Returns:
       The sampler.
 
     Raises:
-      ValueError: `thinning` below 1; as `mcmc.posterior_samples` when it is called.
+      ValueError: `thinning` below 1. The sampler raises the errors of
+        `mcmc.posterior_samples`.
 
     Example:
       >>> from vae_jax.calibration import chain_draws
@@ -110,10 +113,12 @@ def chain_draws(
 def annealed_draws(
     *, num_chains: int = 4, num_temperatures: int = 100, num_leapfrog: int = 10
 ) -> Sampler:
-    """A `Sampler` by annealed importance sampling (`annealed_posterior_samples`).
+    """Return a `Sampler` that uses annealed importance sampling.
+
+    See `annealed_posterior_samples`.
 
     Args:
-      num_chains: chains for each draw, of which one is taken by its weight.
+      num_chains: chains per draw, one of which is resampled by its weight.
       num_temperatures: as for `annealed_log_evidence`.
       num_leapfrog: as for `annealed_log_evidence`.
 
@@ -144,22 +149,22 @@ def simulation_ranks(
     sampler: Sampler = encoder_draws,
     simulations_at_once: int = 50,
 ) -> Array:
-    """Ranks of the z that made an observation among draws of its posterior.
+    """Simulate observations and rank their true z among draws of p(z|x).
 
     Args:
       params: parameters of an unconditional model.
       key: PRNG key, consumed once.
       num_simulations: number n of observations x ~ p(x|z0), z0 ~ p(z).
-      num_draws: number S of draws of p(z|x) for each.
-      sampler: makes them: `encoder_draws`, `chain_draws()`, `annealed_draws()`, or any
-        `Sampler`.
-      simulations_at_once: how many are computed at a time.
+      num_draws: number S of draws of p(z|x) per observation.
+      sampler: source of the draws: `encoder_draws`, `chain_draws()`,
+        `annealed_draws()`, or any `Sampler`.
+      simulations_at_once: number of simulations to compute in parallel.
 
     Returns:
-      Integers in 0, ..., S, `[n, Q]`: a column for each latent, several stochastic
-      layers one after another, and last the rank by log p(x, z), which also detects
-      what every latent by itself does not show (Modrak et al. 2023, section 4). Ties,
-      as of bits, are broken at random, which keeps the ranks uniform.
+      Integers in 0, ..., S, `[n, Q]`: a column for each latent (concatenated for
+      several stochastic layers), and last the rank by log p(x, z), which also detects
+      errors that the marginals do not show (Modrak et al. 2023, section 4). Ties, as
+      between discrete latents, are broken at random, which keeps the ranks uniform.
 
     Raises:
       ValueError: a number below 1; a conditional model; draws of another shape.
@@ -206,7 +211,7 @@ def simulation_ranks(
 
 
 def _quantities(params: Params, x: Array, z: Latents) -> Array:
-    """The latents and log p(x, z) of one observation, `[S, Q]`."""
+    """Latents and log p(x, z) of one observation, `[S, Q]`."""
     layers = [leaf[:, 0] for leaf in jax.tree.leaves(z)]
     return jnp.concatenate([*layers, log_joint(params, x, z)], axis=-1)
 
@@ -224,25 +229,26 @@ def rank_test(
         statistic = max_k |F(k) - u_k| / sqrt(u_k (1 - u_k) / n)
         u_k = (k + 1) / (S + 1)
 
-    the largest deviation of the ranks' ECDF F from that of the uniform distribution, in
-    units of its standard error at each rank k below S. Its distribution is simulated
-    (as in Saeilynoja, Buerkner & Vehtari 2022, there with binomial quantiles in place
-    of standard errors).
+    The statistic is the largest deviation of the ECDF F of the ranks from that of the
+    uniform distribution, in units of its standard error, over ranks k below S. Its null
+    distribution is simulated (as in Saeilynoja, Buerkner & Vehtari 2022, who use
+    binomial quantiles instead of standard errors).
 
     Args:
-      ranks: integers in 0, ..., S, `[n, Q]`, of `simulation_ranks`.
+      ranks: integers in 0, ..., S, `[n, Q]`, from `simulation_ranks`.
       key: PRNG key of the simulated reference, consumed once.
-      num_draws: S.
-      coverage: of the band, for one quantity.
-      num_references: simulated sets of n ranks; the smallest p-value is its inverse.
+      num_draws: number S of draws.
+      coverage: coverage probability of the band, for one quantity.
+      num_references: number R of simulated sets of n ranks; the smallest possible
+        p-value is 1 / (R + 1).
 
     Returns:
-      `RankTest`. Of Q quantities that are tested together, the smallest p-value times Q
-      is the p-value of all (Bonferroni).
+      `RankTest`. The p-value of a joint test of Q quantities is the smallest p-value
+      times Q (Bonferroni).
 
     Raises:
-      ValueError: ranks that are not `[n, Q]`, a number below 1, or a coverage outside
-        (0, 1).
+      ValueError: ranks that are not integers `[n, Q]`, a number below 1, or a coverage
+        outside (0, 1).
 
     Example:
       >>> import jax, jax.numpy as jnp

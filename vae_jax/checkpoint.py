@@ -1,17 +1,16 @@
-"""Checkpoints: orbax arrays, with the spec and a digest of everything beside them.
+"""Checkpoints: arrays written by orbax, the spec, and digests of all contents.
 
 A checkpoint is a folder named by its step:
 
-    <step>/arrays/          written by orbax: every leaf under its path in the tree
+    <step>/arrays/          written by orbax: each leaf under its path in the tree
     <step>/spec.json        import paths and fields of the `ModelSpec`, and the version
     <step>/manifest.json    shape, dtype and sha256 of each leaf, sha256 of each file
 
-Of several processes all call `save`, on a folder that they share, with one state that
-is the same in each; orbax writes the arrays and the first process the rest.
+With several processes, all of them call `save` with the same state and the same shared
+folder; orbax writes the arrays, and the first process writes the other files.
 
-It is written beside the others and moved into place whole, so that a folder with a
-number for a name is complete. orbax does not notice a flipped bit in an array; the
-digests do.
+A checkpoint is written to a temporary folder and then renamed, so a folder named by a
+number is always complete. The digests detect corrupt arrays, which orbax does not.
 """
 
 import errno
@@ -49,18 +48,19 @@ def save(
     extra: PyTree = None,
     texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a checkpoint; it appears under its name complete or not at all.
+    """Write a checkpoint atomically.
 
     Args:
-      folder: the checkpoint's own folder, `.../<step>`; must not exist.
+      folder: folder of the checkpoint, `.../<step>`; must not exist.
       state: a `TrainState`, or any pytree of arrays and typed keys.
-      spec: the spec of its parameters.
-      extra: a further pytree of arrays that `restore_state` gives back.
-      texts: further files by their names, which `read_text` gives back.
+      spec: the spec of the parameters.
+      extra: a further pytree of arrays, returned by `restore_state`.
+      texts: contents of further text files by name, returned by `read_text`.
 
     Raises:
       FileExistsError: the folder exists.
-      OSError: it cannot be written, of a full disk for one; names the folder.
+      OSError: the checkpoint cannot be written, for example because the disk is full;
+        the error names the folder.
 
     Example:
       >>> import jax, optax, tempfile, vae_jax
@@ -77,7 +77,7 @@ def save(
     folder = Path(folder).absolute()
     if folder.exists():
         raise FileExistsError(errno.EEXIST, "exists already: move it away", str(folder))
-    # Beside the folder of checkpoints: in there only numbers are names.
+    # Next to the folder of checkpoints, which contains only steps.
     draft = folder.parent.parent / f".{folder.parent.name}-{folder.name}.draft"
     is_first = jax.process_index() == 0
     if is_first:
@@ -85,7 +85,7 @@ def save(
         draft.mkdir(parents=True)
     multihost_utils.sync_global_devices("vae_jax.checkpoint: draft")
     leaves = _flatten({_STATE: state, _EXTRA: extra})
-    # orbax stores no empty arrays; the manifest has all there is to know of them.
+    # orbax does not store empty arrays; the manifest describes them completely.
     _save_arrays(draft, {name: leaf for name, leaf in leaves.items() if leaf.size})
     if is_first:
         with manifest.naming(draft):
@@ -100,10 +100,10 @@ def save(
 
 
 def _save_arrays(draft: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays by orbax.
+    """Write arrays with orbax.
 
     Raises:
-      OSError: it could not; orbax has a dozen errors for a full disk.
+      OSError: writing failed; orbax raises many types of errors for a full disk.
     """
     manifest.require_room(draft, arrays)
     try:
@@ -124,24 +124,25 @@ def restore(
     model: int | None = None,
     trust: Trust = False,
 ) -> Params:
-    """The parameters of a checkpoint: the average where one was kept.
+    """Restore the parameters of a checkpoint, or their moving average if it has one.
 
     Args:
-      folder: a checkpoint's folder, `.../<step>`.
-      spec: the spec, where it cannot be rebuilt from its import paths (a class that
-        was defined in a script or has moved).
-      model: number of the model, in the checkpoint of many (`vae_jax.sweep`).
-      trust: whether the spec's classes may be imported from outside `vae_jax`, which
-        runs their modules: True, or names of modules.
+      folder: folder of the checkpoint, `.../<step>`.
+      spec: the spec, if it cannot be rebuilt from its import paths (a class that was
+        defined in a script or has moved).
+      model: index of the model, for a checkpoint of many models (`vae_jax.sweep`).
+      trust: modules outside `vae_jax` from which classes of the spec may be imported,
+        which runs the modules: True for all, or their names.
 
     Returns:
-      `Params` on the host's default device.
+      `Params` on the default device.
 
     Raises:
-      CorruptCheckpoint: a file or an array is not what was written.
-      ValueError: the spec cannot be rebuilt, or does not fit the arrays; the
-        checkpoint holds many models and `model` names none of them, or the reverse.
-      FileNotFoundError: there is no such checkpoint.
+      CorruptCheckpoint: a file or an array differs from what was written.
+      ValueError: the spec cannot be rebuilt or does not match the arrays; `model` is
+        missing or out of range for a checkpoint of many models, or given for one of a
+        single model.
+      FileNotFoundError: the checkpoint does not exist.
 
     Example:
       See `save`.
@@ -152,20 +153,20 @@ def restore(
     averaged = any(name.startswith(f"{_STATE}.average.") for name in leaves)
     field = "average" if averaged else "params"
     like = _shapes(spec)
-    leaves = _below((_STATE, field), _of_model(leaves, model))
+    leaves = _subtree((_STATE, field), _select_model(leaves, model))
     return _unflatten({_STATE: {field: like}}, leaves, dtypes=False)[_STATE][field]
 
 
 def _spec(described: dict[str, Any], trust: Trust) -> ModelSpec:
-    """The spec beside the arrays.
+    """Rebuild the spec of a checkpoint from its JSON.
 
     Raises:
-      ValueError: it cannot be rebuilt here; names the versions.
+      ValueError: the spec cannot be rebuilt; the message states the versions.
     """
     try:
         spec = spec_from_json(described, trust=trust)
         if not isinstance(spec, ModelSpec):
-            raise ValueError(f"spec: {described} is no ModelSpec; pass spec=")
+            raise ValueError(f"spec: {described} is not a ModelSpec; pass spec=")
     except ValueError as error:
         raise ValueError(
             f"{error} (written by vae_jax {described.get('version', '0.1')}, read by "
@@ -175,19 +176,19 @@ def _spec(described: dict[str, Any], trust: Trust) -> ModelSpec:
 
 
 def _shapes(spec: ModelSpec) -> Params:
-    """The parameters of a spec as shapes.
+    """Shapes and dtypes of the parameters of a spec.
 
     Raises:
-      ValueError: it has none.
+      ValueError: the parameters cannot be initialized.
     """
     try:
         return jax.eval_shape(lambda key: init(spec, key), jax.random.key(0))
     except ValueError:
         raise
-    # A network of wrong fields may fail in any way.
+    # A network with invalid fields can raise any error.
     except Exception as error:
         raise ValueError(
-            f"spec: it has no parameters ({error!r:.300}); pass spec="
+            f"spec: cannot initialize its parameters ({error!r:.300}); pass spec="
         ) from error
 
 
@@ -198,12 +199,12 @@ def _version() -> str:
         return "of a checkout"
 
 
-def _of_model(
+def _select_model(
     leaves: dict[str, np.ndarray], model: int | None
 ) -> dict[str, np.ndarray]:
-    """The leaves of one model; those of a single one are taken as they are."""
+    """Select the leaves of one model; those of a single model are unchanged."""
     key = leaves.get(f"{_STATE}.key")
-    # A key is two words or four, many keys are a matrix.
+    # The data of one key are a vector of words; those of many keys are a matrix.
     count = len(key) if key is not None and key.ndim == 2 else None
     if count is None:
         if model is not None:
@@ -221,7 +222,7 @@ def _of_model(
     }
     for name, leaf in of_models.items():
         if len(leaf) != count:
-            raise CorruptCheckpoint(f"{name} is of {len(leaf)} models, not {count}")
+            raise CorruptCheckpoint(f"{name} has {len(leaf)} models, not {count}")
     return {name: leaf[model] for name, leaf in of_models.items()}
 
 
@@ -232,23 +233,23 @@ def restore_state(
     extra: PyTree = None,
     spec: ModelSpec | None = None,
 ) -> tuple:
-    """A saved state, onto the structure of another.
+    """Restore a saved state to the structure of a given one.
 
     Args:
-      folder: a checkpoint's folder, `.../<step>`.
+      folder: folder of the checkpoint, `.../<step>`.
       like: a state of the same structure, shapes and dtypes.
-      extra: likewise for what was saved as `extra`; what was saved stays there where
-        this is None.
-      spec: the spec that the state is of; one that was saved with other fields is
-        refused, where without it only names and shapes of arrays are compared.
+      extra: a pytree of the structure, shapes and dtypes of the saved `extra`; None
+        does not restore it.
+      spec: the spec to compare with the saved one; None compares only the names,
+        shapes and dtypes of the arrays.
 
     Returns:
-      The state and the extra, bit for bit what was saved.
+      The state and the extra, bitwise equal to what was saved.
 
     Raises:
-      CorruptCheckpoint: a file or an array is not what was written.
-      ValueError: the structure or the spec is another; names what differs.
-      FileNotFoundError: there is no such checkpoint.
+      CorruptCheckpoint: a file or an array differs from what was written.
+      ValueError: the structure or the spec differs; the message states how.
+      FileNotFoundError: the checkpoint does not exist.
 
     Example:
       >>> import jax.numpy as jnp, tempfile, vae_jax
@@ -262,25 +263,25 @@ def restore_state(
     leaves, described = manifest.read(Path(folder).absolute())
     differing = [] if spec is None else differences(described, spec)
     if differing:
-        raise ValueError(f"the checkpoint is of another spec: {'; '.join(differing)}")
+        raise ValueError(f"the checkpoint has another spec: {'; '.join(differing)}")
     if extra is None:
-        leaves = _below((_STATE,), leaves)
+        leaves = _subtree((_STATE,), leaves)
     trees = _unflatten({_STATE: like, _EXTRA: extra}, leaves, dtypes=True)
     return trees[_STATE], trees[_EXTRA]
 
 
 def read_text(folder: str | Path, name: str) -> str | None:
-    """One of the texts that were saved with a state.
+    """Read one of the texts saved with a state.
 
     Args:
-      folder: a checkpoint's folder, `.../<step>`.
-      name: of the text.
+      folder: folder of the checkpoint, `.../<step>`.
+      name: name of the text.
 
     Returns:
-      The text; None where none was saved by this name.
+      The text; None if no text of this name was saved.
 
     Raises:
-      CorruptCheckpoint: it is not what was written.
+      CorruptCheckpoint: the text or the manifest differs from what was written.
 
     Example:
       >>> import jax.numpy as jnp, tempfile, vae_jax
@@ -295,14 +296,14 @@ def read_text(folder: str | Path, name: str) -> str | None:
 
 
 def verify(folder: str | Path) -> None:
-    """Read a checkpoint and compare every file and array with its digest.
+    """Verify the digests of all files and arrays of a checkpoint.
 
     Args:
-      folder: a checkpoint's folder, `.../<step>`.
+      folder: folder of the checkpoint, `.../<step>`.
 
     Raises:
-      CorruptCheckpoint: a file or an array is not what was written.
-      FileNotFoundError: there is no such checkpoint.
+      CorruptCheckpoint: a file or an array differs from what was written.
+      FileNotFoundError: the checkpoint does not exist.
 
     Example:
       >>> from vae_jax import checkpoint
@@ -314,13 +315,13 @@ def verify(folder: str | Path) -> None:
 
 
 def steps(folder: str | Path) -> list[int]:
-    """Steps of the checkpoints in a folder, in ascending order.
+    """List the steps of the checkpoints in a folder, in ascending order.
 
     Args:
-      folder: a run's `checkpoints` folder; need not exist.
+      folder: the `checkpoints` folder of a run; need not exist.
 
     Returns:
-      Numbers of the folders in it whose name is a number, as Python writes it.
+      The subfolders whose name is a decimal number without leading zeros, as integers.
 
     Example:
       >>> from vae_jax import checkpoint
@@ -334,15 +335,15 @@ def steps(folder: str | Path) -> list[int]:
 
 
 def remove(folder: str | Path) -> None:
-    """Remove a checkpoint; it disappears from its name at once.
+    """Remove a checkpoint; it is renamed first, so it disappears atomically.
 
-    Of one that is a symbolic link the link is removed.
+    If it is a symbolic link, only the link is removed.
 
     Args:
-      folder: a checkpoint's folder, `.../<step>`.
+      folder: folder of the checkpoint, `.../<step>`.
 
     Example:
-      See `steps` for what remains.
+      See `steps` for listing the remaining ones.
     """
     folder = Path(folder).absolute()
     doomed = folder.parent.parent / f".{folder.parent.name}-{folder.name}.removed"
@@ -352,21 +353,21 @@ def remove(folder: str | Path) -> None:
 
 
 def save_run(folder: str | Path, params: Params, *, step: int = 0) -> Path:
-    """Write a model trained in a loop of one's own as a run that `load_run` reads.
+    """Save a model trained in a custom loop as a run, for `load_run`.
 
     `python -m experiments.evaluate FOLDER --dataset=...` evaluates it.
 
     Args:
-      folder: the run's folder; made if it does not exist.
+      folder: folder of the run, created if necessary.
       params: model parameters.
-      step: number of steps taken, the name of the checkpoint.
+      step: number of training steps, the name of the checkpoint.
 
     Returns:
-      The checkpoint's folder.
+      The folder of the checkpoint.
 
     Raises:
-      ValueError: a negative step, or functions of `replace_networks`.
-      FileExistsError: the run has a checkpoint of that step.
+      ValueError: `step` is negative, or a network is from `replace_networks`.
+      FileExistsError: the run already has a checkpoint of this step.
 
     Example:
       >>> import jax, tempfile, vae_jax
@@ -381,9 +382,9 @@ def save_run(folder: str | Path, params: Params, *, step: int = 0) -> Path:
     for network in (params.encoder, params.decoder):
         if isinstance(network, External):
             raise ValueError(
-                f"a {network.role} of replace_networks is code, which no checkpoint "
-                "holds: save its weights yourself, or make it a network of the spec "
-                "(vae_jax.FunctionNetwork)"
+                f"a {network.role} of replace_networks is code, which checkpoints do "
+                "not contain: save its weights yourself, or make it a network of the "
+                "spec (vae_jax.FunctionNetwork)"
             )
     state = _Trained(params.replace(network_key=None))
     checkpoint = Path(folder) / "checkpoints" / str(step)
@@ -394,7 +395,7 @@ def save_run(folder: str | Path, params: Params, *, step: int = 0) -> Path:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Trained:
-    """A state that has parameters and no more."""
+    """A state with parameters only."""
 
     params: Params
 
@@ -408,24 +409,25 @@ def load_run(
     model: int | None = None,
     trust: Trust = False,
 ) -> Params:
-    """Parameters of a trained run, for a script or a notebook.
+    """Load the parameters of a trained run.
 
     Args:
-      folder: the run's folder, which holds `checkpoints/`.
+      folder: folder of the run, which contains `checkpoints/`.
       which: the last checkpoint, or the best on validation data (`best.json`); the
-        figures of both stand in `results.json`.
-      step: the checkpoint to take in place of the last.
+        results of both are in `results.json`.
+      step: step of the checkpoint to load instead of the last.
       spec: as in `restore`.
-      model: as in `restore`: which of the many models of a sweep.
-      trust: as in `restore`: a run of parts of one's own names their modules, and a
-        folder from a stranger must not decide what code runs.
+      model: index of a model of a sweep, as in `restore`.
+      trust: as in `restore`. A run with user-defined classes names their modules; an
+        untrusted folder must not decide which code runs.
 
     Returns:
       `Params`.
 
     Raises:
-      ValueError: no run or no checkpoint there; no best one, as in a run without
-        validation data; else as `restore`.
+      ValueError: the folder has no checkpoints or none of this step; an invalid
+        `which`; `step` with `which="best"`; no best checkpoint, as in a run without
+        validation data; or as for `restore`.
 
     Example:
       >>> import vae_jax
@@ -456,25 +458,26 @@ def load_run(
 
 
 def _best_step(checkpoints: Path) -> int:
-    """The step that best.json names, chosen on validation data."""
+    """Step in best.json, chosen on validation data."""
     try:
         best = json.loads((checkpoints / "best.json").read_text())
-        # Before there were validation data it was chosen on the test set.
+        # Earlier versions chose it on the test set, without this key.
         _ = best["validation_elbo"]
         step = best["step"]
-        # True and 9.0 are equal to steps, and no names of checkpoints.
+        # True and 9.0 compare equal to integers but do not name checkpoints.
         if type(step) is not int:
             raise TypeError(f"step is {step!r}")
         return step
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"folder {str(checkpoints.parent)!r} holds no checkpoint that is best on "
-            "validation data: the run had none, or trained many models (which='last')"
+            "validation data: the run had no validation data, or trained many models "
+            "(which='last')"
         ) from error
 
 
 def _flatten(tree: PyTree) -> dict[str, np.ndarray]:
-    """Leaves by the name of their path; typed keys as their data."""
+    """Map the names of paths to leaves as arrays, with typed keys as their data."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         _name(path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
@@ -482,10 +485,10 @@ def _flatten(tree: PyTree) -> dict[str, np.ndarray]:
     }
 
 
-def _below(
+def _subtree(
     path: tuple[str, ...], leaves: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The leaves of one part of the tree."""
+    """Select the leaves of a subtree."""
     prefix = ".".join((*path, ""))
     return {
         name: leaf for name, leaf in leaves.items() if f"{name}.".startswith(prefix)
@@ -493,7 +496,7 @@ def _below(
 
 
 def _unflatten(like: PyTree, leaves: dict[str, np.ndarray], *, dtypes: bool) -> PyTree:
-    """The tree of named leaves, each put where `like` has one of its name."""
+    """Rebuild a tree of the structure of `like` from named leaves."""
     paths, _ = jax.tree_util.tree_flatten_with_path(like)
     left_over = sorted(leaves.keys() - {_name(path) for path, _ in paths})
 
@@ -507,7 +510,7 @@ def _unflatten(like: PyTree, leaves: dict[str, np.ndarray], *, dtypes: bool) -> 
             wanted = jax.eval_shape(jax.random.key_data, wanted)
         if found.shape != wanted.shape or (dtypes and found.dtype != wanted.dtype):
             raise ValueError(
-                f"{name} is {found.dtype}{list(found.shape)} in the checkpoint, and "
+                f"{name} is {found.dtype}{list(found.shape)} in the checkpoint, but "
                 f"{wanted.dtype}{list(wanted.shape)} was expected"
             )
         leaf = jnp.asarray(found)

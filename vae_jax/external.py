@@ -1,8 +1,8 @@
-"""Functions of a script's own in the place of a model's networks.
+"""Replace the networks of a model by user-defined functions.
 
-`encode` and `decode` call what `Params` holds: the weights of a network of the spec, or
-an `External` function that makes the distribution itself. Everything that is built on
-these two, from the ELBO to annealing, then takes it.
+`Params` contains either the weights of a network of the spec or an `External` function
+that returns the distribution itself. `encode` and `decode` support both, and so does
+everything that builds on them, from the ELBO to annealing.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,13 @@ from vae_jax.types import Array, Conditions, Distribution
 )
 @dataclass(frozen=True)
 class External:
-    """A function of a script's own, in `Params.encoder` or `Params.decoder`.
+    """A user-defined function in `Params.encoder` or `Params.decoder`.
 
     Attributes:
-      weights: arrays of the function, where it is a pytree; None for other leaves.
-      constants: the other leaves, static; None for arrays. A plain function is one.
-      structure: of the pytree.
+      weights: leaves of the function, as a pytree, that are arrays; None for others.
+      constants: the other leaves, which are static; None for arrays. A plain function
+        is a single constant.
+      structure: structure of the pytree.
       role: `posterior` or `likelihood`, for messages.
     """
 
@@ -40,7 +41,7 @@ class External:
     role: str
 
     def __call__(self, inputs: Array, conditions: Conditions | None) -> Any:
-        """Call the function, with `labels` where the model has some."""
+        """Call the function, with `labels=conditions` unless they are None."""
         leaves = [
             constant if weight is None else weight
             for weight, constant in zip(self.weights, self.constants, strict=True)
@@ -69,36 +70,38 @@ def replace_networks(
     posterior: Callable[..., Distribution] | None = None,
     likelihood: Callable[..., Distribution] | None = None,
 ) -> Params:
-    """The model with q(z|x) or p(x|z) made by functions of a script's own.
+    """Replace the encoder or decoder by functions that return q(z|x) or p(x|z).
 
-    For networks that were trained or written elsewhere. Everything that takes `params`
-    then takes them: bounds, `log_evidence`, annealing, MCMC, calibration, `generate`,
-    `fit`. The spec's families still say what x and z are (`support`, `latent_space`)
-    and need not be those of the distributions; its prior stays. The functions do their
-    own scaling of x, do not draw, and have no checkpoint (`save_run`).
+    Use it for networks that were trained or defined elsewhere. The result is valid
+    wherever `params` is: bounds, `log_evidence`, annealing, MCMC, calibration,
+    `generate`, `fit`. The families of the spec still define the spaces of x and z
+    (`support`, `latent_space`), but the distributions may be of other families; the
+    prior is unchanged. The functions scale x themselves, receive no PRNG key, and
+    cannot be saved in a checkpoint (`save_run`).
 
-    Where `num_classes` or `num_covariates` is set, they are given
-    `labels=Conditions(...)` as well, its labels as weights of the classes `[B, C]`, and
-    `likelihood` the exposure too, where the spec's takes one.
+    If `num_classes` or `num_covariates` is set, the functions also receive
+    `labels=Conditions(...)`, with the labels as class weights `[B, C]`; `likelihood`
+    also receives the exposure, if the likelihood of the spec takes one.
 
     Args:
       params: model parameters.
       posterior: function from x, `[B, D]`, to q(z|x) with arrays `[B, ...]`; None keeps
         the encoder.
       likelihood: function from z, `[..., L]`, usually `[S, B, L]`, to p(x|z) with
-        arrays `[..., D]`; None keeps the decoder. With several stochastic layers z is
+        arrays `[..., D]`; None keeps the decoder. With several stochastic layers, z is
         that of the layer nearest the data.
 
       Each is a plain function, or a callable pytree whose arrays are weights for
       `jax.grad` and `fit`, such as `jax.tree_util.Partial(function, weights)`.
-      Arrays of a closure are constants.
+      Arrays in a closure are constants.
 
     Returns:
       `Params` of the same spec.
 
     Raises:
-      ValueError: no function. When it is called: what it returns is no `Distribution`,
-        or one of another shape, or q(z|x) is discrete in a model of real latents.
+      ValueError: an argument is not callable. When a function is called: it does not
+        return a `Distribution` of the expected shape, or q(z|x) is discrete in a model
+        with real latents.
 
     Example:
       >>> import jax, jax.numpy as jnp, vae_jax
@@ -129,20 +132,20 @@ def replace_networks(
 
 
 def require_posterior(spec: ModelSpec, built: Distribution, batch: int) -> None:
-    """Raise ValueError for q(z|x) of other shapes, or of bits for real latents.
+    """Raise ValueError if q(z|x) has other shapes, or is discrete for real latents.
 
     Args:
-      spec: of the model.
-      built: what the function made of `batch` examples.
-      batch: B.
+      spec: spec of the model.
+      built: result of the function for `batch` examples.
+      batch: number B of examples.
 
     Raises:
-      ValueError: names the shape that came and the one expected.
+      ValueError: invalid q(z|x); the message states the actual and expected shape.
     """
     size = spec.latent_dim if spec.posterior.layers is None else None
     _require_mean("posterior", built, (batch,), size)
     for leaf in jax.tree.leaves(built):
-        # A `[L]` of all examples would pass for a `[B]` where both are as large.
+        # Require a batch axis: if L = B, an array `[L]` would be mistaken for `[B]`.
         if leaf.ndim < 2 or leaf.shape[0] not in (1, batch):
             raise ValueError(
                 f"posterior must return q(z|x) with arrays [{batch}, ...] or [1, ...] "
@@ -151,21 +154,21 @@ def require_posterior(spec: ModelSpec, built: Distribution, batch: int) -> None:
     if spec.posterior.latent_space == "real" and built.is_enumerable:
         raise ValueError(
             f"posterior returned {type(built).__name__}, whose latents are discrete, "
-            f"and those of the model are real ({spec.posterior!r}): choose a spec of "
+            f"but those of the model are real ({spec.posterior!r}): choose a spec with "
             "discrete latents, such as posterior=FactorizedBernoulli()"
         )
 
 
 def require_likelihood(spec: ModelSpec, built: Distribution, z: Array) -> None:
-    """Raise ValueError for p(x|z) of another shape than `[..., D]`.
+    """Raise ValueError if p(x|z) has another shape than `[..., D]`.
 
     Args:
-      spec: of the model.
-      built: what the function made of `z`.
+      spec: spec of the model.
+      built: result of the function for `z`.
       z: latents, `[..., L]`.
 
     Raises:
-      ValueError: names the shape that came and the one expected.
+      ValueError: invalid p(x|z); the message states the actual and expected shape.
     """
     _require_mean("likelihood", built, z.shape[:-1], spec.data_dim)
 

@@ -1,7 +1,7 @@
-"""`fit`: a whole training run as one call, for scripts and notebooks.
+"""`fit`: train a model in one call, for scripts and notebooks.
 
-A loop of `train_epoch`, which is what a loop of one's own starts from. What a run of
-the experiments has besides (checkpoints, resume, several devices) is not here.
+`fit` is a loop over `train_epoch`, from which custom training loops can start. For
+checkpoints, resuming and several devices, see the training command of the experiments.
 """
 
 from collections.abc import Callable
@@ -32,18 +32,18 @@ from vae_jax.training_objectives import ELBO, Labelled, Metrics
 from vae_jax.types import Array, Key, Objective
 
 Callback = Callable[[int, dict[str, float], Params], Any]
-"""`f(epoch, figures, params)` after each epoch; a true result ends the training."""
+"""`f(epoch, metrics, params)`, called after each epoch; true stops the training."""
 
 
 class Fitted(NamedTuple):
-    """A trained model and how it came about.
+    """A trained model and its training history.
 
     Attributes:
-      params: of the last epoch, or of the best one on validation data; the moving
-        average where one is kept.
-      history: figures of each epoch, `[num_epochs]`, in nats: means over the examples
-        of `objective` and of what the objective logs; `validation_elbo` where there
-        are validation data.
+      params: parameters of the last epoch, or of the epoch with the best validation
+        ELBO; their moving average if `average_decay` is set.
+      history: metrics of each epoch, `[num_epochs]` (fewer if training stops early):
+        means over the examples of the objective and of the metrics that it logs, in
+        nats, and `validation_elbo` if there are validation data.
     """
 
     params: Params
@@ -65,41 +65,43 @@ def fit(
     patience: int | None = None,
     callback: Callback | None = None,
 ) -> Fitted:
-    """Trains a model for some epochs and returns it with its figures.
+    """Train a model and return its parameters and training history.
 
-    Without validation data and callback it is one pure function of arrays, which
-    compiles itself: under `vmap` it trains many models. With either, or with data that
-    stay on the host, it is a loop on the host that runs one compiled epoch after
-    another.
+    Without `validation` and `callback`, and with data in memory, `fit` is a pure
+    function that is compiled as a whole; under `vmap`, it trains many models. Otherwise
+    it is a loop on the host that runs one compiled epoch after another.
 
     Args:
       params: initial parameters.
       data: training examples, `[n, D]`; `Labelled` for a conditional model. An
-        `np.memmap` or `data.Rows` may be larger than the memory: it is read batch by
-        batch, ahead of the device.
-      key: PRNG key, consumed once: noise, order of the data, noise of the validation.
-      num_epochs: passes over the data.
-      objective: what to maximise; by default the ELBO.
-      optimizer: an optax optimizer; by default Adam at 1e-3.
-      batch_size: examples of a step, at most n; a last batch may be smaller.
-      preprocess: `f(batch, key) -> x` for what is drawn afresh at every step, as for
+        `np.memmap` or `data.Rows` may be larger than the memory; its batches are
+        prefetched to the device.
+      key: PRNG key, consumed once: training noise, data order, validation noise.
+      num_epochs: number of passes over the data.
+      objective: objective to maximise; by default the ELBO.
+      optimizer: an optax optimizer; by default Adam with learning rate 1e-3.
+      batch_size: examples per step, reduced to n if larger; the last batch of an epoch
+        may be smaller.
+      preprocess: random preprocessing of each batch, `f(batch, key) -> x`, as for
         `train_step`.
-      average_decay: decay of a moving average of the parameters, which is then what is
-        validated and returned; None keeps none.
-      validation: examples as the model sees them (`preprocess` is not applied), `[m,
-        D]`; their ELBO is taken after each epoch, with one noise key an example, and
-        the parameters of the best epoch are returned.
-      patience: epochs without a better validation ELBO after which training ends.
-      callback: called after each epoch with its number from 0, its figures as numbers,
-        and the parameters.
+      average_decay: decay of an exponential moving average of the parameters; the
+        average is then validated and returned. None disables averaging.
+      validation: preprocessed examples, `[m, D]` (`preprocess` is not applied). Their
+        ELBO is estimated after each epoch, with the same noise each time, and the
+        parameters of the best epoch are returned.
+      patience: number of epochs without a better validation ELBO after which training
+        stops.
+      callback: called after each epoch with the epoch (from 0), its metrics as floats,
+        and the parameters; training stops if it returns a true value.
 
     Returns:
       `Fitted`.
 
     Raises:
-      ValueError: `num_epochs`, `batch_size` or `patience` below 1, no examples,
-        `patience` without `validation`, or `validation` or a callback within a function
-        that JAX traces; a validation ELBO that is nan after every epoch.
+      ValueError: `num_epochs`, `batch_size` or `patience` below 1; no examples;
+        `patience` without `validation`; `validation`, a callback or data on the host
+        in a function traced by JAX; or a validation ELBO that is NaN or -inf in every
+        epoch.
 
     Example:
       >>> import jax, vae_jax
@@ -120,7 +122,7 @@ def fit(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if patience is not None and validation is None:
-        raise ValueError(f"patience {patience} needs validation data to watch")
+        raise ValueError(f"patience {patience} needs validation data")
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
     noise_key, order_key, validation_key = jax.random.split(key, 3)
     step = partial(
@@ -164,7 +166,7 @@ def fit(
     best, best_elbo, best_epoch, rows = None, -np.inf, -1, []
     for epoch in range(num_epochs):
         state, figures = run_epoch(state, epoch, data, order_key)
-        # A copy: the next epoch is given the state's memory.
+        # Copied, because the buffers of the state are donated to the next epoch.
         current = jax.tree.map(jnp.copy, state.evaluation_params)
         rows.append(jax.tree.map(float, figures | validate(current)))
         elbo = rows[-1].get("validation_elbo", np.inf)
@@ -177,7 +179,7 @@ def fit(
     if best is None:
         raise ValueError(
             "the validation ELBO was never above -inf: check the validation data, or "
-            "take a smaller learning rate"
+            "use a smaller learning rate"
         )
     history = {name: jnp.asarray([row[name] for row in rows]) for name in rows[0]}
     return Fitted(best, history)
@@ -192,7 +194,7 @@ def _run_epoch(
     step: Callable[..., tuple[TrainState, Metrics]],
     batch_size: int,
 ) -> tuple[TrainState, Metrics]:
-    """One epoch, and the means of its figures over the examples."""
+    """Train for one epoch; return also the means of its metrics over the examples."""
     num_examples = jax.tree.leaves(data)[0].shape[0]
     epoch = shuffled_epoch(
         order_key, number, num_examples=num_examples, batch_size=batch_size
@@ -204,7 +206,7 @@ def _run_epoch(
 
 
 def _means(history: Metrics, epoch: Epoch) -> Metrics:
-    """Means of an epoch's figures over its examples."""
+    """Means of an epoch's metrics over its examples."""
     weights = np.array(epoch.batch_sizes) / sum(epoch.batch_sizes)
     return {
         name: figures @ weights.astype(figures.dtype)
@@ -215,7 +217,7 @@ def _means(history: Metrics, epoch: Epoch) -> Metrics:
 def _host_epochs(
     step: Callable[..., tuple[TrainState, Metrics]], data: Any, batch_size: int
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """`_run_epoch` with examples on the host."""
+    """Variant of `_run_epoch` for examples on the host."""
     num_examples = jax.tree.leaves(data)[0].shape[0]
     sizes = {"num_examples": num_examples, "batch_size": batch_size}
     order = jax.jit(partial(shuffled_epoch, **sizes))
@@ -249,7 +251,7 @@ def _host_epochs(
 def _validation(
     validation: Array | Labelled | None, key: Key
 ) -> Callable[[Params], Metrics]:
-    """`f(params) -> figures` of the validation data; none without them."""
+    """Return `f(params) -> metrics`, which is empty without validation data."""
     if validation is None:
         return lambda params: {}
     x, labels = validation if isinstance(validation, Labelled) else (validation, None)

@@ -1,7 +1,7 @@
-"""Training examples that stay on the host, gathered ahead of the devices by a thread.
+"""Training examples in host memory, prefetched to the devices by a thread.
 
-What is on the devices are the batches of some hundred steps; the steps are those of
-`train_epoch` on the whole data set, to the bit.
+The devices hold a chunk of batches at a time. The results are bitwise equal to those
+of `train_epoch` on the whole data set.
 """
 
 import math
@@ -16,7 +16,7 @@ from vae_jax.training import Epoch, TrainState
 from vae_jax.training_objectives import Metrics
 from vae_jax.types import PyTree
 
-# Of examples on the devices at once, and as many ahead.
+# Size of the examples of a chunk; another chunk is prefetched.
 CHUNK_BYTES = 2**25
 
 
@@ -25,20 +25,18 @@ def own_examples(
 ) -> tuple[Epoch, PyTree]:
     """Select the examples that one device uses in an epoch, in order of use.
 
-    The device then only needs to hold its share of the data set, or of the batches of
-    some steps.
+    The device then only holds its share of the data set, or of a chunk of batches.
 
     Args:
       epoch: the device's share of an epoch, `[T, B / N]` and `[R]`.
       data: the data set on the host, `[n, ...]`.
-      first_step: step of the epoch whose batch is the first.
-      num_steps: number K of batches, by default all T. The selection has one size for
-        all chunks of an epoch.
+      first_step: first step of the chunk, a multiple of K.
+      num_steps: number K of steps in the chunk, by default all T. All chunks of an
+        epoch have the same shapes.
 
     Returns:
-      The epoch as indices into the selected examples, for steps `first_step` to
-      `first_step + K - 1` (a multiple of K and later), and these examples,
-      `[K B / N + R, ...]`.
+      The epoch as indices into the selected examples, valid for steps `first_step` to
+      `first_step + K - 1`, and these examples, `[K B / N + R, ...]`.
 
     Example:
       >>> import numpy as np
@@ -51,7 +49,7 @@ def own_examples(
     total, size = np.shape(epoch.batches)
     length = total if num_steps is None else num_steps
     batches = np.asarray(epoch.batches)[first_step : first_step + length]
-    # Resized: where the epoch ends, examples that no step takes fill up the chunk.
+    # The last chunk may be shorter: it is padded with examples that no step uses.
     order = np.concatenate([np.resize(batches, length * size), epoch.rest])
     within: Any = np.arange(total, dtype=np.int32) % max(1, length)
     columns = np.arange(size, dtype=np.int32)
@@ -61,15 +59,15 @@ def own_examples(
 
 
 def steps_per_chunk(data: PyTree, batch_size: int) -> int:
-    """Steps whose batches are on the devices at once.
+    """Number of steps per chunk.
 
     Args:
       data: the data set on the host.
-      batch_size: examples of a step.
+      batch_size: examples per step.
 
     Returns:
-      The most of which `CHUNK_BYTES` hold the examples, at least 1, and at most the
-      full batches of an epoch.
+      The largest number of steps whose examples fit into `CHUNK_BYTES`, at least 1 and
+      at most the number of full batches in an epoch.
 
     Example:
       >>> import numpy as np
@@ -84,7 +82,7 @@ def steps_per_chunk(data: PyTree, batch_size: int) -> int:
 
 
 class EpochChunks:
-    """An epoch in chunks of steps; a thread loads one while another is trained on."""
+    """An epoch in chunks of steps; a thread loads the next chunk during training."""
 
     def __init__(
         self,
@@ -93,14 +91,14 @@ class EpochChunks:
         *,
         steps_per_chunk: int,
     ):
-        """Load nothing yet.
+        """Initialize without loading any examples.
 
         Args:
-          load: `f(first_step) -> share` of the steps of a chunk, on the devices: what
-            `own_examples` returns.
-          sizes: an epoch of the same shapes. A last, smaller batch is in the last
+          load: `f(first_step) -> share`, which puts the result of `own_examples` for a
+            chunk on the devices.
+          sizes: an epoch of the same shapes. A smaller last batch is in the last
             chunk.
-          steps_per_chunk: K.
+          steps_per_chunk: number K of steps per chunk.
         """
         self._load, self._length = load, steps_per_chunk
         self._num_steps = len(sizes.batch_sizes)
@@ -109,7 +107,7 @@ class EpochChunks:
         self._thread = ThreadPoolExecutor(1)
 
     def _share(self, number: int) -> Any:
-        """The share of a chunk, while the next one is being loaded."""
+        """Return the share of a chunk and start loading the next one."""
         self._loaded = {k: v for k, v in self._loaded.items() if k >= number}
         for wanted in range(number, min(number + 2, self._num_chunks)):
             if wanted not in self._loaded:
@@ -128,7 +126,7 @@ class EpochChunks:
 
         Args:
           run: `f(state, share, history, stop) -> (state, history)`, compiled.
-          state: state at the start of or within the epoch.
+          state: state at the start of the epoch or within it.
           history: metrics of the epoch's steps so far.
           stop: step of the epoch to stop before; 0 compiles without taking a step.
 

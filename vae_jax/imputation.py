@@ -1,4 +1,4 @@
-"""Missing values from what is observed: importance-weighted means and draws."""
+"""Imputation of missing values by importance-weighted means and draws."""
 
 from typing import NamedTuple
 
@@ -15,16 +15,17 @@ from vae_jax.types import Array, Distribution, Key, Labels
 
 
 class Imputation(NamedTuple):
-    """Examples with their missing values filled in.
+    """Examples with imputed missing values.
 
     Attributes:
-      mean: E[x_missing | x_observed], and the observed values, `[B, D]`; NaN in a
-        column of categories without an order, or of another likelihood without a
-        mean: the draws are for it.
-      draws: M draws of x_missing given x_observed, and the observed values,
-        `[M, B, D]`: multiple imputations.
-      effective_sample_size: of the weights, between 1 and S, `[B]`.
-      pareto_k: tail index of the weights, `[B]`; above 0.7 the estimate is unreliable,
+      mean: E[x_missing | x_observed] for missing values, and the observed values,
+        `[B, D]`; NaN for missing values of a likelihood without an exact mean, such as
+        that of unordered categories: use the draws.
+      draws: M draws of x_missing given x_observed (multiple imputations), and the
+        observed values, `[M, B, D]`.
+      effective_sample_size: effective sample size of the weights, between 1 and S,
+        `[B]`.
+      pareto_k: tail index of the weights, `[B]`; above 0.7, the estimate is unreliable,
         as for `log_evidence`.
     """
 
@@ -44,29 +45,29 @@ def impute(
     chunk_size: int = 10_000,
     labels: Labels = None,
 ) -> Imputation:
-    """Missing values by self-normalised importance sampling.
+    """Impute missing values by self-normalised importance sampling.
 
         E[x_m|x_o] ~= (sum_s w_s E[x_m|z_s]) / (sum_s w_s)
         w_s = p(x_o, z_s) / q(z_s|x_o) with z_s ~ q(z|x_o)
 
-    for missing x_m and observed x_o (Mattei & Frellsen 2019, section 3); draws are from
-    p(x_m|z) at latents that are drawn by the weights.
+    for missing x_m and observed x_o (Mattei & Frellsen 2019, section 3). Draws are from
+    p(x_m|z), with z resampled according to the weights.
 
     Args:
-      params: of a model whose likelihood is `Masked`.
+      params: parameters of a model whose likelihood is `Masked`.
       x: observations, `[B, D]`, NaN where a value is missing.
       key: PRNG key, consumed once; example i uses `fold_in(key, i)`.
-      num_samples: importance samples S of each example.
-      num_draws: M.
-      chunk_size: latents decoded at once; bounds the memory.
-      labels: of a conditional model, as for `encode`.
+      num_samples: number S of importance samples per example.
+      num_draws: number M of draws per example.
+      chunk_size: number of latents to decode at once, which bounds the memory.
+      labels: labels for a conditional model, as for `encode`.
 
     Returns:
       `Imputation`, in the units of the data.
 
     Raises:
-      ValueError: NaN where the likelihood is not `Masked`, values outside its support,
-        a number below 1, or a posterior without density.
+      ValueError: NaN although the likelihood is not `Masked`, values outside its
+        support, a number below 1, or a posterior without a density.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -114,7 +115,7 @@ def impute(
 
 
 def _exact_mean(p: Distribution) -> Array:
-    """The mean, NaN in columns whose distribution has no exact one."""
+    """Mean of a distribution, NaN in columns without an exact mean."""
     if isinstance(p, MaskedDistribution):
         return _exact_mean(p.base)
     if isinstance(p, ProductDistribution):

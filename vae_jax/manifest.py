@@ -1,8 +1,8 @@
-"""The files of a checkpoint: its manifest, and a reader that believes nothing else.
+"""Manifests of checkpoints, and a reader that verifies all contents against them.
 
-A manifest names every leaf with its shape, dtype and sha256, and every file with its
-sha256. `read` gives back what it describes, or raises `CorruptCheckpoint`, whatever
-the files hold.
+A manifest lists the shape, dtype and sha256 of every leaf, and the sha256 of every
+file. `read` returns the contents that it describes, or raises `CorruptCheckpoint` for
+any other content of the files.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from vae_jax.types import PyTree
 
 
 class CorruptCheckpoint(ValueError):
-    """A checkpoint whose files or arrays are not what was written."""
+    """A file or an array of a checkpoint differs from what was written."""
 
 
 class Contents(NamedTuple):
@@ -32,7 +32,7 @@ class Contents(NamedTuple):
 
     Attributes:
       leaves: arrays by the name of their path in the tree.
-      spec: the spec as JSON, of the form that `spec_to_json` gives it.
+      spec: the spec as JSON, in the form of `spec_to_json`.
     """
 
     leaves: dict[str, np.ndarray]
@@ -42,20 +42,20 @@ class Contents(NamedTuple):
 def write(
     folder: Path, leaves: dict[str, np.ndarray], spec: dict[str, Any], *, step: str
 ) -> None:
-    """Write spec and manifest beside the arrays, and flush all to the disk.
+    """Write the spec and the manifest, and flush all files to disk.
 
     Args:
-      folder: holds `arrays/` by now.
-      leaves: what the arrays are.
+      folder: folder that already contains `arrays/`.
+      leaves: the arrays by name, including empty ones.
       spec: the spec as JSON.
-      step: the name that the folder is going to have.
+      step: final name of the folder.
     """
     (folder / "spec.json").write_text(json.dumps(spec, indent=2))
     described = {name: _describe(leaf) for name, leaf in leaves.items()}
     manifest = {
         "step": step,
         "leaves": described,
-        # An empty array has no bytes that would tell it from another.
+        # Covers shapes and dtypes, which the digest of an empty array does not.
         "leaves_sha256": _digest_of(described),
         "files": {
             str(path.relative_to(folder)): _digest(path) for path in _files(folder)
@@ -70,19 +70,20 @@ def read(folder: Path) -> Contents:
     """Read a checkpoint and compare every file and array with its digest.
 
     Args:
-      folder: the checkpoint's own folder, `.../<step>`.
+      folder: folder of the checkpoint, `.../<step>`.
 
     Returns:
-      Its contents.
+      The contents of the checkpoint.
 
     Raises:
-      CorruptCheckpoint: they are not what was written; names what is not.
-      FileNotFoundError: there is no such folder.
+      CorruptCheckpoint: a file or an array differs from what was written; the message
+        states which.
+      FileNotFoundError: the folder does not exist.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoint at {folder}")
     if folder.is_symlink():
-        raise CorruptCheckpoint("it is a symbolic link, and no folder of its own")
+        raise CorruptCheckpoint("it is a symbolic link instead of a folder")
     step, described, files, own_digest = _read_manifest(folder)
     if step != folder.name:
         raise CorruptCheckpoint(f"manifest.json is of step {step}")
@@ -102,19 +103,22 @@ def read(folder: Path) -> Contents:
 
 
 def require_room(folder: Path, leaves: dict[str, np.ndarray]) -> None:
-    """Raise if there is no room for a checkpoint, of which orbax dies in a dozen ways.
+    """Raise OSError if there is too little disk space for a checkpoint.
+
+    Checked in advance because orbax raises many types of errors for a full disk.
 
     Args:
-      folder: exists, on the disk that is written to.
-      leaves: the arrays.
+      folder: existing folder on the disk of the checkpoint.
+      leaves: the arrays by name.
 
     Raises:
-      OSError: too few bytes or files are left; names the folder and both numbers.
+      OSError: too few bytes or files are left; the error names the folder and the
+        numbers.
     """
     disk = os.statvfs(folder)
     needed = sum(leaf.nbytes for leaf in leaves.values()) + _BYTES_BESIDE_ARRAYS
     free = disk.f_bavail * disk.f_frsize
-    # Some file systems count no files.
+    # Some file systems do not limit the number of files and report 0.
     if free < needed or 0 < disk.f_files and disk.f_favail < _FILES:
         raise OSError(
             errno.ENOSPC,
@@ -124,13 +128,13 @@ def require_room(folder: Path, leaves: dict[str, np.ndarray]) -> None:
         )
 
 
-# Of the metadata and the manifest; with blocks that are not full, of a hundred leaves.
+# Upper bounds for metadata and manifest, for 100 leaves and partially filled blocks.
 _BYTES_BESIDE_ARRAYS, _FILES = 500_000, 50
 
 
 @contextlib.contextmanager
 def checkpointer() -> Iterator[ocp.PyTreeCheckpointer]:
-    """A checkpointer of orbax, which raises its errors and does not log them too."""
+    """Open an orbax checkpointer with its logging disabled; it still raises errors."""
     logger = logging.getLogger("absl")
     before, logger.disabled = logger.disabled, True
     try:
@@ -144,14 +148,14 @@ def read_text(folder: Path, name: str) -> str | None:
     """Read a file of a checkpoint and compare it with its digest.
 
     Args:
-      folder: the checkpoint's own folder.
-      name: of the file.
+      folder: folder of the checkpoint.
+      name: name of the file.
 
     Returns:
-      Its text; None where the manifest has no such file.
+      The text; None if the manifest does not list the file.
 
     Raises:
-      CorruptCheckpoint: it is not what was written.
+      CorruptCheckpoint: the file or the manifest differs from what was written.
     """
     digest = _read_manifest(folder).files.get(name)
     if digest is None:
@@ -177,7 +181,7 @@ def _read_manifest(folder: Path) -> _Manifest:
 
 
 def _parse(manifest: Any) -> _Manifest:
-    """Step, descriptions of leaves and digests of files, with the types they have."""
+    """Parse and validate step, descriptions of leaves, and digests of files."""
     leaves, files = dict(manifest["leaves"]), dict(manifest["files"])
     for name, leaf in leaves.items():
         shape, dtype = leaf["shape"], leaf["dtype"]
@@ -194,7 +198,7 @@ def _parse(manifest: Any) -> _Manifest:
 def _read_arrays(
     folder: Path, described: dict[str, dict[str, Any]]
 ) -> dict[str, np.ndarray]:
-    # As NumPy arrays: on how many devices they were, here, is not asked.
+    # As NumPy arrays, independent of the sharding they were saved with.
     wanted = {
         name: ocp.RestoreArgs(restore_type=np.ndarray)
         for name, description in described.items()
@@ -214,26 +218,26 @@ def _read_arrays(
         described_here = {name: _describe(leaf) for name, leaf in leaves.items()}
     except MemoryError:
         raise
-    # orbax fails in dozens of ways. The files are what was written, so the manifest
-    # is not.
+    # orbax raises many types of errors. The digests of the files were correct, so the
+    # manifest must be wrong.
     except Exception as error:
         raise CorruptCheckpoint(
             f"manifest.json does not describe the arrays ({error!r:.300})"
         ) from error
     for name, description in described.items():
         if described_here.get(name) != description:
-            raise CorruptCheckpoint(f"array {name} has another sha256 than was written")
+            raise CorruptCheckpoint(f"array {name} does not match its sha256")
     return {name: leaves[name] for name in described}
 
 
 def _require_digest(folder: Path, name: str, digest: str) -> None:
     _require_within(folder, name)
     if _digest(folder / name) != digest:
-        raise CorruptCheckpoint(f"{name} has another sha256 than was written")
+        raise CorruptCheckpoint(f"{name} does not match its sha256")
 
 
 def _require_within(folder: Path, name: str) -> None:
-    """Refuse the name of anything but a file of the folder's own."""
+    """Raise CorruptCheckpoint unless `name` is a regular file within the folder."""
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name:
         raise CorruptCheckpoint(f"manifest.json names a file outside: {name!r}")
@@ -253,10 +257,10 @@ def _read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name a file in the errors of the system that do not name any.
+    """Add a path to OSErrors that do not name one.
 
     Args:
-      path: what is written.
+      path: the file or folder that is written.
     """
     try:
         yield
@@ -267,10 +271,10 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def discard(path: Path) -> None:
-    """Remove a file, a folder or a link; what a link leads to stays.
+    """Remove a file, a folder or a symbolic link, but not the target of a link.
 
     Args:
-      path: what may not exist.
+      path: path to remove; need not exist.
     """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -279,7 +283,7 @@ def discard(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Make a file or the entries of a folder survive a power cut.
+    """Flush a file, or the entries of a folder, to disk (fsync).
 
     Args:
       path: the file or folder.

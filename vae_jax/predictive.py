@@ -1,4 +1,4 @@
-"""Posterior predictive checks: does the model make data like those it was given?"""
+"""Posterior predictive checks: statistics of data and of replications by the model."""
 
 from typing import NamedTuple
 
@@ -15,14 +15,16 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 
 class Replicated(NamedTuple):
-    """A statistic of data, and of data that the model made in their place.
+    """A statistic of data, and its distribution over replications.
+
+    Replications in which the statistic is NaN are ignored, such as the dispersion of
+    counts that are all zero. If it is NaN in all, so are the mean and the interval.
 
     Attributes:
-      observed: of the data, `[D]`, or `[]` over all dimensions.
-      mean: over the replications that have the statistic: one without a count has no
-        dispersion. NaN where none has it.
-      lower: end of the predictive interval, of the same replications.
-      upper: likewise.
+      observed: statistic of the data, `[D]`, or `[]` over all dimensions.
+      mean: mean over the replications.
+      lower: lower end of the predictive interval.
+      upper: upper end of the predictive interval.
     """
 
     observed: Array
@@ -32,21 +34,21 @@ class Replicated(NamedTuple):
 
     @property
     def inside(self) -> Array:
-        """Whether the data's statistic does not lie outside of the predictive interval.
+        """Whether the observed statistic is not outside the predictive interval.
 
-        True too where either is NaN, which is no finding: nothing can be compared.
+        Also true if the statistic or the interval is NaN, when they cannot be compared.
         """
         return ~((self.observed < self.lower) | (self.upper < self.observed))
 
 
 def statistics(x: Array) -> dict[str, Array]:
-    """Moments, zeros, dispersion and quantiles of each dimension.
+    """Compute mean, variance, zeros, dispersion and quantiles of each dimension.
 
     Args:
       x: `[B, D]`, NaN where a value is missing.
 
     Returns:
-      `mean`, `variance`, `zeros` (their share), `dispersion` (variance over mean),
+      `mean`, `variance`, `zeros` (share of zeros), `dispersion` (variance / mean),
       `quantile_0.1`, `quantile_0.5`, `quantile_0.9`, each `[D]`; and `zeros_of_all`,
       the share of zeros over all dimensions, `[]`.
 
@@ -81,27 +83,28 @@ def posterior_predictive(
     level: float | Array = 0.95,
     labels: Labels = None,
 ) -> dict[str, Replicated]:
-    """Statistics of data beside those of replications x' ~ E_q(z|x)[p(x'|z)].
+    """Compare statistics of data with those of replications x' ~ E_q(z|x)[p(x'|z)].
 
-    Each replication has a new z and a new x' for every example (Gelman, Meng & Stern
-    1996), with the same values missing. A statistic outside of the interval is one that
-    the model does not have. Data serve twice here, to find z and to compare with: an
-    interval that holds the data's statistic is a weaker finding than one that does not.
+    Each replication draws a new z and a new x' for every example (Gelman, Meng & Stern
+    1996), with the same values missing. An observed statistic outside the interval is
+    one that the model does not reproduce. The data are used twice, to infer z and for
+    the comparison, so the check is conservative: an observed statistic inside the
+    interval is weaker evidence than one outside.
 
     Args:
       params: model parameters.
       x: observations, `[B, D]`.
       key: PRNG key, consumed once; replication r uses `fold_in(key, r)`.
-      num_replications: how many.
-      level: of the predictive intervals, between 0 and 1.
-      labels: of a conditional model, as for `encode`.
+      num_replications: number of replications.
+      level: probability of the predictive intervals, between 0 and 1.
+      labels: labels for a conditional model, as for `encode`.
 
     Returns:
-      A `Replicated` for each of `statistics`.
+      A `Replicated` for each of `statistics`, by name.
 
     Raises:
-      ValueError: a number of replications or a level out of range, or observations that
-        the model does not take.
+      ValueError: `num_replications` or `level` out of range, or observations that are
+        invalid for the model.
 
     Example:
       >>> import jax, jax.numpy as jnp

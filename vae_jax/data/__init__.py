@@ -1,8 +1,8 @@
-"""Data sets as arrays in memory, and how grey pixels become bits.
+"""Load data sets as arrays in memory, and binarize grey-scale images.
 
-Nothing here knows of models. An example is a row of `D` values: integers from 0 to
-`num_levels - 1`, or floats in [0, 1], of which a model sees `to_unit_interval`; or
-counts, which it sees as they are.
+Nothing here depends on models. An example is a row of `D` values: integers from 0 to
+`num_levels - 1` or floats in [0, 1], which models receive through `to_unit_interval`,
+or counts, real numbers and coded categories, which models receive unchanged.
 
 `digits.npz` beside this file is scikit-learn's `load_digits`: the test set of
 "Optical Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak (1998), UCI
@@ -60,44 +60,44 @@ def load(
     missing: Literal["error", "mask"] = "error",
     memory_map: bool = False,
 ) -> Dataset:
-    """Loads a data set by its name, or from a user's file.
+    """Load a data set by its name or from a file.
 
-    A `.npz` file holds `x` and, where there are such, `x_test`, `y`, `y_test` and
-    `num_levels`; a `.npy` file is `x`. Examples are `[n, D]` or `[n, *data_shape]`:
-    bool, uint8, floats in [0, 1], wider integers, which are counts, or other floats,
-    which are real columns; labels are integers. A `.csv` has a header; it, `.parquet`
-    and `.h5ad` are tables (`from_table`); a `.npz` that `scipy.sparse.save_npz` wrote
-    is made dense. Without `x_test` a random tenth is set aside. Without `num_levels`
-    uint8 values have 256 levels, or 2 where none is over 1; the notes say so where no
-    value is 255.
+    A `.npz` file holds `x` and optionally `x_test`, `y`, `y_test` and `num_levels`; a
+    `.npy` file holds `x` only. Examples are `[n, D]` or `[n, *data_shape]`: bool,
+    uint8, floats in [0, 1], wider integers (counts), or other floats (real columns);
+    labels are integers. `.csv` files with a header, `.parquet` and `.h5ad` files are
+    tables (`from_table`). A sparse matrix written by `scipy.sparse.save_npz` is
+    converted to a dense one. Without `x_test`, a random tenth of the examples is the
+    test set. Without `num_levels`, uint8 values have 2 levels if none exceeds 1, else
+    256; a note reports this assumption if no value is 255.
 
-    `binarized_mnist` is MNIST binarized once for good, as Larochelle and Murray
-    published it (2011): 50,000 examples to train, 10,000 to choose by, 10,000 to test;
-    its files may be compressed with gzip. They are sorted by class, so the rows come in
-    a random order, always the same.
+    `binarized_mnist` is the fixed binarization of MNIST by Larochelle and Murray
+    (2011): 50,000 training, 10,000 validation and 10,000 test examples. Its files may
+    be compressed with gzip. The files are sorted by class, so the rows are shuffled in
+    a fixed order.
 
     Args:
       name: one of `NAMES`, or a path ending in `.npz`, `.npy`, `.csv`, `.parquet` or
-        `.h5ad`. `auto` is MNIST, or `digits` where MNIST cannot be had, which the notes
-        say.
-      data_dir: holds the published files, in a folder of the data set's name or
-        directly; what is missing is downloaded into the former.
-      seed: of the synthetic data, and of the split of a file without `x_test`.
-      values: `counts` takes whole numbers of any type and width as counts; None takes
-        integers wider than 8 bits as such, where no `num_levels` says otherwise.
-      columns: of a file, as for `from_table`; `read_columns` reads them.
-      missing: of a file, as for `from_table`.
+        `.h5ad`. `auto` is MNIST, or `digits` with a note if MNIST is unavailable.
+      data_dir: folder of the published files, which are either in a subfolder named
+        after the data set or directly in it. Missing files are downloaded into the
+        subfolder.
+      seed: seed of the synthetic data, and of the split of a file without `x_test`.
+      values: `counts` treats whole numbers of any type as counts; None does so for
+        integers other than uint8, unless the file has `num_levels`.
+      columns: columns of a file, as for `from_table`; see also `read_columns`.
+      missing: treatment of missing values in a file, as for `from_table`.
       memory_map: leave the training examples of a `.npy` in the file, as `Rows` that
-        are read where they are indexed; the file may be larger than the memory.
+        are read on indexing; the file may be larger than the memory.
 
     Returns:
       A `Dataset`.
 
     Raises:
-      DataUnavailable: a published data set is neither there nor to be downloaded.
-      ValueError: an unknown name, a file that is not what it should be, counts that
-        are none, another `values`, a negative seed, or `memory_map` of what is no
-        `.npy` or with `columns`.
+      DataUnavailable: a published data set is neither present nor downloadable.
+      ValueError: an unknown name, an invalid file, invalid counts, an invalid `values`
+        or `missing`, a negative seed, `columns` or `missing` without a file, or
+        `memory_map` for a file other than `.npy` or with `columns`.
 
     Example:
       >>> from vae_jax import data
@@ -113,7 +113,7 @@ def load(
         raise ValueError(f"missing must be 'error' or 'mask', got {missing!r}")
     name, data_dir = str(name), Path(data_dir).expanduser()
     if memory_map and not name.endswith(".npy"):
-        raise ValueError(f"memory_map is of a .npy file, and dataset is {name!r}")
+        raise ValueError(f"memory_map is of a .npy file only, got dataset {name!r}")
     if name.endswith(ENDS):
         return load_file(
             Path(name).expanduser(), seed, values, columns, missing, memory_map
@@ -126,7 +126,7 @@ def load(
 
 
 def _load_named(name: str, data_dir: Path, seed: int) -> Dataset:
-    """A data set by its name."""
+    """Load one of the data sets in `NAMES`."""
     if name in PUBLISHED:
         return load_published(name, data_dir)
     if name == "auto":
@@ -142,7 +142,7 @@ def _load_named(name: str, data_dir: Path, seed: int) -> Dataset:
 
 
 def _load_digits() -> Dataset:
-    """The handwritten digits that come with the package."""
+    """Load the handwritten digits that come with the package."""
     with np.load(Path(__file__).with_name("digits.npz")) as arrays:
         x, y = arrays["x"], arrays["y"].astype(np.int32)
     return Dataset(
@@ -151,7 +151,7 @@ def _load_digits() -> Dataset:
 
 
 def _load_mnist_or_digits(data_dir: Path) -> Dataset:
-    """MNIST, or else the digits and a note."""
+    """Load MNIST, or the digits with a note if MNIST is unavailable."""
     try:
         return load_published("mnist", data_dir)
     except DataUnavailable as error:

@@ -1,6 +1,6 @@
-"""Examples and labels of a user's arrays, refused where they are none.
+"""Validate the examples and labels in a user's arrays.
 
-Nothing here copies an array: a file may be larger than the memory.
+No function here copies an array, because a mapped file may be larger than the memory.
 """
 
 import numpy as np
@@ -9,13 +9,13 @@ from vae_jax.data.columns import require_counts
 
 
 def bounds(x: np.ndarray) -> tuple[float, float]:
-    """Smallest and largest value that is no NaN.
+    """Smallest and largest value, ignoring NaN.
 
     Args:
       x: numbers, any shape.
 
     Returns:
-      Both; NaN where all are.
+      Minimum and maximum; NaN if all values are NaN.
 
     Example:
       >>> import numpy as np
@@ -30,7 +30,7 @@ def largest_value(arrays: dict[str, np.ndarray]) -> int:
     """Largest value of all examples.
 
     Args:
-      arrays: `x`, and perhaps `x_test`, whole numbers.
+      arrays: `x` and optionally `x_test`, whole numbers.
 
     Returns:
       An integer.
@@ -47,15 +47,15 @@ def largest_value(arrays: dict[str, np.ndarray]) -> int:
 def check_arrays(
     arrays: dict[str, np.ndarray], values: str | None, missing: str = "error"
 ) -> None:
-    """Refuse what cannot be the examples and labels of one data set.
+    """Raise ValueError if arrays are not the examples and labels of one data set.
 
     Args:
-      arrays: `x`, and perhaps `x_test`, `y`, `y_test` and `num_levels`.
-      values: `counts`, or None.
-      missing: `mask` takes NaN.
+      arrays: `x` and optionally `x_test`, `y`, `y_test` and `num_levels`.
+      values: `counts` requires counts, and `num_levels` is then not checked.
+      missing: `mask` allows NaN.
 
     Raises:
-      ValueError: names the key, and what was expected.
+      ValueError: invalid arrays; the message states the key and the expected content.
 
     Example:
       >>> import numpy as np
@@ -84,7 +84,7 @@ def check_arrays(
 
 
 def _check_num_levels(arrays: dict[str, np.ndarray]) -> None:
-    """Refuses a number of levels that is not that of the examples."""
+    """Raise ValueError if `num_levels` is inconsistent with the examples."""
     x, declared = arrays["x"], arrays["num_levels"]
     if declared.dtype.kind not in "iu" or declared.shape != ():
         raise ValueError(f"num_levels must be an integer, got {_describe(declared)}")
@@ -104,7 +104,7 @@ def _check_num_levels(arrays: dict[str, np.ndarray]) -> None:
 def _check_examples(
     key: str, x: np.ndarray, values: str | None, missing: str, *, like: np.ndarray
 ) -> None:
-    """Refuses what are no examples, or not of the kind of `like`."""
+    """Raise ValueError if `x` is not examples of the shape and kind of `like`."""
     if x.ndim < 2 or x.size == 0:
         expected = "[n, D] or [n, *data_shape], and not empty"
         raise ValueError(f"{key} must be {expected}, got {_describe(x)}")
@@ -121,7 +121,7 @@ def _check_examples(
 
 
 def _are_finite(x: np.ndarray, missing: str) -> bool:
-    """Whether all floats are, NaN aside where it is masked."""
+    """Whether all floats are finite, ignoring NaN if missing values are masked."""
     low = np.fmin if missing == "mask" else np.minimum
     ends = [end.reduce(x, axis=None, initial=0) for end in (low, np.fmax)]
     return bool(np.isfinite(ends).all())

@@ -1,4 +1,4 @@
-"""How grey pixels become bits: at every step, once, by a threshold, or not."""
+"""Binarization of grey-scale images: dynamic, fixed, by a threshold, or none."""
 
 import math
 from typing import Any
@@ -16,18 +16,18 @@ BINARIZATIONS = ("dynamic", "fixed", "threshold", "none")
 
 
 def binarize(x: jax.Array | np.ndarray, key: jax.Array) -> jax.Array:
-    """Draws each value from Bernoulli(value): fresh bits within a training step.
+    """Draw a bit from Bernoulli(value) for each value, usually in a training step.
 
     Args:
       x: probabilities, `[..., D]`, floats.
       key: PRNG key, consumed once.
 
     Returns:
-      Zeros and ones, `[..., D]`, in the dtype of `x`; NaN where a traced value is no
-      probability.
+      Zeros and ones, `[..., D]`, in the dtype of `x`; NaN for a traced value outside
+      [0, 1].
 
     Raises:
-      ValueError: a value outside [0, 1], or NaN.
+      ValueError: a concrete value is NaN or outside [0, 1].
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -48,30 +48,31 @@ def binarize_dataset(
     method: str,
     train_key: jax.Array | None = None,
 ) -> Dataset:
-    """Turns grey values into bits, as far as that is done once and not at every step.
+    """Binarize the splits of a data set that a method binarizes before training.
 
-    - `dynamic`: training images stay grey, for `binarize` at every step; test and
-      validation images are drawn once, as 0 or `num_levels - 1`, for all splits share
-      one scale.
-    - `fixed`: all are drawn once.
-    - `threshold`: all are 1 from half of `num_levels - 1` on.
-    - `none`: all stay grey.
+    - `dynamic`: training images stay grey, and `binarize` draws their bits at every
+      step; test and validation images are drawn once, as 0 or `num_levels - 1` so that
+      all splits have the same scale.
+    - `fixed`: all images are drawn once.
+    - `threshold`: values of at least half of `num_levels - 1` become 1, others 0.
+    - `none`: all images stay grey.
 
-    A draw is Bernoulli(value / (num_levels - 1)). Image i is drawn with a key of its
-    own, so that its bits do not depend on how many images there are.
+    A draw is from Bernoulli(value / (num_levels - 1)). Image i has its own key, so its
+    bits do not depend on the number of images.
 
     Args:
-      dataset: grey or binary images.
-      key: PRNG key of the draws; `threshold` and `none` draw nothing.
+      dataset: grey-scale or binary images.
+      key: PRNG key of the draws; not used by `threshold` and `none`.
       method: one of `BINARIZATIONS`.
-      train_key: PRNG key of the training images where they are drawn, so that models
-        of several seeds may share a test set; by default a child of `key`.
+      train_key: PRNG key of the training images for `fixed`, so that models of several
+        seeds can share a test set; by default derived from `key`.
 
     Returns:
-      A `Dataset`: uint8 of 2 levels for `fixed` and `threshold`.
+      A `Dataset`: uint8 with 2 levels for `fixed` and `threshold`.
 
     Raises:
-      ValueError: an unknown method, or values that the data set does not declare.
+      ValueError: an unknown method, or values outside the range that the data set
+        declares.
 
     Example:
       >>> import jax
@@ -100,7 +101,7 @@ def binarize_dataset(
     if method == "dynamic":
         del keys["train"]
     elif isinstance(dataset.train, Rows):
-        # Of all examples in memory, in parts and as a whole.
+        # All bits are in memory twice: in blocks, and concatenated.
         require_bytes(2 * math.prod(dataset.train.shape))
     bits = {}
     for split, split_key in keys.items():
@@ -125,13 +126,13 @@ def binarize_dataset(
 
 
 def _draw_images(x: np.ndarray, num_levels: int | None, key: jax.Array) -> np.ndarray:
-    """Bernoulli draws of `[n, D]`, row i with `fold_in(key, i)`."""
+    """Draw bits for images `[n, D]`, row i with `fold_in(key, i)`."""
 
     def draw(index: jax.Array, image: jax.Array) -> jax.Array:
         image_key = jax.random.fold_in(key, index)
         return binarize(to_unit_interval(image, num_levels), image_key).astype(bool)
 
-    # A thousand at once: the random numbers of all would be far larger than the bits.
+    # A thousand at once: random numbers take far more memory than bits.
     chunks = [slice(start, start + 1000) for start in range(0, len(x), 1000)]
     index: Any = np.arange(len(x))
     images: Any = x

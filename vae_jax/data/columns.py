@@ -1,7 +1,7 @@
-"""Columns of a table: their names, what their values are, and how they are coded.
+"""Columns of a table: names, kinds of values, and categories.
 
-A model sees an example as a row of float32: real and positive numbers and counts as
-they are, categories by their codes 0, 1, ..., K - 1.
+Models receive an example as a row of float32: real numbers, positive numbers and
+counts unchanged, and categories by their codes 0, 1, ..., K - 1.
 """
 
 import json
@@ -14,14 +14,14 @@ import numpy as np
 from vae_jax.data.rows import blocks
 
 KINDS = ("real", "positive", "count", "binary", "categorical", "ordinal")
-# What is no value of a model's: left out, the labels, or given beside x.
+# Columns that are not part of x: left out, the labels, or covariates.
 OTHER_KINDS = ("ignore", "label", "covariate")
 CODED = ("binary", "categorical", "ordinal")
-# The largest whole number below which float32 knows all others.
+# float32 represents all whole numbers up to this one exactly.
 LARGEST_COUNT = 2**24
-# Mean over standard deviation, beyond which float32 rounds off what varies.
+# |mean| / standard deviation above which float32 rounding hides the variation.
 LARGEST_OFFSET = 1e4
-# Positive numbers of this range are taken as such, and not as real numbers.
+# Ratio of largest to smallest value from which the kind is positive, not real.
 DECADES = 100.0
 
 
@@ -29,10 +29,10 @@ class Column(NamedTuple):
     """A column of a table.
 
     Attributes:
-      name: of the column.
+      name: name of the column.
       kind: one of `KINDS`.
-      categories: of a binary, categorical or ordinal column, in the order of the
-        codes; empty where the values are the codes.
+      categories: categories of a binary, categorical or ordinal column, in the order
+        of the codes; empty if the values are the codes.
     """
 
     name: str
@@ -41,15 +41,15 @@ class Column(NamedTuple):
 
 
 Given = Mapping[str, Any] | Sequence[Column] | None
-"""Known contents of columns: kinds by name, or all columns."""
+"""Specification of columns: kinds by name, or a sequence of all columns."""
 
 
 def numbered(num_columns: int, kind: str) -> tuple[Column, ...]:
-    """Columns without names, called by their numbers.
+    """Columns of one kind, named by their positions.
 
     Args:
-      num_columns: D.
-      kind: of all.
+      num_columns: number D of columns.
+      kind: kind of all columns.
 
     Returns:
       `Column`s named 0 to D - 1.
@@ -63,17 +63,17 @@ def numbered(num_columns: int, kind: str) -> tuple[Column, ...]:
 
 
 def count_values(x: np.ndarray, key: str) -> np.ndarray:
-    """Counts as a model takes them, float32, which is exact up to 2^24.
+    """Convert counts to float32, which is exact up to 2^24.
 
     Args:
-      x: whole numbers of any type, an example a row.
-      key: of the array, for messages.
+      x: whole numbers of any type, one example per row.
+      key: name of the array, for messages.
 
     Returns:
-      The same values.
+      The same values as float32.
 
     Raises:
-      ValueError: names row, column and value of what is no count.
+      ValueError: a value is not a count; the message states row, column and value.
 
     Example:
       >>> import numpy as np
@@ -86,15 +86,15 @@ def count_values(x: np.ndarray, key: str) -> np.ndarray:
 
 
 def require_counts(x: np.ndarray, key: str, *, may_miss: bool = False) -> None:
-    """Raise if values are no counts, of an array or a file of any size.
+    """Raise ValueError if a value is not a count, reading the array block by block.
 
     Args:
-      x: numbers, an example a row.
-      key: of the array, for messages.
-      may_miss: take NaN as well.
+      x: numbers, one example per row.
+      key: name of the array, for messages.
+      may_miss: allow NaN.
 
     Raises:
-      ValueError: names row, column and value of what is no count.
+      ValueError: a value is not a count; the message states row, column and value.
 
     Example:
       >>> import numpy as np
@@ -115,13 +115,13 @@ def require_counts(x: np.ndarray, key: str, *, may_miss: bool = False) -> None:
 
 
 def are_counts(x: np.ndarray) -> np.ndarray:
-    """Elementwise, whether values are whole numbers from 0 to 2^24.
+    """Test elementwise whether values are whole numbers from 0 to 2^24.
 
     Args:
       x: numbers.
 
     Returns:
-      Logical values.
+      Booleans of the shape of `x`.
 
     Example:
       >>> import numpy as np
@@ -134,11 +134,11 @@ def are_counts(x: np.ndarray) -> np.ndarray:
 
 
 def loses_digits(mean: float, deviation: float) -> bool:
-    """Whether float32 rounds off what varies: the mean is too large beside it.
+    """Whether float32 rounding hides the variation about a large mean.
 
     Args:
-      mean: of a column, in float64.
-      deviation: its standard deviation, above 0.
+      mean: mean of a column, in float64.
+      deviation: standard deviation of the column, above 0.
 
     Returns:
       Whether |mean| is above `LARGEST_OFFSET` standard deviations.
@@ -152,18 +152,19 @@ def loses_digits(mean: float, deviation: float) -> bool:
 
 
 def read_columns(path: str | Path) -> Mapping[str, Any] | tuple[Column, ...]:
-    """Read the kinds of columns from a file of a user's own or from a run.
+    """Read the kinds of columns from a JSON file or from a run.
 
     Args:
-      path: a JSON file of names and kinds, `{"age": "real", "sex": "ignore", "size":
+      path: a JSON file of kinds by name, `{"age": "real", "sex": "ignore", "size":
         {"kind": "ordinal", "categories": ["S", "M", "L"]}}`; or the folder of a run,
-        whose columns are then all there may be.
+        whose columns must then include all columns of the data.
 
     Returns:
-      What `data.load` takes as `columns`.
+      The argument `columns` of `data.load`.
 
     Raises:
-      ValueError: no such file, no JSON of that form, or a run without named columns.
+      ValueError: the file does not exist, is not JSON of this form, or belongs to a run
+        without named columns.
     """
     path = Path(path).expanduser()
     is_run = path.is_dir()
@@ -185,10 +186,10 @@ def read_columns(path: str | Path) -> Mapping[str, Any] | tuple[Column, ...]:
 
 
 def columns_to_json(columns: Sequence[Column]) -> str:
-    """Columns as text, which `columns_from_json` reads.
+    """Serialize columns as JSON; see `columns_from_json`.
 
     Args:
-      columns: of a data set.
+      columns: columns of a data set.
 
     Returns:
       A line of JSON.
@@ -202,7 +203,7 @@ def columns_to_json(columns: Sequence[Column]) -> str:
 
 
 def columns_from_json(text: str) -> tuple[Column, ...]:
-    """Columns that `columns_to_json` wrote.
+    """Parse columns written by `columns_to_json`.
 
     Args:
       text: a line of JSON.
@@ -222,18 +223,19 @@ def columns_from_json(text: str) -> tuple[Column, ...]:
 
 
 def given_columns(names: Sequence[str], given: Given) -> dict[str, Column]:
-    """The columns that a caller says something of, by name.
+    """Columns that the caller specified, by name.
 
     Args:
-      names: of the table.
-      given: kinds by name, of which others may be left out; or all columns.
+      names: names of the columns of the table.
+      given: kinds of some columns by name, or all columns.
 
     Returns:
-      `Column`s, also of a kind in `OTHER_KINDS`.
+      `Column`s by name, including those of a kind in `OTHER_KINDS`.
 
     Raises:
-      ValueError: columns that the table lacks or that are not known, another kind, or
-        categories that are not several different texts.
+      ValueError: a column that is not in the table, a column of the table that is not
+        among all columns given, an unknown kind, duplicate categories, or categories
+        for a kind without codes.
     """
     if given is None:
         return {}
@@ -275,19 +277,20 @@ def given_columns(names: Sequence[str], given: Given) -> dict[str, Column]:
 def infer_column(name: str, values: np.ndarray) -> Column:
     """Infer the kind of a column from its values.
 
-    Texts and logical values are categories, of two binary; whole numbers are counts, or
-    binary where there are two; other numbers are positive where the largest is a
-    hundred times the smallest or more, else real.
+    Text and boolean columns are binary if they have two distinct values, else
+    categorical. Integer columns are binary if they have two distinct values, else
+    counts, or real if a value is negative. Float columns are positive if all values are
+    positive and the largest is at least 100 times the smallest, else real.
 
     Args:
-      name: of the column.
-      values: `[n]`, without missing ones: floats, integers, logical values or texts.
+      name: name of the column.
+      values: `[n]`, without missing values: floats, integers, booleans or strings.
 
     Returns:
       A `Column`.
 
     Raises:
-      ValueError: nearly as many different texts as rows.
+      ValueError: too many distinct strings for categories; see `require_categories`.
 
     Example:
       >>> import numpy as np
@@ -309,18 +312,21 @@ def infer_column(name: str, values: np.ndarray) -> Column:
 
 
 def require_categories(name: str, num_texts: int, num_rows: int) -> None:
-    """Refuses nearly as many different texts as rows, as names of the rows are.
+    """Raise ValueError if there are too many distinct strings for categories.
+
+    More than 20 distinct strings that exceed half the number of rows are probably
+    identifiers of the rows.
 
     Args:
-      name: of the column.
-      num_texts: that differ.
-      num_rows: that have one.
+      name: name of the column.
+      num_texts: number of distinct strings.
+      num_rows: number of rows with a value.
 
     Raises:
-      ValueError: names the column.
+      ValueError: `num_texts` exceeds 20 and half of `num_rows`.
     """
     if num_texts > max(20, num_rows / 2):
         raise ValueError(
             f"column {name!r} has {num_texts} different texts in {num_rows} "
-            "rows, which are no categories: give it the kind 'ignore' or 'label'"
+            "rows, too many for categories: give it the kind 'ignore' or 'label'"
         )

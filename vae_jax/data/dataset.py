@@ -1,4 +1,4 @@
-"""What a data set is: arrays in memory, and the scale on which a model sees them."""
+"""`Dataset`: arrays of the splits, and the scale of their values."""
 
 from typing import Any, NamedTuple
 
@@ -12,25 +12,27 @@ from vae_jax.distributions.support import UNIT_INTERVAL, Support
 
 
 class Dataset(NamedTuple):
-    """Training and test examples, and examples to choose by where there are some.
+    """Training and test examples, and optionally validation examples.
 
     Attributes:
-      name: what every figure about it is labelled with.
-      train: `[n, D]`, uint8 or float32; `Rows` where they stay on the host.
-      test: `[m, D]`, likewise.
-      train_labels: `[n]`, int32; None where there are none.
-      test_labels: `[m]`, likewise.
+      name: name of the data set, used to label results.
+      train: training examples, `[n, D]`, uint8 or float32; `Rows` if they stay on the
+        host.
+      test: test examples, `[m, D]`, uint8 or float32.
+      train_labels: `[n]`, int32, or None.
+      test_labels: `[m]`, int32, or None.
       data_shape: shape of one example; its product is D.
-      num_levels: integers run from 0 to `num_levels - 1`; None for floats in [0, 1]
-        and for counts.
-      notes: sentences to be told to whoever asked for the data.
-      validation: `[v, D]`, like `train`; None where none are set aside.
-      validation_labels: `[v]`, int32; None where there are none.
-      columns: of a table, D of them; empty for pixels.
-      train_covariates: `[n, C]`, float32, what is given beside x; None where there are
-        none.
-      test_covariates: `[m, C]`, likewise.
-      validation_covariates: `[v, C]`, likewise.
+      num_levels: integers are from 0 to `num_levels - 1`; None for floats in [0, 1]
+        and for data with `columns`.
+      notes: assumptions made when loading the data, one sentence each, to show to the
+        user.
+      validation: validation examples, `[v, D]`, like `train`, or None.
+      validation_labels: `[v]`, int32, or None.
+      columns: the D columns of a table; empty for pixels.
+      train_covariates: covariates that the model is conditioned on, `[n, C]`, float32,
+        or None.
+      test_covariates: `[m, C]`, float32, or None.
+      validation_covariates: `[v, C]`, float32, or None.
     """
 
     name: str
@@ -50,7 +52,7 @@ class Dataset(NamedTuple):
 
     @property
     def values(self) -> str:
-        """Values of the examples: `bits`, `levels`, `reals`, `counts`, or `mixed`."""
+        """Kind of the values: `bits`, `levels`, `reals`, `counts`, or `mixed`."""
         kinds = {column.kind for column in self.columns}
         if kinds:
             alone = {"count": "counts", "real": "reals"}
@@ -59,16 +61,16 @@ class Dataset(NamedTuple):
 
 
 def as_counts(dataset: Dataset) -> Dataset:
-    """The data set with its whole numbers as counts, and not as levels of grey.
+    """Convert whole numbers from grey levels to counts.
 
     Args:
-      dataset: of whole numbers.
+      dataset: a data set of whole numbers.
 
     Returns:
       A `Dataset` of float32.
 
     Raises:
-      ValueError: names row, column and value of what is no count.
+      ValueError: a value is not a count; the message states row, column and value.
 
     Example:
       >>> from vae_jax import data
@@ -86,14 +88,14 @@ def as_counts(dataset: Dataset) -> Dataset:
 
 
 def to_unit_interval(x: jax.Array | np.ndarray, num_levels: int | None) -> jax.Array:
-    """Values as a model sees them: value / (num_levels - 1), in [0, 1]; or counts.
+    """Scale grey levels to [0, 1], as value / (num_levels - 1).
 
     Args:
-      x: `[..., D]`, integers; or floats, which stay as they are.
-      num_levels: of the `Dataset`.
+      x: values, `[..., D]`.
+      num_levels: `Dataset.num_levels`; None returns the values unchanged.
 
     Returns:
-      `[..., D]`, float32 for integers.
+      `[..., D]`, float32 unless `num_levels` is None.
 
     Raises:
       ValueError: `num_levels` below 2.
@@ -112,14 +114,14 @@ def to_unit_interval(x: jax.Array | np.ndarray, num_levels: int | None) -> jax.A
 
 
 def require_declared(dataset: Dataset) -> None:
-    """Raise if there are values that `num_levels` rules out, or no pixels at all.
+    """Raise ValueError unless all values are pixels in the range of `num_levels`.
 
     Args:
       dataset: any data set.
 
     Raises:
-      ValueError: integers beyond `num_levels - 1`; floats outside [0, 1], or NaN;
-        counts.
+      ValueError: integers above `num_levels - 1`; floats that are NaN or outside
+        [0, 1]; or a data set with `columns`, which has no pixels.
 
     Example:
       >>> from vae_jax import data
@@ -134,7 +136,7 @@ def require_declared(dataset: Dataset) -> None:
     support, levels = UNIT_INTERVAL, dataset.num_levels
     if levels is not None:
         support = Support(0, levels - 1)
-    remedy = f"num_levels={levels} of the data set must be that of its values"
+    remedy = f"num_levels={levels} of the data set must match its values"
     for _, block in blocks(dataset.train):
         support.require(block, "train", remedy=remedy)
     support.require(dataset.test, "test", remedy=remedy)
@@ -143,17 +145,18 @@ def require_declared(dataset: Dataset) -> None:
 
 
 def hold_out(dataset: Dataset, num_examples: int) -> Dataset:
-    """Sets the last training examples aside, to choose by.
+    """Hold out the last training examples for validation.
 
     Args:
       dataset: a data set without validation examples.
-      num_examples: v, how many of `train` become `validation`.
+      num_examples: number v of training examples to hold out.
 
     Returns:
       A `Dataset` of n - v training and v validation examples.
 
     Raises:
-      ValueError: it has validation examples, or none would be left to train on.
+      ValueError: the data set already has validation examples, or `num_examples` is
+        not between 1 and n - 1.
 
     Example:
       >>> from vae_jax import data

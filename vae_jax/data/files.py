@@ -1,4 +1,4 @@
-"""A user's own data: arrays in a `.npz` or `.npy`, and tables."""
+"""Load a user's data: arrays in `.npz` and `.npy` files, and tables."""
 
 import math
 from dataclasses import replace
@@ -16,9 +16,9 @@ from vae_jax.data.rows import VALUES_AT_ONCE, Rows
 from vae_jax.data.tables import describe_columns, encode, require_varying
 from vae_jax.extras import import_extra
 
-# What is read of a `.npz`.
+# Keys that are read from a `.npz`.
 _FILE_KEYS = ("x", "x_test", "y", "y_test", "num_levels")
-# Of what `scipy.sparse.save_npz` writes.
+# Keys by which a file of `scipy.sparse.save_npz` is recognized.
 _SPARSE_KEYS = {"format", "shape", "data"}
 
 
@@ -33,7 +33,7 @@ def load_file(
     missing: str,
     memory_map: bool = False,
 ) -> Dataset:
-    """A user's data set."""
+    """Load a data set from a file; see `data.load`."""
     options = {"seed": seed, "values": values}
     of_table = options | {"columns": columns, "missing": missing}
     try:
@@ -42,8 +42,8 @@ def load_file(
         arrays = _read_arrays(path, memory_map)
         if memory_map and columns is not None:
             raise ValueError(
-                "columns are of a table in memory, and the rows of this file are read "
-                "one by one: leave columns out (--columns), or keep the data in memory "
+                "columns are of a table in memory, but the rows of this file are read "
+                "on demand: leave columns out (--columns), or keep the data in memory "
                 "(memory_map=False, --data_on=device)"
             )
         is_table = columns is not None or _are_real(arrays) and values is None
@@ -64,28 +64,28 @@ def from_table(
     missing: str = "error",
     seed: int = 0,
 ) -> Dataset:
-    """A data set of a table in a script, a random tenth of it set aside to test.
+    """Convert a table to a data set, with a random tenth of the rows as test set.
 
     Args:
-      table: a pandas DataFrame, columns by name, or rows `[n, D]`.
-      name: what figures are labelled with.
-      columns: kinds by name (`data.Column`), of which others may be left out and are
-        inferred; `ignore` leaves a column out, `label` makes it the labels,
-        `covariate`, of numbers, what is given beside x. Or the columns of another data
-        set, which are then all there may be. Without either, a categorical dtype of
-        pandas says the categories, ordinal ones if ordered (a `.parquet` keeps those
-        that are texts). Texts of kind `ordinal` must have `categories`, from lowest to
-        highest.
-      values: `counts` where the other columns are counts.
-      missing: `mask` makes values that are missing (NaN, None, empty, NA) NaN, for a
-        `Masked` likelihood; `error` refuses them.
-      seed: of the split.
+      table: a pandas DataFrame, a mapping of names to columns, or rows `[n, D]`.
+      name: name of the data set, used to label results.
+      columns: kinds by name (`data.Column`), or all columns of another data set, in
+        which case the table must have no others. The kind of a column that is not
+        given is inferred; for a categorical dtype of pandas, the categories are taken
+        from the dtype, as ordinal if it is ordered (`.parquet` files keep categories
+        that are strings). `ignore` leaves a column out, `label` uses it as labels, and
+        `covariate` as a numeric covariate. Strings of kind `ordinal` need `categories`,
+        from lowest to highest.
+      values: `counts` if the columns that are not given are counts.
+      missing: `mask` converts missing values (NaN, None, empty, NA) to NaN, for a
+        `Masked` likelihood; `error` raises ValueError.
+      seed: seed of the split.
 
     Returns:
-      A `Dataset` of float32, whose notes say what each column holds.
+      A `Dataset` of float32 whose notes describe the columns.
 
     Raises:
-      ValueError: names column, row and value of what does not fit.
+      ValueError: an invalid column or value; the message states column, row and value.
 
     Example:
       >>> import numpy as np
@@ -101,7 +101,7 @@ def from_table(
         arrays["y"] = encoded.labels
     if encoded.covariates is not None:
         arrays["covariates"] = encoded.covariates
-    arrays, notes = _with_test(arrays, seed)
+    arrays, notes = _ensure_test(arrays, seed)
     require_varying(arrays["x"], encoded.columns)
     return Dataset(
         name,
@@ -119,7 +119,7 @@ def from_table(
 
 
 def _are_real(arrays: dict[str, np.ndarray]) -> bool:
-    """Whether there are floats beyond [0, 1], so no pixels."""
+    """Whether all arrays are floats and some value is outside [0, 1]."""
     found = [arrays[key] for key in ("x", "x_test") if key in arrays]
     return all(x.dtype.kind == "f" and x.size > 0 for x in found) and any(
         low < 0 or high > 1 for low, high in map(bounds, found)
@@ -135,7 +135,7 @@ def _from_rows(
     values: str | None,
     missing: str,
 ) -> Dataset:
-    """A data set of rows of numbers, whose columns have no names but numbers."""
+    """Build a data set from rows of numbers, with columns named by position."""
     check_arrays(arrays, "columns", missing)
     arrays = {key: array for key, array in arrays.items() if key != "num_levels"}
     shape, num_train = arrays["x"].shape[1:], len(arrays["x"])
@@ -151,8 +151,8 @@ def _from_rows(
     if encoded.labels is not None:
         if "y" in arrays or "y_test" in arrays:
             raise ValueError(
-                "columns has a 'label', and the file labels of its own, y: give the "
-                "column the kind 'ignore', or leave y out of the file"
+                "columns has a 'label', and the file has labels y: give the column the "
+                "kind 'ignore', or leave y out of the file"
             )
         found["y"] = encoded.labels
     if encoded.covariates is not None:
@@ -161,7 +161,7 @@ def _from_rows(
         arrays[key] = both[:num_train]
         if "x_test" in arrays:
             arrays[f"{key}_test"] = both[num_train:]
-    arrays, notes = _with_test(arrays, seed)
+    arrays, notes = _ensure_test(arrays, seed)
     require_varying(arrays["x"], encoded.columns)
     y, y_test = (
         None if key not in arrays else arrays[key].astype(np.int32)
@@ -194,7 +194,7 @@ def _from_mapped_rows(
     values: str | None,
     missing: str,
 ) -> Dataset:
-    """Data set of a mapped file whose columns are all real or all counts."""
+    """Build a data set from a mapped file whose columns are all real or all counts."""
     check_arrays(arrays, "columns", missing)
     x = arrays["x"]
     kind, largest = "real", float(np.finfo(np.float32).max)
@@ -205,7 +205,7 @@ def _from_mapped_rows(
         raise ValueError(f"x must lie within float32, {largest:g}, got {bounds(x)}")
     known = numbered(math.prod(x.shape[1:]), kind)
     shown = describe_columns(Rows(x, np.arange(len(x)), np.dtype(np.float32)), known)
-    arrays, notes = _with_test(arrays, seed)
+    arrays, notes = _ensure_test(arrays, seed)
     train, test = (_as_stored(arrays[key], np.float32) for key in ("x", "x_test"))
     require_varying(train, known)
     return Dataset(
@@ -222,14 +222,14 @@ def _from_mapped_rows(
 
 
 def _as_stored(x: np.ndarray | Rows, dtype: type) -> Any:
-    """Examples `[n, D]`, of a file not read yet."""
+    """Flatten examples to `[n, D]` of a dtype; `Rows` are not read."""
     if isinstance(x, Rows):
         return replace(x, dtype=np.dtype(dtype))
     return np.asarray(x, dtype).reshape(len(x), -1)
 
 
 def _read_arrays(path: Path, memory_map: bool) -> dict[str, np.ndarray]:
-    """The arrays of a `.npz` that are of use, or that of a `.npy` as `x`."""
+    """Read the known keys of a `.npz`, or the array of a `.npy` as `x`."""
     with path.open("rb") as file:
         try:
             if memory_map:
@@ -237,7 +237,7 @@ def _read_arrays(path: Path, memory_map: bool) -> dict[str, np.ndarray]:
             require_room(file, (*_FILE_KEYS, *_SPARSE_KEYS))
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray) != (path.suffix == ".npy"):
-                raise ValueError("it is the other of .npz and .npy")
+                raise ValueError("the content does not match the extension")
             if isinstance(loaded, np.ndarray):
                 return {"x": loaded}
             if _SPARSE_KEYS <= set(loaded):
@@ -246,7 +246,7 @@ def _read_arrays(path: Path, memory_map: bool) -> dict[str, np.ndarray]:
                 require_bytes(math.prod(matrix.shape) * (matrix.dtype.itemsize + 4))
                 return {"x": matrix.toarray()}
             arrays = {key: loaded[key] for key in _FILE_KEYS if key in loaded}
-        # A damaged archive fails in a dozen ways.
+        # A damaged archive can raise many types of errors.
         except Exception as error:
             raise ValueError(f"no readable {path.suffix} file: {error}") from error
     if "x" not in arrays:
@@ -257,7 +257,7 @@ def _read_arrays(path: Path, memory_map: bool) -> dict[str, np.ndarray]:
 def _from_arrays(
     name: str, arrays: dict[str, np.ndarray], seed: int, values: str | None
 ) -> Dataset:
-    """A data set of `x` and what there is of the other keys."""
+    """Build a data set from `x` and the optional keys of a file."""
     dtypes = [arrays[key].dtype for key in ("x", "x_test") if key in arrays]
     is_wide = any(dtype.kind in "iu" and dtype != np.uint8 for dtype in dtypes)
     if values is None and is_wide and "num_levels" not in arrays:
@@ -266,7 +266,7 @@ def _from_arrays(
     num_levels, notes = _num_levels(arrays, values)
     shape = arrays["x"].shape[1:]
     arrays = {key: values for key, values in arrays.items() if key != "num_levels"}
-    arrays, more = _with_test(arrays, seed)
+    arrays, more = _ensure_test(arrays, seed)
     notes += more
     x, x_test = arrays["x"], arrays["x_test"]
     dtype = np.float32 if num_levels is None else np.uint8
@@ -291,7 +291,7 @@ def _from_arrays(
 def _num_levels(
     arrays: dict[str, np.ndarray], values: str | None
 ) -> tuple[int | None, list[str]]:
-    """The levels that a file declares or is taken to have, and what was assumed."""
+    """Declared or assumed number of levels, and notes on the assumptions."""
     x = arrays["x"]
     if values == "counts":
         return None, [f"{x.dtype} data are counts, from 0 to {largest_value(arrays)}"]
@@ -312,11 +312,11 @@ def _num_levels(
     return num_levels, [note]
 
 
-def _with_test(arrays: dict[str, Any], seed: int) -> tuple[dict[str, Any], list[str]]:
-    """The arrays with test examples, and what was done for them."""
+def _ensure_test(arrays: dict[str, Any], seed: int) -> tuple[dict[str, Any], list[str]]:
+    """Split off test examples unless there are some; return arrays and notes."""
     if "x_test" in arrays:
         return arrays, []
-    arrays = _set_aside(arrays, seed)
+    arrays = _split_off_test(arrays, seed)
     note = (
         f"no x_test: {len(arrays['x_test'])} random examples of x, drawn by seed "
         f"{seed}, are the test set"
@@ -324,10 +324,10 @@ def _with_test(arrays: dict[str, Any], seed: int) -> tuple[dict[str, Any], list[
     return arrays, [note]
 
 
-def _set_aside(arrays: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The arrays, with the last tenth of a random order as test examples.
+def _split_off_test(arrays: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Move a random tenth of the examples to the test set.
 
-    Of many examples fewer, as all of them are evaluated at once.
+    At most `VALUES_AT_ONCE` values, because all test examples are evaluated at once.
     """
     num_examples = len(arrays["x"])
     if num_examples < 2:

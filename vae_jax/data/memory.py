@@ -1,6 +1,6 @@
-"""Memory that arrays of a file would take, known before they are read.
+"""Memory requirement of the arrays in a file, computed before reading them.
 
-A file of megabytes may unpack to any size: the header of each array says which.
+A small compressed file may unpack to any size; the header of each array states it.
 """
 
 import math
@@ -14,10 +14,11 @@ import numpy as np
 
 
 def available_bytes() -> int:
-    """Memory in bytes that this process may still take, by the system or its group.
+    """Memory that this process may still allocate, in bytes.
 
     Returns:
-      The least of what is known.
+      The minimum of the memory of the machine, the memory available according to
+      `/proc/meminfo`, and the memory left in the control group, as far as known.
 
     Example:
       >>> from vae_jax.data.memory import available_bytes
@@ -28,7 +29,9 @@ def available_bytes() -> int:
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
             known.append(int(line.split()[1]) * 1024)
-    known += [left for names in _GROUP_FILES if (left := _left(*names)) is not None]
+    known += [
+        left for names in _GROUP_FILES if (left := _bytes_left(*names)) is not None
+    ]
     return max(min(known), 0)
 
 
@@ -44,10 +47,10 @@ _GROUP_FILES = (
 )
 
 
-def _left(limit: str, usage: str, statistics: str) -> int | None:
-    """Bytes that the group may still take; None where it has no limit.
+def _bytes_left(limit: str, usage: str, statistics: str) -> int | None:
+    """Bytes left in the control group; None if it has no limit.
 
-    What holds pages of files counts as used, and is given back on demand.
+    Its usage includes the page cache of files, which the kernel frees on demand.
     """
     limits, used = _lines(_GROUP / limit), _lines(_GROUP / usage)
     if not (limits and used and limits[0].isdecimal()):
@@ -58,13 +61,13 @@ def _left(limit: str, usage: str, statistics: str) -> int | None:
 
 
 def gigabytes(count: float) -> str:
-    """Bytes for a message.
+    """Format a number of bytes.
 
     Args:
-      count: of bytes.
+      count: number of bytes.
 
     Returns:
-      In GB, or in MB below a tenth of one.
+      The number in GB, or in MB if below 0.1 GB.
 
     Example:
       >>> from vae_jax.data.memory import gigabytes
@@ -84,16 +87,16 @@ def _lines(path: str | Path) -> list[str]:
 
 
 def require_room(file: IO[bytes], keys: Sequence[str]) -> None:
-    """Raise if the arrays of a `.npz` or `.npy` need more memory than there is.
+    """Raise ValueError if the arrays of a file need more memory than is available.
 
-    Each is counted as it is stored and once more as float32, which it becomes.
+    The memory of an array is that of its stored dtype plus that of a float32 copy.
 
     Args:
-      file: opened, at its beginning; it is there again afterwards.
-      keys: of a `.npz`, those that are going to be read.
+      file: a `.npz` or `.npy`, opened, at its beginning; the position is reset to it.
+      keys: keys of a `.npz` that will be read.
 
     Raises:
-      ValueError: they do; names both numbers.
+      ValueError: too little memory; the message states both numbers.
 
     Example:
       >>> import io, numpy as np
@@ -119,13 +122,13 @@ def require_room(file: IO[bytes], keys: Sequence[str]) -> None:
 
 
 def require_bytes(needed: int) -> None:
-    """Raise if arrays need more memory than there is.
+    """Raise ValueError if arrays need more memory than is available.
 
     Args:
-      needed: bytes.
+      needed: memory needed, in bytes.
 
     Raises:
-      ValueError: they do; names both numbers.
+      ValueError: too little memory; the message states both numbers.
 
     Example:
       >>> from vae_jax.data.memory import require_bytes
@@ -140,13 +143,13 @@ def require_bytes(needed: int) -> None:
 
 
 def bytes_of_file(path: str | Path) -> int:
-    """Memory that the array of a `.npy` would take, as it is stored and as float32.
+    """Memory of the array in a `.npy`, in its stored dtype plus a float32 copy.
 
     Args:
       path: the file.
 
     Returns:
-      Bytes; 0 of what cannot be read, which the reader refuses.
+      Bytes; 0 if the file cannot be read, which is left to the reader to report.
 
     Example:
       >>> from vae_jax.data.memory import bytes_of_file
@@ -161,7 +164,7 @@ def bytes_of_file(path: str | Path) -> int:
 
 
 def _bytes_of(file: IO[bytes]) -> int:
-    """Memory of one array; none of what has no header, which the reader refuses."""
+    """Memory of one array; 0 without a valid header, which the reader reports."""
     try:
         version = np.lib.format.read_magic(file)
         read = {

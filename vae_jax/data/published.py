@@ -1,7 +1,7 @@
-"""Published data sets: MNIST, Fashion-MNIST, KMNIST, and MNIST binarized for good.
+"""Published data sets: MNIST, Fashion-MNIST, KMNIST, and binarized MNIST.
 
-tensorflow-datasets knows where they are and what their sha256 is, fetches them and
-verifies them; every reading verifies them again. TensorFlow takes no part.
+URLs and sha256 digests are those of tensorflow-datasets, which downloads and verifies
+the files; the digests are verified again on every load. TensorFlow is not used.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ import numpy as np
 from vae_jax.data.dataset import Dataset
 
 _PROBE_SECONDS = 3
-# A file as it was published, or compressed since.
+# Suffixes of a file as published, and of one compressed by the user.
 ENDS = ("", ".gz")
 
 
 class DataUnavailable(ValueError):
-    """A published data set that is neither on this machine nor to be downloaded.
+    """A published data set is not on this machine and cannot be downloaded.
 
     Attributes:
-      reason: why not, in a few words.
+      reason: why the download failed, in a few words.
     """
 
     def __init__(self, name: str, reason: str, missing: list[Path]):
@@ -43,11 +43,11 @@ class DataUnavailable(ValueError):
 
 
 class Publication(NamedTuple):
-    """A data set as it was published.
+    """Files of a published data set.
 
     Attributes:
-      files: names of its files, each in the folder of the data set or beside it.
-      read: `f(name, contents) -> Dataset` of the files' contents, in their order.
+      files: names of the files.
+      read: `f(name, contents) -> Dataset`, with the contents in the order of `files`.
     """
 
     files: tuple[str, ...]
@@ -55,7 +55,7 @@ class Publication(NamedTuple):
 
 
 def load_published(name: str, data_dir: Path) -> Dataset:
-    """A published data set, downloaded as far as it is not there."""
+    """Load a published data set, downloading missing files."""
     publication = PUBLISHED[name]
     try:
         paths = [_locate(name, data_dir, file) for file in publication.files]
@@ -69,7 +69,7 @@ def load_published(name: str, data_dir: Path) -> Dataset:
 
 
 def _from_idx(name: str, contents: list[bytes]) -> Dataset:
-    """MNIST and what came in its format."""
+    """Build a data set from the IDX files of MNIST and its variants."""
     arrays = [parse_idx(gzip.decompress(content)) for content in contents]
     train, train_labels, test, test_labels = arrays
     return Dataset(
@@ -84,10 +84,10 @@ def _from_idx(name: str, contents: list[bytes]) -> Dataset:
 
 
 def _from_amat(name: str, contents: list[bytes]) -> Dataset:
-    """Bits as text, the rows of each split in a random order that is always the same.
+    """Build a data set from bits as text, with the rows shuffled in a fixed order.
 
-    The files are sorted by class: the first thousand rows of a split are not like the
-    others, and a figure of them is several nats off the one of all.
+    The files are sorted by class: an ELBO of the first thousand rows of a split differs
+    from that of all rows by several nats.
     """
     train, validation, test = map(parse_amat, contents)
     orders = np.random.default_rng(0)
@@ -130,7 +130,7 @@ PUBLISHED = {
 
 
 def _locate(name: str, data_dir: Path, file: str) -> Path:
-    """Where a published file is, perhaps compressed, or where it is to be."""
+    """Path of a published file, possibly compressed, or its download destination."""
     own = data_dir / name / file
     places = (own, data_dir / file)
     candidates = [place.with_name(place.name + end) for place in places for end in ENDS]
@@ -138,7 +138,7 @@ def _locate(name: str, data_dir: Path, file: str) -> Path:
 
 
 def _registered(name: str) -> dict[str, tuple[str, Any]]:
-    """URL, and size and sha256, of each published file."""
+    """URL, and size and sha256, of each published file by its name."""
     import tensorflow_datasets as tfds
 
     url_infos: Any = tfds.builder_cls(name).url_infos
@@ -146,13 +146,13 @@ def _registered(name: str) -> dict[str, tuple[str, Any]]:
 
 
 def _read_verified(name: str, path: Path) -> bytes:
-    """The content of a published file, if its sha256 is that of the publication."""
+    """Read a file, undo any compression by the user, and verify its sha256."""
     registered = _registered(name)
     file = path.name if path.name in registered else path.stem
     _, info = registered[file]
     content = path.read_bytes()
     if path.name != file:
-        # No longer than it may be, whatever the file unpacks to.
+        # Limit the length, because the file may unpack to any size.
         with contextlib.suppress(EOFError, gzip.BadGzipFile, zlib.error):
             with gzip.open(path) as unpacked:
                 content = unpacked.read(int(info.size) + 1)
@@ -171,7 +171,7 @@ def _read_verified(name: str, path: Path) -> bytes:
 
 
 def _download(name: str, missing: list[Path]) -> None:
-    """Fetches published files; each is in its place verified and whole, or not."""
+    """Download published files; each is moved into place only after verification."""
     import requests
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import DownloadError, DownloadManager
@@ -195,7 +195,7 @@ def _download(name: str, missing: list[Path]) -> None:
             url_infos=dict(registered.values()),
             force_checksums_validation=True,
         )
-        # One by one: when one fails, none is still being written.
+        # Sequentially, so that no other file is being written if one fails.
         for position, (path, url) in enumerate(zip(missing, urls, strict=True)):
             try:
                 fetched = manager.download(url)
@@ -210,7 +210,7 @@ def _download(name: str, missing: list[Path]) -> None:
 
 
 def _why_unreachable(url: str) -> str | None:
-    """Why a URL cannot be read, known within seconds; None where it can."""
+    """Reason why a URL cannot be read, with a timeout; None if it can."""
     import requests
 
     outcome: list[str | None] = [f"no answer in {_PROBE_SECONDS} seconds"]
@@ -222,8 +222,8 @@ def _why_unreachable(url: str) -> str | None:
         except Exception as error:
             outcome[0] = type(error).__name__
 
-    # A thread, for looking up a host's name has no timeout; a daemon, for Python
-    # would wait for any other when it ends.
+    # A thread, because DNS lookups have no timeout; a daemon, because Python waits for
+    # other threads at exit.
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(_PROBE_SECONDS)
@@ -231,16 +231,17 @@ def _why_unreachable(url: str) -> str | None:
 
 
 def parse_idx(content: bytes) -> np.ndarray:
-    """The array in a file of MNIST's format, IDX: a header, then unsigned bytes.
+    """Parse an IDX file (the format of MNIST): a header, then unsigned bytes.
 
     Args:
-      content: the file, decompressed.
+      content: content of the file, decompressed.
 
     Returns:
-      uint8, of the shape that the header says.
+      uint8, of the shape in the header.
 
     Raises:
-      ValueError: another format, or another number of values than the shape has.
+      ValueError: not an IDX file of unsigned bytes, or the number of values does not
+        match the shape.
 
     Example:
       >>> from vae_jax import data
@@ -259,16 +260,16 @@ def parse_idx(content: bytes) -> np.ndarray:
 
 
 def parse_amat(content: bytes) -> np.ndarray:
-    r"""The bits in a text of zeros and ones, a line an example.
+    r"""Parse lines of zeros and ones separated by spaces, one example per line.
 
     Args:
-      content: the file.
+      content: content of the file.
 
     Returns:
       uint8, `[n, D]`.
 
     Raises:
-      ValueError: other characters, or lines of several lengths.
+      ValueError: other characters, or lines of different lengths.
 
     Example:
       >>> from vae_jax.data.published import parse_amat
@@ -278,7 +279,7 @@ def parse_amat(content: bytes) -> np.ndarray:
     characters = np.frombuffer(content, np.uint8)
     width = content.find(b"\n") + 1
     if not width or width % 2 or len(content) % width:
-        raise ValueError(f"no lines of one length of bits: it begins {content[:8]!r}")
+        raise ValueError(f"must be lines of bits of equal length, got {content[:8]!r}")
     lines = characters.reshape(-1, width)
     bits, between = lines[:, ::2], lines[:, 1:-1:2]
     if not (

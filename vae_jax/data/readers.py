@@ -1,4 +1,4 @@
-"""Tables as they are read: .csv, .parquet and .h5ad, DataFrames, arrays."""
+"""Read tables from .csv, .parquet and .h5ad files, DataFrames, and arrays."""
 
 import csv
 from collections.abc import Callable, Mapping
@@ -13,12 +13,12 @@ from vae_jax.extras import import_extra
 
 
 class Table(NamedTuple):
-    """Columns as they were read.
+    """Columns before encoding.
 
     Attributes:
-      columns: values `[n]` by name: numbers, logical values, or texts (objects).
-      place: `f(row)`, where a row stands, for messages.
-      stated: what the table itself says of columns, by name.
+      columns: values `[n]` by name: numbers, booleans, or strings (dtype object).
+      place: `f(row)`, the location of a row for messages.
+      stated: columns whose kind and categories the table defines, by name.
     """
 
     columns: dict[str, np.ndarray]
@@ -27,17 +27,17 @@ class Table(NamedTuple):
 
 
 def read_csv(path: Path) -> Table:
-    """A file of values between commas, with a header.
+    """Read a comma-separated file with a header.
 
     Args:
       path: the file.
 
     Returns:
-      A `Table` of texts; `encode` makes numbers of them.
+      A `Table` of strings; `encode` converts them to numbers.
 
     Raises:
-      ValueError: names the line of another number of values than the header has, or
-        the name that the header has twice or not at all.
+      ValueError: a line whose number of values differs from the header, a duplicate or
+        empty name in the header, invalid CSV or UTF-8, or no rows.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, strict=True)
@@ -62,23 +62,23 @@ def read_csv(path: Path) -> Table:
 
 
 def read_frame(frame: Any) -> Table:
-    """The columns of a pandas DataFrame.
+    """Convert a pandas DataFrame to a `Table`.
 
     Args:
-      frame: of numbers, logical values, categories and texts.
+      frame: columns of numbers, booleans, categories and strings.
 
     Returns:
-      A `Table`, which states the categories of columns of a categorical dtype:
-      ordinal ones where that is ordered, also of numbers.
+      A `Table`. Its `stated` columns are those of a categorical dtype, including
+      categories that are numbers; they are ordinal if the dtype is ordered.
 
     Raises:
-      ValueError: two columns of one name, or a column of another type.
+      ValueError: a duplicate or empty column name, or a column of another type.
     """
     columns, stated = [], {}
     for position, name in enumerate(map(str, frame.columns)):
         series = frame.iloc[:, position]
         if series.dtype.name == "category":
-            values, stated[name] = _of_categories(name, series)
+            values, stated[name] = _from_categorical(name, series)
             columns.append(values)
             continue
         values = series.to_numpy()
@@ -94,11 +94,11 @@ def read_frame(frame: Any) -> Table:
     return Table(_named(names, columns), stated=stated)
 
 
-def _of_categories(name: str, series: Any) -> tuple[np.ndarray, Column]:
-    """Texts of a column of a categorical dtype, None where missing, and what it is."""
+def _from_categorical(name: str, series: Any) -> tuple[np.ndarray, Column]:
+    """Convert a categorical series to strings, None where missing, and a `Column`."""
     dtype = series.dtype
     texts = [str(category).strip() for category in dtype.categories]
-    # The last is that of the code -1.
+    # The code -1 of missing values selects the last entry.
     values = np.array([*texts, None], dtype=object)[series.cat.codes.to_numpy()]
     categories = tuple(dict.fromkeys(texts))
     unordered = "binary" if len(categories) == 2 else "categorical"
@@ -106,7 +106,7 @@ def _of_categories(name: str, series: Any) -> tuple[np.ndarray, Column]:
 
 
 def read_table(path: Path) -> Table:
-    """The table in a file, by its name's end: .csv, .parquet or .h5ad.
+    """Read a table from a .csv, .parquet or .h5ad file, chosen by the extension.
 
     Args:
       path: the file.
@@ -115,7 +115,8 @@ def read_table(path: Path) -> Table:
       A `Table`.
 
     Raises:
-      ValueError: not readable as what its name says.
+      ValueError: the file is not readable in the format of its extension, or the
+        package that reads it is not installed.
     """
     if path.suffix == ".csv":
         return read_csv(path)
@@ -128,14 +129,14 @@ def read_table(path: Path) -> Table:
         raise ValueError(str(error)) from error
     except FileNotFoundError as error:
         raise ValueError("No such file") from error
-    # A damaged file fails in a dozen ways.
+    # A damaged file can raise many types of errors.
     except Exception as error:
         raise ValueError(f"no readable {path.suffix} file: {error}") from error
     return read_frame(frame)
 
 
 def _named(names: list[str], columns: Any) -> dict[str, np.ndarray]:
-    """Columns by name, refused where a name is missing or there twice."""
+    """Map names to columns; raise ValueError for an empty or duplicate name."""
     for position, name in enumerate(names):
         if not name.strip():
             raise ValueError(f"column {position} has no name in the header")
@@ -145,16 +146,18 @@ def _named(names: list[str], columns: Any) -> dict[str, np.ndarray]:
 
 
 def as_table(table: Any) -> Table:
-    """A table in a script: a DataFrame, columns by name, or rows `[n, D]`.
+    """Convert a DataFrame, a mapping of names to columns, or an array to a `Table`.
 
     Args:
-      table: what holds the columns.
+      table: a `Table`, a DataFrame, a mapping of names to columns `[n]`, or rows
+        `[n, D]`.
 
     Returns:
-      A `Table`.
+      A `Table`; the columns of an array are named by their positions.
 
     Raises:
-      ValueError: columns of several lengths, or an array that is no table.
+      ValueError: columns of different lengths, or an array that is empty or not
+        `[n, D]`.
     """
     if isinstance(table, Table):
         return table

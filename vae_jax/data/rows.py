@@ -1,4 +1,4 @@
-"""Rows that stay where they are, in a file or in the host's memory, until indexed."""
+"""Rows of an array in a file or in host memory, read on indexing."""
 
 import math
 import os
@@ -8,25 +8,25 @@ from typing import Any
 
 import numpy as np
 
-# Values that are read at once: of a check or a digest, and of what a model starts from
-# or is tested on, which is all of MNIST and 268 MB as float32.
+# Number of values that are read at once: `_BLOCK` for checks and digests,
+# `VALUES_AT_ONCE` (all of MNIST; 268 MB as float32) for initialization and test sets.
 _BLOCK = 2**22
 VALUES_AT_ONCE = 2**26
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Examples `[n, D]` of an array on the host, read where they are indexed.
+    """Examples `[n, D]` of an array on the host, read on indexing.
 
-    `rows[indices]` and `rows[start:stop]` are NumPy arrays; `part` is not read yet.
+    `rows[indices]` and `rows[start:stop]` return NumPy arrays; `part` reads nothing.
 
     Attributes:
-      source: `[m, D]` or `[m, *data_shape]`, perhaps a memory-mapped file.
-      rows: numbers of the examples in the source, `[n]`.
-      dtype: of what is read.
+      source: `[m, D]` or `[m, *data_shape]`, possibly a memory-mapped file.
+      rows: indices of the examples in the source, `[n]`.
+      dtype: dtype of the examples when read.
 
     Raises:
-      ValueError: when it is read, if the file changed since it was opened.
+      ValueError: on indexing, if the file has changed since it was opened.
 
     Example:
       >>> import numpy as np
@@ -51,7 +51,7 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all of them in memory."""
+        """Size of all examples in memory, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ class Rows:
         if self._version() != self._opened:
             raise ValueError(
                 f"{getattr(self.source, 'filename', None)} was written to while it "
-                "was in use: start anew with the file as it is now"
+                "was in use: restart with the current file"
             )
         rows = self.rows[index]
         taken = np.asarray(self.source[rows]).astype(self.dtype)
@@ -71,11 +71,11 @@ class Rows:
         return self[:].astype(dtype or self.dtype)
 
     def part(self, index: slice) -> "Rows":
-        """Some of the rows, not read yet."""
+        """Select a slice of the rows without reading them."""
         return replace(self, rows=self.rows[index])
 
     def _version(self) -> tuple[int, ...]:
-        """Size and time of the file; nothing of an array in memory."""
+        """Size and modification time of the file; empty for an array in memory."""
         path = getattr(self.source, "filename", None)
         if path is None:
             return ()
@@ -84,14 +84,14 @@ class Rows:
 
 
 def part(x: np.ndarray | Rows, index: slice) -> Any:
-    """Some of the rows, not read yet where all are not.
+    """Select a slice of rows, without reading them if `x` is `Rows`.
 
     Args:
       x: `[n, D]`.
-      index: which.
+      index: the slice.
 
     Returns:
-      What `x` is, an array or `Rows`.
+      An array or `Rows`, as `x`.
 
     Example:
       >>> import numpy as np
@@ -103,13 +103,13 @@ def part(x: np.ndarray | Rows, index: slice) -> Any:
 
 
 def blocks(x: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """Parts of an array or a file that fit into memory, one after another.
+    """Iterate over an array or a file in blocks of rows that fit into memory.
 
     Args:
       x: `[n, ...]`.
 
     Yields:
-      Number of the first row, and the rows.
+      Index of the first row of the block, and the rows.
 
     Example:
       >>> import numpy as np
@@ -123,13 +123,13 @@ def blocks(x: Any) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def spacing(x: Any) -> int:
-    """Step from row to row with which `x[::step]` fits into memory; mostly 1.
+    """Smallest step for which `x[::step]` has at most `VALUES_AT_ONCE` values.
 
     Args:
       x: `[n, D]`.
 
     Returns:
-      The least with which there are `VALUES_AT_ONCE` or fewer.
+      The step, 1 for all but very large arrays.
 
     Example:
       >>> import numpy as np

@@ -1,4 +1,4 @@
-"""Synthetic images of four kinds of shapes, of MNIST's size."""
+"""Synthetic images of four kinds of shapes, of the size of MNIST images."""
 
 import numpy as np
 
@@ -6,15 +6,15 @@ from vae_jax.data.dataset import Dataset
 
 
 def synthetic(num_train: int = 2048, num_test: int = 512, *, seed: int = 0) -> Dataset:
-    """Bars, crosses, discs and rings, 28x28 with 256 levels, made from a seed.
+    """Generate images of bars, crosses, discs and rings, 28x28 with 256 levels.
 
-    Each has a place, an angle, a length and a width: five continuous causes for a
-    model to find, and the kind of shape, which is the label.
+    Each image has five continuous factors (row, column, angle, length, width); its
+    label is the kind of shape.
 
     Args:
-      num_train: n.
-      num_test: m.
-      seed: image i of a split depends on this and on nothing else.
+      num_train: number n of training images.
+      num_test: number m of test images.
+      seed: seed of the images; image i of a split does not depend on n and m.
 
     Returns:
       A `Dataset`.
@@ -40,17 +40,17 @@ def synthetic(num_train: int = 2048, num_test: int = 512, *, seed: int = 0) -> D
 def _draw_shapes(
     rng: np.random.Generator, num_images: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images `[n, 784]` of random shapes, and the kinds of those."""
+    """Draw images `[n, 784]` of random shapes, and their kinds `[n]`."""
     causes = rng.random((num_images, 6), dtype=np.float32)
     kinds = (4 * causes[:, 0]).astype(np.int32)
-    # A few at once, so that the distances of all pixels stay in the cache.
+    # In chunks, so that the distances of all pixels fit into the cache.
     chunks = [slice(start, start + 250) for start in range(0, num_images, 250)]
     images = [_render(kinds[chunk], causes[chunk, 1:]) for chunk in chunks]
     return np.concatenate(images), kinds
 
 
 def _render(kinds: np.ndarray, causes: np.ndarray) -> np.ndarray:
-    """Shapes `[n, 784]`, smooth over one pixel, of causes `[n, 5]` in [0, 1)."""
+    """Render anti-aliased shapes `[n, 784]` from factors `[n, 5]` in [0, 1)."""
     row, column, angle, length, width = causes.T[:, :, None]
     rows, columns = np.divmod(np.arange(28 * 28, dtype=np.float32), 28)
     down, right = rows - (10 + 7 * row), columns - (10 + 7 * column)
@@ -58,7 +58,7 @@ def _render(kinds: np.ndarray, causes: np.ndarray) -> np.ndarray:
     along = np.abs(right * cosine + down * sine)
     across = np.abs(down * cosine - right * sine)
     length, width = 4 + 4 * length, 1 + 2 * width
-    # Distance in pixels from the edge of each shape, negative within.
+    # Signed distance in pixels from the edge of each shape, negative inside.
     bar = np.maximum(along - length, across - width)
     cross = np.minimum(bar, np.maximum(across - length, along - width))
     disc = 2 * width * (np.hypot(along / length, across / (2 * width)) - 1)

@@ -1,4 +1,4 @@
-"""Tables as a model takes them: kinds of columns inferred, values coded, and back."""
+"""Encode tables as float32, with inferred kinds of columns, and decode them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,20 +19,20 @@ from vae_jax.data.readers import Table
 from vae_jax.data.rows import Rows, blocks
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?")
-# More columns are not listed one by one.
+# Maximum number of columns that are described individually.
 _SHOWN = 40
 
 
 class Encoded(NamedTuple):
-    """A table as a model takes it.
+    """An encoded table.
 
     Attributes:
-      x: `[n, D]`, float32.
-      columns: D of them.
-      labels: `[n]`, codes 0 to K - 1 of the label column's K values, in the order of
-        numbers or else of texts; None where there is no such column.
-      covariates: `[n, C]`, float32, in the order of the columns' names; None where
-        there is no such column.
+      x: values, `[n, D]`, float32.
+      columns: the D columns of `x`.
+      labels: codes 0 to K - 1 of the K sorted values of the label column, `[n]`; None
+        without a label column.
+      covariates: `[n, C]`, float32, sorted by the names of the columns; None without
+        covariates.
     """
 
     x: np.ndarray
@@ -48,20 +48,20 @@ def encode(
     default: str | None = None,
     missing: str = "error",
 ) -> Encoded:
-    """Numbers of a table, and what its columns hold, inferred where it is not given.
+    """Encode a table, inferring the kinds of columns that are not given.
 
     Args:
-      table: as read.
+      table: the table.
       given: kinds by name, or all columns.
-      default: kind of the columns that neither are given nor stated by the table; None
+      default: kind of the columns that are neither given nor stated by the table; None
         infers it.
-      missing: `mask` makes missing values NaN, `error` refuses them.
+      missing: `mask` converts missing values to NaN, `error` raises ValueError.
 
     Returns:
-      Values, columns and labels.
+      Values, columns, labels and covariates.
 
     Raises:
-      ValueError: names column, row and value of what does not fit.
+      ValueError: an invalid column or value; the message states column, row and value.
     """
     known = given_columns(list(table.columns), given)
     if given is not None and not isinstance(given, Mapping):
@@ -90,19 +90,19 @@ def encode(
         columns.append(column)
     if not found:
         raise ValueError("no column is left to model")
-    beside = [covariates[name] for name in sorted(covariates)]
+    sorted_covariates = [covariates[name] for name in sorted(covariates)]
     return Encoded(
         np.stack(found, axis=1),
         tuple(columns),
         labels,
-        np.stack(beside, axis=1) if beside else None,
+        np.stack(sorted_covariates, axis=1) if sorted_covariates else None,
     )
 
 
-def _refusal(
+def _error_of_row(
     name: str, place: Callable[[int], str]
 ) -> Callable[[Any, str], ValueError]:
-    """Error of a row of a column, as a function of both."""
+    """Return a function that builds the error for a row of a column."""
 
     def refuse(row: Any, what: str) -> ValueError:
         return ValueError(f"column {name!r}, {place(int(row))}: {what}")
@@ -113,12 +113,12 @@ def _refusal(
 def _label_codes(
     name: str, values: np.ndarray, place: Callable[[int], str]
 ) -> np.ndarray:
-    """Ranks of labels among those that occur; 0, ..., K - 1 keep their numbers."""
+    """Encode labels by their rank among the distinct values, from 0 to K - 1."""
     column = Column(name, "categorical")
-    refuse = _refusal(name, place)
+    refuse = _error_of_row(name, place)
     absent = _absent(values, column)
     if absent.any():
-        what = "the label is missing: leave out the row, or give it a class of its own"
+        what = "the label is missing: leave out the row, or give it a separate class"
         raise refuse(np.argmax(absent), what)
     labels = np.unique(_parsed(values, column, refuse), return_inverse=True)[1]
     return labels.astype(np.int32)
@@ -127,27 +127,29 @@ def _label_codes(
 def _covariate_values(
     name: str, values: np.ndarray, place: Callable[[int], str]
 ) -> np.ndarray:
-    """Finite numbers, none of which is missing."""
+    """Convert a covariate to float32; raise ValueError if a value is missing."""
     real = Column(name, "real")
     absent = _absent(values, real)
     if absent.any():
-        what = "the covariate is missing, which networks are given: leave out the row"
-        raise _refusal(name, place)(np.argmax(absent), what)
+        what = "the covariate is missing, but networks need it: leave out the row"
+        raise _error_of_row(name, place)(np.argmax(absent), what)
     return _encode_column(real, values, place, "error")[0]
 
 
 def _encode_column(
     column: Column, values: np.ndarray, place: Callable[[int], str], missing: str
 ) -> tuple[np.ndarray, Column]:
-    """Values of one column as float32, and the column with its kind and categories."""
+    """Encode a column as float32; return also its kind and categories."""
     name = column.name
     absent = _absent(values, column)
     rows = np.flatnonzero(~absent)
-    refuse = _refusal(name, place)
+    refuse = _error_of_row(name, place)
     if absent.all():
-        raise ValueError(f"column {name!r} has no value in any row: give it 'ignore'")
+        raise ValueError(
+            f"column {name!r} has no value in any row: give it the kind 'ignore'"
+        )
     if absent.any() and missing == "error":
-        what = "a value is missing (mask leaves such out: --missing, missing=)"
+        what = "a value is missing (mask leaves it out: --missing=mask, missing='mask')"
         raise refuse(np.argmax(absent), what)
 
     def refuse_present(row: Any, what: str) -> ValueError:
@@ -155,7 +157,7 @@ def _encode_column(
 
     present = _parsed(values[~absent], column, refuse_present)
     if absent.any() and present.dtype.kind == "f" and are_counts(present).all():
-        # As whole numbers are read where some are missing.
+        # Integer columns with missing values are read as floats.
         present = present.astype(np.int64)
     coded, column = _encode_present(column, present, refuse_present)
     found = np.full(len(values), np.nan, np.float32)
@@ -166,7 +168,7 @@ def _encode_column(
 def _encode_present(
     column: Column, values: np.ndarray, refuse: Callable[[Any, str], ValueError]
 ) -> tuple[np.ndarray, Column]:
-    """Values that are all there as float32, and the column with its kind."""
+    """Encode values without missing ones as float32; return also the `Column`."""
     name = column.name
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         row = np.argmin(np.isfinite(values))
@@ -191,7 +193,7 @@ def _encode_present(
 
 
 def _absent(values: np.ndarray, column: Column) -> np.ndarray:
-    """Which values are missing: NaN, None, and texts that say so."""
+    """Mask of missing values: NaN, None, and strings in `MISSING` but categories."""
     if values.dtype.kind == "f":
         return np.isnan(values)
     if values.dtype.kind in "iub":
@@ -212,7 +214,7 @@ def _texts(values: np.ndarray) -> np.ndarray:
 def _parsed(
     values: np.ndarray, column: Column, refuse: Callable[[Any, str], ValueError]
 ) -> np.ndarray:
-    """Numbers where all texts are such, whole ones as integers."""
+    """Convert strings to numbers if all are numbers, to integers if all are whole."""
     if values.dtype.kind in "fiub":
         return values
     texts = _texts(values)
@@ -221,7 +223,8 @@ def _parsed(
         return texts
     wants_number = column.kind not in ("", *CODED)
     if not is_number.all():
-        # A few texts among numbers are mistakes; the reverse may be categories.
+        # If most values are numbers, the strings are mistakes; else all may be
+        # categories.
         if wants_number or (is_number.mean() > 0.5 and not column.kind):
             row = np.argmin(is_number)
             raise refuse(
@@ -247,7 +250,7 @@ def _is_number(text: str) -> bool:
 def _codes(
     column: Column, values: np.ndarray, refuse: Callable[[Any, str], ValueError]
 ) -> tuple[np.ndarray, Column]:
-    """Codes of categories: those given, or the sorted values, but for ordinal texts."""
+    """Encode categories, which are those given or else the sorted distinct values."""
     if not column.categories and column.kind == "binary" and values.dtype.kind != "U":
         fits = np.isin(values, (0, 1))
         if fits.all():
@@ -255,8 +258,8 @@ def _codes(
     if column.kind == "ordinal" and not column.categories and values.dtype.kind == "U":
         raise refuse(
             0,
-            f"{str(values[0])!r} is no number, and ordinal texts have no order of "
-            "their own: give 'categories', from lowest to highest",
+            f"{str(values[0])!r} is no number, and ordinal texts need an order: give "
+            "'categories', from lowest to highest",
         )
     distinct: Any = np.unique(values)
     categories: tuple[str, ...] = column.categories or tuple(
@@ -278,14 +281,15 @@ def _codes(
 
 
 class ColumnMoments(NamedTuple):
-    """Moments of columns over the rows where they are observed, each `[D]`, float64.
+    """Moments of columns over observed values, each `[D]`, float64.
 
     Attributes:
-      num_observed: rows that are no NaN.
-      low: the smallest value, NaN where there is none.
-      high: the largest.
-      mean: 0 where there is none.
-      deviation: standard deviation, with 1 / count.
+      num_observed: number of values that are not NaN.
+      low: smallest value; NaN for a column without values.
+      high: largest value; NaN for a column without values.
+      mean: mean; 0 for a column without values.
+      deviation: standard deviation, normalized by `num_observed`; 0 for a column
+        without values.
     """
 
     num_observed: np.ndarray
@@ -296,7 +300,7 @@ class ColumnMoments(NamedTuple):
 
 
 def column_moments(x: np.ndarray | Rows) -> ColumnMoments:
-    """Moments of columns, read block by block (Chan et al. 1983).
+    """Compute moments of columns block by block (Chan, Golub & LeVeque 1983).
 
     Args:
       x: `[n, D]`.
@@ -332,14 +336,15 @@ def column_moments(x: np.ndarray | Rows) -> ColumnMoments:
 
 
 def require_varying(x: np.ndarray | Rows, columns: tuple[Column, ...]) -> None:
-    """Refuses real columns that do not vary in training, or too little for float32.
+    """Raise ValueError if a real or positive column is constant up to float32 rounding.
 
     Args:
-      x: `[n, D]`, the training examples.
-      columns: D of them.
+      x: the training examples, `[n, D]`.
+      columns: the D columns.
 
     Raises:
-      ValueError: names the column and its value.
+      ValueError: a column of any kind has no values, or a real or positive column is
+        constant or varies too little about its mean for float32.
     """
     each = zip(*column_moments(x), strict=True)
     for column, (count, low, high, mean, deviation) in zip(columns, each, strict=True):
@@ -352,29 +357,29 @@ def require_varying(x: np.ndarray | Rows, columns: tuple[Column, ...]) -> None:
             continue
         if low == high:
             raise ValueError(
-                f"column {column.name!r} is {low:g} in all rows to train on, "
-                "which has no density: give it the kind 'ignore'"
+                f"column {column.name!r} is {low:g} in all rows to train on, so it has "
+                "no density: give it the kind 'ignore'"
             )
         if loses_digits(mean, deviation):
             raise ValueError(
                 f"column {column.name!r} varies by {deviation:.3g} about "
-                f"{mean:.8g}, of which float32 keeps too few digits: subtract "
-                "what is common to all rows"
+                f"{mean:.8g}, and float32 keeps too few digits: subtract a constant "
+                "from all rows"
             )
 
 
 def decode_table(x: Any, columns: tuple[Column, ...]) -> dict[str, np.ndarray]:
-    """Rows of a model as columns by name, categories by their names.
+    """Decode rows to columns by name, with codes replaced by categories.
 
     Args:
-      x: `[n, D]`, examples, draws or reconstructions.
-      columns: of the data set.
+      x: examples, draws or reconstructions, `[n, D]`.
+      columns: columns of the data set.
 
     Returns:
-      Values `[n]` by name, which `pandas.DataFrame` takes.
+      Values `[n]` by name, an argument for `pandas.DataFrame`.
 
     Raises:
-      ValueError: another number of columns.
+      ValueError: `x` is not `[n, D]` with D the number of columns.
 
     Example:
       >>> import numpy as np
@@ -393,7 +398,7 @@ def decode_table(x: Any, columns: tuple[Column, ...]) -> dict[str, np.ndarray]:
 
 
 def _names(codes: np.ndarray, categories: tuple[str, ...]) -> np.ndarray:
-    """Categories of codes, None where one is missing."""
+    """Replace codes by categories, and NaN by None."""
     missing = np.isnan(codes)
     known = np.rint(np.where(missing, 0, codes)).astype(int)
     names = np.array(categories, object)[known]
@@ -402,14 +407,14 @@ def _names(codes: np.ndarray, categories: tuple[str, ...]) -> np.ndarray:
 
 
 def describe_columns(x: np.ndarray | Rows, columns: tuple[Column, ...]) -> list[str]:
-    """Describe columns in a line each, or many by the number of each kind.
+    """Describe each column in a line, or count the kinds if there are many columns.
 
     Args:
       x: `[n, D]`.
-      columns: D of them.
+      columns: the D columns.
 
     Returns:
-      Lines of text.
+      Lines of text; a single one for more than 40 columns.
     """
     if len(columns) > _SHOWN:
         kinds = [column.kind for column in columns]

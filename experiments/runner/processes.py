@@ -111,7 +111,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-# Flags that may differ: who it is, and where its machine keeps files.
+# Flags that may differ between processes.
 OF_A_PROCESS = ("process_id", "data_dir", "compilation_cache")
 
 

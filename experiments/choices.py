@@ -56,12 +56,12 @@ def check_combinations(config: "Config") -> None:
     if config.exposure == "row_total" and config.missing != "error":
         raise ValueError(
             f"--exposure=row_total and --missing={config.missing} exclude one another: "
-            "the total of a row with missing values is not known"
+            "the total of a row with missing values is unknown"
         )
     if config.objective in ("beta_tc", "mmd") and config.num_devices > 1:
         raise ValueError(
             f"--objective={config.objective} compares the examples of a batch with one "
-            f"another, and needs --num_devices=1, got {config.num_devices}"
+            f"another and requires --num_devices=1, got {config.num_devices}"
         )
     if config.network in ("conv", "residual") and len(config.hidden_dims) > 1:
         raise ValueError(
@@ -202,7 +202,7 @@ def likelihood(
     if config.exposure == "row_total":
         if not found.has_rates:
             raise ValueError(
-                f"--exposure={config.exposure} is of counts with means, and "
+                f"--exposure={config.exposure} is of counts with means, but "
                 f"--likelihood is {config.likelihood}: choose poisson, "
                 "negative_binomial or zero_inflated_negative_binomial"
             )
@@ -247,7 +247,7 @@ def with_likelihood(config: ConfigT, dataset: data.Dataset) -> ConfigT:
     """
     if dataset.columns and config.prior == "vamp":
         raise ValueError(
-            "--prior=vamp has pseudo-inputs in (0, 1), as pixels are, and the data are "
+            "--prior=vamp has pseudo-inputs in (0, 1), like pixels, but the data are "
             f"{dataset.values}: choose --prior=mixture"
         )
     if config.likelihood == "columns" and not dataset.columns:
@@ -350,7 +350,7 @@ def _standard(config: "Config", posterior: Family, num_classes: int) -> Any:
 def _of_levels(family: type, config: "Config", num_levels: int | None) -> Any:
     if num_levels is None:
         raise ValueError(
-            f"--likelihood={config.likelihood} is about levels, and the data are real "
+            f"--likelihood={config.likelihood} is about levels, but the data are real "
             "numbers"
         )
     return family(num_levels)
@@ -358,8 +358,8 @@ def _of_levels(family: type, config: "Config", num_levels: int | None) -> Any:
 
 def _ordinal(config: "Config", num_levels: int | None) -> Any:
     raise ValueError(
-        "--likelihood=ordinal is of a table's columns: choose columns, and give them "
-        "the kind ordinal by --columns"
+        "--likelihood=ordinal is of a table's columns: choose --likelihood=columns and "
+        "declare the columns as ordinal with --columns"
     )
 
 

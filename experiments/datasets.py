@@ -128,7 +128,7 @@ def _require_totals(dataset: data.Dataset) -> None:
                 raise ValueError(
                     f"--exposure=row_total needs a positive total of every row, got "
                     f"{totals[row]:g} in row {first + row} of the {name} examples: "
-                    "leave the row out"
+                    "remove the row"
                 )
 
 
@@ -137,9 +137,9 @@ def _on_host(dataset: data.Dataset, data_on: str) -> data.Dataset:
     train = dataset.train
     free = gigabytes(memory.free_bytes())
     note = (
-        f"{gigabytes(train.nbytes)} of training data stay on the host, as they take "
-        f"more than half of the {free} of memory that are free: batches are gathered "
-        "ahead of the device (--data_on)"
+        f"{gigabytes(train.nbytes)} of training data stay on the host, because they "
+        f"exceed half of the {free} of free memory; batches are gathered ahead and "
+        "moved to the device (--data_on)"
     )
     if isinstance(train, np.ndarray):
         train = data.Rows(train, np.arange(len(train)), train.dtype)
@@ -335,9 +335,9 @@ def _scales(original: data.Dataset) -> list[str]:
     if not large:
         return []
     return [
-        f"covariates are given to the networks as they are, and numbers {large} of "
+        f"covariates are given to the networks unscaled, and numbers {large} of "
         f"{len(sizes)}, in the order of their names, are far from unit scale, at which "
-        "networks start well: standardize them in the file"
+        "networks train well: standardize them in the file"
     ]
 
 
@@ -349,7 +349,7 @@ def _unlikely(
     if is_of_bits and binarization == "none" and grey:
         return [
             "a Bernoulli likelihood on grey values is not a likelihood of the pixels; "
-            "its figures compare with no others"
+            "its figures are not comparable with others"
         ]
     # Whether a user-defined family is a density is unknown.
     is_known = type(likelihood).__module__.partition(".")[0] == vae_jax.__name__
@@ -359,8 +359,8 @@ def _unlikely(
     if is_continuous and original.num_levels is not None:
         return [
             "a continuous Bernoulli on pixels that are exactly 0 or 1 is a density, of "
-            "at most 256 each (5.55 nats), and no probability of grey levels, which "
-            "--likelihood=discretized_logistic gives"
+            "at most 256 each (5.55 nats), not a probability of grey levels; "
+            "--likelihood=discretized_logistic gives one"
         ]
     return []
 

@@ -124,8 +124,8 @@ def collapse_warning(models: str, remedies: str) -> str:
     """
     return (
         f"warning: posterior collapse: {models} no active unit on the test data, so z "
-        "says nothing about x and reconstructions are all alike; this seldom heals by "
-        f"more training: start anew with {remedies}"
+        "carries no information about x and all reconstructions are alike; longer "
+        f"training rarely helps: start anew with {remedies}"
     )
 
 
@@ -253,7 +253,7 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
         *_best_rows(results),
         ("training", f"{results['images_per_second'] or 0:,.0f} examples/s"),
         ("first step after", _seconds(results["seconds_to_first_step"])),
-        ("all in all", _seconds(results["seconds"])),
+        ("total time", _seconds(results["seconds"])),
         ("files", str(folder)),
     ]
     collapsed = [] if results["active_units"] else ["the model has"]
@@ -280,7 +280,7 @@ def _best_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
     )
     return [
         (
-            "best of the validation ELBO",
+            "best validation ELBO",
             f"{_nats(results['best_validation_elbo'])}, epoch {results['best_epoch']}",
         ),
         ("  its test ELBO", _nats(results["best_test_elbo"])),
@@ -317,9 +317,9 @@ def evidence_warnings(figures: dict[str, Any]) -> list[str]:
         return []
     return [
         f"warning: log p(x) is unreliable for {share:.0%} of the examples (Pareto k "
-        "above 0.7, or too few samples to tell): a lower bound, further off than its "
-        "error says; raise --evaluation_samples, or see annealing in "
-        "experiments.evaluate"
+        "above 0.7, or too few samples to estimate it): it is a lower bound, and its "
+        "error is larger than the standard error; raise --evaluation_samples, or see "
+        "annealing in experiments.evaluate"
     ]
 
 
@@ -337,5 +337,5 @@ def diagonal(found: Distribution) -> DiagonalGaussianDistribution:
       ValueError: if it is of another class.
     """
     if not isinstance(found, DiagonalGaussianDistribution):
-        raise ValueError(f"a diagonal Gaussian is needed, got {type(found).__name__}")
+        raise ValueError(f"expected a diagonal Gaussian, got {type(found).__name__}")
     return found

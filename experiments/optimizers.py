@@ -151,7 +151,7 @@ def scheduled_epochs(config: OptimizerFlags) -> int:
     """Epochs over which schedules run; raise ValueError if not resolved."""
     epochs = config.schedule_epochs or config.epochs
     if epochs is None:
-        raise ValueError("epochs must be a number by now, got None: see resolve")
+        raise ValueError("epochs must be resolved, got None: see defaults.resolve")
     return epochs
 
 
@@ -229,12 +229,12 @@ def check_own(config: OptimizerFlags) -> None:
         updates = jax.eval_shape(update, tree)
     except TypeError as error:
         raise ValueError(
-            f"--optimizer={config.optimizer} must update by gradients, state and "
-            f"parameters alone, and fails: {error}"
+            f"--optimizer={config.optimizer} must update from gradients, state and "
+            f"parameters alone, but failed: {error}"
         ) from error
     if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, tree):
         raise ValueError(
-            f"--optimizer={config.optimizer} must give updates of the parameters' "
+            f"--optimizer={config.optimizer} must return updates with the parameters' "
             f"shapes, got {updates} for {tree}"
         )
 
@@ -244,7 +244,7 @@ def _of_own(own: open_choices.Own, rate: Any) -> optax.GradientTransformation:
     if own.arguments or "learning_rate" in own.keywords:
         raise ValueError(
             f"{own.text}: the learning rate is --learning_rate's, and other arguments "
-            "are given by name"
+            "must be given by name"
         )
     made = own.held_to("optimizer(learning_rate=)")(learning_rate=rate)
     if not isinstance(made, optax.GradientTransformation):

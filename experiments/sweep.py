@@ -141,8 +141,8 @@ def check(config: Config) -> None:
     for name in ("coordinator_address", "num_processes", "process_id"):
         if getattr(config, name) is not None:
             raise ValueError(
-                f"a sweep is one process: --{name} is of experiments.mnist, got "
-                f"{getattr(config, name)}"
+                f"a sweep runs in one process: --{name} is for experiments.mnist only, "
+                f"got {getattr(config, name)}"
             )
     if config.data_on == "host":
         raise ValueError(
@@ -151,8 +151,8 @@ def check(config: Config) -> None:
         )
     if config.binarization == "fixed" and config.num_seeds > 1:
         raise ValueError(
-            "--binarization=fixed draws another data set for each seed, and the models "
-            "of a sweep share theirs: --num_seeds must be 1"
+            "--binarization=fixed draws a different data set for each seed, but the "
+            "models of a sweep share one: --num_seeds must be 1"
         )
     mnist.check(*grid(config))
 

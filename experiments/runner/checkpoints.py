@@ -119,8 +119,7 @@ def restore_best(folder: Path, step: int, spec: ModelSpec) -> Params | None:
             _put_aside(path, folder / "corrupt")
         print(
             f"warning: {'corrupt' if is_there else 'missing'} checkpoint {step}, the "
-            f"best on validation data: {problem}; without it no figures best_* are "
-            "written",
+            f"best on validation data: {problem}; no figures best_* are written",
             file=sys.stderr,
         )
     return None

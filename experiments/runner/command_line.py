@@ -59,7 +59,7 @@ def parse(
                 sys.stdout.flush()
                 raise
         _fail(_first_paragraph(captured.getvalue()), code=2)
-    raise AssertionError("an error of flags ends the process")
+    raise AssertionError("an error in the flags ends the process")
 
 
 def execute(run: Callable[[ConfigT], Any], config: ConfigT) -> None:
@@ -116,7 +116,7 @@ def _cause(error: OSError) -> str:
             file = "standard output"
             _let_go_of(sys.stdout)
     where = "" if file is None else f"{os.fsdecode(file)}: "
-    return f"{where}{error.strerror or error}; {INTERRUPTED} once this is mended"
+    return f"{where}{error.strerror or error}; {INTERRUPTED} once this is fixed"
 
 
 def _let_go_of(*streams: TextIO) -> None:

@@ -70,7 +70,7 @@ def require(
     needed, free = num_models * of_state + of_samples, free_bytes()
     if needed > free:
         raise ValueError(
-            f"training needs at least {gigabytes(needed)} of memory, and "
+            f"training needs at least {gigabytes(needed)} of memory, but "
             f"{gigabytes(free)} are free: {num_models} x {gigabytes(of_state)} "
             f"of parameters, optimizer and gradient, {gigabytes(of_samples)} of "
             f"--num_samples {samples} for --batch_size {batch}; choose smaller sizes"

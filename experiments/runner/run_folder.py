@@ -73,8 +73,9 @@ def locked(folder: Path) -> Iterator[None]:
     for name in ("checkpoints", "figures", "tensorboard"):
         if (folder / name).is_symlink():
             raise ValueError(
-                f"{folder / name} is a symbolic link, and a run writes and deletes in "
-                "its own folder only: put a folder in its place, or choose --run_dir"
+                f"{folder / name} is a symbolic link, but a run writes and deletes in "
+                "its own folder only: replace it by a folder, or choose another "
+                "--run_dir"
             )
     lock = FileLock(folder / ".lock", blocking=False)
     try:
@@ -156,7 +157,7 @@ def require_present(folder: Path) -> None:
     """
     path = folder / "config.json"
     if not path.exists():
-        message = "was removed while training, and with it what the run is"
+        message = "was removed while training, so the run cannot be saved"
         raise FileNotFoundError(errno.ENOENT, message, str(path))
 
 
@@ -220,7 +221,7 @@ def read_signed(path: Path) -> Signed:
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
-            raise ValueError(f"a {type(content).__name__}, no dictionary")
+            raise ValueError(f"expected a JSON object, got {type(content).__name__}")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     digest = content.get("sha256")

@@ -319,7 +319,7 @@ class Run:
                 f"{_span(figures['kl_divergence'])} nats; {speed:,.0f} examples/s"
             )
         if self._is_over(epoch) and epoch < self._num_epochs:
-            tqdm.write(f"no better validation ELBO for {self._patience} epochs: done")
+            tqdm.write(f"no better validation ELBO for {self._patience} epochs: stop")
 
     def is_time_to_judge(self, state: TrainState) -> bool:
         """Return whether to test for posterior collapse now, once and early in a run.
@@ -375,7 +375,7 @@ class Run:
             found, is_changed = {}, True
         if is_changed:
             print(
-                f"warning: {path} is not what a run wrote: the model is evaluated anew",
+                f"warning: {path} is not what a run wrote: evaluating the model again",
                 file=sys.stderr,
             )
         same = all(found.get(name) == wanted[name] for name in wanted)
@@ -430,7 +430,7 @@ class Run:
     def _stop(self, state: TrainState) -> NoReturn:
         raise Interrupted(
             self._stopping,
-            f"saved at step {int(state.step)}; the same command goes on from there",
+            f"saved at step {int(state.step)}; run the same command to resume",
         )
 
     def _show(self, step: int, history: History, speed: float) -> None:

@@ -1,7 +1,7 @@
-"""Models and objectives by the names that flags give them.
+"""Models and objectives, by their names in flags.
 
-`config` is `experiments.mnist.Config`, which is imported by the type checker alone:
-the experiment stands above its choices.
+`config` is `experiments.mnist.Config`, imported for type checking only, because the
+experiment imports this module.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 ConfigT = TypeVar("ConfigT", bound="ModelFlags")
 
-# Over which beta rises by default: within the first epoch of MNIST, and four times as
-# long as networks of three layers take to find a use for their latents.
+# Default warm-up of beta: shorter than the first epoch of MNIST, and four times as long
+# as networks of three layers need before they use their latents.
 WARMUP_STEPS = 400
 
 
 def check_combinations(config: "Config") -> None:
-    """Refuse flags that do not go together.
+    """Raise ValueError for incompatible flags.
 
     Args:
       config: the configuration.
@@ -56,12 +56,12 @@ def check_combinations(config: "Config") -> None:
     if config.exposure == "row_total" and config.missing != "error":
         raise ValueError(
             f"--exposure=row_total and --missing={config.missing} exclude one another: "
-            "the total of a row with missing values is not known"
+            "the total of a row with missing values is unknown"
         )
     if config.objective in ("beta_tc", "mmd") and config.num_devices > 1:
         raise ValueError(
             f"--objective={config.objective} compares the examples of a batch with one "
-            f"another, and needs --num_devices=1, got {config.num_devices}"
+            f"another and requires --num_devices=1, got {config.num_devices}"
         )
     if config.network in ("conv", "residual") and len(config.hidden_dims) > 1:
         raise ValueError(
@@ -70,7 +70,7 @@ def check_combinations(config: "Config") -> None:
         )
 
 
-# Beta weighs a KL, or what stands in its place.
+# Configurations with a beta, the weight of the KL or of its replacement.
 HAS_BETA = [
     {"objective": ("elbo", "beta_tc"), "posterior": flags.Other(["point"])},
     {"objective": ("mmd",)},
@@ -78,13 +78,13 @@ HAS_BETA = [
 
 
 def trained_on(config: "Config") -> dict[str, Any]:
-    """What training maximised, on which data, for results.json.
+    """Return the data and the objective of training, for results.json.
 
     Args:
       config: the configuration.
 
     Returns:
-      The flags by name; `beta` is None where it weighs nothing.
+      The flags by name; `beta` is None if the objective does not use it.
     """
     beta = config.beta if flags.holds(HAS_BETA, config) else None
     names = ("dataset", "likelihood", "binarization", "objective")
@@ -94,19 +94,20 @@ def trained_on(config: "Config") -> dict[str, Any]:
 def default_warmup_epochs(
     config: "Config", *, epochs: int, steps_per_epoch: int
 ) -> float:
-    """Epochs over which beta rises where the flags do not say it.
+    """Default of `--beta_warmup_epochs`.
 
-    At first z says little of x, and a network that learns to ignore it does so for
-    good. A few hundred steps without the full weight of the KL prevent that.
+    Early in training z carries little information about x, and a decoder that learns to
+    ignore z rarely recovers. A few hundred steps with a reduced weight of the KL
+    prevent that.
 
     Args:
       config: the configuration.
-      epochs: of the run.
-      steps_per_epoch: of the data set.
+      epochs: number of epochs of the run.
+      steps_per_epoch: number of steps per epoch.
 
     Returns:
-      `WARMUP_STEPS`, or half of a shorter run; 0 where there is no KL to weigh, or a
-      schedule of another kind.
+      `WARMUP_STEPS`, or half of the run if that is less, in epochs; 0 if the objective
+      has no KL to weight, or the flags choose another schedule.
     """
     scheduled = config.beta_cycles or config.capacity is not None
     if scheduled or not flags.holds(HAS_BETA, config) or config.objective == "mmd":
@@ -115,13 +116,13 @@ def default_warmup_epochs(
 
 
 def collapse_remedies(config: "Config") -> str:
-    """Remedies for a collapsed posterior: flags that suit the others.
+    """List remedies for posterior collapse that fit the other flags.
 
     Args:
-      config: the configuration, resolved.
+      config: the resolved configuration.
 
     Returns:
-      A part of a sentence.
+      Part of a sentence.
     """
     other = config.objective not in ("elbo", "beta_tc", "mmd")
     plain = config.objective == "elbo" and config.posterior != "point"
@@ -143,18 +144,18 @@ def collapse_remedies(config: "Config") -> str:
 def model_spec(
     config: "Config", dataset: data.Dataset, *, num_classes: int = 0
 ) -> vae_jax.ModelSpec:
-    """The model that the flags name.
+    """Build the specification of the model that the flags name.
 
     Args:
       config: the configuration.
-      dataset: what it is to model.
-      num_classes: of a conditional model.
+      dataset: the data to be modelled.
+      num_classes: number of classes of a conditional model.
 
     Returns:
       A `ModelSpec`.
 
     Raises:
-      ValueError: a network or a likelihood that does not suit the data.
+      ValueError: if a network or a likelihood does not suit the data.
     """
     encoder, decoder = _networks(config)
     posterior = _posterior(config)
@@ -179,18 +180,18 @@ def likelihood(
     num_levels: int | None,
     columns: Sequence[data.Column] = (),
 ) -> Family:
-    """The likelihood that the flags name.
+    """Build the likelihood that the flags name.
 
     Args:
       config: the configuration.
-      num_levels: of the data set; None for real numbers.
-      columns: of a table, whose real columns are standardized.
+      num_levels: number of levels of the data; None for real numbers.
+      columns: columns of a table, of which real ones are standardized.
 
     Returns:
       A family.
 
     Raises:
-      ValueError: it does not suit the data.
+      ValueError: if the likelihood does not suit the data.
     """
     if config.likelihood == "columns":
         found = vae_jax.Columns.of_table(columns)
@@ -201,7 +202,7 @@ def likelihood(
     if config.exposure == "row_total":
         if not found.has_rates:
             raise ValueError(
-                f"--exposure={config.exposure} is of counts with means, and "
+                f"--exposure={config.exposure} is of counts with means, but "
                 f"--likelihood is {config.likelihood}: choose poisson, "
                 "negative_binomial or zero_inflated_negative_binomial"
             )
@@ -212,18 +213,18 @@ def likelihood(
 
 
 def is_of_counts(config: "ModelFlags") -> bool:
-    """Whether `--likelihood` names a family of counts; `auto` names none yet."""
+    """Return whether `--likelihood` names a family of counts; False for `auto`."""
     if config.likelihood in ("auto", "columns"):
         return False
     return likelihood(config, num_levels=256).support == COUNTS
 
 
-# Grey levels that the literature draws bits from, so that its figures compare.
+# Data sets whose grey levels are binarized by convention, as in the literature.
 BINARIZED = ("mnist", "fashion_mnist", "kmnist")
 
 
 def _is_binarized(config: "ModelFlags", dataset: data.Dataset) -> bool:
-    """Whether pixels are modelled as bits, by `--binarization` or by convention."""
+    """Return whether pixels are binarized, by `--binarization` or by convention."""
     if dataset.columns:
         return False
     by_convention = config.binarization == "auto" and dataset.name in BINARIZED
@@ -231,21 +232,22 @@ def _is_binarized(config: "ModelFlags", dataset: data.Dataset) -> bool:
 
 
 def with_likelihood(config: ConfigT, dataset: data.Dataset) -> ConfigT:
-    """The configuration with a name in place of `--likelihood=auto`.
+    """Resolve `--likelihood=auto`, and check the likelihood against the data.
 
     Args:
       config: the configuration.
-      dataset: as loaded.
+      dataset: the data as loaded.
 
     Returns:
-      One whose likelihood is named, and suits the data.
+      The configuration with a likelihood that suits the data.
 
     Raises:
-      ValueError: the data are a table, and likelihood or prior are of pixels.
+      ValueError: if the data are a table and the likelihood or prior is one of pixels,
+        or the reverse.
     """
     if dataset.columns and config.prior == "vamp":
         raise ValueError(
-            "--prior=vamp has pseudo-inputs in (0, 1), as pixels are, and the data are "
+            "--prior=vamp has pseudo-inputs in (0, 1), like pixels, but the data are "
             f"{dataset.values}: choose --prior=mixture"
         )
     if config.likelihood == "columns" and not dataset.columns:
@@ -270,13 +272,13 @@ def with_likelihood(config: ConfigT, dataset: data.Dataset) -> ConfigT:
 
 
 def with_prior(config: "Config") -> "Config":
-    """The configuration with a name in place of `--prior=auto`: what suits q(z|x).
+    """Resolve `--prior=auto` to a prior that suits q(z|x).
 
     Args:
       config: the configuration.
 
     Returns:
-      One whose prior is named.
+      The configuration with a named prior.
     """
     if config.prior != "auto":
         return config
@@ -286,13 +288,13 @@ def with_prior(config: "Config") -> "Config":
 
 
 def _chosen(config: "ModelFlags", flag: str, *arguments: Any) -> Any:
-    """An instance of the choice that a flag names."""
+    """Build an instance of the choice that a flag names."""
     found = open_choices.find(flag, getattr(config, flag), NAMES[flag])
     return found.made() if isinstance(found, open_choices.Own) else found(*arguments)
 
 
 def _posterior(config: "Config") -> Family:
-    """The posterior, refused where it does not declare what a family does."""
+    """Build the posterior; raise ValueError if it is not a `Family`."""
     found = _chosen(config, "posterior", config)
     if not isinstance(found, Family):
         raise ValueError(
@@ -303,7 +305,7 @@ def _posterior(config: "Config") -> Family:
 
 
 def _networks(config: "Config") -> tuple[Any, Any]:
-    """Encoder and decoder; a class of the user's own may serve as both."""
+    """Build encoder and decoder; a user-defined class may serve as both."""
     made = _chosen(config, "network", config)
     if not isinstance(made, tuple | list):
         return made, made
@@ -331,13 +333,13 @@ def _convolutional(config: "Config", *, num_blocks: int) -> tuple[Any, Any]:
 
 
 def _gaussian(config: "Config") -> Any:
-    """A diagonal Gaussian, or several stochastic layers of them."""
+    """Build a diagonal Gaussian, or several stochastic layers of them."""
     above = tuple(map(vae_jax.StochasticLayer, config.upper_latent_dims))
     return vae_jax.HierarchicalGaussian(above) if above else vae_jax.DiagonalGaussian()
 
 
 def _standard(config: "Config", posterior: Family, num_classes: int) -> Any:
-    """A standard normal, or what takes its place: of layers, and of labels."""
+    """Build a standard normal, or its counterpart for stochastic layers or labels."""
     if posterior.layers is not None:
         return vae_jax.HierarchicalGaussianPrior(posterior.layers)
     if num_classes:
@@ -348,7 +350,7 @@ def _standard(config: "Config", posterior: Family, num_classes: int) -> Any:
 def _of_levels(family: type, config: "Config", num_levels: int | None) -> Any:
     if num_levels is None:
         raise ValueError(
-            f"--likelihood={config.likelihood} is about levels, and the data are real "
+            f"--likelihood={config.likelihood} is about levels, but the data are real "
             "numbers"
         )
     return family(num_levels)
@@ -356,13 +358,13 @@ def _of_levels(family: type, config: "Config", num_levels: int | None) -> Any:
 
 def _ordinal(config: "Config", num_levels: int | None) -> Any:
     raise ValueError(
-        "--likelihood=ordinal is of a table's columns: choose columns, and give them "
-        "the kind ordinal by --columns"
+        "--likelihood=ordinal is of a table's columns: choose --likelihood=columns and "
+        "declare the columns as ordinal with --columns"
     )
 
 
 def _of_dispersion(name: str, family: type) -> dict[str, Any]:
-    """Entries of a family of counts: r of each dimension, shared, by the decoder."""
+    """Entries of a count family: dispersion per dimension, shared or by the decoder."""
     return {
         name: lambda *_: family(),
         f"{name}_shared": lambda *_: family("shared"),
@@ -425,7 +427,7 @@ LIKELIHOODS = {
 }
 
 
-# Flags whose value may differ between the models of one compiled program.
+# Flags whose values may differ between the models of one compiled program.
 SETTINGS = (
     "beta",
     "beta_warmup_epochs",
@@ -440,14 +442,14 @@ Settings = dict[str, Any]
 
 
 def settings(config: "Config") -> Settings:
-    """The real-valued flags of training, which may as well be traced arrays.
+    """Return the real-valued flags of training, which may be traced instead.
 
     Args:
       config: the configuration.
 
     Returns:
-      Their values by name; no free bits are an allowance of -inf, below which not even
-      rounding takes a KL.
+      Values by name. Free bits of 0 become -inf, so that no KL, even if negative by
+      rounding, is below the threshold.
     """
     values = {name: getattr(config, name) for name in SETTINGS}
     return values | {"free_bits": config.free_bits or -math.inf}
@@ -456,12 +458,12 @@ def settings(config: "Config") -> Settings:
 def objective(
     config: "Config", settings: Settings, *, steps_per_epoch: int
 ) -> Objective:
-    """The objective of training.
+    """Build the objective of training.
 
     Args:
-      config: says which terms there are; its epochs are resolved.
-      settings: says how large they are (`settings`).
-      steps_per_epoch: for schedules.
+      config: the configuration, which determines the terms; epochs are resolved.
+      settings: the weights of the terms (`settings`), possibly traced.
+      steps_per_epoch: number of steps per epoch, for schedules.
 
     Returns:
       An `Objective`.
@@ -473,7 +475,7 @@ def objective(
 
 
 def _logging(own: open_choices.Own) -> Objective:
-    """An objective of one's own, held to its contract where it is traced."""
+    """Wrap a user-defined objective to check its contract when it is traced."""
     called = own.held_to("objective(params, batch, key, step, axis_name=None)")
 
     @functools.wraps(called)
@@ -541,7 +543,7 @@ OBJECTIVES = {
     "beta_tc": _elbo,
     "mmd": _elbo,
 }
-# Functions of an integrand that have a gradient.
+# Estimators of the gradient of an integrand's expectation.
 ESTIMATORS = {
     name: getattr(estimators, name)
     for name in estimators.__all__
@@ -560,7 +562,7 @@ NAMES = {
 
 
 def _beta(config: "Config", settings: Settings, steps_per_epoch: int) -> Scheduled:
-    """Beta, or how it rises: once, or again in every cycle."""
+    """Build beta: a constant, a linear warm-up, or a cyclic schedule."""
     beta = settings["beta"]
     if config.beta_warmup_epochs:
         num_steps = settings["beta_warmup_epochs"] * steps_per_epoch
@@ -572,7 +574,7 @@ def _beta(config: "Config", settings: Settings, steps_per_epoch: int) -> Schedul
 
 
 def _penalty(config: "Config", settings: Settings, steps_per_epoch: int) -> Penalty:
-    """The replacement for the KL term, or the KL itself."""
+    """Build the replacement for the KL term; the mean KL if there is none."""
     if config.objective == "beta_tc":
         return vae_jax.TotalCorrelation(settings["tc_weight"])
     if config.objective == "mmd":
@@ -588,23 +590,23 @@ def _penalty(config: "Config", settings: Settings, steps_per_epoch: int) -> Pena
 
 
 class Given(TypedDict, total=False):
-    """Keywords that give a conditional model what it needs beside x."""
+    """Keyword arguments with the inputs of a conditional model besides x."""
 
     labels: jax.Array | vae_jax.Conditions
 
 
 def labels_of(params: vae_jax.Params, labels: Any, x: Any = None) -> Given:
-    """The keyword `labels` for a conditional model, none for another.
+    """Return the keyword `labels` for a conditional model; empty for others.
 
     Args:
       params: model parameters.
-      labels: of the data, or `Conditions`; of it what the model has no use for is
-        left out.
-      x: observations, whose totals are the exposures of a model that takes such; None
-        where nothing is decoded.
+      labels: labels of the data, or `Conditions`; parts that the model does not use are
+        dropped.
+      x: observations, whose row totals are the exposures of a model that takes them;
+        None if nothing is decoded.
 
     Returns:
-      Keywords for functions of the model.
+      Keyword arguments for functions of the model.
     """
     spec, given = params.spec, _conditions(labels)
     classes, covariates = (
@@ -628,5 +630,5 @@ def _conditions(labels: Any) -> vae_jax.Conditions:
 
 
 def with_row_totals(x: Any, labels: Any = None) -> vae_jax.Conditions:
-    """Labels and covariates, with the total of each row as exposure (`--exposure`)."""
+    """Return labels and covariates, with row totals as exposure (`--exposure`)."""
     return _conditions(labels)._replace(exposure=jax.numpy.sum(x, axis=-1))

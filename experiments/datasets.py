@@ -1,4 +1,4 @@
-"""The data of a run: binarized, in [0, 1], with labels, and a digest of them."""
+"""Data of a run: loading, binarization, scaling to [0, 1], labels and a digest."""
 
 import hashlib
 from collections.abc import Mapping
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 class Split(NamedTuple):
-    """Examples to evaluate a model on.
+    """Examples on which a model is evaluated.
 
     Attributes:
       name: `test` or `validation`.
-      x: in [0, 1], `[m, D]`, on the device.
-      labels: `[m]`, or `Conditions` where there are covariates; None where there is
+      x: examples `[m, D]` on the device, levels scaled to [0, 1].
+      labels: labels `[m]`, or `Conditions` if there are covariates; None if there are
         neither.
     """
 
@@ -46,10 +46,10 @@ class Split(NamedTuple):
 
 
 def split(dataset: data.Dataset, name: str) -> Split:
-    """The test or the validation examples of a data set.
+    """Return the test or validation examples of a data set.
 
     Args:
-      dataset: binarized.
+      dataset: the binarized data set.
       name: `test` or `validation`.
 
     Returns:
@@ -60,15 +60,15 @@ def split(dataset: data.Dataset, name: str) -> Split:
 
 
 def beside(dataset: data.Dataset, name: str, *, labelled: bool) -> Any:
-    """Labels of a data set, or `Conditions` where it has covariates.
+    """Return the labels of a split, or `Conditions` if there are covariates.
 
     Args:
-      dataset: as loaded.
+      dataset: the data as loaded.
       name: `train`, `test` or `validation`.
-      labelled: with the labels.
+      labelled: whether to include the labels.
 
     Returns:
-      NumPy arrays; None where there is nothing.
+      NumPy arrays; None if there are neither labels nor covariates.
     """
     labels = getattr(dataset, f"{name}_labels") if labelled else None
     covariates = getattr(dataset, f"{name}_covariates")
@@ -78,25 +78,27 @@ def beside(dataset: data.Dataset, name: str, *, labelled: bool) -> Any:
 
 
 def watched(dataset: data.Dataset) -> Split:
-    """The examples that an epoch is evaluated on: to validate, where there are some."""
+    """Return the validation examples; the test examples if there are none."""
     name = "test" if dataset.validation is None else "validation"
     return split(dataset, name)
 
 
 def load(config: "ModelFlags", *, data_dir: str | None = None) -> data.Dataset:
-    """The data that the flags name, whole numbers as counts where they are to be.
+    """Load the data set that the flags name.
 
-    Examples to choose by are set aside where `--validation` says so.
+    Whole numbers are loaded as counts if the likelihood is one of counts. With
+    `--validation`, training examples are held out for validation.
 
     Args:
-      config: names the data set, and the likelihood.
-      data_dir: in place of that of the flags.
+      config: the configuration, which names the data set and the likelihood.
+      data_dir: folder of data files; None for `--data_dir`.
 
     Returns:
       A `Dataset`.
 
     Raises:
-      ValueError: as `data.load`, and as `data.hold_out`.
+      ValueError: see `data.load` and `data.hold_out`; also if `--exposure=row_total`
+        and a row has no counts.
     """
     is_npy = config.dataset.endswith(".npy")
     num_bytes = bytes_of_file(config.dataset) if is_npy else 0
@@ -116,7 +118,7 @@ def load(config: "ModelFlags", *, data_dir: str | None = None) -> data.Dataset:
 
 
 def _require_totals(dataset: data.Dataset) -> None:
-    """Raise ValueError if a row has no counts, and so no exposure."""
+    """Raise ValueError if a row has no counts and therefore no exposure."""
     for name in ("train", "test", "validation"):
         x = getattr(dataset, name)
         for first, block in blocks(x) if x is not None else ():
@@ -126,18 +128,18 @@ def _require_totals(dataset: data.Dataset) -> None:
                 raise ValueError(
                     f"--exposure=row_total needs a positive total of every row, got "
                     f"{totals[row]:g} in row {first + row} of the {name} examples: "
-                    "leave the row out"
+                    "remove the row"
                 )
 
 
 def _on_host(dataset: data.Dataset, data_on: str) -> data.Dataset:
-    """The data set with its training examples on the host, and a note of why."""
+    """Keep the training examples on the host, with a note on the reason."""
     train = dataset.train
     free = gigabytes(memory.free_bytes())
     note = (
-        f"{gigabytes(train.nbytes)} of training data stay on the host, as they take "
-        f"more than half of the {free} of memory that are free: batches are gathered "
-        "ahead of the device (--data_on)"
+        f"{gigabytes(train.nbytes)} of training data stay on the host, because they "
+        f"exceed half of the {free} of free memory; batches are gathered ahead and "
+        "moved to the device (--data_on)"
     )
     if isinstance(train, np.ndarray):
         train = data.Rows(train, np.arange(len(train)), train.dtype)
@@ -146,7 +148,7 @@ def _on_host(dataset: data.Dataset, data_on: str) -> data.Dataset:
 
 
 def _given(columns: str | None) -> Given:
-    """Kinds of columns by `--columns`, which a resolved configuration has as text."""
+    """Parse `--columns`: a path, or JSON text in a resolved configuration."""
     if columns is None:
         return None
     if columns.startswith("["):
@@ -155,14 +157,14 @@ def _given(columns: str | None) -> Given:
 
 
 def resolved_columns(columns: str | None, dataset: data.Dataset) -> str | None:
-    """All columns of a table as text, inferred ones as well, for config.json.
+    """Describe all columns of a table, including inferred ones, for config.json.
 
     Args:
       columns: `--columns`.
-      dataset: as loaded.
+      dataset: the data as loaded.
 
     Returns:
-      JSON; None where there is nothing but numbers for names.
+      JSON; None if `--columns` is None and the columns have only numbers for names.
     """
     if columns is None and [c.name for c in dataset.columns] == [
         str(number) for number in range(len(dataset.columns))
@@ -180,15 +182,15 @@ def resolved_columns(columns: str | None, dataset: data.Dataset) -> str | None:
 
 
 def binarized(original: data.Dataset, method: str, *, seed: int) -> data.Dataset:
-    """The data set that a run trains on and is tested on.
+    """Binarize the data of a run.
 
     Args:
       original: the data as loaded.
       method: `--binarization`, resolved.
-      seed: of the run; the test set is drawn alike in all.
+      seed: seed of the run; the binarized test set does not depend on it.
 
     Returns:
-      The data, binarized.
+      The binarized data set.
     """
     return data.binarize_dataset(
         original,
@@ -199,14 +201,14 @@ def binarized(original: data.Dataset, method: str, *, seed: int) -> data.Dataset
 
 
 def examples(dataset: data.Dataset, *, labelled: bool) -> Any:
-    """The examples to train on, on the device, or where they stay on the host.
+    """Return the training examples, on the device unless they stay on the host.
 
     Args:
-      dataset: binarized.
-      labelled: with the labels, for a conditional model.
+      dataset: the binarized data set.
+      labelled: whether to include the labels, for a conditional model.
 
     Returns:
-      Values as they are stored, `[n, D]`.
+      Values `[n, D]` as stored, not yet scaled.
     """
     x: Any = dataset.train
     given = beside(dataset, "train", labelled=labelled)
@@ -222,17 +224,17 @@ def as_seen(
     num_levels: int | None,
     exposure: str = "none",
 ) -> Array | vae_jax.Labelled:
-    """Examples as the model sees them in one step.
+    """Prepare a batch for one step: scale it, and draw binary pixels if dynamic.
 
     Args:
-      batch: of the data set.
+      batch: a batch of the data set.
       key: PRNG key, consumed once.
-      binarization: `dynamic` draws the pixels.
-      num_levels: of the data set.
-      exposure: `row_total` gives each row's total beside it.
+      binarization: `dynamic` draws binary pixels.
+      num_levels: number of levels of the data set.
+      exposure: `row_total` adds the total of each row as its exposure.
 
     Returns:
-      The batch, pixels in [0, 1].
+      The batch, with levels scaled to [0, 1].
     """
     options = {"binarization": binarization, "num_levels": num_levels}
     if exposure == "row_total":
@@ -247,22 +249,22 @@ def as_seen(
 
 
 def test_images(dataset: data.Dataset) -> Array:
-    """The test set as the model sees it, `[m, D]`, on the device."""
+    """Return the test set as the model gets it, `[m, D]`, on the device."""
     return split(dataset, "test").x
 
 
 def check_early_stopping(
     patience: int | None, params: vae_jax.Params, watched: Split
 ) -> None:
-    """Refuse to stop early where there is nothing to decide it by.
+    """Raise ValueError if early stopping has no criterion.
 
     Args:
       patience: `--early_stopping`.
-      params: of the model.
-      watched: what its epochs are evaluated on.
+      params: parameters of the model.
+      watched: the examples on which each epoch is evaluated.
 
     Raises:
-      ValueError: no validation data, or a model without an ELBO.
+      ValueError: if there are no validation data, or the model has no ELBO.
     """
     if patience is None:
         return
@@ -279,12 +281,15 @@ def check_early_stopping(
 
 
 def require_in(support: Support, dataset: data.Dataset, binarization: str) -> None:
-    """Refuse data outside of a likelihood's support before anything is written.
+    """Raise ValueError if data lie outside the support of the likelihood.
+
+    Called before anything is written.
 
     Args:
-      support: what the likelihood declares.
-      dataset: binarized.
-      binarization: `--binarization`, resolved; what is drawn afresh are bits.
+      support: the support that the likelihood declares.
+      dataset: the binarized data set.
+      binarization: `--binarization`, resolved; with `dynamic` the training set is not
+        checked, since bits are drawn in each step.
 
     Raises:
       ValueError: names the values and the support.
@@ -300,15 +305,17 @@ def require_in(support: Support, dataset: data.Dataset, binarization: str) -> No
 def warnings(
     original: data.Dataset, likelihood: Family, binarization: str
 ) -> list[str]:
-    """What is allowed and often not meant: likelihoods for such data, large covariates.
+    """Warn about settings that are allowed but probably unintended.
+
+    These are likelihoods that do not suit the data, and covariates of large scale.
 
     Args:
       original: the data as loaded.
-      likelihood: what `--likelihood` names.
+      likelihood: the family that `--likelihood` names.
       binarization: `--binarization`, resolved.
 
     Returns:
-      Sentences.
+      Warnings, one sentence each.
     """
     found = [] if original.train_covariates is None else _scales(original)
     return found + _unlikely(original, likelihood, binarization)
@@ -318,7 +325,7 @@ LARGE_COVARIATE = 10.0
 
 
 def _scales(original: data.Dataset) -> list[str]:
-    """A sentence where covariates, which nothing standardizes, are of large scale."""
+    """Warn about covariates of large scale; they are not standardized."""
     values = np.asarray(original.train_covariates, np.float64)
     sizes = np.sqrt(np.mean(values**2, axis=0))
     large = ", ".join(
@@ -328,9 +335,9 @@ def _scales(original: data.Dataset) -> list[str]:
     if not large:
         return []
     return [
-        f"covariates are given to the networks as they are, and numbers {large} of "
+        f"covariates are given to the networks unscaled, and numbers {large} of "
         f"{len(sizes)}, in the order of their names, are far from unit scale, at which "
-        "networks start well: standardize them in the file"
+        "networks train well: standardize them in the file"
     ]
 
 
@@ -342,9 +349,9 @@ def _unlikely(
     if is_of_bits and binarization == "none" and grey:
         return [
             "a Bernoulli likelihood on grey values is not a likelihood of the pixels; "
-            "its figures compare with no others"
+            "its figures are not comparable with others"
         ]
-    # Of a family of one's own nobody knows whether it is a density.
+    # Whether a user-defined family is a density is unknown.
     is_known = type(likelihood).__module__.partition(".")[0] == vae_jax.__name__
     if is_known and not original.columns and not is_of_bits and binarization != "none":
         return ["a density of real numbers on pixels that are 0 or 1"]
@@ -352,14 +359,14 @@ def _unlikely(
     if is_continuous and original.num_levels is not None:
         return [
             "a continuous Bernoulli on pixels that are exactly 0 or 1 is a density, of "
-            "at most 256 each (5.55 nats), and no probability of grey levels, which "
-            "--likelihood=discretized_logistic gives"
+            "at most 256 each (5.55 nats), not a probability of grey levels; "
+            "--likelihood=discretized_logistic gives one"
         ]
     return []
 
 
 def describe(dataset: data.Dataset, config: "ModelFlags", binarization: str) -> str:
-    """Sizes, shape and values of the data, likelihood and length of a run."""
+    """Describe the data (sizes, shape, values), the likelihood and the epochs."""
     shape = "x".join(map(str, dataset.data_shape))
     values = f"{binarization} binarization"
     if binarization == "none":
@@ -375,17 +382,17 @@ def describe(dataset: data.Dataset, config: "ModelFlags", binarization: str) -> 
 
 
 def num_classes(dataset: data.Dataset, *, conditional: bool) -> int:
-    """Classes that a model is given.
+    """Number of classes of a conditional model.
 
     Args:
-      dataset: as loaded.
-      conditional: whether the model is given labels.
+      dataset: the data as loaded.
+      conditional: whether the model is conditional on labels.
 
     Returns:
-      One more than the greatest label, or 0 for a model without labels.
+      The largest label plus one; 0 for a model without labels.
 
     Raises:
-      ValueError: no labels, or a negative one.
+      ValueError: if there are no labels, or a label is negative.
     """
     if not conditional:
         return 0
@@ -399,7 +406,7 @@ def num_classes(dataset: data.Dataset, *, conditional: bool) -> int:
 
 
 def is_file(dataset: str) -> bool:
-    """Whether `--dataset` is a file of the user's own."""
+    """Return whether `--dataset` names a file."""
     return dataset.endswith(ENDS)
 
 
@@ -407,12 +414,12 @@ _SPLITS = ("train", "test", "validation")
 
 
 def digest(dataset: data.Dataset, name: str, *, labelled: bool) -> str:
-    """Digest of the data as loaded: a file that changed is another run.
+    """Digest of the data as loaded, by which a run detects a changed file.
 
     Args:
-      dataset: as loaded.
+      dataset: the data as loaded.
       name: `--dataset`.
-      labelled: of the labels as well.
+      labelled: whether to include the labels.
 
     Returns:
       Hexadecimal digits.
@@ -423,7 +430,7 @@ def digest(dataset: data.Dataset, name: str, *, labelled: bool) -> str:
         arrays += [dataset.train_labels, dataset.test_labels, dataset.validation_labels]
     arrays += [getattr(dataset, f"{split}_covariates") for split in _SPLITS]
     if is_file(name):
-        # A file may declare them; of other data sets the name does.
+        # A file may declare its levels; for other data sets the name determines them.
         found.update(f"{dataset.num_levels} levels".encode())
     if dataset.columns:
         found.update(repr(dataset.columns).encode())

@@ -1,4 +1,4 @@
-"""Figures of a trained model on a test set, and what they warn of."""
+"""Figures of a trained model on a test set, and warnings based on them."""
 
 import os
 import sys
@@ -18,12 +18,12 @@ from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.importance_weights import HIGH_PARETO_K
 from vae_jax.types import Array, Distribution, Labels
 
-# Evaluation has a root of its own: the same binarized test set and the same noise
-# for every model and seed, so that differences between runs are paired. JAX's seeds
-# have 32 bits; no run is given the last (`--seed`), or it would share all its keys.
+# Evaluation has its own root key: the same binarized test set and the same noise for
+# every model and seed, so that differences between runs are paired. JAX's seeds have 32
+# bits; `--seed` excludes this one, whose runs would use the same keys.
 EVALUATION_SEED = 2**32 - 1
 IMAGES_PER_CALL = 500
-# A tail index near 0.7 is estimated to 0.2: some images exceed it by chance.
+# A tail index near 0.7 has an error of about 0.2: some images exceed it by chance.
 ALLOWED_HIGH_PARETO_K = 0.1
 
 
@@ -32,14 +32,14 @@ class EvaluationKeys(NamedTuple):
 
     Attributes:
       data: draws the binarized test set.
-      noise: root of the noise of ELBO, importance samples and annealing, in each of
-        which image i has one key (`vae_jax.evaluation.evaluation_keys`).
+      noise: root of the noise for ELBO, importance samples and annealing; in each,
+        image i has one key (`vae_jax.evaluation.evaluation_keys`).
       figures: noise of the pictures.
       units: noise of the active units.
       aggregate: noise of the aggregate posterior.
       gap: noise of the inference gap.
-      train_data: draws the training images that a prior is fitted to.
-      fitted_prior: noise of their codes, and of the pictures of it.
+      train_data: draws the training images to which a prior is fitted.
+      fitted_prior: noise of their codes, and of the pictures of the fitted prior.
       calibration: noise of the simulated observations and their latents.
       predictive: noise of the replications of a posterior predictive check.
     """
@@ -57,7 +57,7 @@ class EvaluationKeys(NamedTuple):
 
 
 def evaluation_keys() -> EvaluationKeys:
-    """The children of the evaluation root."""
+    """Return the children of the evaluation root."""
     root = jax.random.key(EVALUATION_SEED)
     return EvaluationKeys(*jax.random.split(root, len(EvaluationKeys._fields)))
 
@@ -71,15 +71,15 @@ _log_evidence = jax.jit(
 def elbo_figures(
     params: vae_jax.Params, x: Array, labels: Labels = None
 ) -> dict[str, float]:
-    """ELBO of a test set and its two terms, means in nats, one sample an image.
+    """ELBO of a test set and its two terms, with one sample per image.
 
     Args:
       params: model parameters.
       x: the binarized test set, `[n, D]`.
-      labels: its labels `[n]`, which a conditional model is given.
+      labels: its labels `[n]`, for a conditional model.
 
     Returns:
-      `elbo`, `log_likelihood`, `kl_divergence`.
+      `elbo`, `log_likelihood` and `kl_divergence`, means over images in nats.
     """
     given = labels_of(params, labels, x)
     terms = _evaluate(params, x, evaluation_keys().noise, **given)
@@ -95,15 +95,16 @@ _active_units = jax.jit(vae_jax.active_units)
 def unit_figures(
     params: vae_jax.Params, x: Array, labels: Labels = None
 ) -> dict[str, int]:
-    """Number of active latent units; 0 is a collapsed posterior.
+    """Number of active latent units; 0 means posterior collapse.
 
     Args:
       params: model parameters.
       x: the binarized test set, `[n, D]`.
-      labels: its labels `[n]`, which a conditional model is given.
+      labels: its labels `[n]`, for a conditional model.
 
     Returns:
-      `active_units`, whose posterior mean varies over x, and `num_units`.
+      `active_units`, the number of units whose posterior mean varies with x, and
+      `num_units`.
     """
     units = _active_units(
         params, x, evaluation_keys().units, **labels_of(params, labels, x)
@@ -112,31 +113,31 @@ def unit_figures(
 
 
 def collapse_warning(models: str, remedies: str) -> str:
-    """The line that tells of a collapsed posterior, and what to do.
+    """Return the warning of posterior collapse, with remedies.
 
     Args:
-      models: which ones, with the verb: `the model has`.
-      remedies: what to change (`choices.collapse_remedies`).
+      models: subject and verb of the sentence: `the model has`.
+      remedies: flags to change (`choices.collapse_remedies`).
 
     Returns:
       A line of text.
     """
     return (
         f"warning: posterior collapse: {models} no active unit on the test data, so z "
-        "says nothing about x and reconstructions are all alike; this seldom heals by "
-        f"more training: start anew with {remedies}"
+        "carries no information about x and all reconstructions are alike; longer "
+        f"training rarely helps: start anew with {remedies}"
     )
 
 
 def warn_of_collapse(
     active_units: Sequence[int], remedies: str, *, finite: Sequence[bool] = (True,)
 ) -> None:
-    """Print early that models have no active unit, while there is time to stop.
+    """Warn of posterior collapse during training, while stopping still saves time.
 
     Args:
-      active_units: of each model.
-      remedies: what to change (`choices.collapse_remedies`).
-      finite: of each model, whether it still trains.
+      active_units: number of active units of each model.
+      remedies: flags to change (`choices.collapse_remedies`).
+      finite: whether each model has finite parameters; others are not reported.
     """
     each = enumerate(zip(active_units, finite, strict=True))
     collapsed = [str(model) for model, (units, alive) in each if alive and not units]
@@ -148,10 +149,10 @@ def warn_of_collapse(
 
 
 def latents_at_once() -> int:
-    """Latents to decode at once: what a core's cache holds, or fills an accelerator.
+    """Number of latents to decode at once, to fit a CPU cache or fill an accelerator.
 
-    On two cores 250 are 1.3 times as fast as 1000 (`experiments.throughput
-    --workload=c`); the figures do not depend on it.
+    On two cores, 250 is 1.3 times as fast as 1000 (`experiments.throughput
+    --workload=c`). The figures do not depend on this number.
     """
     return 250 if jax.default_backend() == "cpu" else 20_000
 
@@ -164,13 +165,13 @@ def importance_weighted_figures(
     Args:
       params: model parameters.
       x: the binarized test set, `[n, D]`.
-      labels: its labels `[n]`, which a conditional model is given.
-      num_samples: importance samples an image; 0 leaves the figures undefined.
+      labels: its labels `[n]`, for a conditional model.
+      num_samples: importance samples per image; with 0 the figures are undefined.
 
     Returns:
-      The entries `importance_weighted_*` of results.json; the standard error is
-      over images, `high_pareto_k` the share of images whose weights have a Pareto k
-      above 0.7. None where a figure is undefined.
+      The entries `importance_weighted_*` of results.json. The standard error is over
+      images; `high_pareto_k` is the fraction of images whose weights have a Pareto k
+      above 0.7. An undefined figure is None.
     """
     names = (
         "log_likelihood",
@@ -195,7 +196,7 @@ def importance_weighted_figures(
 
 
 def has_density(params: vae_jax.Params, x: Array, labels: Labels) -> bool:
-    """Whether q(z|x) declares a density, without which it has no KL and no weights."""
+    """Return whether q(z|x) has a density, which KL and importance weights need."""
     given = labels_of(params, labels)
     return jax.eval_shape(vae_jax.encode, params, x, **given).has_density
 
@@ -203,7 +204,7 @@ def has_density(params: vae_jax.Params, x: Array, labels: Labels) -> bool:
 def _evidence_of_all(
     params: vae_jax.Params, x: Array, labels: Given, num_samples: int
 ) -> vae_jax.LogEvidence:
-    """`log_evidence` of a data set in calls of some hundred images, with a bar."""
+    """`log_evidence` of a data set, in calls of `IMAGES_PER_CALL` images."""
     parts = []
     with tqdm(total=len(x), unit="image", disable=None, desc="log p(x)") as bar:
         for first in range(0, len(x), IMAGES_PER_CALL):
@@ -223,12 +224,12 @@ def _evidence_of_all(
 
 
 def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str:
-    """The figures of a run as one table for the screen.
+    """Format the figures of a run as a text table, followed by warnings.
 
     Args:
-      results: what results.json holds.
+      results: the content of results.json.
       folder: the run's folder.
-      remedies: what to change if the posterior collapsed.
+      remedies: flags to change if the posterior collapsed.
 
     Returns:
       Lines of text.
@@ -252,7 +253,7 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
         *_best_rows(results),
         ("training", f"{results['images_per_second'] or 0:,.0f} examples/s"),
         ("first step after", _seconds(results["seconds_to_first_step"])),
-        ("all in all", _seconds(results["seconds"])),
+        ("total time", _seconds(results["seconds"])),
         ("files", str(folder)),
     ]
     collapsed = [] if results["active_units"] else ["the model has"]
@@ -261,7 +262,7 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
 
 
 def _likelihood_row(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """What was modelled; runs of earlier versions say only how bits were made."""
+    """Likelihood and binarization; earlier versions record only the latter."""
     binarization = results["binarization"]
     parts = [results.get("likelihood")]
     parts += [None if binarization == "none" else f"{binarization} binarization"]
@@ -270,7 +271,7 @@ def _likelihood_row(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _best_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """The rows of the epoch that is best on validation data, where there are any."""
+    """Rows of the epoch that is best on validation data, if one was selected."""
     if "best_epoch" not in results:
         return []
     evidence = (
@@ -279,7 +280,7 @@ def _best_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
     )
     return [
         (
-            "best of the validation ELBO",
+            "best validation ELBO",
             f"{_nats(results['best_validation_elbo'])}, epoch {results['best_epoch']}",
         ),
         ("  its test ELBO", _nats(results["best_test_elbo"])),
@@ -288,13 +289,13 @@ def _best_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def pareto_k_row(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """The row of a table that shows how many images have heavy-tailed weights.
+    """Table row with the fraction of images with heavy-tailed importance weights.
 
     Args:
-      figures: with the entries of `importance_weighted_figures`.
+      figures: contains the entries of `importance_weighted_figures`.
 
     Returns:
-      Name and value, or nothing where log p(x) is undefined.
+      One row of name and value; none if log p(x) is undefined.
     """
     share = figures.get("importance_weighted_high_pareto_k")
     if share is None:
@@ -303,22 +304,22 @@ def pareto_k_row(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def evidence_warnings(figures: dict[str, Any]) -> list[str]:
-    """The warning that importance samples do not suffice for log p(x), if so.
+    """Warn if importance sampling of log p(x) is unreliable.
 
     Args:
-      figures: with the entries of `importance_weighted_figures`.
+      figures: contains the entries of `importance_weighted_figures`.
 
     Returns:
-      A line, or none.
+      One line, or none.
     """
     share = figures.get("importance_weighted_high_pareto_k")
     if share is None or share <= ALLOWED_HIGH_PARETO_K:
         return []
     return [
         f"warning: log p(x) is unreliable for {share:.0%} of the examples (Pareto k "
-        "above 0.7, or too few samples to tell): a lower bound, further off than its "
-        "error says; raise --evaluation_samples, or see annealing in "
-        "experiments.evaluate"
+        "above 0.7, or too few samples to estimate it): it is a lower bound, and its "
+        "error is larger than the standard error; raise --evaluation_samples, or see "
+        "annealing in experiments.evaluate"
     ]
 
 
@@ -330,11 +331,11 @@ def _seconds(value: float | None) -> str:
 
 
 def diagonal(found: Distribution) -> DiagonalGaussianDistribution:
-    """A distribution that the caller's model makes a diagonal Gaussian.
+    """Return the distribution, which must be a diagonal Gaussian.
 
     Raises:
-      ValueError: it is another.
+      ValueError: if it is of another class.
     """
     if not isinstance(found, DiagonalGaussianDistribution):
-        raise ValueError(f"a diagonal Gaussian is needed, got {type(found).__name__}")
+        raise ValueError(f"expected a diagonal Gaussian, got {type(found).__name__}")
     return found

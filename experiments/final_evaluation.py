@@ -1,4 +1,4 @@
-"""The end of a run: the test set, once, for the last and the best model; pictures."""
+"""Final evaluation of a run: test figures of the last and the best model, pictures."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 
 def read_best(training: Run, state: TrainState) -> vae_jax.Params | None:
-    """The best model on validation data, which all processes read together.
+    """Restore the best model on validation data, in all processes together.
 
     Args:
       training: the run.
-      state: at its end.
+      state: the state at its end.
 
     Returns:
-      Its parameters; None where no epoch is the best, the last one is, or the
-      checkpoint cannot be read.
+      The parameters; None if no best epoch was selected, if the best is the last, or if
+      the checkpoint cannot be read.
     """
     best = training.best
     if best is None or best["step"] == int(state.step):
         return None
-    # The spec of this run, whose classes may be the user's own.
+    # The spec of this run, whose classes may be user-defined.
     spec = state.evaluation_params.spec
     return checkpoints.restore_best(training.folder, best["step"], spec)
 
@@ -39,18 +39,18 @@ def evaluate(
     dataset: data.Dataset,
     remedies: str,
 ) -> dict[str, Any]:
-    """Evaluate and draw the trained model, unless this was done before.
+    """Evaluate the trained model and draw its pictures, unless already done.
 
     Args:
-      config: resolved.
+      config: the resolved configuration.
       training: the run.
-      state: at its end.
-      best: what `read_best` found.
-      dataset: binarized.
-      remedies: what to change if the posterior collapsed.
+      state: the state at its end.
+      best: the parameters returned by `read_best`.
+      dataset: the binarized data set.
+      remedies: flags to change if the posterior collapsed.
 
     Returns:
-      The figures of results.json.
+      The content of results.json.
     """
     samples = config.evaluation_samples
     found = training.finished(state, importance_weighted_num_samples=samples)
@@ -58,7 +58,7 @@ def evaluate(
         print(f"complete: checkpoint {found['step']} verified, nothing left to train")
         print(evaluation.table(found, training.folder, remedies=remedies))
         return found
-    # Takes a second to import; the first step does not wait for it.
+    # Imported here because it takes a second, which would delay the first step.
     from experiments import figures
 
     params = devices.on_one(state.evaluation_params)
@@ -103,10 +103,10 @@ def _test_figures(
 def _best(
     best: dict[str, Any] | None, figures: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Figures of the epoch that is best on validation data, where there are any."""
+    """Return the entries `best_*` of results.json; empty if no best epoch is known."""
     if best is None or figures is None:
         return {}
-    # As many samples and units as the last one has.
+    # The same for the last model.
     common = ("importance_weighted_num_samples", "num_units")
     own = {name: value for name, value in figures.items() if name not in common}
     return {f"best_{name}": value for name, value in (best | own).items()}

@@ -1,7 +1,7 @@
-"""Optimizers and schedules of the learning rate, by the names that flags give them.
+"""Optimizers and learning-rate schedules, by their names in flags.
 
-A schedule is relative, 1 at its peak, and the learning rate multiplies it: so the rate
-of a model of a sweep may be traced.
+A schedule is relative: its peak is 1, and it is multiplied by the learning rate, which
+may therefore be traced, as in a sweep.
 """
 
 import math
@@ -19,36 +19,36 @@ from experiments import open_choices
 from experiments.runner import flags
 from vae_jax.types import Array
 
-# docs/results/recipes.md has what others come to.
+# Other choices are compared in docs/results/recipes.md.
 PEAK, WARMUP_STEPS = 5e-3, 200
 
 
 @dataclass(frozen=True)
 class OptimizerFlags(flags.RunFlags):
-    """Flags of the optimizer, all but the learning rate."""
+    """Flags of the optimizer, except the learning rate."""
 
     batch_size: flags.Count = 128
-    """Examples of a step, over all devices together."""
+    """Examples per step, over all devices together."""
     optimizer: str = "adam"
     """adam, adamw (with --weight_decay), rmsprop, sgd, or module:function of the \
 learning rate: optax:adam(b2=0.99)."""
     schedule: Literal["constant", "cosine", "linear", "exponential", "burda"] = "cosine"
-    """How the learning rate falls: cosine and linear to 0, exponential to a \
-hundredth, burda in the eight stages of Burda et al. to a tenth."""
+    """Decay of the learning rate: cosine and linear to 0, exponential to a \
+hundredth, burda to a tenth in the eight stages of Burda et al."""
     schedule_epochs: flags.Count | None = None
-    """Epochs over which schedules run (of the rate, --beta_cycles, --capacity), by \
-default those of the run; more than those for a run that is to be continued."""
+    """Epochs over which schedules run (of the learning rate, --beta_cycles, \
+--capacity); by default those of the run. Give more for a run to be extended later."""
     warmup_steps: flags.Natural | None = None
-    """Steps over which the learning rate rises linearly from 0, before it falls; by \
-default 200, or a tenth of a shorter run, and none for a constant rate."""
+    """Steps over which the learning rate rises linearly from 0, before it decays; by \
+default 200, or a tenth of the run if that is less; 0 for a constant rate."""
     weight_decay: flags.NonNegative = 0.01
-    """Decoupled decay of --optimizer=adamw, in units of the learning rate."""
+    """Decoupled weight decay of --optimizer=adamw, multiplied by the learning rate."""
     clip_norm: flags.Positive | None = None
-    """Norm of the whole gradient above which it is scaled down to it."""
+    """Maximum global norm of the gradient, which is scaled down to it if larger."""
 
 
 def _burda(num_steps: int) -> optax.Schedule:
-    """The rate 10^(-i/7) for 3^i passes of 3280, i = 0, ..., 7.
+    """Relative rate 10^(-i/7) for 3^i of 3280 passes, i = 0, ..., 7.
 
     Burda, Grosse & Salakhutdinov 2016, section 5.
     """
@@ -73,15 +73,15 @@ OPTIMIZERS: dict[str, Callable[["Recipe", Any], optax.GradientTransformation]] =
 
 @dataclass(frozen=True)
 class Recipe:
-    """An optimizer but for its learning rate; a static argument of a program.
+    """An optimizer without its learning rate; hashable, so it can be static under jit.
 
     Attributes:
-      optimizer: `--optimizer`, and so are the others.
-      schedule: how the rate falls.
-      warmup_steps: steps in which it rises.
-      num_steps: steps of rise and fall together.
-      weight_decay: of adamw.
-      clip_norm: of the gradient; None leaves it as it is.
+      optimizer: `--optimizer`; the others are flags as well, except `num_steps`.
+      schedule: the decay of the learning rate.
+      warmup_steps: number of steps of linear warm-up.
+      num_steps: number of steps of warm-up and decay together.
+      weight_decay: weight decay of adamw.
+      clip_norm: maximum global norm of the gradient; None disables clipping.
     """
 
     optimizer: str
@@ -92,7 +92,7 @@ class Recipe:
     clip_norm: float | None
 
     def relative_rate(self, step: int | Array) -> Array:
-        """Learning rate of a step, counted from 0, over its peak."""
+        """Learning rate of a step, counted from 0, divided by the peak rate."""
         fall: Any = SCHEDULES[self.schedule](self.num_steps - self.warmup_steps)
         if self.warmup_steps:
             rise = optax.linear_schedule(0.0, 1.0, self.warmup_steps)
@@ -103,16 +103,16 @@ class Recipe:
         return learning_rate * self.relative_rate(step)
 
     def at_rate(self, learning_rate: float | Array) -> optax.GradientTransformation:
-        """The optimizer at a learning rate.
+        """Build the optimizer for a learning rate.
 
         Args:
-          learning_rate: the peak; may be traced.
+          learning_rate: the peak learning rate; may be traced.
 
         Returns:
           An optax optimizer.
 
         Raises:
-          ValueError: a function of the user's own that makes none.
+          ValueError: if a user-defined function does not return an optimizer.
         """
         rate: Any = learning_rate
         if self.warmup_steps or self.schedule != "constant":
@@ -126,11 +126,11 @@ class Recipe:
 
 
 def recipe(config: OptimizerFlags, *, num_examples: int) -> Recipe:
-    """The recipe that the flags name.
+    """Return the recipe given by the flags.
 
     Args:
-      config: resolved; it has a batch size.
-      num_examples: to train on.
+      config: the resolved configuration.
+      num_examples: number of training examples.
 
     Returns:
       A `Recipe`.
@@ -148,19 +148,19 @@ def recipe(config: OptimizerFlags, *, num_examples: int) -> Recipe:
 
 
 def scheduled_epochs(config: OptimizerFlags) -> int:
-    """Epochs over which schedules run, refused where they are not resolved."""
+    """Epochs over which schedules run; raise ValueError if not resolved."""
     epochs = config.schedule_epochs or config.epochs
     if epochs is None:
-        raise ValueError("epochs must be a number by now, got None: see resolve")
+        raise ValueError("epochs must be resolved, got None: see defaults.resolve")
     return epochs
 
 
 def default_warmup_steps(config: OptimizerFlags, *, steps_per_epoch: int) -> int:
-    """Steps of the rise where the flags do not say them.
+    """Default of `--warmup_steps`.
 
     Args:
-      config: its epochs are resolved.
-      steps_per_epoch: of the data set.
+      config: the configuration, with epochs resolved.
+      steps_per_epoch: number of steps per epoch.
 
     Returns:
       `WARMUP_STEPS`, or a tenth of a shorter schedule; 0 for a constant rate.
@@ -171,24 +171,25 @@ def default_warmup_steps(config: OptimizerFlags, *, steps_per_epoch: int) -> int
 
 
 def default_learning_rate(config: OptimizerFlags) -> float:
-    """The learning rate where the flags do not say it.
+    """Default of `--learning_rate`.
 
     Args:
       config: the configuration.
 
     Returns:
-      A rate for Adam that falls is larger than one that has to do to the end.
+      `PEAK` for adam and adamw with a cosine, linear or exponential schedule, 1e-3
+      otherwise.
     """
     falls = config.schedule in ("cosine", "linear", "exponential")
     return PEAK if falls and config.optimizer in ("adam", "adamw") else 1e-3
 
 
 def check_length(config: OptimizerFlags, *, steps_per_epoch: int) -> None:
-    """Refuse schedules that do not fit the length of a run.
+    """Raise ValueError if a schedule does not fit the length of the run.
 
     Args:
-      config: resolved.
-      steps_per_epoch: of the data set.
+      config: the resolved configuration.
+      steps_per_epoch: number of steps per epoch.
 
     Raises:
       ValueError: names the flag.
@@ -207,13 +208,14 @@ def check_length(config: OptimizerFlags, *, steps_per_epoch: int) -> None:
 
 
 def check_own(config: OptimizerFlags) -> None:
-    """Try an optimizer of the user's own on a small tree, before there is a model.
+    """Raise ValueError if a user-defined optimizer fails on a small tree.
 
     Args:
       config: the configuration.
 
     Raises:
-      ValueError: it is no optimizer, or needs more than gradients and parameters.
+      ValueError: if it is not an optimizer, or needs more than gradients, state and
+        parameters.
     """
     if config.optimizer in OPTIMIZERS:
         return
@@ -227,22 +229,22 @@ def check_own(config: OptimizerFlags) -> None:
         updates = jax.eval_shape(update, tree)
     except TypeError as error:
         raise ValueError(
-            f"--optimizer={config.optimizer} must update by gradients, state and "
-            f"parameters alone, and fails: {error}"
+            f"--optimizer={config.optimizer} must update from gradients, state and "
+            f"parameters alone, but failed: {error}"
         ) from error
     if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, tree):
         raise ValueError(
-            f"--optimizer={config.optimizer} must give updates of the parameters' "
+            f"--optimizer={config.optimizer} must return updates with the parameters' "
             f"shapes, got {updates} for {tree}"
         )
 
 
 def _of_own(own: open_choices.Own, rate: Any) -> optax.GradientTransformation:
-    """The optimizer that a function of the user's own makes of the learning rate."""
+    """Build an optimizer with a user-defined function of the learning rate."""
     if own.arguments or "learning_rate" in own.keywords:
         raise ValueError(
             f"{own.text}: the learning rate is --learning_rate's, and other arguments "
-            "are given by name"
+            "must be given by name"
         )
     made = own.held_to("optimizer(learning_rate=)")(learning_rate=rate)
     if not isinstance(made, optax.GradientTransformation):

@@ -1,12 +1,12 @@
-"""Train many models at once: settings and seeds, in one compiled program.
+"""Train many models at once, all settings and seeds in one compiled program.
 
     python -m experiments.sweep --beta 0.1 0.3 1 3 10 --num_seeds 8
 
-trains 40 variational autoencoders, the product of all values given and all seeds, each
-equal to its own run of experiments.mnist up to rounding. It ends in the table of the
-settings, the best of the validation data first where there are some, and the
-rate-distortion curve, means and standard errors over seeds. The same command on the
-same folder goes on where it stopped; `vae_jax.load_run(folder, model=3)` is one of the
+trains 40 variational autoencoders, one for each combination of values and seed. Each
+equals its own run of experiments.mnist up to rounding. The command prints a table of
+the settings, sorted by validation ELBO if there are validation data, and draws the
+rate-distortion curve, with means and standard errors over seeds. Run the same command
+on the same folder to resume; `vae_jax.load_run(folder, model=3)` loads one of the
 models.
 """
 
@@ -42,26 +42,25 @@ from vae_jax.training import TrainState
 
 @dataclass(frozen=True)
 class Config(mnist.ModelFlags):
-    """Train a model for every combination of settings and every seed, all at once.
+    """Train a model for every combination of settings and seed, all at once.
 
-    The flags are those of experiments.mnist; these take several values.
+    The flags are those of experiments.mnist; those that are tuples take several values.
     """
 
     beta: tuple[float, ...] = ()
-    """Weights of the KL term in training, by default 0.1 0.3 1 3 10, or 1 where there \
-is none (a bound, a point mass); evaluation is always at 1."""
+    """Weights of the KL term in training, by default 0.1 0.3 1 3 10, or 1 if the \
+objective has no KL term (a bound, a point mass); evaluation always uses 1."""
     learning_rate: tuple[float, ...] = ()
-    """Learning rates, at their peaks where they rise or fall; by default that of \
-experiments.mnist."""
+    """Peak learning rates of the schedule; by default that of experiments.mnist."""
     beta_warmup_epochs: tuple[float, ...] = ()
     """Epochs over which beta rises linearly from 0; by default 400 steps, or half of \
 a shorter run."""
     free_bits: tuple[float, ...] = (0.0,)
-    """KL in nats that is not charged for in training, of each latent unit."""
+    """KL in nats of each latent unit that is not penalized in training."""
     capacity: tuple[float, ...] = ()
-    """Targets of the KL in nats; none by default."""
+    """Target values of the KL in nats; none by default."""
     variance: tuple[float, ...] = (1.0,)
-    """Variances of a pixel of --likelihood=gaussian."""
+    """Variances of a pixel under --likelihood=gaussian."""
     elbo_share: tuple[float, ...] = (0.5,)
     """Shares of the ELBO in --objective=ciwae."""
     tc_weight: tuple[float, ...] = (6.0,)
@@ -69,13 +68,14 @@ a shorter run."""
     mmd_weight: tuple[float, ...] = (100.0,)
     """Weights of the squared MMD in --objective=mmd."""
     num_seeds: flags.Count = 1
-    """Seeds of each setting, from --seed on: weights, noise and order of the data."""
+    """Number of seeds per setting, counted up from --seed; a seed determines weights, \
+noise and order of the data."""
     num_devices: flags.Count = 1
-    """Devices to share the models."""
+    """Number of devices that share the models."""
     evaluation_samples: flags.Natural = 0
-    """Importance samples an image for log p(x) at the end; 0 leaves it out."""
+    """Importance samples per image for log p(x) at the end; 0 leaves it out."""
     models_at_once: flags.Count | None = None
-    """Models in one program; by default all for which there is memory."""
+    """Number of models in one program; by default as many as fit in memory."""
 
 
 SWEPT = (*choices.SETTINGS, "variance")
@@ -83,7 +83,7 @@ BETAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def with_betas(config: Config) -> Config:
-    """The configuration with what `--beta` is by default."""
+    """Return the configuration with the default of `--beta` filled in."""
     if config.beta:
         return config
     return dataclasses.replace(
@@ -92,16 +92,17 @@ def with_betas(config: Config) -> Config:
 
 
 def grid(config: Config) -> list[mnist.Config]:
-    """The run of experiments.mnist that each model is, in the order of the models.
+    """Return the equivalent configuration of experiments.mnist for each model.
 
     Args:
       config: the configuration of the sweep.
 
     Returns:
-      One configuration for each combination of values, seeds changing fastest.
+      One configuration for each combination of values and seed, in the order of the
+      models; seeds vary fastest.
 
     Raises:
-      ValueError: a flag without values.
+      ValueError: if a flag has no values, or the same value twice.
     """
     values: dict[str, Any] = {name: getattr(config, name) for name in SWEPT}
     for name in ("capacity", "beta_warmup_epochs", "learning_rate"):
@@ -125,7 +126,9 @@ def grid(config: Config) -> list[mnist.Config]:
 
 
 def check(config: Config) -> None:
-    """Refuse values that no sweep can have, before anything is written.
+    """Raise ValueError for flags that a sweep does not accept.
+
+    Called before anything is written.
 
     Args:
       config: the configuration.
@@ -138,8 +141,8 @@ def check(config: Config) -> None:
     for name in ("coordinator_address", "num_processes", "process_id"):
         if getattr(config, name) is not None:
             raise ValueError(
-                f"a sweep is one process: --{name} is of experiments.mnist, got "
-                f"{getattr(config, name)}"
+                f"a sweep runs in one process: --{name} is for experiments.mnist only, "
+                f"got {getattr(config, name)}"
             )
     if config.data_on == "host":
         raise ValueError(
@@ -148,30 +151,30 @@ def check(config: Config) -> None:
         )
     if config.binarization == "fixed" and config.num_seeds > 1:
         raise ValueError(
-            "--binarization=fixed draws another data set for each seed, and the models "
-            "of a sweep share theirs: --num_seeds must be 1"
+            "--binarization=fixed draws a different data set for each seed, but the "
+            "models of a sweep share one: --num_seeds must be 1"
         )
     mnist.check(*grid(config))
 
 
-# Terms that are in the program where one model has them, and say nothing in others.
+# Terms that are compiled in if any model has them; they have no effect in the others.
 RISING = ("beta_warmup_epochs", "free_bits")
 
 
 def in_turn(
     figures: Callable[[vae_jax.Params], dict[str, Any]], state: TrainState
 ) -> dict[str, list]:
-    """Figures of every model, one after the other, on one device.
+    """Compute the figures of every model in turn, on one device.
 
     Args:
-      figures: of one model's parameters.
-      state: of many.
+      figures: `f(params)`, the figures of one model.
+      state: the state of all models.
 
     Returns:
-      A list for each figure.
+      For each figure, a list with one value per model.
     """
     params = jax.device_put(state.evaluation_params, jax.local_devices()[0])
-    # A program: an operation an array would take longer than a small test set.
+    # Compiled: one operation per array would take longer than a small test set.
     select = jax.jit(vae_jax.select)
     found = [
         figures(select(params, jnp.int32(index)))
@@ -181,25 +184,25 @@ def in_turn(
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train, evaluate and draw; go on from what the sweep's folder holds.
+    """Train all models, evaluate them and draw figures, resuming if possible.
 
     Args:
       config: the configuration.
 
     Returns:
-      The figures of results.json.
+      The content of results.json.
 
     Raises:
-      ValueError: bad input.
-      CommandFailed: no model is finite any more.
-      Interrupted: a signal came; the state is saved.
+      ValueError: if the input is invalid.
+      CommandFailed: if no model is finite any more.
+      Interrupted: if a signal was received; the state has been saved.
     """
     started = time.perf_counter()
     config = with_betas(config)
     check(config)
     devices.keep_compiled(config.compilation_cache)
 
-    # Data, the same for all models.
+    # The data are the same for all models.
     original = datasets.load(dataclasses.replace(config, data_on="device"))
     config, notes = with_former_likelihood(config, original, "sweep", resolved)
     models = [resolve(single, original) for single in grid(config)]
@@ -221,7 +224,7 @@ def run(config: Config) -> dict[str, Any]:
             lambda *leaves: jnp.stack(leaves), *(f(epoch) for f in orders)
         )
 
-    # A step with the terms that any model has; each model has its own numbers.
+    # One step with the terms that any model has, and settings for each model.
     most = {name: max(getattr(model, name) or 0 for model in models) for name in RISING}
     structure = dataclasses.replace(first, **most)
     step = partial(mnist.training_step, config=structure, dataset=dataset)
@@ -280,14 +283,14 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def resolved(config: Config, dataset: data.Dataset) -> Config:
-    """The configuration with what the defaults come to, which is one for all models.
+    """Resolve defaults, which are the same for all models.
 
     Args:
-      config: as given.
-      dataset: as loaded.
+      config: the configuration as given.
+      dataset: the data as loaded.
 
     Returns:
-      A configuration that names them.
+      The configuration with defaults replaced by values.
     """
     first = resolve(grid(config)[0], dataset)
     names = ("dataset", "epochs", "schedule_epochs", "warmup_steps", "prior")
@@ -306,7 +309,7 @@ def _results(
     test: datasets.Split,
     watched: datasets.Split,
 ) -> dict[str, Any]:
-    """Figures of every model, and of every setting over its seeds."""
+    """Return the figures of every model, and of every setting over its seeds."""
 
     def figures(params: vae_jax.Params) -> dict[str, Any]:
         found = elbo_figures(params, test.x, test.labels)
@@ -347,13 +350,13 @@ def _results(
 
 
 def swept(config: Config) -> list[str]:
-    """The flags that have several values; beta where none has."""
+    """Names of the flags that have several values; beta if none has."""
     names = [name for name in SWEPT if len(getattr(config, name)) > 1]
     return names or ["beta"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command, with these arguments or those of the process."""
+    """Run the command with these arguments or those of the process."""
     execute(run, parse(Config, argv, command="python -m experiments.sweep"))
 
 

@@ -1,4 +1,4 @@
-"""Write README.md of this folder from the records in `results/`."""
+"""Generate README.md of this folder from the records in `results/`."""
 
 import importlib
 import json
@@ -35,16 +35,16 @@ COLUMNS = (
 
 
 def tables() -> list[Table]:
-    """The tables, in the order of the page."""
+    """Return the tables, in the order of the page."""
     modules = (f"experiments.published.{name}" for name in NAMES)
     return [importlib.import_module(module).TABLE for module in modules]
 
 
 def page(results: Path) -> str:
-    """The page that the records of a folder make.
+    """Format the page from the records of a folder.
 
     Args:
-      results: the folder; a cell without a record stands there as not yet measured.
+      results: the folder; a cell without a record is listed as not yet measured.
 
     Returns:
       Markdown.
@@ -96,7 +96,7 @@ def _rows(cell: Cell, found: Mapping[str, Any] | None) -> list[str]:
 
 
 def _warning(found: Mapping[str, Any] | None) -> str:
-    """Warning about log p(x) where its importance weights are heavy-tailed."""
+    """Warn about log p(x) if its importance weights are heavy-tailed."""
     share = None if found is None else found["high_pareto_k"]
     if found is None or share is None or "log_evidence" not in found["published"]:
         return ""

@@ -2,8 +2,8 @@
 
     python -m experiments.published.burda
 
-784-200-200-50 on static and dynamic MNIST, log p(x) by 5000 importance samples, at a
-tenth of the paper's passes.
+784-200-200-50 on static and dynamic MNIST, log p(x) with 5000 importance samples, and a
+tenth of the paper's passes over the data.
 """
 
 from typing import Any, Literal

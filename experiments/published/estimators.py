@@ -1,12 +1,12 @@
-"""Gradient estimators against each other, over seeds that they share.
+"""Comparison of gradient estimators, paired by seed.
 
     python -m experiments.published.estimators
 
 Bits: 200 Bernoulli latents between linear networks, static MNIST, batches of 24, as in
-the table of Grathwohl et al. 2018, at a tenth of its 2,000,000 steps; every estimator
-sees the decoder at two points an image and step. Gaussian latents: the network of Burda
-et al. 2016 with the plain gradient and with one that is said to be better, a pair for
-each claim. The seeds of an estimator train in one program.
+the table of Grathwohl et al. 2018, at a tenth of its 2,000,000 steps. Every estimator
+evaluates the decoder at two points per image and step. Gaussian latents: the network of
+Burda et al. 2016, with the standard gradient and with a published improvement, one pair
+per claim. All seeds of an estimator train in one program.
 """
 
 import json
@@ -69,8 +69,8 @@ class Arm(NamedTuple):
 
     Attributes:
       group: `bits` or `gaussian`.
-      against: the arm that it is compared with, seed by seed; None for such an arm.
-      flags: of experiments.sweep.
+      against: name of the baseline arm, compared seed by seed; None for a baseline.
+      flags: flags of experiments.sweep.
     """
 
     group: str
@@ -88,7 +88,7 @@ def _gaussian(against: str | None, **own: Any) -> Arm:
 
 
 ARMS = {
-    # A pair of bits, two samples, a sample and its relaxation, and so on.
+    # Two points each: a pair of bits, two samples, a sample and its relaxation, etc.
     "disarm": _bits("disarm", 1),
     "leave_one_out": _bits("leave_one_out", 2),
     "rebar": _bits("rebar", 1),
@@ -112,16 +112,16 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Config:
-    """Train by each estimator; the same command goes on where it stopped."""
+    """Train with each estimator; run the same command to resume."""
 
     arms: tuple[str, ...] = ()
-    """Names of what to train, by default all."""
+    """Names of the estimators to train, by default all."""
     data_dir: str = "data"
     """Folder of data files; downloads go there."""
     run_dir: str = "runs/published"
-    """The folder of the run folders."""
+    """Parent folder of the run folders."""
     results_dir: str = str(FOLDER / "results")
-    """Where the records go."""
+    """Folder of the records."""
 
 
 def run(config: Config, *, arms: Mapping[str, Arm] = ARMS) -> list[dict[str, Any]]:
@@ -129,13 +129,13 @@ def run(config: Config, *, arms: Mapping[str, Arm] = ARMS) -> list[dict[str, Any
 
     Args:
       config: the configuration.
-      arms: all there are.
+      arms: all arms, by name.
 
     Returns:
       The records.
 
     Raises:
-      ValueError: a name that is no arm.
+      ValueError: if a name is not that of an arm.
     """
     flags.check(config)
     records = []
@@ -157,19 +157,19 @@ def run(config: Config, *, arms: Mapping[str, Arm] = ARMS) -> list[dict[str, Any
 def record(
     name: str, arm: Arm, folder: Path, results: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Record of an arm for `results/`.
+    """Make the record of an arm for `results/`.
 
     Args:
-      name: of the arm.
-      arm: what was trained.
-      folder: of the sweep.
-      results: of the sweep.
+      name: name of the arm.
+      arm: the arm.
+      folder: folder of the sweep.
+      results: content of the sweep's results.json.
 
     Returns:
-      Figures of each seed, cost, and what is needed to do it again.
+      Figures of each seed, cost, and the command and flags to reproduce them.
     """
-    # One data set for all seeds. The figures of training are of relaxed bits where the
-    # estimator relaxes them.
+    # One data set for all seeds. The training ELBO is computed anew, because that of
+    # training is for relaxed bits if the estimator relaxes them.
     _, found = evaluate.load_data(evaluate.Config(str(folder), model=0))
     models = []
     for index, row in enumerate(results["models"]):
@@ -189,7 +189,7 @@ def record(
 
 
 def _figures(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Means over the seeds, with standard errors."""
+    """Format means over the seeds, with standard errors."""
     values = {name: _of(found, name) for name in FIGURES}
     return [(name, _shown(own)) for name, own in values.items() if None not in own]
 
@@ -206,18 +206,18 @@ def _shown(values: Sequence[float]) -> str:
 def difference(
     found: Mapping[str, Any], against: Mapping[str, Any], name: str
 ) -> list[float]:
-    """Differences of a figure, seed by seed, in nats.
+    """Difference of a figure between two arms, seed by seed, in nats.
 
     Args:
       found: record of an arm.
-      against: record of the other.
-      name: of the figure.
+      against: record of the arm to subtract.
+      name: name of the figure.
 
     Returns:
-      A difference for each seed.
+      One difference per seed.
 
     Raises:
-      ValueError: the records are of other seeds.
+      ValueError: if the records have different seeds.
     """
     seeds = _of(found, "seed"), _of(against, "seed")
     if seeds[0] != seeds[1]:
@@ -226,11 +226,11 @@ def difference(
 
 
 def section(results: Path, arms: Mapping[str, Arm] = ARMS) -> str:
-    """The part of the page about them.
+    """Format the section of the page on gradient estimators.
 
     Args:
-      results: the folder of the records.
-      arms: all there are.
+      results: folder of the records.
+      arms: all arms, by name.
 
     Returns:
       Markdown.
@@ -312,7 +312,7 @@ def _difference(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command, with these arguments or those of the process."""
+    """Run the command with these arguments or those of the process."""
     name = "python -m experiments.published.estimators"
     execute(run, parse(Config, argv, command=name))
 

@@ -2,9 +2,9 @@
 
 python -m experiments.published.miwae
 
-The notebook beside the paper (github.com/pamattei/miwae): 569 rows of 30 standardized
-columns, 50% of the values removed completely at random, MIWAE of 20 importance samples
-for 1000 epochs, and the mean squared error of the imputed values.
+The setting is that of the paper's notebook (github.com/pamattei/miwae): 569 rows of 30
+standardized columns, 50% of the values missing completely at random, MIWAE with 20
+importance samples for 1000 epochs, and the mean squared error of the imputed values.
 """
 
 import time
@@ -31,22 +31,22 @@ _WIDTH = 128
 
 @dataclass(frozen=True)
 class Config:
-    """Impute breast cancer data by MIWAE and by scikit-learn's imputers."""
+    """Impute breast cancer data with MIWAE and with scikit-learn's imputers."""
 
     epochs: flags.Count = 1000
     """Passes over the data."""
     missing: Annotated[flags.Positive, flags.below(1)] = 0.5
-    """Share of the values that are removed."""
+    """Fraction of the values that are removed."""
     imputation_samples: flags.Count = 10_000
-    """Importance samples of a row, of which the imputed values are a mean."""
+    """Importance samples per row, over which imputed values are averaged."""
     seed: flags.Natural = 1234
-    """Seed of the mask (NumPy's), as in the notebook, and of the training."""
+    """Seed of the mask (NumPy's, as in the notebook) and of training."""
     results_dir: str = str(FOLDER / "results")
-    """Where the record goes."""
+    """Folder of the record."""
 
 
 def standardized_rows() -> np.ndarray:
-    """The data, `[569, 30]`, each column of mean 0 and variance 1."""
+    """Return the data, `[569, 30]`, each column with mean 0 and variance 1."""
     from sklearn.datasets import load_breast_cancer
 
     x = np.asarray(load_breast_cancer(return_X_y=True)[0])
@@ -54,15 +54,15 @@ def standardized_rows() -> np.ndarray:
 
 
 def with_missing(x: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Rows with a share of all values replaced by NaN, as the notebook draws them.
+    """Replace a fraction of all values by NaN, drawn as in the notebook.
 
     Args:
-      x: `[n, D]`.
-      share: of the values.
-      seed: of NumPy's generator.
+      x: complete rows, `[n, D]`.
+      share: fraction of the values to replace.
+      seed: seed of NumPy's generator.
 
     Returns:
-      `[n, D]`.
+      Rows with missing values, `[n, D]`.
     """
     chosen = np.random.RandomState(seed).choice(
         x.size, int(np.floor(x.size * share)), replace=False
@@ -73,12 +73,12 @@ def with_missing(x: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def squared_error(imputed: np.ndarray, x: np.ndarray, missing: np.ndarray) -> float:
-    """Mean squared error of the missing values, in variances of their columns."""
+    """Mean squared error of the missing values, in units of column variances."""
     return float(np.mean((imputed - x)[missing] ** 2))
 
 
 def train(x: jax.Array, config: Config) -> vae_jax.Params:
-    """MIWAE with the notebook's networks: two layers of 128 ReLUs, 10 latents."""
+    """Train MIWAE with the notebook's networks: two layers of 128 ReLUs, 10 latents."""
     network = vae_jax.MLP((_WIDTH,) * 2)
     spec = vae_jax.ModelSpec(
         encoder=network,
@@ -101,7 +101,7 @@ def train(x: jax.Array, config: Config) -> vae_jax.Params:
 
 
 def others(seed: int) -> dict[str, Any]:
-    """scikit-learn's imputers."""
+    """Return scikit-learn's imputers by name."""
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.experimental import enable_iterative_imputer
     from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
@@ -119,7 +119,7 @@ def others(seed: int) -> dict[str, Any]:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Remove values, impute them, compare with what they were.
+    """Remove values, impute them, and compare them with the originals.
 
     Args:
       config: the configuration.
@@ -169,10 +169,10 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def section(record: dict[str, Any] | None) -> str:
-    """The part of the page about it.
+    """Format the section of the page on imputation.
 
     Args:
-      record: what `results/miwae.json` holds; None where it is not yet measured.
+      record: content of `results/miwae.json`; None if not yet measured.
 
     Returns:
       Markdown.
@@ -203,7 +203,7 @@ def section(record: dict[str, Any] | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command, with these arguments or those of the process."""
+    """Run the command with these arguments or those of the process."""
     execute(run, parse(Config, argv, command="python -m experiments.published.miwae"))
 
 

@@ -1,4 +1,4 @@
-"""A published table, its cells as runs of `experiments.mnist`, and their record."""
+"""Published tables: their cells as runs of `experiments.mnist`, and their records."""
 
 import dataclasses
 import json
@@ -29,15 +29,15 @@ STATIC: dict[str, Any] = {
 
 
 class Cell(NamedTuple):
-    """A figure of a paper, or several of one model.
+    """One or several published figures of one model.
 
     Attributes:
-      name: of its run folder and of its file in `results/`.
-      published: by the names of `FIGURES`, in nats.
-      config: the run that reproduces it.
-      paper_passes: passes over the training data that the paper took.
-      deviations: from the paper's recipe.
-      which: the last epoch, or the best on validation data.
+      name: name of the cell, part of the names of its run folder and record.
+      published: published figures in nats, by the names of `FIGURES`.
+      config: the run that reproduces them.
+      paper_passes: number of passes over the training data in the paper.
+      deviations: deviations from the paper's recipe.
+      which: the epoch to report: the last, or the best on validation data.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Figures of a paper, by the cells that reproduce them.
+    """Published figures of a paper, and the cells that reproduce them.
 
     Attributes:
-      name: of the module.
-      title: for the page.
-      source: of the published figures.
-      cells: its cells.
+      name: name of the module.
+      title: title on the page.
+      source: source of the published figures.
+      cells: the cells of the table.
     """
 
     name: str
@@ -64,22 +64,22 @@ class Table(NamedTuple):
     cells: tuple[Cell, ...]
 
     def command(self, cell: Cell) -> str:
-        """The command that reproduces a cell."""
+        """Return the command that reproduces a cell."""
         return f"python -m experiments.published.{self.name} --cells {cell.name}"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Reproduce a published table; the same command goes on where it stopped."""
+    """Reproduce a published table; run the same command to resume."""
 
     cells: tuple[str, ...] = ()
     """Names of the cells, by default all."""
     data_dir: str = "data"
     """Folder of data files; downloads go there."""
     run_dir: str = "runs/published"
-    """The folder of the cells' run folders."""
+    """Parent folder of the cells' run folders."""
     results_dir: str = str(FOLDER / "results")
-    """Where the record of a finished cell goes."""
+    """Folder of the records of finished cells."""
 
 
 def run(config: Config, *, table: Table) -> list[dict[str, Any]]:
@@ -93,7 +93,7 @@ def run(config: Config, *, table: Table) -> list[dict[str, Any]]:
       The records.
 
     Raises:
-      ValueError: a name that is no cell.
+      ValueError: if a name is not that of a cell.
     """
     flags.check(config)
     cells = {cell.name: cell for cell in table.cells}
@@ -112,18 +112,18 @@ def run(config: Config, *, table: Table) -> list[dict[str, Any]]:
 
 
 def chosen(flag: str, given: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Names that a flag gives, or all there are.
+    """Return the names given by a flag, or all if it is empty.
 
     Args:
-      flag: its name.
-      given: its values.
+      flag: name of the flag.
+      given: values of the flag.
       known: all names.
 
     Returns:
-      The names given; all where there are none.
+      The names given; all names if none were given.
 
     Raises:
-      ValueError: a name that is not known.
+      ValueError: if a name is unknown.
     """
     names = list(known)
     unknown = set(given) - set(names)
@@ -143,20 +143,21 @@ def write(found: Mapping[str, Any], folder: str, name: str) -> None:
 def record(
     table: Table, cell: Cell, config: mnist.Config, results: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Record of a cell for `results/`.
+    """Make the record of a cell for `results/`.
 
     Args:
       table: the table.
-      cell: its cell.
-      config: of the run.
-      results: what the run's results.json holds.
+      cell: a cell of the table.
+      config: the configuration of the run.
+      results: the content of the run's results.json.
 
     Returns:
-      Figures with standard errors over the test images, cost, and what is needed to do
-      it again.
+      Figures with standard errors over the test images, cost, and the command and
+      configuration to reproduce them.
 
     Raises:
-      ValueError: the model on disk is not the one of the results.
+      ValueError: if the results lack figures of the epoch to report, or do not match
+        the model on disk.
     """
     folder = Path(str(config.run_dir))
     prefix = "" if cell.which == "last" else "best_"
@@ -202,13 +203,13 @@ def record(
 
 
 def provenance(folder: Path) -> dict[str, Any]:
-    """Versions and commit that a run was begun with, kept beside its folder.
+    """Versions and commit with which a run was started, saved next to its folder.
 
     Args:
-      folder: of the run, which need not be there yet.
+      folder: the run's folder, which need not exist yet.
 
     Returns:
-      `versions`, and `commit` or None where it is not known.
+      `versions`, and `commit`, which is None if unknown.
     """
     path = folder.with_name(f"{folder.name}.provenance.json")
     if not (folder / "config.json").exists():
@@ -220,8 +221,8 @@ def provenance(folder: Path) -> dict[str, Any]:
 
 
 def _elbo(cell: Cell, config: mnist.Config) -> dict[str, float]:
-    """Mean over the test images, and its error, of the ELBO that the run reports."""
-    # Of the choices that the cells name, none is a class of the user's own.
+    """Mean test ELBO and its standard error, recomputed from the run's checkpoint."""
+    # The cells name no user-defined classes, so no spec is needed to load the run.
     folder = str(config.run_dir)
     params = vae_jax.load_run(folder, which=cell.which)
     _, found = evaluate.load_data(evaluate.Config(folder))
@@ -231,14 +232,14 @@ def _elbo(cell: Cell, config: mnist.Config) -> dict[str, float]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of what the figures depend on most."""
+    """Versions of Python, vae_jax, JAX and optax."""
     names = ("vae_jax", "jax", "optax")
     found = {name: metadata.version(name) for name in names}
     return {"python": platform.python_version(), **found}
 
 
 def commit() -> str | None:
-    """The commit of the code, with a mark where files differ from it."""
+    """Commit of the code, marked as dirty if files differ; None if unknown."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         found = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
@@ -248,7 +249,7 @@ def commit() -> str | None:
 
 
 def shown(found: Mapping[str, Any]) -> str:
-    """A record for a screen."""
+    """Format a record as text."""
     rows = [("", "published", "here", "difference")]
     for name, value in found["published"].items():
         here = found["found"][name]
@@ -268,7 +269,7 @@ def shown(found: Mapping[str, Any]) -> str:
 
 
 def main(table: Table, argv: Sequence[str] | None = None) -> None:
-    """The command of a table, with these arguments or those of the process."""
+    """Run the command of a table with these arguments or those of the process."""
     name = f"python -m experiments.published.{table.name}"
     config = parse(Config, argv, command=name)
     execute(lambda config: run(config, table=table), config)

@@ -1,17 +1,17 @@
 """Functions shared by all commands. Experiments call them, never the reverse.
 
 startup        streams and Ctrl-C before the imports
-command_line   flags from a dataclass, errors in one line, exit codes
-flags          flags of data and runs, rules for values
+command_line   flags from a dataclass, one-line errors, exit codes
+flags          flags for data and runs, rules for values
 run_folder     lock, configuration, JSON files
 training       open a run; restore, epochs, pieces, check, log, save
-checkpoints    the newest good one, the last two, the best
-selection      which epoch is the best, on validation data
-metrics        metrics.jsonl, TensorBoard
-signals        collected until there is a good moment to stop
-processes      several under one experiment: meet, agree, who writes
-lost_process   the end of a process that has lost another
-memory         what a run needs, and what there is
-devices        data and steps on one device or many
-report         checks, tables, pictures
+checkpoints    restore the newest intact one; keep the last two and the best
+selection      the best epoch on validation data
+metrics        metrics.jsonl and TensorBoard events
+signals        collect signals until the run can stop safely
+processes      several processes in one experiment: join, agree, first one writes
+lost_process   exit after losing contact with another process
+memory         memory required by a run and memory available
+devices        data and steps on one or several devices
+report         checks, tables, figures
 """

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: restore the newest good one, keep the last two and the best.
+"""Checkpoints of a run: restore the newest intact one, keep the last two and the best.
 
-Each holds the state, the history of the epoch that it stands in, the metrics of the
-epochs before, and where there are validation data which epoch is the best so far.
+A checkpoint holds the state, the history of its current epoch, the metrics of the
+epochs before and, if there are validation data, the best epoch so far.
 """
 
 import sys
@@ -28,10 +28,10 @@ class Restored(NamedTuple):
     """Progress from which a run resumes.
 
     Attributes:
-      state: a state.
-      history: of the epoch that it stands in.
-      rows: the lines of metrics.jsonl until then; None where the checkpoint has none,
-        of an earlier version or none at all.
+      state: the training state.
+      history: the history of its current epoch.
+      rows: the lines of metrics.jsonl up to then; None if there is no checkpoint, or
+        one written by an earlier version without them.
     """
 
     state: TrainState
@@ -44,19 +44,19 @@ def restore_newest(
 ) -> Restored:
     """Return the newest intact checkpoint, or the arguments if there is none.
 
-    A broken one is moved to `corrupt/` in the run's folder, with a warning.
+    A corrupt one is moved to `corrupt/` in the run's folder, with a warning.
 
     Args:
       folder: the run's folder.
-      state: the state before the first step; the structure of checkpoints.
+      state: the state before the first step, which has the structure of checkpoints.
       history: the history before the first step of an epoch.
       spec: the model, whose classes may have changed since the run began.
 
     Returns:
-      A state, the history of the epoch that it stands in, and the metrics so far.
+      The state, the history of its current epoch, and the metrics so far.
 
     Raises:
-      ValueError: the newest is of another model; names what differs.
+      ValueError: if the newest checkpoint is of another model; names what differs.
     """
     steps = checkpoint.steps(folder / "checkpoints")
     while steps:
@@ -76,7 +76,7 @@ def restore_newest(
                 f"run_dir {folder} holds a run of another configuration: {error} "
                 "(--overwrite starts anew)"
             ) from error
-        # If one process cannot read it, none goes on from it.
+        # If one process cannot read it, none may resume from it.
         if not processes.agree([found is None])[0] and found is not None:
             return found
         if processes.is_first():
@@ -93,16 +93,16 @@ def restore_newest(
 def restore_best(folder: Path, step: int, spec: ModelSpec) -> Params | None:
     """Restore the parameters of the best checkpoint in all processes.
 
-    A broken one is moved to `corrupt/` in the run's folder; of that, and of one that is
-    gone, a warning tells.
+    Warn if the checkpoint is missing or corrupt; a corrupt one is moved to `corrupt/`
+    in the run's folder.
 
     Args:
       folder: the run's folder.
-      step: of the checkpoint.
-      spec: the model, whose classes may be the user's own.
+      step: step of the checkpoint.
+      spec: the model, whose classes may be user-defined.
 
     Returns:
-      The parameters; None where they cannot be read.
+      The parameters; None if they cannot be read.
     """
     path = folder / "checkpoints" / str(step)
     found, problem = None, "to another process"
@@ -110,7 +110,7 @@ def restore_best(folder: Path, step: int, spec: ModelSpec) -> Params | None:
         found = checkpoint.restore(path, spec=spec)
     except (checkpoint.CorruptCheckpoint, FileNotFoundError) as error:
         problem = str(error)
-    # If one process cannot read it, none has it evaluated.
+    # If one process cannot read it, none may evaluate it.
     if not processes.agree([found is None])[0]:
         return found
     if processes.is_first():
@@ -119,15 +119,14 @@ def restore_best(folder: Path, step: int, spec: ModelSpec) -> Params | None:
             _put_aside(path, folder / "corrupt")
         print(
             f"warning: {'corrupt' if is_there else 'missing'} checkpoint {step}, the "
-            f"best on validation data: {problem}; without it no figures best_* are "
-            "written",
+            f"best on validation data: {problem}; no figures best_* are written",
             file=sys.stderr,
         )
     return None
 
 
 def _put_aside(path: Path, corrupt: Path) -> None:
-    """Move a checkpoint into another folder of the run, in place of an older one."""
+    """Move a checkpoint into the folder `corrupt`, replacing one of the same step."""
     if corrupt.is_symlink() or not corrupt.is_dir():
         discard(corrupt)
     corrupt.mkdir(exist_ok=True)
@@ -144,23 +143,23 @@ def save(
     num_models: int,
     lines: str,
 ) -> None:
-    """Save a checkpoint; `keep_best_and_newest` removes those before it.
+    """Save a checkpoint; `keep_best_and_newest` removes older ones.
 
     Args:
       folder: the run's folder.
-      state: the state.
-      history: of the epoch that it stands in.
+      state: the training state.
+      history: the history of its current epoch.
       spec: the model.
-      num_models: models in the state.
-      lines: of metrics.jsonl, its whole text.
+      num_models: number of models in the state.
+      lines: the whole text of metrics.jsonl.
 
     Raises:
-      CommandFailed: no model is finite; nothing is saved.
+      CommandFailed: if no model has finite parameters; nothing is saved.
     """
     step, checkpoints = int(state.step), folder / "checkpoints"
     if not finite_models(state.params, num_models).any():
         fail_not_finite(folder, step)
-    # What else has its name is no checkpoint, and `checkpoint.save` refuses it.
+    # `checkpoint.save` raises if something other than a checkpoint has this name.
     if step not in checkpoint.steps(checkpoints):
         texts = {METRICS: lines}
         checkpoint.save(
@@ -169,13 +168,13 @@ def save(
 
 
 def keep_best_and_newest(folder: Path, rows: Sequence[dict]) -> None:
-    """Name the best checkpoint in best.json; remove all but it and the newest.
+    """Record the best checkpoint in best.json; remove all but it and the newest.
 
     Does nothing in a process that does not write.
 
     Args:
       folder: the run's folder.
-      rows: the rows of metrics.jsonl; none where no epoch is to be the best.
+      rows: the rows of metrics.jsonl; empty if no best epoch is selected.
     """
     if not processes.is_first():
         return
@@ -187,14 +186,14 @@ def keep_best_and_newest(folder: Path, rows: Sequence[dict]) -> None:
 
 
 def finite_models(params: Params, num_models: int) -> np.ndarray:
-    """Whether each model has finite parameters, `[M]`; `[1]` for a single one.
+    """Return whether each model has finite parameters.
 
     Args:
-      params: of all models.
-      num_models: M.
+      params: the parameters of all models.
+      num_models: number of models M.
 
     Returns:
-      Booleans.
+      Booleans `[M]`; `[1]` for a single model.
     """
     finite = [
         np.isfinite(np.asarray(leaf)).reshape(num_models, -1).all(axis=1)
@@ -204,11 +203,11 @@ def finite_models(params: Params, num_models: int) -> np.ndarray:
 
 
 def fail_not_finite(folder: Path, step: int) -> NoReturn:
-    """Raise CommandFailed; a non-finite state is never saved.
+    """Raise CommandFailed for a loss or parameters that are not finite.
 
     Args:
       folder: the run's folder.
-      step: the first bad step.
+      step: the first step that is not finite.
 
     Raises:
       CommandFailed: names the step and the last good checkpoint.
@@ -225,11 +224,11 @@ def merit(row: dict) -> float | None:
     """Criterion for the best checkpoint; higher is better.
 
     Args:
-      row: of metrics.jsonl.
+      row: a row of metrics.jsonl.
 
     Returns:
-      The validation ELBO of one model, rounded as `selection.Best` has it; None where
-      the row has none.
+      The validation ELBO of a single model, rounded to float32 as in
+      `selection.Best`; None if the row has none.
     """
     elbo = row.get("elbo")
     is_one = row.get("split") == "validation" and isinstance(elbo, float)
@@ -237,13 +236,14 @@ def merit(row: dict) -> float | None:
 
 
 def _update_best(checkpoints: Path, rows: Sequence[dict]) -> set[int]:
-    """Name the best of the checkpoints that are kept in best.json.
+    """Record the best of the existing checkpoints in best.json.
 
-    All are compared anew: a process may have ended between a checkpoint and its name.
+    All are compared again, since a process may have ended after saving a checkpoint and
+    before recording it.
 
     Returns:
-      The steps of the best of all, and of the best when each of the newest was saved:
-      should one be found corrupt, the run goes on from the best of its time.
+      For each of the newest checkpoints, the step of the best one up to it: if the last
+      is found corrupt, the run resumes from the one before, with the best at that time.
     """
     kept = checkpoint.steps(checkpoints)
     candidates = [

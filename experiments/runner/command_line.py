@@ -1,4 +1,4 @@
-"""A command: flags from a dataclass, errors in one line, exit codes."""
+"""Command line: flags from a dataclass, one-line errors, exit codes."""
 
 import contextlib
 import io
@@ -16,11 +16,11 @@ ConfigT = TypeVar("ConfigT")
 
 
 class CommandFailed(RuntimeError):
-    """A run that cannot go on, through no fault of its arguments; exit code 1."""
+    """Failure of a run that is not due to its arguments; exit code 1."""
 
 
 class Interrupted(RuntimeError):
-    """A run that stopped at a signal, its state saved; exit code 128 + signal."""
+    """Stop of a run by a signal, with its state saved; exit code 128 + signal."""
 
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
@@ -32,14 +32,14 @@ def parse(
 ) -> ConfigT:
     """Read the flags of a command into its `Config`.
 
-    Underscores and hyphens are the same, `--beta=1.0` and `--beta 1.0` too. A flag
-    that is unknown, abbreviated or ill-typed ends the process with one line on
-    stderr and exit code 2.
+    Underscores and hyphens are equivalent, and so are `--beta=1.0` and `--beta 1.0`. A
+    flag that is unknown, abbreviated or of the wrong type ends the process with one
+    line on stderr and exit code 2.
 
     Args:
-      config_class: a frozen dataclass whose field docstrings are the help.
-      argv: the arguments; those of the process where None.
-      command: what the help calls it.
+      config_class: a frozen dataclass whose field docstrings are the help texts.
+      argv: the arguments; None for those of the process.
+      command: name of the command in the help.
 
     Returns:
       An instance of `config_class`.
@@ -59,7 +59,7 @@ def parse(
                 sys.stdout.flush()
                 raise
         _fail(_first_paragraph(captured.getvalue()), code=2)
-    raise AssertionError("an error of flags ends the process")
+    raise AssertionError("an error in the flags ends the process")
 
 
 def execute(run: Callable[[ConfigT], Any], config: ConfigT) -> None:
@@ -70,9 +70,9 @@ def execute(run: Callable[[ConfigT], Any], config: ConfigT) -> None:
       config: its configuration.
 
     Raises:
-      SystemExit: 2 for bad input (`ValueError`), 1 for a run that failed or whose
-        files cannot be written, 128 plus the signal for one that was interrupted or
-        whose output nobody reads any more.
+      SystemExit: with code 2 for invalid input (`ValueError`), 1 if the run failed, ran
+        out of memory or could not access a file, 128 plus the signal number if it was
+        interrupted or its output pipe was closed.
     """
     quiet_libraries()
     with _one_line():
@@ -82,7 +82,7 @@ def execute(run: Callable[[ConfigT], Any], config: ConfigT) -> None:
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """Turn an error that a user can act on into one line and an exit code."""
+    """Turn an expected error into one line and an exit code."""
     try:
         yield
     except BrokenPipeError:
@@ -104,10 +104,10 @@ def _one_line() -> Iterator[None]:
 
 
 def _cause(error: OSError) -> str:
-    """The file of an error and what is wrong with it."""
+    """Return the file of an error and the reason."""
     file = error.filename
     if file is None:
-        # Files of the run are named where they are written.
+        # Errors on the run's own files name the file, so this may be standard output.
         try:
             os.write(sys.stdout.fileno(), b"\n")
         except ValueError:
@@ -116,22 +116,22 @@ def _cause(error: OSError) -> str:
             file = "standard output"
             _let_go_of(sys.stdout)
     where = "" if file is None else f"{os.fsdecode(file)}: "
-    return f"{where}{error.strerror or error}; {INTERRUPTED} once this is mended"
+    return f"{where}{error.strerror or error}; {INTERRUPTED} once this is fixed"
 
 
 def _let_go_of(*streams: TextIO) -> None:
-    """Discard what standard streams could not take, and all that follows."""
+    """Discard all pending and further output of standard streams."""
     for stream in streams:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 end: Callable[[int], NoReturn] = sys.exit
-"""How a command ends after its line; one of several processes ends otherwise."""
+"""Function that ends a command; replaced after an error in one of several processes."""
 
 
 def say(*notes: str) -> None:
-    """Print notes for the user, a line each."""
+    """Print notes for the user, one per line."""
     for note in notes:
         print(f"NOTE: {note}", flush=True)
 
@@ -146,7 +146,7 @@ def _fail(message: str, code: int, label: str = "error") -> NoReturn:
 
 
 def _first_paragraph(box: str) -> str:
-    """The message in the frame that tyro draws, without its frame and its hints."""
+    """Extract the message from tyro's error box, without its frame and hints."""
     lines = []
     for line in box.splitlines()[1:]:
         text = line.strip().strip("│").strip()

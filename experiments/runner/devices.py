@@ -1,4 +1,4 @@
-"""Data and training steps on the devices of a run."""
+"""Placement of data and training steps on the devices of a run."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,14 +12,15 @@ from vae_jax.types import PyTree
 
 
 def require(num_devices: int, available: int) -> None:
-    """Raise if there are fewer devices than a run asks for.
+    """Raise ValueError if a run asks for more devices than are available.
 
     Args:
       num_devices: `--num_devices`.
-      available: to this run.
+      available: number of devices available to this run.
 
     Raises:
-      ValueError: too few; or of several processes, some would be without work.
+      ValueError: if there are too few devices, or if a run of several processes would
+        leave some devices unused.
     """
     if num_devices > available:
         raise ValueError(
@@ -34,7 +35,7 @@ def require(num_devices: int, available: int) -> None:
 
 
 def require_divisible(batch_size: int, num_devices: int) -> None:
-    """Raise if the devices of a run would have batches of different sizes."""
+    """Raise ValueError if devices would get batches of different sizes."""
     if batch_size % num_devices:
         raise ValueError(
             f"--batch_size {batch_size} does not divide among --num_devices "
@@ -48,20 +49,20 @@ def place(
     examples: PyTree,
     num_devices: int,
 ) -> tuple[Callable[[int], Any], Callable[..., Any]]:
-    """Compile the steps of an epoch, for devices that share each batch.
+    """Compile the steps of an epoch for devices that share each batch.
 
-    One device holds the data set. Of several, each is given its share of every epoch,
-    by the process that it belongs to. Examples that are not on a device stay where they
-    are, and only the batches of the next steps are.
+    A single device holds the whole data set. With several, each device gets its share
+    of every epoch from its own process. Examples on the host stay there; only the
+    batches of the next steps are moved to the devices.
 
     Args:
-      step: `train_step` with its options given.
+      step: `train_step` with its options bound.
       order: `f(number) -> Epoch`, the order of the data.
-      examples: the data set; arrays of NumPy or `Rows` stay on the host.
-      num_devices: devices to use.
+      examples: the data set; NumPy arrays and `Rows` stay on the host.
+      num_devices: number of devices to use.
 
     Returns:
-      `f(number) -> batches` of an epoch, where they are needed, and
+      `f(number) -> batches` of an epoch, on the devices that need them, and
       `f(state, batches, history, stop) -> (state, history)`, the compiled
       `train_epoch`.
     """
@@ -104,7 +105,7 @@ def place(
     if num_devices == 1:
         compiled = vae_jax.jit_step(train_share)
     else:
-        # pmap is of one process here; its arguments would be each process's own.
+        # With several processes, pmap would take each process's local arguments.
         one_process = jax.process_count() == 1
         executor = vae_jax.pmap_step if one_process else vae_jax.shard_map_step
         compiled = executor(train_share, devices=devices)
@@ -114,15 +115,15 @@ def place(
 
 
 def on_one(tree: PyTree) -> PyTree:
-    """Replicated arrays, on one of this process's devices that have them."""
+    """Return the copy of replicated arrays on one of this process's devices."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def keep_compiled(folder: str | None) -> None:
-    """Write every compiled program to a folder, and take it from there.
+    """Enable JAX's persistent compilation cache for all programs.
 
     Args:
-      folder: `--compilation_cache`; None keeps none.
+      folder: `--compilation_cache`; None leaves the cache as it is.
     """
     if folder is None:
         return

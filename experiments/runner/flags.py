@@ -1,7 +1,7 @@
-"""Flags that every training command has, rules and conditions for values of flags.
+"""Flags shared by all training commands, and rules and conditions for their values.
 
-A rule stands in the annotation of a field, `epochs: Count = 20`, and `check` holds a
-configuration to all of its own.
+Rules are part of a field's annotation, as in `epochs: Count = 20`; `check` applies all
+rules of a configuration.
 """
 
 import math
@@ -18,7 +18,7 @@ class Rule(NamedTuple):
     """A condition on the value of a flag.
 
     Attributes:
-      holds: `f(value)`, whether the value obeys it.
+      holds: `f(value)`, whether the value satisfies the rule.
       expected: completes "--flag must be ...".
     """
 
@@ -27,7 +27,7 @@ class Rule(NamedTuple):
 
 
 def at_least(least: float) -> Rule:
-    """The rule of a finite number with a lower bound."""
+    """Rule for a finite number with an inclusive lower bound."""
     # An integer may be too large to be compared with infinity.
     return Rule(
         lambda v: (isinstance(v, int) or math.isfinite(v)) and v >= least,
@@ -36,12 +36,12 @@ def at_least(least: float) -> Rule:
 
 
 def at_most(most: float) -> Rule:
-    """The rule of a number with an upper bound."""
+    """Rule for a number with an inclusive upper bound."""
     return Rule(lambda v: v <= most, f"at most {most}")
 
 
 def below(limit: float) -> Rule:
-    """The rule of a number under a limit."""
+    """Rule for a number with an exclusive upper bound."""
     return Rule(lambda v: v < limit, f"below {limit}")
 
 
@@ -81,7 +81,7 @@ def check(config: Any) -> None:
       config: a dataclass whose fields have rules.
 
     Raises:
-      ValueError: names the flag, what was expected and its value.
+      ValueError: names the flag, the expectation and the value.
 
     Example:
       >>> from dataclasses import dataclass
@@ -98,7 +98,7 @@ def check(config: Any) -> None:
 
 
 def _check(name: str, value: Any, hint: Any) -> None:
-    """Hold a value to its type and rules, and its elements to theirs."""
+    """Raise ValueError if a value or an element violates its type or rules."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if kind is Annotated:
         _check(name, value, arguments[0])
@@ -130,14 +130,14 @@ _TYPES = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str}
 
 
 def require_text(name: str, value: str) -> None:
-    """Raise ValueError for a path that is not UTF-8, which some libraries reject.
+    """Raise ValueError for text that is not valid UTF-8, such as some paths.
 
     Args:
-      name: of the flag.
-      value: its value.
+      name: name of the flag.
+      value: value of the flag.
 
     Raises:
-      ValueError: it is no text.
+      ValueError: if the value cannot be encoded as UTF-8.
     """
     try:
         value.encode()
@@ -151,25 +151,25 @@ def _require(name: str, value: Any, holds: bool, expected: str) -> None:
 
 
 class Other(tuple):
-    """Every value of a flag but these, where `holds` asks."""
+    """All values of a flag except these, as a condition for `holds`."""
 
     def __contains__(self, value: Any) -> bool:
         return not super().__contains__(value)
 
 
 Conditions = Sequence[Mapping[str, Sequence[Any]]]
-"""Alternatives; in each one flag after another has one of the values."""
+"""Alternatives; each maps flags to their allowed values, all of which must match."""
 
 
 def holds(conditions: Conditions, config: Any) -> bool:
-    """Whether a configuration meets one of several conditions.
+    """Return whether a configuration meets one of several conditions.
 
     Args:
-      conditions: alternatives.
+      conditions: the alternatives.
       config: a dataclass of flags.
 
     Returns:
-      True if all flags of one alternative have one of their values.
+      True if, in at least one alternative, every flag has one of its values.
 
     Example:
       >>> from types import SimpleNamespace as Config
@@ -186,7 +186,7 @@ def holds(conditions: Conditions, config: Any) -> bool:
 
 
 def describe(conditions: Conditions) -> str:
-    """Conditions in words, for messages."""
+    """Describe conditions in words, for messages."""
 
     def one(flag: str, values: Sequence[Any]) -> str:
         sign = " other than " if isinstance(values, Other) else "="
@@ -200,62 +200,64 @@ def describe(conditions: Conditions) -> str:
 
 @dataclass(frozen=True)
 class DataFlags:
-    """Data set, and where its files are."""
+    """Flags of the data set."""
 
     dataset: str = "auto"
-    """auto (MNIST, or digits where it cannot be had), mnist, binarized_mnist, \
-fashion_mnist, kmnist, digits, synthetic, or a file: .npz with key x (perhaps x_test), \
-.npy, .csv, .parquet, .h5ad, or a sparse .npz."""
+    """auto (MNIST, or digits if it is not available), mnist, binarized_mnist, \
+fashion_mnist, kmnist, digits, synthetic, or a file: .npz with key x (and optionally \
+x_test), .npy, .csv, .parquet, .h5ad, or a sparse .npz."""
     data_dir: Folder = "data"
     """Folder of data files; downloads go there."""
 
 
 @dataclass(frozen=True)
 class RunFlags(DataFlags):
-    """Data, length and place of a training run, on which devices and processes."""
+    """Flags of a training run: data, length, folder, devices and processes."""
 
     columns: str | None = None
-    """What the columns of a file hold, where it is not to be inferred: a JSON file of \
-names and kinds (real, positive, count, binary, categorical, ordinal; label; ignore; \
-covariate, which the networks are given beside x), or the folder of a run, whose \
-columns are then expected."""
+    """Kinds of a file's columns, inferred by default: a JSON file of names and kinds \
+(real, positive, count, binary, categorical, ordinal; label; ignore; covariate, an \
+input of the networks besides x), or the folder of a run, whose columns are then \
+expected."""
     missing: Literal["error", "mask", "mask_seen"] = "error"
-    """Missing values of a table (empty, NA, NaN): refused, or left out of log p(x), 0 \
-to the encoder, which with mask_seen also sees which values are observed."""
+    """Missing values of a table (empty, NA, NaN): an error, or left out of log p(x) \
+and 0 in the encoder's input; with mask_seen the encoder also gets the mask of \
+observed values."""
     data_on: Literal["auto", "device", "host"] = "auto"
-    """Place of the training examples: the device, or the host (a .npy stays in \
-its file) with the batches of the next steps gathered ahead; auto is device where they \
-take at most half of the free memory."""
+    """Location of the training examples: the device, or the host (a .npy stays in \
+its file), with batches gathered ahead; auto chooses the device if they take at most \
+half of the free memory."""
     epochs: Count | None = None
     """Passes over the training data; by default 20, more for small data sets."""
     run_dir: Folder | None = None
     """The run's folder; by default runs/<command>/<data set>-<digest of the flags>."""
     overwrite: bool = False
-    """Start anew in a folder that holds a run."""
+    """Remove an existing run in the folder and start again."""
     validation: Natural = 0
-    """Training examples to set aside, the last ones: the best epoch, or model of a \
-sweep, is chosen by them. binarized_mnist has 10,000 of its own."""
+    """Number of training examples, taken from the end, to hold out for validation, \
+which selects the best epoch, or the best model of a sweep. binarized_mnist has 10,000 \
+of its own."""
     evaluation_samples: Natural = 1000
-    """Importance samples an image for log p(x) at the end; 0 leaves it out."""
+    """Importance samples per image for log p(x) at the end; 0 leaves it out."""
     checkpoint_every: Count | None = None
     """Epochs between checkpoints, by default a tenth of the run and at most 5; the \
 last epoch is always saved."""
     num_devices: Count = 1
-    """Devices to share each batch; several processes always use all they have."""
+    """Number of devices that share each batch; several processes always use all."""
     compilation_cache: Folder | None = None
-    """A folder to keep compiled programs in, so that the next run starts sooner."""
+    """Folder for compiled programs, so that the next run starts sooner."""
     coordinator_address: Address | None = None
     """host:port of the first of several processes, which all run the same command; \
-auto where a cluster's environment knows it."""
+auto if the cluster's environment provides it."""
     num_processes: int | None = None
-    """Processes in all; left out where the cluster's environment knows."""
+    """Total number of processes; omit if the cluster's environment provides it."""
     process_id: int | None = None
-    """Number of this one, from 0 on; likewise."""
+    """Index of this process, counted from 0; omit if the environment provides it."""
 
 
-# What a run did before there was such a flag, where that is not its default.
+# Behaviour of runs made before a flag existed, if it differs from the flag's default.
 FORMER_DEFAULTS = {"schedule": "constant", "warmup_steps": 0}
-# May differ between two commands that share a run: how it is carried out.
+# Flags that may differ between two commands on the same run.
 IGNORED = {field.name for field in fields(RunFlags)}
 IGNORED -= {"dataset", "epochs", "validation"}
 IGNORED |= {"models_at_once"}

@@ -1,8 +1,8 @@
-"""The end of a process that has lost another: one line, and exit code 1.
+"""Exit of a process that has lost another: one line and exit code 1.
 
-When JAX hears that a process is gone, a thread of its own logs a stack of C++ and
-aborts, and there is no other way. So the log goes to a file, which says who is gone,
-and the abort becomes the line.
+When JAX detects that a process is gone, one of its threads logs a C++ stack trace and
+aborts, which cannot be prevented. The log is therefore redirected to a file, from which
+the lost process is read, and a handler of SIGABRT prints the line.
 """
 
 import ctypes
@@ -24,31 +24,31 @@ _handler_type = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
 
 class Watch:
-    """Standard error for Python alone, the log of C++, and a handler of the abort.
+    """Redirection of the C++ log, and a handler of SIGABRT.
 
     Attributes:
       own: number of this process.
-      count: of all.
+      count: number of processes.
     """
 
     def __init__(self, own: int, count: int):
-        """Take over standard error and the signal, for good."""
+        """Take over standard error and SIGABRT, permanently."""
         self.own, self.count = own, count
         self._log = tempfile.TemporaryFile()
         self._stderr = os.dup(2)
         sys.stderr = open(self._stderr, "w", buffering=1, errors="backslashreplace")
         os.dup2(self._log.fileno(), 2)
-        # Python runs its handlers when C++ has returned, which an abort does not.
+        # Python runs its handlers after C++ returns, and an abort does not return.
         self._handler = _handler_type(lambda number: self.end())
         libc = ctypes.CDLL(None)
         libc.signal.argtypes = [ctypes.c_int, _handler_type]
         libc.signal(signal.SIGABRT, self._handler)
 
     def end(self, reason: str = "") -> NoReturn:
-        """Print the line and exit: what else is to be done waits for the lost one.
+        """Print the line and exit, without cleanup that would wait for the lost one.
 
         Args:
-          reason: what JAX said, where it raised an error.
+          reason: the message of JAX's error, if it raised one.
         """
         os.lseek(self._log.fileno(), 0, os.SEEK_SET)
         log = os.read(self._log.fileno(), 10**6).decode(errors="replace")
@@ -61,16 +61,17 @@ class Watch:
 
 
 def is_cause(error: BaseException | None) -> bool:
-    """Whether an error is that of a step which another process left.
+    """Return whether an error was caused by the loss of another process.
 
-    JAX, orbax and the collectives each have errors of their own for it, a `ValueError`
-    among them, and wrap those of the others.
+    JAX, orbax and the collectives each raise their own errors for this, including a
+    `ValueError`, and wrap those of the others.
 
     Args:
-      error: what a command raised.
+      error: the error raised by a command.
 
     Returns:
-      Whether it, or what it was raised from, is of the runtime or of a connection.
+      Whether the error, or one that it was raised from, is a runtime or connection
+      error.
     """
     while error is not None:
         if isinstance(error, _OF_THE_RUNTIME) or _OF_A_CONNECTION.search(str(error)):
@@ -83,11 +84,11 @@ def lost_one(log: str, watch: Watch) -> str:
     """Name the lost process, as far as JAX's log identifies it.
 
     Args:
-      log: of the coordination service.
-      watch: of this process.
+      log: log of the coordination service.
+      watch: the watch of this process.
 
     Returns:
-      Words for it.
+      A phrase, such as "process 1".
     """
     unhealthy = re.search(r"stopped sending heartbeats\):\s*((?:\d+\s+)+)", log)
     if unhealthy:

@@ -1,4 +1,4 @@
-"""Memory that a run needs at least, compared with what there is before it starts."""
+"""Lower bound on the memory of a run, checked against free memory before it starts."""
 
 import math
 import warnings
@@ -21,14 +21,14 @@ def free_bytes() -> int:
 
 
 def stays_on_host(data_on: str, num_bytes: int) -> bool:
-    """Whether training data stay on the host, and their batches alone are on a device.
+    """Return whether training data stay on the host, with only batches on a device.
 
     Args:
       data_on: `--data_on`.
-      num_bytes: of the data.
+      num_bytes: size of the data.
 
     Returns:
-      What the flag says; `auto` takes at most half of the free memory.
+      True for `host`, or for `auto` if the data exceed half of the free memory.
     """
     return data_on == "host" or data_on == "auto" and 2 * num_bytes > free_bytes()
 
@@ -42,20 +42,20 @@ def require(
 ) -> None:
     """Raise ValueError if parameters or batches exceed the free memory.
 
-    The least that training holds at once: state and gradient, and for each sample of
-    each example z and what the decoder makes of it. What is accepted may need more.
+    The lower bound counts the state and the gradient, and z and the decoder's output
+    for each sample of each example. Training may need more.
 
     Args:
       initial_state: makes the state of a model; traced, not run.
-      config: has `batch_size`, shared by `num_devices`, and `num_samples`.
-      num_examples: in the training set; a batch has no more.
-      num_models: whose states are held at once.
+      config: has `batch_size`, divided among `num_devices`, and `num_samples`.
+      num_examples: number of training examples, which bounds the batch size.
+      num_models: number of models whose states are held at once.
 
     Raises:
-      ValueError: names what is needed, of what, and what there is.
+      ValueError: names the memory needed, its parts, and the free memory.
     """
     try:
-        # Of sizes beyond 32 bits, which are refused below.
+        # Warnings about sizes beyond 32 bits, for which an error is raised below.
         with warnings.catch_warnings(action="ignore"):
             state = jax.eval_shape(initial_state)
     except (MemoryError, OverflowError) as error:
@@ -70,7 +70,7 @@ def require(
     needed, free = num_models * of_state + of_samples, free_bytes()
     if needed > free:
         raise ValueError(
-            f"training needs at least {gigabytes(needed)} of memory, and "
+            f"training needs at least {gigabytes(needed)} of memory, but "
             f"{gigabytes(free)} are free: {num_models} x {gigabytes(of_state)} "
             f"of parameters, optimizer and gradient, {gigabytes(of_samples)} of "
             f"--num_samples {samples} for --batch_size {batch}; choose smaller sizes"

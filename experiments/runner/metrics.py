@@ -1,4 +1,4 @@
-"""The metrics of a run: metrics.jsonl, and the same as TensorBoard events."""
+"""Metrics of a run, in metrics.jsonl and as TensorBoard events."""
 
 import contextlib
 import importlib
@@ -16,37 +16,37 @@ NAMES = ("elbo", "log_likelihood", "kl_divergence")
 
 
 class Metrics:
-    """The metrics of a run: metrics.jsonl and TensorBoard, each epoch once.
+    """Metrics of a run, in metrics.jsonl and TensorBoard, with each epoch once.
 
     Attributes:
-      rows: one dictionary for each epoch and split.
-      text: the rows as they stand in the file, a line of JSON for each.
+      rows: one dictionary per epoch and split.
+      text: the content of the file: one line of JSON per row.
     """
 
     def __init__(self, folder: Path, *, epoch: int, step: int, known: str | None):
-        """Open the files to go on after an epoch; later rows are dropped.
+        """Open the files to continue after an epoch, dropping later rows.
 
-        A file that has not the rows that it should have is warned of.
+        Warn if rows of the file are missing or differ from those of the checkpoint.
 
         Args:
-          folder: the run's folder, held.
-          epoch: epochs that are complete.
-          step: training steps that they took.
-          known: the lines of these epochs, out of a checkpoint; None where only the
-            file has them.
+          folder: the run's folder, locked.
+          epoch: number of completed epochs.
+          step: number of training steps in these epochs.
+          known: the lines of these epochs, from a checkpoint; None if only the file
+            has them.
         """
         self._path = folder / "metrics.jsonl"
         self.rows, warning = _restored(self._path, epoch, known)
         if warning:
             _warn(self._path, warning)
-        # Kept, and not made of all rows again at every save.
+        # Kept so that a save does not format all rows again.
         self.text = "".join(map(_line, self.rows))
         write(self._path, self.text)
         self._folder, self._step = folder, step
         self._events = None
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row; figures, and lists of them, become TensorBoard scalars."""
+        """Append a row; floats and lists of floats become TensorBoard scalars."""
         row = finite(row)
         self.rows.append(row)
         self.text += _line(row)
@@ -61,19 +61,19 @@ class Metrics:
                     self._add_scalar(f"{tag}/{model}", one, row["step"])
 
     def _add_scalar(self, tag: str, value: float, step: int) -> None:
-        # Not at the top: it imports PyTorch where there is one.
+        # Imported here because it imports PyTorch if it is installed.
         from tensorboardX.summary import scalar
 
         self._write(step=step, summary=scalar(tag, value))
 
     def _write(self, **event: Any) -> None:
-        """Write an event here and now: an error of a thread would be seen by nobody."""
+        """Write an event synchronously: an error in a thread would go unnoticed."""
         from tensorboardX.event_file_writer import EventsWriter
 
         proto: Any = importlib.import_module("tensorboardX.proto.event_pb2")
         folder = self._folder / "tensorboard"
         with naming(folder):
-            # Not before there is something to say: a writer leaves a file behind.
+            # Opened at the first event: a writer creates a file even if unused.
             if self._events is None:
                 folder.mkdir(exist_ok=True)
                 self._events = EventsWriter(str(folder / "events"))
@@ -83,7 +83,7 @@ class Metrics:
             self._events.write_event(proto.Event(wall_time=time.time(), **event))
 
     def flush(self) -> None:
-        """Put the rows on disk, all of them, with a warning where some were gone."""
+        """Flush all rows to disk; warn and restore the file if it was changed."""
         text = self._path.read_text(errors="replace") if self._path.exists() else ""
         if text != self.text:
             _warn(self._path, "was changed while training, and is restored")
@@ -112,13 +112,13 @@ def _line(row: dict[str, Any]) -> str:
 def _restored(
     path: Path, epoch: int, known: str | None
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """The rows up to an epoch, and a warning where the file has others."""
+    """Return the rows up to an epoch, and a warning if the file has others."""
     text = path.read_text(errors="replace") if path.exists() else ""
     found = [row for row in _rows(text) if row["epoch"] <= epoch]
     if known is not None:
         rows = _rows(known)
         return rows, None if found == rows else "was damaged or edited, and is restored"
-    # Of a version that kept no metrics in its checkpoints: each epoch and split once.
+    # Checkpoints of earlier versions hold no metrics: keep each epoch and split once.
     once = {}
     for row in found:
         once.setdefault((row["epoch"], row["split"]), row)
@@ -129,7 +129,7 @@ def _restored(
 
 
 def _rows(text: str) -> list[dict[str, Any]]:
-    """Rows out of lines; one that a crash cut short is left out, like any damaged."""
+    """Parse rows from lines, skipping damaged and truncated ones."""
     rows = []
     for line in text.splitlines():
         with contextlib.suppress(ValueError, RecursionError):
@@ -137,7 +137,7 @@ def _rows(text: str) -> list[dict[str, Any]]:
     return [row for row in rows if _is_row(row)]
 
 
-# Of entries that every row has.
+# Types of the entries that every row has.
 _KINDS = {"epoch": int, "step": int, "split": str}
 _NUMBERS = (int, float, list, type(None))
 

@@ -1,8 +1,8 @@
-"""Several processes under one experiment: how they meet, and which of them writes.
+"""Several processes in one experiment: joining, agreement, and who writes.
 
-Every process runs the same command; only the first writes and prints. What they do
-together (a piece of an epoch, a checkpoint) they must do alike, so what a clock or a
-signal decides is agreed upon first.
+Every process runs the same command; only the first writes and prints. Collective
+operations (a piece of an epoch, a checkpoint) must be identical in all of them, so
+decisions that depend on a clock or a signal are agreed on first.
 """
 
 import contextlib
@@ -25,24 +25,25 @@ from experiments.runner.flags import RunFlags
 
 ConfigT = TypeVar("ConfigT", bound=RunFlags)
 
-# Of a process that is not heard of; one that is killed is noticed at once.
+# Heartbeat timeout of a silent process; a killed process is noticed at once.
 SECONDS_UNTIL_LOST = 12
 SECONDS_FOR_THE_OTHERS = 3
 
 
 @contextlib.contextmanager
 def joined(config: ConfigT) -> Iterator[ConfigT]:
-    """Run in all the processes that the flags name; only the first one prints.
+    """Join the processes that the flags name; only the first one prints.
 
     Args:
-      config: as given.
+      config: the configuration as given.
 
     Yields:
-      The configuration: several processes use every device, unless told otherwise.
+      The configuration. Several processes use all devices if `num_devices` is 1, the
+      default.
 
     Raises:
-      ValueError: flags that do not fit together.
-      CommandFailed: the others could not be reached.
+      ValueError: if flags are inconsistent.
+      CommandFailed: if the other processes cannot be reached.
     """
     join(config)
     if jax.process_count() > 1 and config.num_devices == 1:
@@ -52,16 +53,16 @@ def joined(config: ConfigT) -> Iterator[ConfigT]:
 
 
 def join(config: RunFlags) -> None:
-    """Make this process one of several, where the flags or the cluster say so.
+    """Initialize JAX's distributed runtime if the flags name a coordinator.
 
     Args:
-      config: with `coordinator_address`, `num_processes` and `process_id`; all None
-        for a single process, the address alone where the environment of a cluster
-        (SLURM, Open MPI, Cloud TPU) supplies the others.
+      config: has `coordinator_address`, `num_processes` and `process_id`; all None for
+        a single process, and the address alone if the environment of a cluster (SLURM,
+        Open MPI, Cloud TPU) supplies the others.
 
     Raises:
-      ValueError: flags that do not fit together.
-      CommandFailed: the others could not be reached.
+      ValueError: if flags are inconsistent.
+      CommandFailed: if the other processes cannot be reached.
     """
     flags.check(config)
     address, count, own = (
@@ -106,11 +107,11 @@ _watch: lost_process.Watch | None = None
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Return whether this is the process that writes and prints."""
     return jax.process_index() == 0
 
 
-# Flags that may differ: who it is, and where its machine keeps files.
+# Flags that may differ between processes.
 OF_A_PROCESS = ("process_id", "data_dir", "compilation_cache")
 
 
@@ -118,11 +119,11 @@ def require_alike(config: RunFlags, data_digest: str) -> None:
     """Raise ValueError if the processes differ in their flags or data.
 
     Args:
-      config: the configuration, resolved.
-      data_digest: of the data.
+      config: the resolved configuration.
+      data_digest: digest of the data.
 
     Raises:
-      ValueError: in every process, where one differs.
+      ValueError: in every process, if any of them differs.
     """
     own = dict.fromkeys(OF_A_PROCESS) | {"data_sha256": data_digest}
     described = json.dumps(dataclasses.asdict(config) | own, sort_keys=True)
@@ -137,10 +138,11 @@ def require_alike(config: RunFlags, data_digest: str) -> None:
 
 @contextlib.contextmanager
 def first_alone(manager: contextlib.AbstractContextManager) -> Iterator[None]:
-    """A context that the first process alone enters, before and until after the others.
+    """Enter a context in the first process only, held while any process is inside.
 
     Args:
-      manager: entered by the first process; the others wait until it has.
+      manager: entered by the first process, while the others wait; exited after all
+        have finished.
     """
     with manager if is_first() else contextlib.nullcontext():
         agree([0])
@@ -150,7 +152,7 @@ def first_alone(manager: contextlib.AbstractContextManager) -> Iterator[None]:
 
 @contextlib.contextmanager
 def silent_unless_first() -> Iterator[None]:
-    """Discard what the other processes print; errors still show."""
+    """Discard the standard output of all processes but the first."""
     if is_first():
         yield
         return
@@ -162,10 +164,10 @@ def agree(values: Sequence[int]) -> list[int]:
     """Elementwise maximum over all processes, identical in each.
 
     Args:
-      values: as many in every process.
+      values: integers, equally many in every process.
 
     Returns:
-      As many integers.
+      The maxima.
     """
     if jax.process_count() == 1:
         return list(values)
@@ -174,13 +176,13 @@ def agree(values: Sequence[int]) -> list[int]:
 
 
 def of_first(value: float) -> float:
-    """A number of the first process, for all of them; rounded to float32 there.
+    """Broadcast a number from the first process, rounded to float32, to all.
 
     Args:
-      value: in the first process; others may give any.
+      value: the number in the first process; ignored in the others.
 
     Returns:
-      The first one's.
+      The number of the first process; not rounded if it is the only one.
     """
     if jax.process_count() == 1:
         return value
@@ -189,10 +191,9 @@ def of_first(value: float) -> float:
 
 @contextlib.contextmanager
 def lost_process_ends_the_run() -> Iterator[None]:
-    """Turn the error of a step that another process left into one line, and exit.
+    """Report an error caused by the loss of another process in one line, and exit.
 
-    The process exits with code 1 at once: whatever else it did would wait for the one
-    that is gone.
+    The process exits at once, with code 1: anything else would wait for the lost one.
     """
     try:
         yield
@@ -200,13 +201,13 @@ def lost_process_ends_the_run() -> Iterator[None]:
         if _watch is not None:
             if lost_process.is_cause(error):
                 _watch.end(str(error))
-            # At the end of Python it would wait for the others, which wait for it.
+            # A normal exit of Python would wait for the others, which wait for it.
             command_line.end = _end_before_the_others
         raise
 
 
 def _end_before_the_others(code: int) -> NoReturn:
-    """Exit at once; the coordinator when others had time for an error of their own."""
+    """Exit at once; the coordinator waits until others can report their own errors."""
     sys.stdout.flush()
     if is_first():
         time.sleep(SECONDS_FOR_THE_OTHERS)

@@ -1,4 +1,4 @@
-"""Figures for a reader: checks against exact values, tables for a screen, pictures."""
+"""Reports: checks against exact values, text tables, image files."""
 
 import math
 from collections.abc import Sequence
@@ -14,17 +14,16 @@ Number = Any
 
 
 class Check(NamedTuple):
-    """A figure beside what it should be.
+    """A measured value compared with a reference.
 
     Attributes:
-      row: what of the notes it belongs to: `S3-4`.
-      what: what was measured, with its unit.
-      measured: the figure.
-      exact: what it should be, or what it should be above or below; nan where nothing
-        is known.
-      within: allowed difference; nan where the figure is only shown.
+      row: the row of the lecture notes that it belongs to, such as `S3-4`.
+      what: the quantity measured, with its unit.
+      measured: the measured value.
+      exact: the reference: the expected value or bound; nan if unknown.
+      within: tolerance; nan if the value is only displayed.
       relation: `=`, `>` (measured above exact) or `<`.
-      error: standard error of the figure; nan where it has none.
+      error: standard error of the measured value; nan if it has none.
     """
 
     row: str
@@ -37,7 +36,7 @@ class Check(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the figure is what it should be; nan never is."""
+        """Whether the measured value satisfies the relation; False for nan."""
         if self.measured == self.exact:  # Two infinities have no difference.
             return self.relation == "="
         difference = self.measured - self.exact
@@ -51,20 +50,20 @@ class Check(NamedTuple):
 def row(
     what: str, figure: Number, exact: Number = math.nan, within: Number = math.nan
 ) -> Check:
-    """A `Check` that belongs to no line of notes, or a figure that is only shown."""
+    """Return a `Check` that belongs to no row of the notes."""
     return Check("", what, figure, exact, within)
 
 
 def mean_check(
     what: str, values: Any, *, exact: float = math.nan, within: float = math.nan
 ) -> Check:
-    """The mean of figures an image, with its standard error over images.
+    """Return a `Check` of a mean over images, with its standard error.
 
     Args:
-      what: was measured.
-      values: a figure for each image, `[n]`.
-      exact: what it should be, where it is known.
-      within: allowed difference, likewise.
+      what: the quantity measured.
+      values: one value per image, `[n]`.
+      exact: the reference; nan if unknown.
+      within: tolerance; nan if the mean is only displayed.
 
     Returns:
       A `Check`.
@@ -75,13 +74,13 @@ def mean_check(
 
 
 def table(checks: Sequence[Check]) -> str:
-    """Checks for a screen.
+    """Format checks as a text table.
 
     Args:
       checks: the rows.
 
     Returns:
-      Lines of text, without the columns that would be empty.
+      Lines of text; empty columns are omitted.
     """
     rows = [("row", "what", "measured", "", "exact", "within", "ok")]
     for check in checks:
@@ -105,12 +104,12 @@ def table(checks: Sequence[Check]) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], align: str = "") -> str:
-    """A table for a screen, each column as wide as its widest cell.
+    """Format a text table, each column as wide as its widest cell.
 
     Args:
-      rows: of cells, as many in each.
-      align: `<` or `>` for each column; the last one stands for all further ones, and
-        without any the columns are aligned to the left.
+      rows: rows of cells, all of the same length.
+      align: `<` or `>` for each column; the last character applies to all further
+        columns. Empty means left-aligned.
 
     Returns:
       Lines of text.
@@ -135,13 +134,13 @@ def columns(rows: Sequence[Sequence[str]], align: str = "") -> str:
 def measured(
     value: float | None, error: float | None = None, *, digits: int = 2, unit: str = ""
 ) -> str:
-    """A figure with its standard error: `-95.11 +- 0.24 nats`.
+    """Format a value with its standard error: `-95.11 +- 0.24 nats`.
 
     Args:
-      value: the figure; None is undefined.
-      error: its standard error; None or nan where there is none.
-      digits: after the point.
-      unit: of both.
+      value: the value; None if undefined.
+      error: standard error; None or nan if there is none.
+      digits: number of decimals.
+      unit: unit of the value and its error.
 
     Returns:
       Text for a table.
@@ -154,13 +153,13 @@ def measured(
 
 
 def mean_of(values: Any) -> dict[str, float]:
-    """Mean and its standard error over examples or seeds; nan for a single one.
+    """Mean over examples or seeds, and its standard error.
 
     Args:
-      values: a figure for each, `[n]`.
+      values: one value per example or seed, `[n]`.
 
     Returns:
-      `mean` and `standard_error`.
+      `mean` and `standard_error`, which is nan for a single value.
     """
     values = np.asarray(values, np.float64)
     spread = values.std(ddof=1) if len(values) > 1 else math.nan
@@ -169,26 +168,26 @@ def mean_of(values: Any) -> dict[str, float]:
 
 
 def save_figure(figure: Any, folder: Path, name: str) -> Path:
-    """Write a picture into a folder, made if absent; equal figures are equal files.
+    """Save a figure as a PNG file; equal figures give identical files.
 
     Args:
-      figure: of matplotlib.
-      folder: where to.
-      name: of the file, without `.png`.
+      figure: a matplotlib figure.
+      folder: the folder to write to, made if absent.
+      name: name of the file, without `.png`.
 
     Returns:
-      The file.
+      Path of the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
-    # It may lead anywhere.
+    # Do not write through a link to a file elsewhere.
     if path.is_symlink():
         path.unlink()
-    # Takes long to import, and not every command draws.
+    # Slow to import, and not every command draws.
     from experiments.style import styled
 
-    # Colors of the cycle are looked up as late as this.
+    # Colors of the property cycle are resolved when the figure is saved.
     with naming(path), styled():
-        # Without matplotlib's version in it.
+        # Leaves out matplotlib's version.
         figure.savefig(path, metadata={"Software": None})
     return path

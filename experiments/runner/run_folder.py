@@ -1,11 +1,11 @@
-"""A run's folder: who may write into it, and the files that it holds.
+"""A run's folder: its lock, its configuration and its files.
 
-config.json      what was asked for, with the data set that it came to
-metrics.jsonl    a line for each epoch and split, each once
-results.json     the figures at the end
+config.json      the configuration, with the data set that was used
+metrics.jsonl    one line per epoch and split
+results.json     the final figures
 tensorboard/     the metrics as TensorBoard events
-checkpoints/     one folder a step, best.json
-figures/         pictures
+checkpoints/     one folder per step, and best.json
+figures/         PNG files
 """
 
 import contextlib
@@ -27,16 +27,16 @@ from vae_jax.manifest import discard, naming
 
 
 def default_folder(experiment: str, config: RunFlags) -> Path:
-    """`runs/<experiment>/<data set>-<digest>`: the same for the same run.
+    """Return `runs/<experiment>/<data set>-<digest>`, a function of the flags.
 
     Args:
       experiment: name of the experiment.
-      config: its configuration, data set and epochs resolved.
+      config: the configuration, with data set and epochs resolved.
 
     Returns:
-      A relative path. More epochs of the same run lead to the same folder, where they
-      leave the other flags alone: the default warm-up depends on them in a run of less
-      than 800 steps, and `schedule_epochs` where there is a schedule.
+      A relative path. It does not depend on `epochs` itself, so a run can be extended
+      in its folder, unless another flag depends on `epochs`: the default warm-up of a
+      run of fewer than 800 steps, and `schedule_epochs` of a run with a schedule.
     """
     identity = {
         name: value
@@ -47,7 +47,7 @@ def default_folder(experiment: str, config: RunFlags) -> Path:
     return Path("runs") / experiment / f"{Path(config.dataset).stem}-{digest[:8]}"
 
 
-# What is wrong with no flag: disk, quota, memory, number of open files.
+# Errors that no flag causes: disk, quota, memory, number of open files.
 _OF_THE_MACHINE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -60,21 +60,22 @@ _OF_THE_MACHINE = (
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder and hold its lock, which ends with the process.
+    """Make the folder and hold its lock, which is released when the process ends.
 
     Args:
       folder: the run's folder.
 
     Raises:
-      ValueError: it cannot be written to, a live process holds it, or a folder in it
-        is a symbolic link.
+      ValueError: if the folder is not writable, another process holds the lock, or a
+        subfolder is a symbolic link.
     """
     flags.require_text("run_dir", str(folder.absolute()))
     for name in ("checkpoints", "figures", "tensorboard"):
         if (folder / name).is_symlink():
             raise ValueError(
-                f"{folder / name} is a symbolic link, and a run writes and deletes in "
-                "its own folder only: put a folder in its place, or choose --run_dir"
+                f"{folder / name} is a symbolic link, but a run writes and deletes in "
+                "its own folder only: replace it by a folder, or choose another "
+                "--run_dir"
             )
     lock = FileLock(folder / ".lock", blocking=False)
     try:
@@ -96,20 +97,20 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def claim(folder: Path, config: RunFlags, data_digest: str) -> list[str]:
-    """Write config.json, or compare it with the run that is there.
+    """Write config.json, after comparing it with that of an existing run.
 
     Args:
-      folder: the run's folder, held.
-      config: the configuration, data set and epochs resolved; with `overwrite` a
-        run that is there is removed first.
-      data_digest: sha256 of the data.
+      folder: the run's folder, locked.
+      config: the configuration, with data set and epochs resolved; with `overwrite`,
+        an existing run is removed first.
+      data_digest: SHA-256 of the data.
 
     Returns:
-      Sentences to tell the user.
+      Notes for the user.
 
     Raises:
-      ValueError: the folder holds a run of another configuration, or something else
-        than a run; the message names the fields that differ.
+      ValueError: if the folder holds a run with another configuration (the message
+        names the fields that differ), or files that are not a run's.
     """
     wanted = dataclasses.asdict(config) | {"data_sha256": data_digest}
     wanted = json.loads(json.dumps(wanted))
@@ -120,8 +121,8 @@ def claim(folder: Path, config: RunFlags, data_digest: str) -> list[str]:
     elif config.overwrite:
         _remove_run(folder)
     else:
-        # A field that is newer than the run stood at its default, or did what the
-        # default of its time was.
+        # A field added since the run was made takes its default, or the value that
+        # describes what runs did before it existed.
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
         defaults |= FORMER_DEFAULTS
         known = read_signed(path).content
@@ -146,29 +147,29 @@ def claim(folder: Path, config: RunFlags, data_digest: str) -> list[str]:
 
 
 def require_present(folder: Path) -> None:
-    """Raise if a run's folder was removed: what is saved would belong to no run.
+    """Raise FileNotFoundError if a run's folder was removed during training.
 
     Args:
       folder: the run's folder.
 
     Raises:
-      FileNotFoundError: it has no config.json any more.
+      FileNotFoundError: if config.json no longer exists.
     """
     path = folder / "config.json"
     if not path.exists():
-        message = "was removed while training, and with it what the run is"
+        message = "was removed while training, so the run cannot be saved"
         raise FileNotFoundError(errno.ENOENT, message, str(path))
 
 
 def _compatible(name: str, found: Any, wanted: Any) -> bool:
-    """A run may be continued to more epochs, not to fewer."""
+    """Return whether a run may be resumed: with equal fields or more epochs."""
     if name == "epochs" and isinstance(found, int):
         return wanted >= found
     return found == wanted
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all; a float that is not finite becomes null.
+    """Write a JSON file atomically; non-finite floats become null.
 
     Args:
       path: the file.
@@ -178,12 +179,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 class Signed(NamedTuple):
-    """A file of figures or flags, and whether it is what was written.
+    """Content of a JSON file, and whether it was changed since it was written.
 
     Attributes:
-      content: what it holds.
-      is_changed: whether its digest is another; None where it has none, of an earlier
-        version.
+      content: the content of the file.
+      is_changed: whether the digest does not match; None if the file has no digest
+        (written by an earlier version).
     """
 
     content: dict[str, Any]
@@ -191,7 +192,7 @@ class Signed(NamedTuple):
 
 
 def write_signed(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Write a JSON file with a digest of its content, by which an edit is noticed.
+    """Write a JSON file with a digest of its content, which reveals later edits.
 
     Args:
       path: the file.
@@ -206,21 +207,21 @@ def write_signed(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_signed(path: Path) -> Signed:
-    """Read a JSON file that `write_signed` wrote.
+    """Read a JSON file written by `write_signed`.
 
     Args:
       path: the file.
 
     Returns:
-      Its content with the digest, and whether it was changed.
+      The content including the digest, and whether it was changed.
 
     Raises:
-      ValueError: it is no dictionary in JSON; names the file.
+      ValueError: if the file does not hold a JSON object; names the file.
     """
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
-            raise ValueError(f"a {type(content).__name__}, no dictionary")
+            raise ValueError(f"expected a JSON object, got {type(content).__name__}")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     digest = content.get("sha256")
@@ -234,23 +235,23 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
-    """The results of a run that is complete.
+    """Read the results of a completed run.
 
     Args:
       folder: the run's folder.
 
     Returns:
-      What results.json holds, or None where there is none.
+      The content of results.json; None if there is no such file.
 
     Raises:
-      ValueError: it cannot be read.
+      ValueError: if the file cannot be read.
     """
     path = folder / "results.json"
     return read_signed(path).content if path.exists() else None
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all, even if the power goes."""
+    """Write a file atomically, even if power is lost."""
     draft = path.with_name(f".{path.name}.draft")
     with naming(path):
         with open(draft, "w") as file:
@@ -261,7 +262,7 @@ def write(path: Path, text: str) -> None:
 
 
 def finite(content: Any) -> Any:
-    """The content with None for every float that is not finite."""
+    """Replace every non-finite float in nested content by None."""
     if isinstance(content, dict):
         return {name: finite(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
@@ -272,14 +273,14 @@ def finite(content: Any) -> Any:
 
 
 def _remove_drafts(folder: Path) -> None:
-    """Remove what a process that was killed while writing left behind."""
+    """Remove partial files left by a process that was killed while writing."""
     for pattern in (".*.draft", ".*.removed", "checkpoints/.*.draft"):
         for path in folder.glob(pattern):
             discard(path)
 
 
 def _remove_run(folder: Path) -> None:
-    """Remove what a run and its evaluation wrote; its mark, config.json, last."""
+    """Remove all files of a run and its evaluation; config.json last."""
     folders = [folder / n for n in ("checkpoints", "corrupt", "figures", "tensorboard")]
     for path in (*folders, *folder.glob("model-*")):
         discard(path)

@@ -1,4 +1,4 @@
-"""The best epoch so far, on validation data: part of every checkpoint of such a run."""
+"""Best epoch on validation data, part of every checkpoint of a run that selects one."""
 
 from typing import NamedTuple
 
@@ -8,22 +8,22 @@ from vae_jax.types import Array
 
 
 class Best(NamedTuple):
-    """The best epoch so far.
+    """Best epoch so far.
 
     Attributes:
       best_elbo: the highest validation ELBO, in nats, float32; -inf before any.
-      best_epoch: epochs that were complete then; 0 before any.
+      best_epoch: number of epochs completed at that point; 0 before any.
     """
 
     best_elbo: Array | np.ndarray = np.array(-np.inf, np.float32)
     best_epoch: Array | np.ndarray = np.array(0, np.int32)
 
     def after(self, epoch: int, elbo: float) -> "Best":
-        """The best of these and another epoch; of two that are equal, the earlier.
+        """Return the better of this and another epoch, the earlier one in a tie.
 
         Args:
-          epoch: epochs that are complete.
-          elbo: on validation data; nan is never better.
+          epoch: number of completed epochs.
+          elbo: validation ELBO in nats; nan is never better.
 
         Returns:
           A `Best`.
@@ -34,18 +34,18 @@ class Best(NamedTuple):
           >>> int(best.best_epoch), best.is_over(4, patience=3)
           (2, False)
         """
-        # As it is saved: a run that is restored must compare the same numbers.
+        # Rounded as saved: a restored run must compare the same numbers.
         rounded = np.array(elbo, np.float32)
         if not rounded > self.best_elbo:
             return self
         return Best(rounded, np.array(epoch, np.int32))
 
     def is_over(self, epoch: int, *, patience: int | None) -> bool:
-        """Whether that many epochs have passed without a better one.
+        """Return whether `patience` epochs have passed since the best one.
 
         Args:
-          epoch: epochs that are complete.
-          patience: None waits for ever.
+          epoch: number of completed epochs.
+          patience: number of epochs; None for no limit.
 
         Returns:
           A boolean.

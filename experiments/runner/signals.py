@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def collected() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM; a second one of a kind acts at once.
+    """Collect SIGINT and SIGTERM; a second one of the same kind acts at once.
 
     Yields:
-      A list that the numbers of the signals are appended to.
+      A list to which the signal numbers are appended.
     """
     received: list[int] = []
 

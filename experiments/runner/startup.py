@@ -1,4 +1,4 @@
-"""The process of a command before its imports: standard streams and Ctrl-C."""
+"""Set-up of a command's process before its imports: standard streams and Ctrl-C."""
 
 import contextlib
 import io
@@ -14,30 +14,31 @@ INTERRUPTED = "nothing is lost: the same command goes on"
 
 
 def prepare() -> None:
-    """Open the standard streams that are closed, and let Ctrl-C end the process.
+    """Open standard streams that are closed, and let Ctrl-C end the process.
 
-    Without them the first file that is opened would take the number of a stream, and
-    what is meant for a terminal would be written into it. A `KeyboardInterrupt` may be
-    swallowed by what is being imported or compiled, and end in a traceback of a thread.
+    If a stream were closed, the next file opened would get its descriptor, and terminal
+    output would be written into that file. Ctrl-C ends the process directly because a
+    `KeyboardInterrupt` may be swallowed during imports or compilation, or show up as a
+    traceback in a thread.
     """
     for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            # The least free number is that of the stream.
+            # The lowest free descriptor is that of the stream.
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "r+" if number else "r", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Names of files need not be text in the encoding of the terminal.
+            # File names may not be representable in the terminal's encoding.
             stream.reconfigure(errors="backslashreplace")
-    # Half-made objects of libraries, such as an event loop without a free file
-    # descriptor, say more when they are deleted than the error that is shown.
+    # Partly constructed objects, such as an event loop that got no file descriptor,
+    # would print further errors on deletion, after the one that is shown.
     sys.unraisablehook = lambda _: None
     unawaited = "coroutine .* was never awaited"
     warnings.filterwarnings("ignore", unawaited, RuntimeWarning)
-    # A shell lets what it starts in the background ignore it.
+    # A shell makes its background jobs ignore SIGINT; keep that.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)
     global _is_prepared
@@ -48,20 +49,20 @@ _is_prepared = False
 
 
 def is_command() -> bool:
-    """Whether this is the process of a command, and not one that imports it."""
+    """Return whether this process runs a command, rather than importing one."""
     return _is_prepared
 
 
 def say_no_more() -> None:
-    """Discard tracebacks of threads that outlive what went wrong, in a command."""
+    """In a command, discard tracebacks that follow the error line."""
     if _is_prepared:
         sys.excepthook = lambda *error: None
 
 
 def quiet_libraries() -> None:
-    """Discard the errors that orbax logs, in a command: it raises them as well.
+    """In a command, discard errors logged by orbax, which also raises them.
 
-    `vae_jax.manifest.checkpointer` does so while it is open; threads of orbax may
+    `vae_jax.manifest.checkpointer` does so while it is open, but threads of orbax may
     outlive it.
     """
     if _is_prepared:
@@ -69,11 +70,11 @@ def quiet_libraries() -> None:
 
 
 def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    """Handle a signal by the end of the process, which loses no more than SIGKILL.
+    """Handle a signal by ending the process; no more is lost than with SIGKILL.
 
     Args:
-      number: of the signal.
-      frame: where it came.
+      number: the signal number.
+      frame: the interrupted stack frame.
     """
     with contextlib.suppress(OSError):
         os.write(2, f"interrupted: {INTERRUPTED}\n".encode())

@@ -1,6 +1,6 @@
-"""A training run in its folder: restore, epochs and pieces, log, save, stop.
+"""A training run and its folder: restore, train, check, log, save, stop.
 
-The loop is the experiment's own:
+The experiment writes the training loop:
 
     with open_run("mnist", config, ...) as training:
         state, history = training.restore(state, empty)
@@ -12,8 +12,8 @@ The loop is the experiment's own:
             history = empty
             training.save(state, history)
 
-An epoch runs in pieces of a few seconds, one compiled program for all of them. After
-each piece the run looks at the losses and at the signals that came in.
+An epoch is split into pieces of a few seconds, all run by one compiled program. After
+each piece, the run checks the losses and any signals received.
 """
 
 import contextlib
@@ -35,11 +35,11 @@ from experiments.runner.metrics import NAMES, Metrics
 from vae_jax import ModelSpec, TrainState
 
 SECONDS_PER_PIECE = 2.0
-# By then a posterior that is going to collapse at the start has done so.
+# A posterior that collapses early in training has done so by this step.
 STEPS_BEFORE_JUDGING = 800
 
 Figures = dict[str, Any]
-"""Numbers of one model, or lists of many."""
+"""Scalars for one model, or lists with one entry per model."""
 
 
 @contextlib.contextmanager
@@ -55,26 +55,28 @@ def open_run(
     selects: bool = False,
     patience: int | None = None,
 ) -> Iterator["Run"]:
-    """Hold a run's folder: new, or of the same configuration and data.
+    """Open and lock a run's folder, new or with the same configuration and data.
 
     Args:
-      command: its name, a part of the default folder.
-      config: resolved.
-      digest: of the data.
+      command: name of the command, part of the default folder.
+      config: the resolved configuration.
+      digest: digest of the data.
       spec: the model.
-      batch_sizes: examples in each step of an epoch.
+      batch_sizes: number of examples in each step of an epoch.
       started: `time.perf_counter()` at the start of the command.
-      num_models: models in the state; histories and figures then have one entry for
-        each, and the run goes on while one of them is finite.
-      selects: keep the epoch that is best on validation data, of one model with an
-        ELBO.
-      patience: epochs without a better one after which the run ends; None for all.
+      num_models: number of models in the state. With more than one, histories and
+        figures have one entry per model, and the run continues as long as one of them
+        is finite.
+      selects: whether to keep the epoch with the best validation ELBO; for a single
+        model.
+      patience: end the run after this many epochs without a better one; None trains
+        for all epochs.
 
     Yields:
       A `Run`.
 
     Raises:
-      ValueError: the folder is in use, cannot be written to or holds another run;
+      ValueError: if the folder is in use, is not writable or holds another run, or if
         the processes differ in flags or data.
     """
     processes.require_alike(config, digest)
@@ -92,9 +94,9 @@ class Run:
     """An open run and its progress.
 
     Attributes:
-      folder: its folder, held.
-      rows: the rows of metrics.jsonl; none in a process that does not write.
-      images_per_second: over all training of this process; None before any.
+      folder: the run's folder, locked by this command.
+      rows: the rows of metrics.jsonl; empty in a process that does not write.
+      images_per_second: average over all training by this process; None before any.
     """
 
     def __init__(
@@ -122,20 +124,20 @@ class Run:
         self._received: list[int] = []
         self._stopping = 0
         self._steps_per_piece = 0
-        # Images and seconds, of this epoch and of all.
+        # Images and seconds, in this epoch and in total.
         self._epoch, self._total = np.zeros(2), np.zeros(2)
         self._while_training = contextlib.ExitStack()
         self._best: selection.Best | None = None
         self._patience: int | None = None
 
     def select(self, selects: bool, patience: int | None) -> None:
-        """Whether to keep the best epoch, and how long to wait: see `open_run`."""
+        """Set whether to keep the best epoch, and the patience: see `open_run`."""
         self._best = selection.Best() if selects else None
         self._patience = patience
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """Step, epoch and validation ELBO of the best epoch; None where none is."""
+        """Step, epoch and validation ELBO of the best epoch; None if there is none."""
         if self._best is None or not self._best.best_epoch:
             return None
         epoch = int(self._best.best_epoch)
@@ -159,14 +161,14 @@ class Run:
     def restore(
         self, state: TrainState, history: History
     ) -> tuple[TrainState, History]:
-        """The newest good checkpoint, or the arguments where there is none.
+        """Restore the newest intact checkpoint, or return the arguments.
 
         Args:
-          state: before the first step.
-          history: before the first step of an epoch.
+          state: the state before the first step.
+          history: the history before the first step of an epoch.
 
         Returns:
-          A state, and the history of the epoch that it stands in.
+          The state, and the history of its current epoch.
         """
         saved = history | (self._best._asdict() if self._best else {})
         state, saved, rows = checkpoints.restore_newest(
@@ -184,18 +186,18 @@ class Run:
         return state, history
 
     def epochs(self, state: TrainState) -> Iterator[int]:
-        """Numbers of the epochs that are left; meanwhile signals wait for `check`.
+        """Iterate over the remaining epochs, deferring signals to `check` and `save`.
 
         Args:
-          state: restored.
+          state: the restored state.
 
         Yields:
-          Numbers from 0 on.
+          Epoch numbers, counted from 0.
         """
         if self._metrics:
             self._while_training.callback(self._metrics.close)
         self._received = self._while_training.enter_context(signals.collected())
-        # A progress bar over all steps, silent where nobody watches.
+        # A progress bar over all steps, disabled if stderr is not a terminal.
         self._bar = self._while_training.enter_context(
             tqdm(
                 total=self._num_epochs * self._num_steps,
@@ -212,21 +214,22 @@ class Run:
         self._while_training.close()
 
     def _is_over(self, epoch: int) -> bool:
-        """Whether the run ends after that many epochs."""
+        """Return whether the run ends after this number of epochs."""
         stopped = self._best and self._best.is_over(epoch, patience=self._patience)
         return bool(stopped) or epoch == self._num_epochs
 
     def pieces(self, state: TrainState) -> Iterator[int]:
-        """Steps of the epoch at which to stop, look at the losses, and go on.
+        """Iterate over the steps of the epoch at which a piece ends.
 
-        The first piece of all takes no step: it compiles, so that no figure of speed
-        contains it. The others take as many steps as fit into some seconds.
+        The first piece of a run takes no steps: it only compiles, so that measured
+        speeds exclude compilation. Each of the others takes about
+        `SECONDS_PER_PIECE` seconds. `check` must be called after each piece.
 
         Args:
-          state: at the beginning of the epoch, or restored within it.
+          state: the state at the start of the epoch, or restored within it.
 
         Yields:
-          The steps, each once `check` was given what the piece before came to.
+          The step within the epoch at which the next piece ends.
         """
         position = int(state.step) % self._num_steps
         while position < self._num_steps:
@@ -237,15 +240,16 @@ class Run:
             position = stop
 
     def check(self, state: TrainState, history: History) -> None:
-        """Look at the losses of a piece, and save and stop here after a signal.
+        """Check the losses of a piece; save and stop if a signal was received.
 
         Args:
-          state: after the piece.
-          history: of the epoch so far.
+          state: the state after the piece.
+          history: the history of the epoch so far.
 
         Raises:
-          CommandFailed: a loss that is not finite; names the first bad step.
-          Interrupted: a signal came; the state is saved.
+          CommandFailed: if a loss is not finite (for several models: if all of them
+            are not); names the first such step.
+          Interrupted: if a signal was received; the state has been saved.
         """
         jax.block_until_ready((state, history))
         seconds = time.perf_counter() - self._began
@@ -275,14 +279,15 @@ class Run:
     def log(
         self, state: TrainState, history: History, figures: Figures | None, split: str
     ) -> None:
-        """Add the rows of an epoch; print about ten of them in a run.
+        """Log the metrics of an epoch; print about ten epochs per run.
 
         Args:
-          state: at the end of the epoch.
-          history: of the whole epoch.
-          figures: ELBO and its terms on other data; None in a process that does not
+          state: the state at the end of the epoch.
+          history: the history of the whole epoch.
+          figures: ELBO and its terms on held-out data; None in a process that does not
             write.
-          split: which data: `validation`, by which the best epoch is chosen, or `test`.
+          split: the held-out data: `validation`, which selects the best epoch, or
+            `test`.
         """
         step = int(state.step)
         epoch = step // self._num_steps
@@ -314,16 +319,17 @@ class Run:
                 f"{_span(figures['kl_divergence'])} nats; {speed:,.0f} examples/s"
             )
         if self._is_over(epoch) and epoch < self._num_epochs:
-            tqdm.write(f"no better validation ELBO for {self._patience} epochs: done")
+            tqdm.write(f"no better validation ELBO for {self._patience} epochs: stop")
 
     def is_time_to_judge(self, state: TrainState) -> bool:
-        """Whether to look for collapse now: once, early, while stopping saves time.
+        """Return whether to test for posterior collapse now, once and early in a run.
 
         Args:
-          state: at the end of an epoch.
+          state: the state at the end of an epoch.
 
         Returns:
-          True once in a run that goes on, in the process that prints.
+          True once, after `STEPS_BEFORE_JUDGING` steps and before the last, in the
+          process that prints.
         """
         last = int(state.step) == self._num_epochs * self._num_steps
         now = not (self._judged or last) and int(state.step) >= STEPS_BEFORE_JUDGING
@@ -331,15 +337,15 @@ class Run:
         return now
 
     def save(self, state: TrainState, history: History) -> None:
-        """Save the state where it is due, and stop here after a signal.
+        """Save a checkpoint if one is due; stop if a signal was received.
 
         Args:
-          state: at the end of an epoch.
-          history: before the first step of the next one.
+          state: the state at the end of an epoch.
+          history: the history before the first step of the next epoch.
 
         Raises:
-          CommandFailed: the parameters are not finite.
-          Interrupted: a signal came; the state is saved.
+          CommandFailed: if the parameters are not finite.
+          Interrupted: if a signal was received; the state has been saved.
         """
         epoch = int(state.step) // self._num_steps
         last = self._is_over(epoch)
@@ -351,14 +357,14 @@ class Run:
             self._stop(state)
 
     def finished(self, state: TrainState, **asked: Any) -> Figures | None:
-        """The results that are there, where they are those of this state.
+        """Return the existing results, if they belong to this state.
 
         Args:
-          state: at the end.
-          **asked: entries that they must have.
+          state: the state at the end of the run.
+          **asked: entries that the results must contain.
 
         Returns:
-          What results.json holds, or None where there is something left to do.
+          The content of results.json; None if training or evaluation is incomplete.
         """
         path, wanted = self.folder / "results.json", asked | {"step": int(state.step)}
         if self.images_per_second or not path.exists():
@@ -369,7 +375,7 @@ class Run:
             found, is_changed = {}, True
         if is_changed:
             print(
-                f"warning: {path} is not what a run wrote: the model is evaluated anew",
+                f"warning: {path} is not what a run wrote: evaluating the model again",
                 file=sys.stderr,
             )
         same = all(found.get(name) == wanted[name] for name in wanted)
@@ -379,11 +385,11 @@ class Run:
         """Write results.json.
 
         Args:
-          state: at the end.
-          figures: of the model.
+          state: the state at the end of the run.
+          figures: figures of the model.
 
         Returns:
-          The figures with speed, times, length, version and devices.
+          The figures, with speed, times, epochs and steps, JAX version and devices.
         """
         speeds = [
             row["images_per_second"] for row in self.rows if row["split"] == "train"
@@ -400,7 +406,7 @@ class Run:
         return run_folder.write_signed(self.folder / "results.json", results)
 
     def close(self) -> None:
-        """Close the files, the bar and the handlers of signals."""
+        """Close the files and the progress bar, and restore the signal handlers."""
         self._while_training.close()
 
     def _save(self, state: TrainState, history: History) -> None:
@@ -424,11 +430,11 @@ class Run:
     def _stop(self, state: TrainState) -> NoReturn:
         raise Interrupted(
             self._stopping,
-            f"saved at step {int(state.step)}; the same command goes on from there",
+            f"saved at step {int(state.step)}; run the same command to resume",
         )
 
     def _show(self, step: int, history: History, speed: float) -> None:
-        """Show the figures of the last step taken."""
+        """Show the figures of the last step in the progress bar."""
         elbo, kl = (
             np.asarray(history[name])[self._piece.stop - 1]
             for name in ("elbo", "kl_divergence")
@@ -442,7 +448,7 @@ class Run:
 
 
 def _span(figure: np.typing.ArrayLike, digits: int = 2) -> str:
-    """A figure, or the least and the greatest of many models."""
+    """Format one figure, or the minimum and maximum over several models."""
     figure = np.asarray(figure, float)
     finite = figure[np.isfinite(figure)]
     if not finite.size:

@@ -153,8 +153,8 @@ def in_chunks(
     """
     device = jax.local_devices()[0]
 
-    # Each of these is one program: in a short epoch, one operation per array would
-    # take many times longer than the steps.
+    # Each of these is compiled: in a short epoch, one operation per array would take
+    # many times longer than the steps.
     @jax.jit
     def taken(indices, state, order, history):
         return (

@@ -168,8 +168,8 @@ def record(
     Returns:
       Figures of each seed, cost, and the command and flags to reproduce them.
     """
-    # One data set for all seeds. The training ELBO is computed anew, because that of
-    # training is for relaxed bits if the estimator relaxes them.
+    # One data set for all seeds. The training ELBO is recomputed: the logged one is for
+    # relaxed bits if the estimator relaxes them.
     _, found = evaluate.load_data(evaluate.Config(str(folder), model=0))
     models = []
     for index, row in enumerate(results["models"]):

@@ -162,7 +162,7 @@ def require_present(folder: Path) -> None:
 
 
 def _compatible(name: str, found: Any, wanted: Any) -> bool:
-    """Return whether a run may be resumed: with equal fields or more epochs."""
+    """Return whether a run may be resumed; only `epochs` may change, upwards."""
     if name == "epochs" and isinstance(found, int):
         return wanted >= found
     return found == wanted

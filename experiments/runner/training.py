@@ -221,8 +221,8 @@ class Run:
     def pieces(self, state: TrainState) -> Iterator[int]:
         """Iterate over the steps of the epoch at which a piece ends.
 
-        The first piece of a run takes no steps: it only compiles, so that measured
-        speeds exclude compilation. Each of the others takes about
+        The first piece in a process takes no steps: it only compiles, so that measured
+        speeds exclude compilation. The second takes one step, each of the others about
         `SECONDS_PER_PIECE` seconds. `check` must be called after each piece.
 
         Args:

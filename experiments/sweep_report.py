@@ -128,10 +128,10 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
         )
     for bad in results["not_finite"]:
         model = results["models"][bad["model"]]
-        lines.append(
-            f"WARNING: model {bad['model']}, {describe(model, swept)}, is not finite "
-            f"since epoch {bad['epoch']}"
-        )
+        # The last step may break a model whose every logged ELBO is finite.
+        since = "at the end" if bad["epoch"] is None else f"since epoch {bad['epoch']}"
+        told = f"{describe(model, swept)}, is not finite {since}"
+        lines.append(f"WARNING: model {bad['model']}, {told}")
     if results["collapsed"]:
         models = "; ".join(
             f"model {number}, {describe(results['models'][number], swept)}"

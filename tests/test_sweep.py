@@ -501,6 +501,9 @@ def test_the_table_names_the_best_first():
     (collapse,) = (line for line in lines if "posterior collapse" in line)
     assert "of the models, model 1, beta 0.5" in collapse
     assert collapse.endswith("start anew with less")
+    results["not_finite"][0]["epoch"] = None
+    table = sweep_report.table(results, "folder", remedies="less")
+    assert "model 4, beta 4, seed 0, is not finite at the end\n" in table
 
 
 def test_without_validation_data_the_order_is_that_of_the_flags():

@@ -10,7 +10,7 @@ import warnings
 from types import FrameType
 from typing import NoReturn
 
-INTERRUPTED = "nothing is lost: the same command goes on"
+INTERRUPTED = "run the same command to resume"
 
 
 def prepare() -> None:

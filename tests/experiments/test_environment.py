@@ -133,7 +133,7 @@ def test_a_file_that_cannot_be_written_is_named(
 
     monkeypatch.setattr("builtins.open", full)
     printed = ends(lambda: run(tmp_path, epochs=1), 1, capsys)
-    assert f"{tmp_path / name}: No space left on device; nothing is lost" in printed
+    assert f"{tmp_path / name}: No space left on device; run the same " in printed
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys, monkeypatch):
@@ -226,7 +226,7 @@ def test_ctrl_c_during_imports_is_one_line():
         [sys.executable, "-c", IMPORTING], cwd=ROOT, capture_output=True, timeout=60
     )
     assert done.returncode == 130 and not done.stdout
-    assert done.stderr == b"interrupted: nothing is lost: the same command goes on\n"
+    assert done.stderr == b"interrupted: run the same command to resume\n"
 
 
 PREPARED = """

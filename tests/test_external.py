@@ -17,6 +17,7 @@ from vae_jax import (
     FactorizedBernoulli,
     Gaussian,
     ModelSpec,
+    checkpoint,
     exact,
     replace_networks,
 )
@@ -251,3 +252,14 @@ def test_bits_are_taken_where_the_model_has_bits():
         vae_jax.elbo(model, x, KEY, estimator=score) for model in (params, usual)
     )
     assert found == expected
+
+
+def test_a_state_with_functions_is_restored_into_the_same_functions_only(own, tmp_path):
+    """Their code is in no checkpoint, so that nothing else could call the weights."""
+    state = vae_jax.init_state(own, KEY, optimizer=optax.adam(1e-3))
+    checkpoint.save(tmp_path / "run" / "3", state, spec=own.spec)
+    found, _ = checkpoint.restore_state(tmp_path / "run" / "3", state)
+    same = (vae_jax.elbo(each.params, X, KEY) for each in (state, found))
+    np.testing.assert_array_equal(*same)
+    with pytest.raises(ValueError, match="the checkpoint has no state.params.encoder"):
+        checkpoint.restore(tmp_path / "run" / "3")

@@ -49,8 +49,9 @@ def test_every_row_is_held_out_once_and_trains_nothing_that_it_judges(num_rows, 
         protocol.splits(5 * folds - 1, folds, seed=0)
 
 
-def test_densities_are_those_of_the_units_of_the_data():
+def test_densities_are_those_of_the_units_of_the_data(monkeypatch):
     """Of standardized columns they are off by the log of 300,000."""
+    monkeypatch.setattr(baselines, "MAX_COMPONENTS", 2)
     x = correlated()
     rows = rows_of(x)
     normal = scipy.stats.multivariate_normal
@@ -69,7 +70,8 @@ def test_densities_are_those_of_the_units_of_the_data():
     assert mixture.log_p.mean() == pytest.approx(expected.mean(), abs=0.2)
 
 
-def test_a_mixture_finds_two_clusters_of_which_a_gaussian_knows_nothing():
+def test_a_mixture_finds_two_clusters_of_which_a_gaussian_knows_nothing(monkeypatch):
+    monkeypatch.setattr(baselines, "MAX_COMPONENTS", 3)
     x = RNG.normal(size=(400, 2)) + 8 * RNG.integers(2, size=(400, 1))
     rows = rows_of(x)
     mixture, gaussian = baselines.mixture(rows), baselines.gaussian(rows)

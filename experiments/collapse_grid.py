@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from experiments import mnist
 from experiments.runner import flags
 from experiments.runner.command_line import CommandFailed, execute, parse, say
+from experiments.runner.report import markdown
 from vae_jax import data
 
 
@@ -156,12 +157,12 @@ def train(
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Format the rows as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines = [list(rows[0])]
     for row in rows:
         figures = {name: f"{row[name]:.2f}" for name in ("test ELBO", "KL")}
         verdict = {"collapsed": "**yes**" if row["collapsed"] else "no"}
         lines.append([str(cell) for cell in (row | figures | verdict).values()])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,7 +23,7 @@ from experiments.comparisons import baselines, mixed, protocol
 from experiments.comparisons.protocol import Held, Rows
 from experiments.runner import flags
 from experiments.runner.command_line import execute, parse
-from experiments.runner.report import columns
+from experiments.runner.report import columns, markdown
 from vae_jax import data
 from vae_jax.predictive import Replicated
 from vae_jax.types import Family
@@ -256,7 +256,7 @@ def section(record: dict[str, Any] | None) -> str:
     lines = ["## Counts of cells", ""]
     if record is None:
         return "\n".join([*lines, f"`{COMMAND}`: not yet measured.", ""])
-    evidence, check, unconditional = map(protocol.markdown, _tables(record))
+    evidence, check, unconditional = map(markdown, _tables(record))
     lines += [
         f"`{record['command']}`",
         "",
@@ -264,17 +264,17 @@ def section(record: dict[str, Any] | None) -> str:
         f"expressed genes, {record['zeros']:.1%} of the counts 0. log p(x) is given "
         "the total of the row.",
         "",
-        *evidence,
+        evidence,
         "",
         "Statistics of the held-out cells, and whether the 95% interval of "
         f"{record['config']['replications']} replications holds them:",
         "",
-        *check,
+        check,
         "",
         "The scikit-learn estimator, which is given no total (its `score_samples` "
         "draws from the encoder's q and is lower):",
         "",
-        *unconditional,
+        unconditional,
         "",
     ]
     return "\n".join(lines)

@@ -349,13 +349,6 @@ def save(config: Config, name: str, record: dict[str, Any]) -> None:
     run_folder.write_json(folder / f"{name}.json", whole)
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table of a page, the first row its head."""
-    lines = [f"| {' | '.join(cells)} |" for cells in rows]
-    return [lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]]
-
-
 def shown(figure: Mapping[str, float], digits: int = 2) -> str:
     """A mean with its standard error, for a page."""
-    text = measured(figure["mean"], figure["standard_error"], digits=digits)
-    return text.replace("+-", "±")
+    return measured(figure["mean"], figure["standard_error"], digits=digits, sign="±")

@@ -30,7 +30,7 @@ from experiments.comparisons import counts, protocol
 from experiments.comparisons.protocol import Held, Rows
 from experiments.runner import flags
 from experiments.runner.command_line import execute, parse
-from experiments.runner.report import columns
+from experiments.runner.report import columns, markdown
 from vae_jax.distributions import (
     DiagonalGaussianDistribution,
     NegativeBinomialDistribution,
@@ -271,7 +271,7 @@ def section(record: dict[str, Any] | None) -> str:
             f"{record['timed_rows']} cells, start and compilation left out, on two "
             "cores.",
             "",
-            *protocol.markdown(_rows(record)),
+            markdown(_rows(record)),
             "",
         ]
     )

@@ -28,7 +28,7 @@ from experiments.comparisons import baselines, mixed, protocol
 from experiments.comparisons.protocol import Held, Rows
 from experiments.runner import flags
 from experiments.runner.command_line import execute, parse
-from experiments.runner.report import columns
+from experiments.runner.report import columns, markdown
 from vae_jax import data
 from vae_jax.types import Family
 
@@ -293,7 +293,7 @@ def section(records: Mapping[Name, dict[str, Any] | None]) -> str:
         lines += [
             f"{record['rows']} rows of {record['columns']} columns. {record['note']}",
             "",
-            *protocol.markdown(_rows(record)),
+            markdown(_rows(record)),
             "",
             "Chosen on validation rows, by fold: "
             + "; ".join(

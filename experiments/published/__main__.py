@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.published import estimators, miwae
 from experiments.published.tables import FIGURES, FOLDER, Cell, Table
-from experiments.runner.report import measured
+from experiments.runner.report import markdown, measured
 
 NAMES = ("reference_vae", "flax_example", "burda", "vampprior", "planar")
 HEAD = """# Published tables
@@ -22,7 +22,7 @@ record of each row, with all flags, versions and the commit, is in `results/`.
 
 `python -m experiments.published` writes this page from them.
 """
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "cell",
     "figure",
     "published",
@@ -52,44 +52,41 @@ def page(results: Path) -> str:
     parts = [HEAD]
     for table in tables():
         parts.append(f"## {table.title}\n\nPublished: {table.source}.\n")
-        lines = [_row(COLUMNS), _row(["---"] * len(COLUMNS))]
-        notes = []
+        rows, notes = [COLUMNS], []
         for cell in table.cells:
             path = results / f"{table.name}-{cell.name}.json"
             found = json.loads(path.read_text()) if path.exists() else None
-            lines += _rows(cell, found)
+            rows += _rows(cell, found)
             note = (
                 f"- `{cell.name}`: `{table.command(cell)}`. Deviations: "
                 f"{cell.deviations}."
             )
             warned = _warning(found)
             notes.append(note + (f" {warned}" if warned else ""))
-        parts += ["\n".join(lines), "\n".join(["", *notes, ""])]
+        parts += [markdown(rows), "\n".join(["", *notes, ""])]
     parts.append(estimators.section(results))
     path = results / "miwae.json"
     found = json.loads(path.read_text()) if path.exists() else None
     return "\n".join([*parts, miwae.section(found)])
 
 
-def _rows(cell: Cell, found: Mapping[str, Any] | None) -> list[str]:
+def _rows(cell: Cell, found: Mapping[str, Any] | None) -> list[tuple[str, ...]]:
     rows = []
     for name, value in cell.published.items():
         cells = [f"`{cell.name}`", FIGURES[name], f"{value:.2f}"]
         if found is None:
-            rows.append(_row([*cells, "not yet measured", "", "", "", ""]))
+            rows.append((*cells, "not yet measured", "", "", "", ""))
             continue
         here = found["found"][name]
         passes, paper = found["passes"], found["paper_passes"]
         rows.append(
-            _row(
-                [
-                    *cells,
-                    measured(here["mean"], here["standard_error"]).replace("+-", "±"),
-                    f"{here['mean'] - value:+.2f}",
-                    f"{passes} of {paper:.0f}",
-                    f"{passes / paper:.2f}",
-                    f"{found['training_minutes']:.0f}",
-                ]
+            (
+                *cells,
+                measured(here["mean"], here["standard_error"], sign="±"),
+                f"{here['mean'] - value:+.2f}",
+                f"{passes} of {paper:.0f}",
+                f"{passes / paper:.2f}",
+                f"{found['training_minutes']:.0f}",
             )
         )
     return rows
@@ -104,10 +101,6 @@ def _warning(found: Mapping[str, Any] | None) -> str:
         f"Pareto k of the {found['evaluation_samples']} weights is above 0.7 for "
         f"{share:.0%} of the images: log p(x) is a lower bound."
     )
-
-
-def _row(cells: Any) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:

@@ -23,10 +23,19 @@ from experiments.evaluation import elbo_figures
 from experiments.published.tables import FOLDER, chosen, provenance, write
 from experiments.runner import flags
 from experiments.runner.command_line import execute, parse
-from experiments.runner.report import columns, mean_of, measured
+from experiments.runner.report import columns, markdown, mean_of, measured
 
 FIGURES = ("train_elbo", "validation_elbo", "test_elbo", "log_evidence")
 PAPER_STEPS = 2_000_000
+BITS_COLUMNS: tuple[str, ...] = (
+    "estimator",
+    "training ELBO",
+    "difference",
+    "validation",
+    "test",
+    "steps",
+    "of the paper's",
+)
 PAPER = {
     "NVIL": -112.5,
     "MuProp": -111.7,
@@ -200,7 +209,7 @@ def _of(found: Mapping[str, Any], name: str) -> list[Any]:
 
 def _shown(values: Sequence[float]) -> str:
     mean = mean_of(values)
-    return measured(mean["mean"], mean["standard_error"]).replace("+-", "±")
+    return measured(*mean.values(), sign="±")
 
 
 def difference(
@@ -255,19 +264,18 @@ def section(results: Path, arms: Mapping[str, Arm] = ARMS) -> str:
         "and standard error over three seeds; the differences are from `disarm`, seed "
         "by seed. `gumbel_softmax` and `straight_through` are biased.",
         "",
-        "| estimator | training ELBO | difference | validation | test | steps | of the "
-        "paper's |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
+    rows = [BITS_COLUMNS]
     for name in trained:
         own = found[name]
         cells = [_shown(_of(own, figure)) for figure in FIGURES[:3]]
         cells.insert(1, _difference(own, found.get("disarm"), "train_elbo"))
         share = f"{own['steps'] / PAPER_STEPS:.2f}"
-        lines.append(f"| `{name}` | {' | '.join(cells)} | {own['steps']:,} | {share} |")
+        rows.append((f"`{name}`", *cells, f"{own['steps']:,}", share))
     absent = [name for name in bits if name not in found]
-    lines += [f"| `{name}` | not yet measured |  |  |  |  |  |" for name in absent]
+    rows += [(f"`{name}`", "not yet measured", *[""] * 5) for name in absent]
     lines += [
+        markdown(rows),
         "",
         "One command each, `python -m experiments.published.estimators --arms NAME`.",
         "",
@@ -278,28 +286,22 @@ def section(results: Path, arms: Mapping[str, Arm] = ARMS) -> str:
         "Sources: Roeder, Wu & Duvenaud 2017 (`path_derivative`), Tucker, Lawson, Gu & "
         "Maddison 2019 (`doubly_reparameterized`), Rainforth et al. 2018 (`piwae`).",
         "",
-        "| gradient | log p(x) | against | difference |",
-        "| --- | --- | --- | --- |",
     ]
-    for name, arm in arms.items():
-        if arm.group == "gaussian":
-            lines.append(_pair(name, arm, found))
+    pairs = [
+        _pair(name, arm, found) for name, arm in arms.items() if arm.group == "gaussian"
+    ]
+    lines.append(markdown([("gradient", "log p(x)", "against", "difference"), *pairs]))
     return "\n".join([*lines, ""])
 
 
-def _pair(name: str, arm: Arm, found: Mapping[str, Any]) -> str:
+def _pair(name: str, arm: Arm, found: Mapping[str, Any]) -> tuple[str, ...]:
     if name not in found:
-        return f"| `{name}` | not yet measured |  |  |"
-    cells = [f"`{name}`", _shown(_of(found[name], "log_evidence"))]
+        return f"`{name}`", "not yet measured", "", ""
+    value = _shown(_of(found[name], "log_evidence"))
     if arm.against is None:
-        cells += ["", ""]
-    else:
-        other = found.get(arm.against)
-        cells += [
-            f"`{arm.against}`",
-            _difference(found[name], other, "log_evidence"),
-        ]
-    return f"| {' | '.join(cells)} |"
+        return f"`{name}`", value, "", ""
+    less = _difference(found[name], found.get(arm.against), "log_evidence")
+    return f"`{name}`", value, f"`{arm.against}`", less
 
 
 def _difference(

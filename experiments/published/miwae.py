@@ -21,10 +21,11 @@ import vae_jax
 from experiments.published.tables import FOLDER, commit, versions, write
 from experiments.runner import flags
 from experiments.runner.command_line import execute, parse
-from experiments.runner.report import columns
+from experiments.runner.report import columns, markdown
 
 PUBLISHED = 0.2867
 NAME = "MIWAE, mean"
+HEADER = ("imputation", "mean squared error")
 NUM_SAMPLES = 20
 _WIDTH = 128
 
@@ -159,7 +160,7 @@ def run(config: Config) -> dict[str, Any]:
         "commit": commit(),
     }
     write(record, config.results_dir, "miwae")
-    print(columns([("imputation", "mean squared error"), *_rows(record)], "<>"))
+    print(columns([HEADER, *_rows(record)], "<>"))
     return record
 
 
@@ -187,9 +188,8 @@ def section(record: dict[str, Any] | None) -> str:
     ]
     if record is None:
         return "\n".join([*lines, "Not yet measured.", ""])
-    lines += ["| imputation | mean squared error |", "| --- | --- |"]
-    lines += [f"| {name} | {error} |" for name, error in _rows(record)]
     lines += [
+        markdown([HEADER, *_rows(record)]),
         "",
         f"Trained for {record['epochs']} epochs, {record['training_minutes']:.0f} "
         "minutes. Mask, standardization on all rows, sizes, learning rate and batch "

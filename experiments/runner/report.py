@@ -131,8 +131,34 @@ def columns(rows: Sequence[Sequence[str]], align: str = "") -> str:
     )
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Format a Markdown table whose first row is the header.
+
+    Args:
+      rows: rows of cells, all of the same length.
+
+    Returns:
+      Lines of text.
+
+    Example:
+      >>> from experiments.runner.report import markdown
+      >>> print(markdown([("step", "elbo"), ("1", "-26.9")]))
+      | step | elbo |
+      | --- | --- |
+      | 1 | -26.9 |
+    """
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    lines.insert(1, f"|{' --- |' * len(rows[0])}")
+    return "\n".join(lines)
+
+
 def measured(
-    value: float | None, error: float | None = None, *, digits: int = 2, unit: str = ""
+    value: float | None,
+    error: float | None = None,
+    *,
+    digits: int = 2,
+    unit: str = "",
+    sign: str = "+-",
 ) -> str:
     """Format a value with its standard error: `-95.11 +- 0.24 nats`.
 
@@ -141,6 +167,7 @@ def measured(
       error: standard error; None or nan if there is none.
       digits: number of decimals.
       unit: unit of the value and its error.
+      sign: sign before the error; ± on pages, but not on terminals, which may lack it.
 
     Returns:
       Text for a table.
@@ -148,7 +175,7 @@ def measured(
     if value is None:
         return "undefined"
     known = error is not None and not math.isnan(error)
-    spread = f" +- {error:.{digits}f}" if known else ""
+    spread = f" {sign} {error:.{digits}f}" if known else ""
     return f"{value:.{digits}f}{spread}" + (unit and f" {unit}")
 
 

@@ -16,11 +16,10 @@ import scipy.stats
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
-from experiments.comparisons.protocol import Held, Rows, held_out
+from experiments.comparisons.protocol import Config, Held, Rows, held_out
 from vae_jax.sklearn import VAE
 
 MAX_COMPONENTS = 8
-NUM_SAMPLES = 5000
 COVARIANCES = ("full", "tied", "diag")
 
 
@@ -52,25 +51,28 @@ def ppca(rows: Rows) -> Held:
     return Held(log_p, f"{best.n_components_} latents")
 
 
-def estimator(rows: Rows, seed: int = 0, **arguments: Any) -> Held:
-    """The scikit-learn estimator on all rows that are not held out.
+def estimators(config: Config) -> dict[str, Callable[[Rows], Held]]:
+    """The scikit-learn estimator with its default of 2 latents, and with 10.
 
-    Its `score_samples`, by samples of the encoder's q, is lower on rows unlike others.
+    Log p(x) is that of `held_out`; `score_samples`, by samples of the encoder's q, is
+    lower for rows unlike the others.
+
+    Args:
+      config: seed and number of importance samples.
+
+    Returns:
+      Functions of the rows of a fold, by name.
     """
-    model = VAE(random_state=seed, **arguments).fit(rows.known)
-    return held_out(
-        model.params_,
-        rows.test,
-        jax.random.key(seed),
-        num_samples=NUM_SAMPLES,
-        choice=f"{model.n_iter_} epochs",
-    )
 
+    def held(rows: Rows, **arguments: Any) -> Held:
+        model = VAE(random_state=config.seed, **arguments).fit(rows.known)
+        choice, key = f"{model.n_iter_} epochs", jax.random.key(config.seed)
+        return held_out(model.params_, rows, key, config, choice=choice)
 
-ESTIMATORS: dict[str, Callable[[Rows], Held]] = {
-    "vae_jax.sklearn.VAE()": estimator,
-    "vae_jax.sklearn.VAE(latent_dim=10)": partial(estimator, latent_dim=10),
-}
+    return {
+        "vae_jax.sklearn.VAE()": held,
+        "vae_jax.sklearn.VAE(latent_dim=10)": partial(held, latent_dim=10),
+    }
 
 
 def _chosen(models: Sequence[Any], rows: Rows) -> tuple[np.ndarray, Any]:

@@ -7,8 +7,8 @@ al. 2018), and every row is held out once. Beside log p(x) the share of zeros, w
 Poisson of the right mean need not have, is set beside that of replications.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +21,7 @@ import vae_jax
 from experiments.choices import with_row_totals
 from experiments.comparisons import baselines, mixed, protocol
 from experiments.comparisons.protocol import Held, Rows
+from experiments.published.tables import write
 from experiments.runner import flags
 from experiments.runner.command_line import execute, parse
 from experiments.runner.report import columns, markdown
@@ -40,7 +41,7 @@ WIDTH = 128
 STATISTICS = ("zeros", "mean", "variance")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(protocol.Config):
     """Compare likelihoods of counts by log p(x) of held-out rows, and by zeros."""
 
@@ -75,9 +76,10 @@ def load(path: str) -> np.ndarray:
     return x
 
 
-def name_of(config: Config) -> str:
-    """The file's name, which a record holds without its folder."""
-    return Path(config.counts).name
+def provenance(config: Config, command: str, *packages: str) -> dict[str, Any]:
+    """See `protocol.provenance`; of the file of counts only the name is recorded."""
+    named = dataclasses.replace(config, counts=Path(config.counts).name)
+    return protocol.provenance(named, f"{command} --counts={named.counts}", *packages)
 
 
 def spec(likelihood: Family, dim: int, latent_dim: int) -> vae_jax.ModelSpec:
@@ -95,42 +97,44 @@ _replicate = jax.jit(vae_jax.posterior_predictive, static_argnames="num_replicat
 
 
 def of_fold(
-    likelihood: Family, rows: Rows, key: jax.Array, config: Config
+    likelihood: Family, rows: Rows, config: Config
 ) -> tuple[Held, dict[str, Replicated]]:
     """Train a model on a fold; log p(x) and statistics of its held-out rows.
 
     Args:
       likelihood: of counts with means.
       rows: of a fold.
-      key: PRNG key, consumed once.
       config: the configuration.
 
     Returns:
       Its figures, and statistics of the held-out rows beside replications'.
     """
-    fit_key, refit_key, evidence_key, predictive_key = jax.random.split(key, 4)
+    fit_key, refit_key, evidence_key, predictive_key = jax.random.split(rows.key, 4)
     model = spec(likelihood, rows.train.shape[1], config.latent_dim)
-    chosen = protocol.candidate(
-        model, rows, fit_key, config, name="", labels=with_row_totals
+    found = protocol.candidate(model, rows, fit_key, config, with_row_totals)
+    params = protocol.trained(
+        model,
+        rows,
+        refit_key,
+        config,
+        num_epochs=protocol.refit_epochs(found.num_epochs, rows, config),
+        labels=with_row_totals,
     )
-    chosen = chosen._replace(name=f"{chosen.num_epochs} epochs")
-    params = protocol.refitted(chosen, rows, refit_key, config, with_row_totals)
-    x = jnp.asarray(rows.test, jnp.float32)
-    given = with_row_totals(x)
     held = protocol.held_out(
         params,
-        rows.test,
+        rows,
         evidence_key,
-        num_samples=config.num_samples,
-        choice=chosen.name,
-        labels=given,
+        config,
+        choice=f"{found.num_epochs} epochs",
+        labels=with_row_totals,
     )
+    x = jnp.asarray(rows.test, jnp.float32)
     replicated = _replicate(
         params,
         x,
         predictive_key,
         num_replications=config.replications,
-        labels=given,
+        labels=with_row_totals(x),
     )
     return held, jax.tree.map(np.asarray, replicated)
 
@@ -169,54 +173,45 @@ def run(config: Config) -> dict[str, Any]:
       The record.
     """
     flags.check(config)
+    begun = provenance(config, COMMAND)
     x = load(config.counts)
-    parts = protocol.splits(len(x), config.folds, config.seed)
-    folds = [Rows.of(x, part) for part in parts]
-    keys = jax.random.split(jax.random.key(config.seed), len(folds))
-    train: Callable[..., Any] = partial(of_fold, config=config)
+    folds = protocol.folds(x, config)
     held, predictive = {}, {}
     for name, likelihood in LIKELIHOODS.items():
-        found = [
-            train(likelihood, rows, key) for rows, key in zip(folds, keys, strict=True)
-        ]
+        found = [of_fold(likelihood, rows, config) for rows in folds]
         held[name] = [figures for figures, _ in found]
         predictive[name] = predictive_figures([replicated for _, replicated in found])
-    independent = partial(
-        mixed.independent,
-        columns=[data.Column(str(number), "count") for number in range(x.shape[1])],
-    )
-    of_rows = {**baselines.ESTIMATORS, INDEPENDENT: independent}
+    kinds = [data.Column(str(number), "count") for number in range(x.shape[1])]
+    independent = partial(mixed.independent, columns=kinds)
+    of_rows = {**baselines.estimators(config), INDEPENDENT: independent}
     totals_too = {name: [model(r) for r in folds] for name, model in of_rows.items()}
     record = {
-        "command": f"{COMMAND} --counts={name_of(config)}",
         "rows": len(x),
         "columns": x.shape[1],
         "zeros": float(np.mean(x == 0)),
         "models": protocol.summary(held, REFERENCE),
         "totals_too": protocol.summary(totals_too, INDEPENDENT),
         "predictive": predictive,
-        "versions": protocol.versions(),
+        **begun,
     }
     for table in _tables(record):
         print(columns(table, "<>"))
-    protocol.save(config, "counts", record)
+    write(record, config.results_dir, "counts")
     return record
 
 
 def _tables(record: dict[str, Any]) -> list[list[tuple[str, ...]]]:
     """Rows of the tables of log p(x), of the check, and of log p(x) without totals."""
     models, predictive = record["models"], record["predictive"]
-    evidence = [("likelihood", "log p(x)", f"{REFERENCE} less it", "Pareto k > 0.7")]
-    for name, found in models.items():
-        less = found["reference_less_this"]
-        evidence.append(
-            (
-                name,
-                protocol.shown(found["log_p"], 1),
-                "" if name == REFERENCE else protocol.shown(less, 1),
-                f"{found['high_pareto_k']:.0%}",
-            )
+    high = [f"{found['high_pareto_k']:.0%}" for found in models.values()]
+    evidence = [
+        (*row, last)
+        for row, last in zip(
+            protocol.evidence_rows("likelihood", models, REFERENCE, 1),
+            ["Pareto k > 0.7", *high],
+            strict=True,
         )
+    ]
     check = [
         (
             "likelihood",
@@ -236,11 +231,9 @@ def _tables(record: dict[str, Any]) -> list[list[tuple[str, ...]]]:
                 *(f"{found[f'{each}_inside']:.1%}" for each in STATISTICS),
             )
         )
-    unconditional = [("model", "log p(x)", f"{INDEPENDENT} less it")]
-    for name, found in record["totals_too"].items():
-        less = protocol.shown(found["reference_less_this"], 1)
-        less = "" if name == INDEPENDENT else less
-        unconditional.append((name, protocol.shown(found["log_p"], 1), less))
+    unconditional = protocol.evidence_rows(
+        "model", record["totals_too"], INDEPENDENT, 1
+    )
     return [evidence, check, unconditional]
 
 

@@ -1,6 +1,7 @@
 """What the comparisons share: folds, training, log p(x) of held-out rows, records."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
@@ -14,10 +15,9 @@ import optax
 
 import vae_jax
 from experiments.published import tables as published
-from experiments.runner import flags, run_folder
+from experiments.runner import flags
 from experiments.runner.report import mean_of, measured
 from vae_jax.importance_weights import HIGH_PARETO_K
-from vae_jax.types import Labels
 
 FOLDER = Path(__file__).parent
 LabelsOf = Callable[[jax.Array], Any]
@@ -49,72 +49,60 @@ and not weights: at the networks' rate they lag behind."""
     """Where the record goes."""
 
 
-class Split(NamedTuple):
-    """Numbers of the rows of a fold.
-
-    Attributes:
-      train: to fit candidates.
-      validation: to choose among them: epochs, latents, components. A fifth of what is
-        not held out; the chosen one is fitted again to both.
-      test: held out.
-    """
-
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-
-
-def splits(num_rows: int, folds: int, seed: int) -> list[Split]:
-    """Splits of which each row is held out by one.
-
-    Args:
-      num_rows: n.
-      folds: how many.
-      seed: of the order of the rows.
-
-    Returns:
-      `folds` of them.
-
-    Raises:
-      ValueError: fewer than 5 rows a fold.
-
-    Example:
-      >>> from experiments.comparisons.protocol import splits
-      >>> [len(part) for part in splits(100, 5, seed=0)[0]]
-      [64, 16, 20]
-    """
-    if num_rows < 5 * folds:
-        raise ValueError(f"--folds {folds} needs {5 * folds} rows, got {num_rows}")
-    parts = np.array_split(np.random.default_rng(seed).permutation(num_rows), folds)
-    found = []
-    for number, test in enumerate(parts):
-        rest = np.concatenate([*parts[number + 1 :], *parts[:number]])
-        found.append(Split(rest[len(rest) // 5 :], rest[: len(rest) // 5], test))
-    return found
-
-
 class Rows(NamedTuple):
     """Rows of a fold.
 
     Attributes:
-      train: `[n, D]`.
-      validation: `[m, D]`.
-      test: held out, `[t, D]`.
+      train: rows to fit candidates to, `[n, D]`.
+      validation: rows to choose among candidates by, `[m, D]`: a fifth of those that
+        are not held out.
+      test: held-out rows, `[t, D]`.
+      key: PRNG key of the fold.
     """
 
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
-
-    @classmethod
-    def of(cls, x: np.ndarray, split: Split) -> "Rows":
-        """The rows of a table that a split names."""
-        return cls(*(x[part] for part in split))
+    key: jax.Array
 
     @property
     def known(self) -> np.ndarray:
-        """All rows that are not held out."""
+        """All rows that are not held out, `[n + m, D]`."""
         return np.concatenate([self.train, self.validation])
+
+
+def folds(x: np.ndarray, config: Config) -> list[Rows]:
+    """Split rows into folds so that each row is held out once.
+
+    Args:
+      x: all rows, `[n, D]`.
+      config: number of folds and seed.
+
+    Returns:
+      One `Rows` per fold.
+
+    Raises:
+      ValueError: if there are fewer than 5 rows per fold.
+
+    Example:
+      >>> import numpy as np
+      >>> from experiments.comparisons.protocol import Config, folds
+      >>> rows = folds(np.zeros((100, 3)), Config())[0]
+      >>> len(rows.train), len(rows.validation), len(rows.test)
+      (64, 16, 20)
+    """
+    count = config.folds
+    if len(x) < 5 * count:
+        raise ValueError(f"--folds {count} needs {5 * count} rows, got {len(x)}")
+    order = np.random.default_rng(config.seed).permutation(len(x))
+    parts = np.array_split(order, count)
+    keys = jax.random.split(jax.random.key(config.seed), count)
+    found = []
+    for number, test in enumerate(parts):
+        rest = np.concatenate([*parts[number + 1 :], *parts[:number]])
+        validation, train = np.split(rest, [len(rest) // 5])
+        found.append(Rows(x[train], x[validation], x[test], keys[number]))
+    return found
 
 
 class Held(NamedTuple):
@@ -149,19 +137,17 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 
 class Candidate(NamedTuple):
-    """A model that may be chosen.
+    """A model with the number of epochs that is best on validation rows.
 
     Attributes:
-      spec: of the model.
-      validation_elbo: of its best epoch, in nats a row.
-      num_epochs: the number of that epoch.
-      name: what it is.
+      spec: spec of the model.
+      validation_elbo: ELBO of its best epoch, in nats per row.
+      num_epochs: number of that epoch, counted from 1.
     """
 
     spec: vae_jax.ModelSpec
     validation_elbo: float
     num_epochs: int
-    name: str
 
 
 def candidate(
@@ -169,19 +155,16 @@ def candidate(
     rows: Rows,
     key: jax.Array,
     config: Config,
-    *,
-    name: str,
     labels: LabelsOf | None = None,
 ) -> Candidate:
-    """Train a model, and find the epoch that is best on validation rows.
+    """Train a model and find the epoch that is best on validation rows.
 
     Args:
-      spec: of the model.
-      rows: of a fold.
+      spec: spec of the model.
+      rows: rows of a fold.
       key: PRNG key, consumed once.
-      config: epochs, patience and batch size.
-      name: for the record.
-      labels: of rows of a conditional model.
+      config: training flags.
+      labels: function from rows to the labels of a conditional model.
 
     Returns:
       The model with its best epoch.
@@ -193,40 +176,54 @@ def candidate(
         config,
         labels,
         num_epochs=config.epochs,
-        validation=_beside(rows.validation, labels),
+        validation=_with_labels(rows.validation, labels),
         patience=config.patience,
     )
     elbo = np.asarray(found.history["validation_elbo"])
     best = int(np.nanargmax(elbo))
-    return Candidate(spec, float(elbo[best]), best + 1, name)
+    return Candidate(spec, float(elbo[best]), best + 1)
 
 
-def refitted(
-    chosen: Candidate,
+def refit_epochs(num_epochs: int, rows: Rows, config: Config) -> int:
+    """Return how many epochs over all known rows take the steps of those over `train`.
+
+    Args:
+      num_epochs: number of epochs over `rows.train`.
+      rows: rows of a fold.
+      config: batch size.
+
+    Returns:
+      Number of epochs over `rows.known`, at least 1.
+    """
+    train, known = (
+        math.ceil(len(part) / config.batch_size) for part in (rows.train, rows.known)
+    )
+    return max(1, round(num_epochs * train / known))
+
+
+def trained(
+    spec: vae_jax.ModelSpec,
     rows: Rows,
     key: jax.Array,
     config: Config,
+    *,
+    num_epochs: int,
     labels: LabelsOf | None = None,
 ) -> vae_jax.Params:
-    """The chosen model, trained anew for its number of steps on all rows not held out.
+    """Train a model on all rows that are not held out.
 
     Args:
-      chosen: by its validation ELBO.
-      rows: of a fold.
+      spec: spec of the model.
+      rows: rows of a fold.
       key: PRNG key, consumed once.
-      config: batch size and rates.
-      labels: as in `candidate`.
+      config: training flags.
+      num_epochs: number of epochs; see `refit_epochs`.
+      labels: see `candidate`.
 
     Returns:
       Its parameters.
     """
-    steps, more = (
-        -(-len(part) // config.batch_size) for part in (rows.train, rows.known)
-    )
-    num_epochs = max(1, round(chosen.num_epochs * steps / more))
-    return _fit(
-        chosen.spec, rows.known, key, config, labels, num_epochs=num_epochs
-    ).params
+    return _fit(spec, rows.known, key, config, labels, num_epochs=num_epochs).params
 
 
 def _fit(
@@ -238,7 +235,7 @@ def _fit(
     **options: Any,
 ) -> Any:
     init_key, fit_key = jax.random.split(key)
-    data = _beside(rows, labels)
+    data = _with_labels(rows, labels)
     x, given = (data, None) if labels is None else data
     params = jax.jit(partial(vae_jax.init, spec))(init_key, x=x, labels=given)
     return vae_jax.fit(
@@ -251,8 +248,8 @@ def _fit(
     )
 
 
-def _beside(rows: np.ndarray, labels: LabelsOf | None) -> Any:
-    """Rows for `fit`, with what a conditional model is given."""
+def _with_labels(rows: np.ndarray, labels: LabelsOf | None) -> Any:
+    """Return the rows as `fit` takes them, with the labels of a conditional model."""
     x = jnp.asarray(rows, jnp.float32)
     return x if labels is None else vae_jax.Labelled(x, labels(x))
 
@@ -263,34 +260,41 @@ _fit_posterior = jax.jit(vae_jax.fit_posterior)
 
 def held_out(
     params: vae_jax.Params,
-    x: Any,
+    rows: Rows,
     key: jax.Array,
+    config: Config,
     *,
-    num_samples: int,
     choice: str = "",
-    labels: Labels = None,
+    labels: LabelsOf | None = None,
 ) -> Held:
-    """Importance-sampled log p(x) of held-out rows, from the best q of each.
+    """Estimate log p(x) of held-out rows by importance samples from the best q of each.
 
-    Of rows unlike all others the encoder's q is so far off that its samples say nothing
-    about the model. The best Gaussian q of each row, of twice its variance, is.
+    The encoder's q can be far off for rows unlike all others, and its samples then miss
+    p(z|x). The best Gaussian q of a row, with twice its variance, is used instead.
 
     Args:
-      params: of a trained model.
-      x: `[t, D]`.
+      params: parameters of a trained model.
+      rows: rows of a fold.
       key: PRNG key, consumed once.
-      num_samples: importance samples of a row.
+      config: number of importance samples.
       choice: what was chosen on validation rows.
-      labels: of a conditional model.
+      labels: see `candidate`.
 
     Returns:
-      Its figures.
+      Log p(x) of each row, with the share of heavy-tailed weights.
     """
-    x, keys = jnp.asarray(x, jnp.float32), jax.random.split(key)
-    best = _fit_posterior(params, x, keys[0], labels=labels).posterior
+    fit_key, evidence_key = jax.random.split(key)
+    x = jnp.asarray(rows.test, jnp.float32)
+    given = None if labels is None else labels(x)
+    best = _fit_posterior(params, x, fit_key, labels=given).posterior
     wide = dataclasses.replace(best, log_var=best.log_var + jnp.log(2.0))
     found = _log_evidence(
-        params, x, keys[1], num_samples=num_samples, labels=labels, posterior=wide
+        params,
+        x,
+        evidence_key,
+        num_samples=config.num_samples,
+        labels=given,
+        posterior=wide,
     )
     high = float(np.mean(np.asarray(found.pareto_k) > HIGH_PARETO_K))
     return Held(np.asarray(found.estimate, np.float64), choice, high)
@@ -334,21 +338,57 @@ def summary(held: Mapping[str, Sequence[Held]], reference: str) -> dict[str, Any
     return found
 
 
-def versions(*names: str) -> dict[str, str]:
-    """Versions of what the figures depend on, and of further packages."""
-    return published.versions() | {name: metadata.version(name) for name in names}
+def provenance(config: Config, command: str, *packages: str) -> dict[str, Any]:
+    """Command, flags, versions and commit of a record, before anything is measured.
 
+    Args:
+      config: the configuration.
+      command: the command with the flags that name the data.
+      packages: further packages whose versions matter.
 
-def save(config: Config, name: str, record: dict[str, Any]) -> None:
-    """Write a record, with the flags and the commit that it is of."""
-    folder = Path(config.results_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    Returns:
+      Part of a record. The command has all other flags that are not at their default.
+    """
     given = dataclasses.asdict(config)
     del given["results_dir"]
-    whole = {**record, "config": given, "commit": published.commit()}
-    run_folder.write_json(folder / f"{name}.json", whole)
+    # A flag without a default, and `tables`, name the data.
+    changed = [
+        f"--{field.name}={given[field.name]}"
+        for field in dataclasses.fields(config)
+        if field.name in given.keys() - {"tables"}
+        and field.default not in (dataclasses.MISSING, given[field.name])
+    ]
+    versions = {name: metadata.version(name) for name in packages}
+    return {
+        "command": " ".join([command, *changed]),
+        "config": given,
+        "versions": published.versions() | versions,
+        "commit": published.commit(),
+    }
 
 
 def shown(figure: Mapping[str, float], digits: int = 2) -> str:
-    """A mean with its standard error, for a page."""
-    return measured(figure["mean"], figure["standard_error"], digits=digits, sign="±")
+    """Format a mean with its standard error, for a page."""
+    return measured(*figure.values(), digits=digits, sign="±")
+
+
+def evidence_rows(
+    header: str, models: Mapping[str, Any], reference: str, digits: int = 2
+) -> list[tuple[str, ...]]:
+    """Rows of a table of log p(x), with the paired difference to a reference.
+
+    Args:
+      header: header of the first column.
+      models: result of `summary`.
+      reference: the model that the others are compared with.
+      digits: number of decimals.
+
+    Returns:
+      The header and one row per model.
+    """
+    rows = [(header, "log p(x)", f"{reference} less it")]
+    for name, found in models.items():
+        less = shown(found["reference_less_this"], digits)
+        less = "" if name == reference else less
+        rows.append((name, shown(found["log_p"], digits), less))
+    return rows

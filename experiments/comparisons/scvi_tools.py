@@ -28,6 +28,7 @@ import vae_jax
 from experiments.choices import with_row_totals
 from experiments.comparisons import counts, protocol
 from experiments.comparisons.protocol import Held, Rows
+from experiments.published.tables import write
 from experiments.runner import flags
 from experiments.runner.command_line import execute, parse
 from experiments.runner.report import columns, markdown
@@ -67,59 +68,53 @@ def run(config: Config) -> dict[str, Any]:
             "scvi-tools is not installed: pip install 'scvi-tools>=1.4,<1.5', best in "
             "an environment of its own"
         ) from error
+    begun = counts.provenance(config, COMMAND, "scvi-tools", "torch")
     x = counts.load(config.counts)
-    parts = protocol.splits(len(x), config.folds, config.seed)
-    folds = [Rows.of(x, part) for part in parts]
-    keys = jax.random.split(jax.random.key(config.seed), len(folds))
+    folds = protocol.folds(x, config)
     likelihood = counts.LIKELIHOODS[counts.REFERENCE]
     held: dict[str, list[Held]] = {OURS: [], THEIRS: []}
-    for rows, key in zip(folds, keys, strict=True):
-        held[OURS].append(counts.of_fold(likelihood, rows, key, config)[0])
-        held[THEIRS].append(of_scvi(rows, key, config))
+    for rows in folds:
+        held[OURS].append(counts.of_fold(likelihood, rows, config)[0])
+        held[THEIRS].append(of_scvi(rows, config))
     record = {
-        "command": f"{COMMAND} --counts={counts.name_of(config)}",
         "rows": len(x),
         "columns": x.shape[1],
         "models": protocol.summary(held, OURS),
-        "rows_per_second": speeds(folds[0], keys[0], config),
+        "rows_per_second": speeds(folds[0], config),
         "timed_epochs": TIMED_EPOCHS,
         "timed_rows": len(folds[0].known),
-        "versions": protocol.versions("scvi-tools", "torch"),
+        **begun,
     }
     print(columns(_rows(record), "<>>>"))
-    protocol.save(config, "scvi_tools", record)
+    write(record, config.results_dir, "scvi_tools")
     return record
 
 
-def of_scvi(rows: Rows, key: jax.Array, config: Config) -> Held:
-    """Train SCVI on a fold; log p(x) of its held-out rows by `protocol.held_out`."""
-    known = rows.known
-    train = np.arange(len(rows.train))
-    validation = np.arange(len(rows.train), len(known))
-    first = _model(known, config)
+def of_scvi(rows: Rows, config: Config) -> Held:
+    """Train SCVI on a fold and estimate log p(x) of its held-out rows."""
+    first = _model(rows.known, config)
+    numbers = np.arange(len(rows.known))
     _fit(
         first,
         config,
         config.epochs,
         check_val_every_n_epoch=1,
-        datasplitter_kwargs={"external_indexing": [train, validation]},
+        datasplitter_kwargs={"external_indexing": np.split(numbers, [len(rows.train)])},
     )
-    # All epochs: its warm-up of the KL has the bound fall and rise again.
-    bound = first.history["elbo_validation"].to_numpy()[:, 0]  # minus the ELBO
-    steps, more = (-(-len(part) // config.batch_size) for part in (train, known))
+    # All epochs: during its warm-up of the KL the bound falls and rises again. The
+    # history is of minus the ELBO.
+    bound = first.history["elbo_validation"].to_numpy()[:, 0]
     best = int(np.nanargmin(bound)) + 1
-    chosen = _model(known, config)
-    _fit(chosen, config, max(1, round(best * steps / more)), train_size=1.0)
+    chosen = _model(rows.known, config)
+    _fit(chosen, config, protocol.refit_epochs(best, rows, config), train_size=1.0)
     chosen.module.eval()
-    params = as_params(chosen, known.shape[1], config.latent_dim)
-    x = jnp.asarray(rows.test, jnp.float32)
     return protocol.held_out(
-        params,
-        x,
-        key,
-        num_samples=config.num_samples,
+        as_params(chosen, rows.known.shape[1], config.latent_dim),
+        rows,
+        rows.key,
+        config,
         choice=f"{best} epochs",
-        labels=with_row_totals(x),
+        labels=with_row_totals,
     )
 
 
@@ -151,7 +146,7 @@ def as_params(model: Any, dim: int, latent_dim: int) -> vae_jax.Params:
         x = (linear(x, layer) - mean) / jnp.sqrt(variance + 1e-3)
         return jax.nn.relu(scale * x + shift)
 
-    def posterior(x: Array, labels: Any = None) -> DiagonalGaussianDistribution:
+    def posterior(x: Array) -> DiagonalGaussianDistribution:
         h = hidden(jnp.log1p(x), "z_encoder.encoder")
         variance = jnp.exp(linear(h, "z_encoder.var_encoder")) + 1e-4
         mean = linear(h, "z_encoder.mean_encoder")
@@ -168,38 +163,36 @@ def as_params(model: Any, dim: int, latent_dim: int) -> vae_jax.Params:
     return vae_jax.replace_networks(start, posterior=posterior, likelihood=likelihood)
 
 
-def speeds(rows: Rows, key: jax.Array, config: Config) -> dict[str, float]:
-    """Rows a second of training, by the time of many epochs less that of few.
+def speeds(rows: Rows, config: Config) -> dict[str, float]:
+    """Rows per second of training, from the time of many epochs less that of few.
 
-    The start, and with it compilation, is left out. Both are timed in turn.
+    This leaves out the start and compilation. The packages take turns.
 
     Args:
-      rows: of a fold; all that are not held out are trained on.
-      key: PRNG key, consumed once.
+      rows: rows of a fold; all that are not held out are trained on.
       config: batch size and rates.
 
     Returns:
-      By the name of the package, the median of three.
+      The medians of three by the name of the package.
     """
     likelihood = counts.LIKELIHOODS[counts.REFERENCE]
     spec = counts.spec(likelihood, rows.known.shape[1], config.latent_dim)
-    # All rows are training rows already, so that no epoch is traded for steps.
-    whole = Rows(rows.known, rows.known[:0], rows.test)
 
     def ours(epochs: int) -> None:
-        chosen = protocol.Candidate(spec, 0.0, epochs, "")
-        trained = protocol.refitted(chosen, whole, key, config, with_row_totals)
-        jax.block_until_ready(trained)
+        found = protocol.trained(
+            spec, rows, rows.key, config, num_epochs=epochs, labels=with_row_totals
+        )
+        jax.block_until_ready(found)
 
     def theirs(epochs: int) -> None:
-        _fit(_model(whole.train, config), config, epochs, train_size=1.0)
+        _fit(_model(rows.known, config), config, epochs, train_size=1.0)
 
     trains = {OURS: ours, THEIRS: theirs}
     seconds: dict[str, list[list[float]]] = {name: [] for name in trains}
     for _ in range(3):
         for name, train in trains.items():
             seconds[name].append([_seconds(train, epochs) for epochs in TIMED_EPOCHS])
-    rows_more = (TIMED_EPOCHS[1] - TIMED_EPOCHS[0]) * len(whole.train)
+    rows_more = (TIMED_EPOCHS[1] - TIMED_EPOCHS[0]) * len(rows.known)
     medians = {name: np.median(each, axis=0) for name, each in seconds.items()}
     return {name: rows_more / (long - short) for name, (short, long) in medians.items()}
 
@@ -236,13 +229,10 @@ def _fit(model: Any, config: Config, epochs: int, **options: Any) -> None:
 
 
 def _rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = [("package", "log p(x)", f"{OURS} less it", "rows a second")]
-    for name, found in record["models"].items():
-        less = protocol.shown(found["reference_less_this"], 1)
-        speed = f"{record['rows_per_second'][name]:,.0f}"
-        less = "" if name == OURS else less
-        rows.append((name, protocol.shown(found["log_p"], 1), less, speed))
-    return rows
+    speeds = record["rows_per_second"]
+    rows = protocol.evidence_rows("package", record["models"], OURS, 1)
+    last = ["rows per second", *(f"{speeds[name]:,.0f}" for name in record["models"])]
+    return [(*row, speed) for row, speed in zip(rows, last, strict=True)]
 
 
 def section(record: dict[str, Any] | None) -> str:
@@ -267,7 +257,7 @@ def section(record: dict[str, Any] | None) -> str:
             "Negative binomials with 10 latents and 128 hidden units. SCVI has batch "
             "normalization, dropout, a softmax over genes and a warm-up of its KL; "
             "ours none of them, and a larger rate for the dispersions. The log p(x) of "
-            "both is taken by the same code. Speed: rows a second of training on "
+            "both is taken by the same code. Speed: rows per second of training on "
             f"{record['timed_rows']} cells, start and compilation left out, on two "
             "cores.",
             "",

@@ -9,10 +9,12 @@ measured on the same held-out rows, in the units of the data.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from itertools import product
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -25,7 +27,9 @@ from sklearn.datasets import (
 
 import vae_jax
 from experiments.comparisons import baselines, mixed, protocol
+from experiments.comparisons.counts import LIKELIHOODS
 from experiments.comparisons.protocol import Held, Rows
+from experiments.published.tables import write
 from experiments.runner import flags
 from experiments.runner.command_line import execute, parse
 from experiments.runner.report import columns, markdown
@@ -43,7 +47,7 @@ _WIDTH = 64
 class Config(protocol.Config):
     """Compare log p(x) of held-out rows of scikit-learn's tables."""
 
-    tables: tuple[Name, ...] = ("wine", "breast_cancer", "diabetes", "digits", "mixed")
+    tables: tuple[Name, ...] = get_args(Name)
     """Which of them."""
 
 
@@ -63,7 +67,9 @@ class Table(NamedTuple):
     note: str
 
 
-def _real(x: np.ndarray, note: str = "All rows and columns.") -> Table:
+def _real(
+    config: protocol.Config, x: np.ndarray, note: str = "All rows and columns."
+) -> Table:
     diagonal = vae_jax.Gaussian(learned_variance=True, per_dimension=True)
     likelihoods: dict[str, Family] = {
         "one variance a column": vae_jax.Standardized(diagonal),
@@ -76,40 +82,42 @@ def _real(x: np.ndarray, note: str = "All rows and columns.") -> Table:
         "Gaussian, full covariance": baselines.gaussian,
         "mixture of Gaussians": baselines.mixture,
         "PPCA": baselines.ppca,
-        **baselines.ESTIMATORS,
+        **baselines.estimators(config),
     }
     return Table(x, others, likelihoods, note)
 
 
-def wine() -> Table:
+def wine(config: protocol.Config) -> Table:
     """Wine, as it is."""
     whole: Any = load_wine()
-    return _real(whole.data)
+    return _real(config, whole.data)
 
 
-def breast_cancer() -> Table:
+def breast_cancer(config: protocol.Config) -> Table:
     """Breast cancer without the rows of which six columns are exactly 0."""
     whole: Any = load_breast_cancer()
     x = whole.data
     return _real(
+        config,
         x[(x > 0).all(axis=1)],
         "Without 13 of the 569 rows, of which six columns are exactly 0: a density "
         "there has no bound.",
     )
 
 
-def diabetes() -> Table:
+def diabetes(config: protocol.Config) -> Table:
     """Diabetes in its own units, without the columns that have no density."""
     whole: Any = load_diabetes(scaled=False)
     kept = [name not in ("sex", "s4") for name in whole.feature_names]
     return _real(
+        config,
         whole.data[:, kept],
         "Without sex, which has two values, and s4, which is exactly 2, 3, 4 or 5 in "
         "most rows: a density there has no bound.",
     )
 
 
-def mixed_wine() -> Table:
+def mixed_wine(_: protocol.Config) -> Table:
     """Wine with its cultivar, each column of a kind of its own."""
     x, kinds = mixed.wine()
     others = {
@@ -118,9 +126,7 @@ def mixed_wine() -> Table:
             mixed.independent_given, columns=kinds, name="cultivar"
         ),
     }
-    numbers = {
-        k: sum(c.kind == k for c in kinds) for k in dict.fromkeys(c.kind for c in kinds)
-    }
+    numbers = Counter(column.kind for column in kinds)
     listed = ", ".join(f"{count} {kind}" for kind, count in numbers.items())
     return Table(
         x,
@@ -132,7 +138,7 @@ def mixed_wine() -> Table:
     )
 
 
-def digits() -> Table:
+def digits(config: protocol.Config) -> Table:
     """Digits: 64 whole numbers from 0 to 16."""
     whole: Any = load_digits()
     x = whole.data.astype(np.int64)
@@ -140,18 +146,14 @@ def digits() -> Table:
     independent = partial(mixed.independent, columns=kinds)
     return Table(
         x,
-        {"independent negative binomials": independent, **baselines.ESTIMATORS},
-        {
-            "Poisson": vae_jax.Poisson(),
-            "negative binomial": vae_jax.NegativeBinomial(),
-            "zero-inflated negative binomial": vae_jax.ZeroInflatedNegativeBinomial(),
-        },
+        {"independent negative binomials": independent, **baselines.estimators(config)},
+        LIKELIHOODS,
         "As counts: of the three pixels that never vary, and others that hardly do, a "
         "Gaussian has no density.",
     )
 
 
-TABLES: dict[Name, tuple[str, Callable[[], Table]]] = {
+TABLES: dict[Name, tuple[str, Callable[[protocol.Config], Table]]] = {
     "wine": ("Wine", wine),
     "breast_cancer": ("Breast cancer", breast_cancer),
     "diabetes": ("Diabetes", diabetes),
@@ -160,49 +162,34 @@ TABLES: dict[Name, tuple[str, Callable[[], Table]]] = {
 }
 
 
-def vae(
-    rows: Rows,
-    key: jax.Array,
-    config: protocol.Config,
-    likelihoods: dict[str, Family],
-    latents: Sequence[int] = LATENTS,
-) -> Held:
-    """A VAE, its likelihood and number of latents chosen by validation ELBO.
+def vae(rows: Rows, config: protocol.Config, likelihoods: dict[str, Family]) -> Held:
+    """Figures of a VAE whose likelihood and latents are chosen by validation ELBO.
 
     Args:
-      rows: of a fold.
-      key: PRNG key, consumed once.
-      config: of the training and of log p(x).
-      likelihoods: by name.
-      latents: numbers of them.
+      rows: rows of a fold.
+      config: flags of training and of log p(x).
+      likelihoods: likelihoods to choose from, by name.
 
     Returns:
       Its figures.
     """
-    fit_key, refit_key, evidence_key = jax.random.split(key, 3)
-    candidates = []
-    for name, likelihood in likelihoods.items():
-        for latent_dim in latents:
-            spec = vae_jax.ModelSpec(
-                encoder=vae_jax.MLP((_WIDTH,)),
-                decoder=vae_jax.MLP((_WIDTH,)),
-                likelihood=likelihood,
-                latent_dim=latent_dim,
-                data_shape=(rows.train.shape[1],),
-            )
-            told = f"{name}, {latent_dim} latents"
-            candidates.append(
-                protocol.candidate(spec, rows, fit_key, config, name=told)
-            )
-    chosen = max(candidates, key=lambda found: found.validation_elbo)
-    params = protocol.refitted(chosen, rows, refit_key, config)
-    return protocol.held_out(
-        params,
-        rows.test,
-        evidence_key,
-        num_samples=config.num_samples,
-        choice=chosen.name,
-    )
+    fit_key, refit_key, evidence_key = jax.random.split(rows.key, 3)
+    candidates = {}
+    for (name, likelihood), latent_dim in product(likelihoods.items(), LATENTS):
+        spec = vae_jax.ModelSpec(
+            encoder=vae_jax.MLP((_WIDTH,)),
+            decoder=vae_jax.MLP((_WIDTH,)),
+            likelihood=likelihood,
+            latent_dim=latent_dim,
+            data_shape=(rows.train.shape[1],),
+        )
+        found = protocol.candidate(spec, rows, fit_key, config)
+        candidates[f"{name}, {latent_dim} latents"] = found
+    choice = max(candidates, key=lambda name: candidates[name].validation_elbo)
+    spec, _, num_epochs = candidates[choice]
+    num_epochs = protocol.refit_epochs(num_epochs, rows, config)
+    params = protocol.trained(spec, rows, refit_key, config, num_epochs=num_epochs)
+    return protocol.held_out(params, rows, evidence_key, config, choice=choice)
 
 
 def compare(table: Table, config: protocol.Config) -> dict[str, Any]:
@@ -215,16 +202,9 @@ def compare(table: Table, config: protocol.Config) -> dict[str, Any]:
     Returns:
       Its part of the record.
     """
-    parts = protocol.splits(len(table.x), config.folds, config.seed)
-    folds = [Rows.of(table.x, part) for part in parts]
-    keys = jax.random.split(jax.random.key(config.seed), len(folds))
+    folds = protocol.folds(table.x, config)
     started = time.perf_counter()
-    held = {
-        VAE: [
-            vae(rows, key, config, table.likelihoods)
-            for rows, key in zip(folds, keys, strict=True)
-        ]
-    }
+    held = {VAE: [vae(rows, config, table.likelihoods) for rows in folds]}
     minutes = (time.perf_counter() - started) / 60
     held |= {
         name: [model(rows) for rows in folds] for name, model in table.others.items()
@@ -251,26 +231,19 @@ def run(config: Config) -> dict[str, Any]:
     records = {}
     for name in config.tables:
         title, load = TABLES[name]
-        record = {
-            "command": f"{COMMAND} --tables {name}",
-            **compare(load(), config),
-            "versions": protocol.versions("scikit-learn", "scipy"),
-        }
-        print(f"{title}\n{columns(_rows(record), '<>>')}", flush=True)
-        protocol.save(config, f"tables-{name}", record)
-        records[name] = record
+        command = f"{COMMAND} --tables {name}"
+        begun = protocol.provenance(config, command, "scikit-learn", "scipy")
+        records[name] = compare(load(config), config) | begun
+        print(f"{title}\n{columns(_rows(records[name]), '<>>')}", flush=True)
+        write(records[name], config.results_dir, f"tables-{name}")
     return records
 
 
-def _rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
-    ordered = sorted(
-        record["models"].items(), key=lambda item: -item[1]["log_p"]["mean"]
-    )
-    rows = [("model", "log p(x)", "VAE less it")]
-    for name, found in ordered:
-        less = "" if name == VAE else protocol.shown(found["reference_less_this"])
-        rows.append((name, protocol.shown(found["log_p"]), less))
-    return rows
+def _rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
+    models = record["models"]
+    names = sorted(models, key=lambda name: -models[name]["log_p"]["mean"])
+    ordered = {name: models[name] for name in names}
+    return protocol.evidence_rows("model", ordered, VAE)
 
 
 def section(records: Mapping[Name, dict[str, Any] | None]) -> str:
@@ -285,7 +258,8 @@ def section(records: Mapping[Name, dict[str, Any] | None]) -> str:
     lines = []
     for name, record in records.items():
         title, _ = TABLES[name]
-        lines += [f"## {title}", "", f"`{COMMAND} --tables {name}`", ""]
+        command = f"{COMMAND} --tables {name}" if record is None else record["command"]
+        lines += [f"## {title}", "", f"`{command}`", ""]
         if record is None:
             lines += ["Not yet measured.", ""]
             continue
@@ -297,7 +271,7 @@ def section(records: Mapping[Name, dict[str, Any] | None]) -> str:
             "",
             "Chosen on validation rows, by fold: "
             + "; ".join(
-                f"{name}: {', '.join(counted(found['chosen']))}"
+                f"{name}: {', '.join(_counted(found['chosen']))}"
                 for name, found in models.items()
                 if any(found["chosen"])
             )
@@ -309,11 +283,11 @@ def section(records: Mapping[Name, dict[str, Any] | None]) -> str:
     return "\n".join(lines)
 
 
-def counted(choices: Sequence[str]) -> list[str]:
-    """Choices, each once, with how often it was made."""
+def _counted(choices: Sequence[str]) -> list[str]:
+    """Each choice once, with the number of times it was made if several."""
     return [
-        f"{choice} ({choices.count(choice)})" if choices.count(choice) > 1 else choice
-        for choice in dict.fromkeys(choices)
+        f"{choice} ({count})" if count > 1 else choice
+        for choice, count in Counter(choices).items()
     ]
 
 

@@ -10,6 +10,7 @@ import scipy.stats
 from sklearn.decomposition import PCA
 from sklearn.naive_bayes import CategoricalNB
 
+import vae_jax
 from experiments.comparisons import __main__ as page
 from experiments.comparisons import (
     baselines,
@@ -28,7 +29,8 @@ SHORT = {"folds": 2, "epochs": 2, "num_samples": 20}
 
 def rows_of(x, *, num_test=40):
     rest, test = x[num_test:], x[:num_test]
-    return Rows(rest[len(rest) // 5 :], rest[: len(rest) // 5], test)
+    key = jax.random.key(0)
+    return Rows(rest[len(rest) // 5 :], rest[: len(rest) // 5], test, key)
 
 
 def correlated(n=300, dim=4, latents=2):
@@ -39,14 +41,34 @@ def correlated(n=300, dim=4, latents=2):
 
 @pytest.mark.parametrize(("num_rows", "folds"), [(25, 5), (178, 5), (31, 3)])
 def test_every_row_is_held_out_once_and_trains_nothing_that_it_judges(num_rows, folds):
-    found = protocol.splits(num_rows, folds, seed=0)
-    held_out = np.concatenate([part.test for part in found])
-    assert sorted(held_out) == list(range(num_rows))
-    for part in found:
-        assert sorted(np.concatenate(part)) == list(range(num_rows))
-        assert len(part.validation) == (num_rows - len(part.test)) // 5
+    x, config = np.arange(num_rows)[:, None], protocol.Config(folds=folds)
+    found = protocol.folds(x, config)
+    held_out = np.concatenate([rows.test for rows in found])
+    assert sorted(held_out[:, 0]) == list(range(num_rows))
+    for rows in found:
+        every = np.concatenate([rows.known, rows.test])
+        assert sorted(every[:, 0]) == list(range(num_rows))
+        assert len(rows.validation) == (num_rows - len(rows.test)) // 5
+    keys = {tuple(jax.random.key_data(rows.key).tolist()) for rows in found}
+    assert len(keys) == folds
     with pytest.raises(ValueError, match=f"--folds {folds} needs {5 * folds} rows"):
-        protocol.splits(5 * folds - 1, folds, seed=0)
+        protocol.folds(x[: 5 * folds - 1], config)
+
+
+def test_a_refit_takes_as_many_steps():
+    rows = rows_of(np.zeros((140, 1)))  # 80 to train on, 100 in all.
+    config = protocol.Config(batch_size=32)
+    assert protocol.refit_epochs(8, rows, config) == 6  # 24 steps of 3, then of 4.
+    assert protocol.refit_epochs(1, rows, protocol.Config(batch_size=1)) == 1
+
+
+def test_a_record_names_the_flags_that_differ_and_no_folder():
+    config = counts.Config(counts="/some/where/x.npz", latent_dim=3, folds=2)
+    found = counts.provenance(config, "command")
+    assert found["command"] == "command --counts=x.npz --folds=2 --latent_dim=3"
+    assert "where" not in json.dumps(found) and "results_dir" not in found["config"]
+    plain = protocol.provenance(tables.Config(tables=("wine",)), "command")
+    assert plain["command"] == "command"
 
 
 def test_densities_are_those_of_the_units_of_the_data(monkeypatch):
@@ -134,7 +156,9 @@ def test_differences_are_of_paired_rows():
 
 
 def test_the_tables_are_as_their_notes_say():
-    loaded = {name: load() for name, (_, load) in tables.TABLES.items()}
+    loaded = {
+        name: load(protocol.Config()) for name, (_, load) in tables.TABLES.items()
+    }
     shapes = {name: table.x.shape for name, table in loaded.items()}
     assert shapes == {
         "wine": (178, 13),
@@ -201,7 +225,7 @@ def test_the_optimizer_moves_a_likelihoods_own_numbers_faster():
     spec = counts.spec(counts.LIKELIHOODS["negative binomial"], 3, 1)
     x = jax.numpy.ones((4, 3))
     given = counts.with_row_totals(x)
-    params = protocol.vae_jax.init(spec, jax.random.key(0), x=x, labels=given)
+    params = vae_jax.init(spec, jax.random.key(0), x=x, labels=given)
     config = protocol.Config(learning_rate=1e-3, likelihood_learning_rate=0.02)
     optimizer = protocol.optimizer(config)
     ones = jax.tree.map(jax.numpy.ones_like, params)
@@ -223,7 +247,7 @@ def test_a_model_of_scvi_tools_is_the_same_model():
     params = scvi_tools.as_params(model, 6, 2)
     known = jax.numpy.float32(x)
     given = counts.with_row_totals(known)
-    key, vae_jax = jax.random.key(0), protocol.vae_jax
+    key = jax.random.key(0)
     ours = vae_jax.evaluate(params, known, key, num_samples=2000, labels=given)
     theirs = [float(model.get_elbo()) for _ in range(200)]
     error = np.std(theirs) / np.sqrt(200)

@@ -29,6 +29,9 @@ from vae_jax.types import Array, Family, Key, Labels
 if TYPE_CHECKING:
     from experiments.mnist import ModelFlags
 
+# Root mean square of a covariate above which it is warned of.
+LARGE_COVARIATE = 10.0
+
 
 class Split(NamedTuple):
     """Examples on which a model is evaluated.
@@ -319,9 +322,6 @@ def warnings(
     """
     found = [] if original.train_covariates is None else _scales(original)
     return found + _unlikely(original, likelihood, binarization)
-
-
-LARGE_COVARIATE = 10.0
 
 
 def _scales(original: data.Dataset) -> list[str]:

@@ -108,17 +108,17 @@ class RunData(NamedTuple):
 
 
 def with_best_model(config: Config) -> Config:
-    """The configuration with the best model of a sweep, where `--model` names none.
+    """Return the configuration with the best model of a sweep, unless one is named.
 
     Args:
-      config: of any folder.
+      config: the configuration, for a folder of any kind.
 
     Returns:
-      The configuration; as it was if a model is named or the folder holds no sweep.
+      The configuration, unchanged if `--model` is given or the folder holds no sweep.
 
     Raises:
-      ValueError: the sweep chose no model, as it had no validation data or is not done;
-        none is chosen on the test set.
+      ValueError: if the sweep had no validation data or is not done; no model is chosen
+        on the test set.
     """
     folder = Path(config.run_folder)
     path = folder / "config.json"
@@ -126,29 +126,37 @@ def with_best_model(config: Config) -> Config:
         return config
     if "num_seeds" not in run_folder.read_signed(path).content:
         return config
-    results = run_folder.read_results(folder)
-    if results is None:
+    path = folder / "results.json"
+    if not path.exists():
         raise ValueError(
             f"--model must name one of the sweep's models: {folder} holds no "
             "results.json to choose by, as the sweep is not done"
         )
+    results, is_changed = run_folder.read_signed(path)
     try:
         models = results["models"]
         model = sweep_report.best_model(models)
         chosen = "" if model is None else _described(results, model)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder / 'results.json'} cannot be read: {error}") from None
+        raise ValueError(f"{path} cannot be read: {error}") from None
     if model is None:
         raise ValueError(
             "--model must name one of the sweep's models: it had no validation data "
             "(--validation=N) to choose by, and none is chosen on the test set"
         )
+    _warn_if(is_changed, path)
     print(f"{chosen} is the highest of {len(models)} (--model=N: another)")
     return replace(config, model=model)
 
 
+def _warn_if(is_changed: bool | None, path: Path) -> None:
+    if is_changed:
+        message = "is not what the run wrote, and is taken as it is now"
+        print(f"warning: {path} {message}", file=sys.stderr)
+
+
 def _described(results: dict[str, Any], model: int) -> str:
-    """The number, the settings and the validation ELBO of a sweep's model."""
+    """Describe a model of a sweep: number, settings and validation ELBO."""
     row = results["models"][model]
     settings = sweep_report.describe(row, results["swept"])
     return (
@@ -181,9 +189,7 @@ def load_data(config: Config) -> tuple[mnist.Config, RunData]:
             f"the {trained.dataset} data found are not those of the run in "
             f"{config.run_folder}"
         )
-    if is_changed:
-        message = "is not what the run wrote, and is taken as it is now"
-        print(f"warning: {path} {message}", file=sys.stderr)
+    _warn_if(is_changed, path)
     seen = _as_seen(
         original, trained.binarization, seed=trained.seed, labelled=trained.conditional
     )

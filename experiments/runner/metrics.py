@@ -49,9 +49,10 @@ class Metrics:
         """Append a row; floats and lists of floats become TensorBoard scalars."""
         row = finite(row)
         self.rows.append(row)
-        self.text += _line(row)
+        line = _line(row)
+        self.text += line
         with naming(self._path), open(self._path, "a") as file:
-            file.write(_line(row))
+            file.write(line)
         for name, value in row.items():
             tag = f"{name}/{row['split']}"
             if isinstance(value, float):

@@ -363,6 +363,12 @@ def assert_the_best_model_is_evaluated(folder, capsys):
     assert evaluate.with_best_model(named) == named
     path = folder / "results.json"
     results = json.loads(path.read_text())
+    edited = [
+        row | {"validation_elbo": -row["learning_rate"]} for row in results["models"]
+    ]
+    path.write_text(json.dumps(results | {"models": edited}))
+    assert evaluate.with_best_model(unnamed).model == 0
+    assert f"{path} is not what the run wrote" in capsys.readouterr().err
     unwatched = [row | {"validation_elbo": None} for row in results["models"]]
     for text, message in (
         (json.dumps(results | {"models": unwatched}), "none is chosen on the test set"),

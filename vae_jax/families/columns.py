@@ -175,19 +175,20 @@ class Columns(Family):
 
 def _usual_family(column: Column) -> Family:
     """Return the family that suits the kind of a column."""
-    usual: dict[str, Family] = {
-        "real": Standardized(Gaussian(learned_variance=True, per_dimension=True)),
-        "positive": LogNormal(),
-        "count": NegativeBinomial(),
-        "binary": Bernoulli(),
-    }
-    if column.kind in ("categorical", "ordinal"):
-        return {"categorical": Nominal, "ordinal": Ordinal}[column.kind](
-            len(column.categories)
-        )
-    if column.kind not in usual:
-        raise ValueError(
-            f"columns must be of a table's values, got {column.name!r} of kind "
-            f"{column.kind!r}"
-        )
-    return usual[column.kind]
+    match column.kind:
+        case "real":
+            return Standardized(Gaussian(learned_variance=True, per_dimension=True))
+        case "positive":
+            return LogNormal()
+        case "count":
+            return NegativeBinomial()
+        case "binary":
+            return Bernoulli()
+        case "categorical":
+            return Nominal(len(column.categories))
+        case "ordinal":
+            return Ordinal(len(column.categories))
+    raise ValueError(
+        f"columns must be of a table's values, got {column.name!r} of kind "
+        f"{column.kind!r}"
+    )

@@ -56,11 +56,11 @@ class Exposed(Around):
         return self.base.build(own, outputs).times(exposure[:, None])
 
     def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
-        """The base at counts of the mean exposure, and its means divided by that.
+        """Start the base at counts scaled to the mean exposure e_0, as rates.
 
-        A count of mean m at exposure e that is scaled to the mean exposure e_0 has the
-        variance m (e_0 / e) + m^2 / r: of the data's, m mean(e_0 / e - 1) is left out,
-        so that r is not that of the scaling.
+        A count of mean m, scaled from exposure e to e_0, has variance
+        m (e_0 / e) + m^2 / r. The part due to scaling, m mean(e_0 / e - 1), is
+        subtracted so that it does not enter the dispersion.
         """
         own, exposure = _apart(params)
         mean = jnp.mean(exposure)

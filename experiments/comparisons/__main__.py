@@ -24,10 +24,10 @@ which hold all flags, versions and the commit.
 
 
 def page(results: Path) -> str:
-    """The page that the records of a folder make.
+    """Generate the page from the records of a folder.
 
     Args:
-      results: the folder; what has no record stands there as not yet measured.
+      results: the folder; a comparison without a record is shown as not yet measured.
 
     Returns:
       Markdown.

@@ -1,7 +1,7 @@
 """Densities of scikit-learn and SciPy: log p(x) of held-out rows, in their units.
 
-The columns are standardized by moments of the training rows, and the log of the
-deviations is subtracted again:
+The columns are standardized by the moments of the training rows; log p(x) is in the
+original units:
 
     log p(x) = log p_standardized((x - shift) / scale) - sum_d log scale_d
 """
@@ -24,8 +24,8 @@ COVARIANCES = ("full", "tied", "diag")
 
 
 def gaussian(rows: Rows) -> Held:
-    """A full-covariance Gaussian of the moments of all rows that are not held out."""
-    # In their own units columns of breast cancer make a covariance that looks singular.
+    """Log p(x) of a full-covariance Gaussian fitted to all rows not held out."""
+    # In original units, SciPy takes the covariance of breast cancer for singular.
     (known, test), log_scale = _standardized(rows.known, rows.known, rows.test)
     log_density: Any = scipy.stats.multivariate_normal.logpdf
     log_p = log_density(test, cov=np.cov(known.T, bias=True))
@@ -33,7 +33,7 @@ def gaussian(rows: Rows) -> Held:
 
 
 def mixture(rows: Rows, seed: int = 0) -> Held:
-    """A mixture of Gaussians; components and form of covariances by validation."""
+    """Log p(x) of a mixture of Gaussians; its form is chosen by validation."""
     settings = [
         GaussianMixture(count, covariance_type=form, n_init=3, random_state=seed)
         for form in COVARIANCES
@@ -45,7 +45,7 @@ def mixture(rows: Rows, seed: int = 0) -> Held:
 
 
 def ppca(rows: Rows) -> Held:
-    """Probabilistic PCA (Tipping & Bishop 1999); number of latents by validation."""
+    """Log p(x) of probabilistic PCA (Tipping & Bishop 1999); L by validation."""
     settings = [PCA(count) for count in range(1, rows.train.shape[1])]
     log_p, best = _chosen(settings, rows)
     return Held(log_p, f"{best.n_components_} latents")
@@ -76,7 +76,7 @@ def estimators(config: Config) -> dict[str, Callable[[Rows], Held]]:
 
 
 def _chosen(models: Sequence[Any], rows: Rows) -> tuple[np.ndarray, Any]:
-    """The best model on validation rows, fitted again, and log p(x) of test rows."""
+    """Refit the best model on validation rows; return log p(x) of test rows and it."""
     train, validation = _standardized(rows.train, rows.train, rows.validation)[0]
     scores = [model.fit(train).score(validation) for model in models]
     best = models[int(np.argmax(scores))]
@@ -87,6 +87,6 @@ def _chosen(models: Sequence[Any], rows: Rows) -> tuple[np.ndarray, Any]:
 def _standardized(
     moments_of: np.ndarray, *parts: np.ndarray
 ) -> tuple[list[np.ndarray], float]:
-    """Rows in units of the deviations of some, and sum_d log scale_d."""
+    """Standardize rows by the moments of some; return them and sum_d log scale_d."""
     shift, scale = moments_of.mean(axis=0), moments_of.std(axis=0)
     return [(part - shift) / scale for part in parts], float(np.log(scale).sum())

@@ -2,9 +2,9 @@
 
 python -m experiments.comparisons.counts --counts=cells.npz
 
-Each likelihood is given the total of a row as its exposure, as in the field (Lopez et
-al. 2018), and every row is held out once. Beside log p(x) the share of zeros, which a
-Poisson of the right mean need not have, is set beside that of replications.
+The exposure is the total of each row (Lopez et al. 2018), and every row is held out
+once. A posterior predictive check compares the share of zeros, which a Poisson with the
+right mean need not reproduce, with that of replications.
 """
 
 import dataclasses
@@ -46,24 +46,25 @@ class Config(protocol.Config):
     """Compare likelihoods of counts by log p(x) of held-out rows, and by zeros."""
 
     counts: Annotated[str, flags.EXPANDED]
-    """File of counts, a row an example: .npz with x, .npy, .csv, .h5ad."""
+    """File of counts, one example per row: .npz with x, .npy, .csv, .h5ad."""
     latent_dim: flags.Count = 10
     """Number of latents."""
     replications: flags.Several = 500
-    """Data sets that the model makes in place of the held-out rows."""
+    """Number of replicated data sets per fold."""
 
 
 def load(path: str) -> np.ndarray:
-    """All rows of a file of counts.
+    """Load all rows of a file of counts.
 
     Args:
-      path: of the file.
+      path: path of the file.
 
     Returns:
-      `[n, D]`.
+      Counts, `[n, D]`.
 
     Raises:
-      ValueError: no counts, or a row without any, which has no exposure.
+      ValueError: if values are not counts, or all counts of a row are 0, so that it has
+        no exposure.
     """
     found = data.load(path, values="counts")
     x = np.concatenate([np.asarray(found.train), np.asarray(found.test)])
@@ -77,13 +78,13 @@ def load(path: str) -> np.ndarray:
 
 
 def provenance(config: Config, command: str, *packages: str) -> dict[str, Any]:
-    """See `protocol.provenance`; of the file of counts only the name is recorded."""
+    """Return `protocol.provenance`, with the name of the file but not its folder."""
     named = dataclasses.replace(config, counts=Path(config.counts).name)
     return protocol.provenance(named, f"{command} --counts={named.counts}", *packages)
 
 
 def spec(likelihood: Family, dim: int, latent_dim: int) -> vae_jax.ModelSpec:
-    """A model of counts with an exposure, of the widths of scvi-tools."""
+    """Spec of a model of counts with an exposure, as wide as that of scvi-tools."""
     return vae_jax.ModelSpec(
         encoder=vae_jax.MLP((WIDTH,)),
         decoder=vae_jax.MLP((WIDTH,)),
@@ -99,15 +100,15 @@ _replicate = jax.jit(vae_jax.posterior_predictive, static_argnames="num_replicat
 def of_fold(
     likelihood: Family, rows: Rows, config: Config
 ) -> tuple[Held, dict[str, Replicated]]:
-    """Train a model on a fold; log p(x) and statistics of its held-out rows.
+    """Train a model on a fold; return log p(x) and statistics of its held-out rows.
 
     Args:
-      likelihood: of counts with means.
-      rows: of a fold.
+      likelihood: a family of counts with means.
+      rows: rows of a fold.
       config: the configuration.
 
     Returns:
-      Its figures, and statistics of the held-out rows beside replications'.
+      Log p(x), and statistics of the held-out rows and of replications.
     """
     fit_key, refit_key, evidence_key, predictive_key = jax.random.split(rows.key, 4)
     model = spec(likelihood, rows.train.shape[1], config.latent_dim)
@@ -140,14 +141,14 @@ def of_fold(
 
 
 def predictive_figures(folds: Sequence[dict[str, Replicated]]) -> dict[str, Any]:
-    """How often the data's statistics lie in the 95% intervals of replications.
+    """Summarise how often statistics lie in the 95% intervals of replications.
 
     Args:
-      folds: of each, statistics of its held-out rows.
+      folds: statistics of the held-out rows of each fold.
 
     Returns:
-      The shares of dimensions inside, over all folds; and the share of zeros of all
-      counts, with its mean and interval, of each fold.
+      The share of dimensions inside, over all folds, and for each fold the share of
+      zeros among all counts with its predictive mean and interval.
     """
     found: dict[str, Any] = {
         f"{name}_inside": float(
@@ -164,7 +165,7 @@ def predictive_figures(folds: Sequence[dict[str, Replicated]]) -> dict[str, Any]
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Compare the likelihoods, print and record what was found.
+    """Compare the likelihoods; print and record the results.
 
     Args:
       config: the configuration.
@@ -201,7 +202,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _tables(record: dict[str, Any]) -> list[list[tuple[str, ...]]]:
-    """Rows of the tables of log p(x), of the check, and of log p(x) without totals."""
+    """Rows of the tables: log p(x), the check, and log p(x) without totals."""
     models, predictive = record["models"], record["predictive"]
     high = [f"{found['high_pareto_k']:.0%}" for found in models.values()]
     evidence = [
@@ -238,10 +239,10 @@ def _tables(record: dict[str, Any]) -> list[list[tuple[str, ...]]]:
 
 
 def section(record: dict[str, Any] | None) -> str:
-    """The part of the page about it.
+    """Format the section of the page on counts.
 
     Args:
-      record: what `results/counts.json` holds; None where not yet measured.
+      record: content of `results/counts.json`; None if not yet measured.
 
     Returns:
       Markdown.
@@ -274,7 +275,7 @@ def section(record: dict[str, Any] | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command, with these arguments or those of the process."""
+    """Run the command with these arguments or those of the process."""
     execute(run, parse(Config, argv, command=COMMAND))
 
 

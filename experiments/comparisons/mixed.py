@@ -1,8 +1,7 @@
-"""A table of columns of several kinds, and densities of independent columns.
+"""A table with columns of several kinds, and densities of independent columns.
 
-A Gaussian is no distribution of counts or categories, and log p(x) of a mixed table is
-that of neither: a density in the real and positive columns times a probability in the
-others. The models to compare with are therefore products of a family for each column,
+A Gaussian is not a distribution of counts or categories. The likelihood of a mixed table
+is a density of its real and positive columns times a probability of the others. The models to compare with are therefore products of a family for each column,
 fitted by maximum likelihood.
 """
 
@@ -26,11 +25,11 @@ LogProb = Callable[[np.ndarray], np.ndarray]
 
 
 def wine() -> tuple[np.ndarray, tuple[data.Column, ...]]:
-    """Wine with its cultivar as a column, and each column as what it holds.
+    """Wine with its cultivar as a column, and a kind for each column.
 
-    Magnesium and proline are whole numbers, colour intensity and malic acid positive
-    over more than a decade; whether the flavanoids are above 2 takes the place of their
-    amount, as no column of the set has two values.
+    Magnesium and proline are whole numbers; colour intensity and malic acid are positive
+    and vary by more than a factor of ten. The amount of flavanoids is replaced by whether
+    it is above 2, because no column of the data set is binary.
 
     Returns:
       Values `[178, 14]` and columns.
@@ -52,10 +51,10 @@ def wine() -> tuple[np.ndarray, tuple[data.Column, ...]]:
 
 
 def log_prob(column: data.Column, x: np.ndarray) -> LogProb:
-    """The maximum likelihood of a column's family, as its log-probability.
+    """Fit the family of a column by maximum likelihood; return its log-probability.
 
     Args:
-      column: what it holds.
+      column: the column, whose kind names the family.
       x: training values, `[n]`.
 
     Returns:
@@ -76,7 +75,7 @@ def log_prob(column: data.Column, x: np.ndarray) -> LogProb:
 
 
 def negative_binomial(x: np.ndarray) -> LogProb:
-    """The negative binomial of greatest likelihood: the mean is that of the data."""
+    """Fit a negative binomial by maximum likelihood; its mean is that of the data."""
     mean = max(x.mean(), _UNSEEN / len(x))
 
     def at(log_r: float) -> Any:
@@ -89,25 +88,25 @@ def negative_binomial(x: np.ndarray) -> LogProb:
 
 
 def independent(rows: Rows, columns: Sequence[data.Column]) -> Held:
-    """Columns independent of each other."""
+    """Log p(x) of independent columns."""
     return Held(_product(rows.known, rows.test, columns))
 
 
 def independent_given(rows: Rows, columns: Sequence[data.Column], name: str) -> Held:
-    """Columns independent given one of categories (a naive Bayes density).
+    """Log p(x) of columns that are independent given a categorical one (naive Bayes).
 
         log p(x) = log p(c) + sum_d log p(x_d | c)
 
     Args:
-      rows: of a fold.
-      columns: D of them.
-      name: of the column c.
+      rows: rows of a fold.
+      columns: the D columns.
+      name: name of the column c.
 
     Returns:
-      Its figures.
+      Log p(x) of the held-out rows.
 
     Raises:
-      ValueError: a category that training rows lack.
+      ValueError: if a category of the held-out rows has fewer than 2 rows to train on.
     """
     names = [column.name for column in columns]
     at = names.index(name)

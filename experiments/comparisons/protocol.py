@@ -1,4 +1,4 @@
-"""What the comparisons share: folds, training, log p(x) of held-out rows, records."""
+"""Folds, training, log p(x) of held-out rows and records, for all comparisons."""
 
 import dataclasses
 import math
@@ -28,25 +28,25 @@ class Config:
     """Flags of every comparison."""
 
     folds: Annotated[int, flags.at_least(2), flags.at_most(20)] = 5
-    """Parts of the rows, each of which is held out once."""
+    """Number of parts of the rows, each of which is held out once."""
     epochs: flags.Count = 1000
-    """Passes over the training rows, at most; their number is chosen on validation \
-rows."""
+    """Maximum number of passes over the training rows; the number is chosen on \
+validation rows."""
     patience: flags.Count = 100
     """Epochs without a better validation ELBO after which training ends."""
     batch_size: flags.Count = 64
-    """Rows of a step."""
+    """Rows per step."""
     learning_rate: flags.Positive = 1e-3
-    """Of Adam, for the networks."""
+    """Learning rate of Adam for the networks."""
     likelihood_learning_rate: flags.Positive = 0.02
-    """For the likelihood's own parameters (variances, dispersions), which are numbers \
-and not weights: at the networks' rate they lag behind."""
+    """Learning rate of Adam for the likelihood's own parameters (variances, dispersions), \
+which lag behind at that of the networks."""
     num_samples: flags.Several = 5000
-    """Importance samples of a held-out row."""
+    """Importance samples per held-out row."""
     seed: flags.Natural = 0
     """Seed of folds, weights and noise."""
     results_dir: str = str(FOLDER / "results")
-    """Where the record goes."""
+    """Folder of the record."""
 
 
 class Rows(NamedTuple):
@@ -106,13 +106,13 @@ def folds(x: np.ndarray, config: Config) -> list[Rows]:
 
 
 class Held(NamedTuple):
-    """A model's figures of one fold.
+    """Log p(x) of the held-out rows of a fold.
 
     Attributes:
-      log_p: of each held-out row, `[t]`, in nats.
+      log_p: log p(x) of each held-out row, `[t]`, in nats.
       choice: what was chosen on validation rows.
-      high_pareto_k: share of the rows whose importance weights are heavy-tailed, so
-        that log_p is a lower bound; None for closed forms.
+      high_pareto_k: share of the rows whose importance weights are heavy-tailed, for
+        which log_p is a lower bound; None for closed forms.
     """
 
     log_p: np.ndarray
@@ -121,7 +121,7 @@ class Held(NamedTuple):
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam, with a rate of its own for the likelihood's own parameters."""
+    """Adam with a separate learning rate for the likelihood's own parameters."""
     rates = {
         "network": config.learning_rate,
         "likelihood": config.likelihood_learning_rate,
@@ -301,19 +301,19 @@ def held_out(
 
 
 def summary(held: Mapping[str, Sequence[Held]], reference: str) -> dict[str, Any]:
-    """Figures of models over all held-out rows.
+    """Summarise log p(x) of models over all held-out rows.
 
     Args:
-      held: by the name of the model, one for each fold.
+      held: one `Held` per fold, by the name of the model.
       reference: the model that the others are compared with, row by row.
 
     Returns:
-      For each model the mean log p(x) and its standard error over rows, that of the
-      reference less its own (of paired rows), the means of the folds, and what was
-      chosen in each.
+      For each model: the mean log p(x) with its standard error over rows, the mean
+      difference of the reference less the model over paired rows, the means of the
+      folds, and the choices.
 
     Raises:
-      ValueError: log p(x) that is not finite.
+      ValueError: if log p(x) of a row is not finite.
     """
     rows = {
         name: np.concatenate([fold.log_p for fold in each])

@@ -1,13 +1,14 @@
-"""The counts of `counts`, by scvi-tools: log p(x) by the same estimate, and speed.
+"""Compare a negative binomial model of counts with that of scvi-tools.
 
 python -m experiments.comparisons.scvi_tools --counts=cells.npz
 
-In an environment of its own, where `pip install 'scvi-tools>=1.4,<1.5'` has brought
-PyTorch as well. SCVI of Lopez et al. 2018 with its defaults (128 hidden units, batch
-normalization, softmax of genes, dispersions of genes, the total of a row as its size)
-chooses its number of epochs on the same validation rows and is trained again on the
-same rows as ours. Its networks are then put into a model of `vae_jax`
-(`replace_networks`), so that log p(x) of both is taken by the same code.
+This needs an environment with `pip install 'scvi-tools>=1.4,<1.5'`, which brings
+PyTorch. SCVI (Lopez et al. 2018) has its defaults: 128 hidden units, batch
+normalization, a softmax over genes, one dispersion per gene, and the total of a row as
+its library size. Its number of epochs is chosen on the same validation rows, and it is
+trained again on the same rows as the model of `vae_jax`. Its networks are then called
+from a model of `vae_jax` (`replace_networks`), so that log p(x) of both is estimated by
+the same code.
 """
 
 import contextlib
@@ -45,11 +46,11 @@ TIMED_EPOCHS = (200, 1000)
 
 @dataclass(frozen=True, kw_only=True)
 class Config(counts.Config):
-    """Compare negative binomials of counts with those of scvi-tools."""
+    """Compare a negative binomial model of counts with that of scvi-tools."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train both on each fold, print and record what was found.
+    """Train both on each fold; print and record the results.
 
     Args:
       config: the configuration.
@@ -58,7 +59,7 @@ def run(config: Config) -> dict[str, Any]:
       The record.
 
     Raises:
-      ValueError: scvi-tools is not installed.
+      ValueError: if scvi-tools is not installed.
     """
     flags.check(config)
     try:
@@ -119,12 +120,12 @@ def of_scvi(rows: Rows, config: Config) -> Held:
 
 
 def as_params(model: Any, dim: int, latent_dim: int) -> vae_jax.Params:
-    """A trained SCVI as a model of `vae_jax`, which needs PyTorch no more.
+    """Convert a trained SCVI to a model of `vae_jax`, independent of PyTorch.
 
     Args:
-      model: with one hidden layer in each network, and negative binomials.
+      model: an SCVI with one hidden layer per network and negative binomials.
       dim: number of genes.
-      latent_dim: of its latents.
+      latent_dim: number of latents.
 
     Returns:
       Parameters with functions for q(z|x) and p(x|z).
@@ -215,7 +216,7 @@ def _model(x: np.ndarray, config: Config) -> Any:
 
 
 def _fit(model: Any, config: Config, epochs: int, **options: Any) -> None:
-    """Train on the CPU without a word."""
+    """Train on the CPU without output."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -236,10 +237,10 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def section(record: dict[str, Any] | None) -> str:
-    """The part of the page about it.
+    """Format the section of the page on scvi-tools.
 
     Args:
-      record: what `results/scvi_tools.json` holds; None where not yet measured.
+      record: content of `results/scvi_tools.json`; None if not yet measured.
 
     Returns:
       Markdown.
@@ -268,7 +269,7 @@ def section(record: dict[str, Any] | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command, with these arguments or those of the process."""
+    """Run the command with these arguments or those of the process."""
     execute(run, parse(Config, argv, command=COMMAND))
 
 

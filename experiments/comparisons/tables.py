@@ -48,17 +48,17 @@ class Config(protocol.Config):
     """Compare log p(x) of held-out rows of scikit-learn's tables."""
 
     tables: tuple[Name, ...] = get_args(Name)
-    """Which of them."""
+    """Tables to compare on."""
 
 
 class Table(NamedTuple):
-    """Rows, models to compare a VAE with, and likelihoods for it to choose from.
+    """Data, models to compare a VAE with, and likelihoods for it to choose from.
 
     Attributes:
-      x: `[n, D]`, in the units of the data.
-      others: by name, `f(rows) -> Held`.
-      likelihoods: by name.
-      note: what was left out, and why.
+      x: all rows, `[n, D]`, in the units of the data.
+      others: other models by name, as functions of the rows of a fold.
+      likelihoods: likelihoods of the VAE, by name.
+      note: description of the data, and of rows and columns left out.
     """
 
     x: np.ndarray
@@ -88,13 +88,13 @@ def _real(
 
 
 def wine(config: protocol.Config) -> Table:
-    """Wine, as it is."""
+    """Wine, all rows and columns."""
     whole: Any = load_wine()
     return _real(config, whole.data)
 
 
 def breast_cancer(config: protocol.Config) -> Table:
-    """Breast cancer without the rows of which six columns are exactly 0."""
+    """Breast cancer without the rows in which six columns are exactly 0."""
     whole: Any = load_breast_cancer()
     x = whole.data
     return _real(
@@ -118,7 +118,7 @@ def diabetes(config: protocol.Config) -> Table:
 
 
 def mixed_wine(_: protocol.Config) -> Table:
-    """Wine with its cultivar, each column of a kind of its own."""
+    """Wine with its cultivar, with a kind for each column."""
     x, kinds = mixed.wine()
     others = {
         "independent columns": partial(mixed.independent, columns=kinds),
@@ -139,7 +139,7 @@ def mixed_wine(_: protocol.Config) -> Table:
 
 
 def digits(config: protocol.Config) -> Table:
-    """Digits: 64 whole numbers from 0 to 16."""
+    """Digits as 64 counts from 0 to 16."""
     whole: Any = load_digits()
     x = whole.data.astype(np.int64)
     kinds = [data.Column(name, "count") for name in whole.feature_names]
@@ -163,7 +163,7 @@ TABLES: dict[Name, tuple[str, Callable[[protocol.Config], Table]]] = {
 
 
 def vae(rows: Rows, config: protocol.Config, likelihoods: dict[str, Family]) -> Held:
-    """Figures of a VAE whose likelihood and latents are chosen by validation ELBO.
+    """Log p(x) of a VAE whose likelihood and latents are chosen by validation ELBO.
 
     Args:
       rows: rows of a fold.
@@ -171,7 +171,7 @@ def vae(rows: Rows, config: protocol.Config, likelihoods: dict[str, Family]) -> 
       likelihoods: likelihoods to choose from, by name.
 
     Returns:
-      Its figures.
+      Log p(x) of the held-out rows.
     """
     fit_key, refit_key, evidence_key = jax.random.split(rows.key, 3)
     candidates = {}
@@ -193,14 +193,14 @@ def vae(rows: Rows, config: protocol.Config, likelihoods: dict[str, Family]) -> 
 
 
 def compare(table: Table, config: protocol.Config) -> dict[str, Any]:
-    """Figures of all models of a table.
+    """Compare all models on a table.
 
     Args:
       table: the table.
       config: the configuration.
 
     Returns:
-      Its part of the record.
+      Results for the record.
     """
     folds = protocol.folds(table.x, config)
     started = time.perf_counter()
@@ -219,7 +219,7 @@ def compare(table: Table, config: protocol.Config) -> dict[str, Any]:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Compare the models on each table, print and record what was found.
+    """Compare the models on each table; print and record the results.
 
     Args:
       config: the configuration.
@@ -247,10 +247,10 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def section(records: Mapping[Name, dict[str, Any] | None]) -> str:
-    """The part of the page about them.
+    """Format the sections of the page on tables.
 
     Args:
-      records: what `results/tables-<name>.json` hold, None where not yet measured.
+      records: contents of `results/tables-<name>.json`; None if not yet measured.
 
     Returns:
       Markdown.
@@ -292,7 +292,7 @@ def _counted(choices: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command, with these arguments or those of the process."""
+    """Run the command with these arguments or those of the process."""
     execute(run, parse(Config, argv, command=COMMAND))
 
 

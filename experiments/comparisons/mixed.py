@@ -1,8 +1,9 @@
 """A table with columns of several kinds, and densities of independent columns.
 
-A Gaussian is not a distribution of counts or categories. The likelihood of a mixed table
-is a density of its real and positive columns times a probability of the others. The models to compare with are therefore products of a family for each column,
-fitted by maximum likelihood.
+A Gaussian is not a distribution of counts or categories. The likelihood of a mixed
+table is a density of its real and positive columns times a probability of the others.
+The models to compare with are therefore products of a family for each column, fitted by
+maximum likelihood.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,9 +28,9 @@ LogProb = Callable[[np.ndarray], np.ndarray]
 def wine() -> tuple[np.ndarray, tuple[data.Column, ...]]:
     """Wine with its cultivar as a column, and a kind for each column.
 
-    Magnesium and proline are whole numbers; colour intensity and malic acid are positive
-    and vary by more than a factor of ten. The amount of flavanoids is replaced by whether
-    it is above 2, because no column of the data set is binary.
+    Magnesium and proline are whole numbers; colour intensity and malic acid are
+    positive and vary by more than a factor of ten. The amount of flavanoids is replaced
+    by whether it is above 2, because no column of the data set is binary.
 
     Returns:
       Values `[178, 14]` and columns.

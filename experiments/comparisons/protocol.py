@@ -39,8 +39,8 @@ validation rows."""
     learning_rate: flags.Positive = 1e-3
     """Learning rate of Adam for the networks."""
     likelihood_learning_rate: flags.Positive = 0.02
-    """Learning rate of Adam for the likelihood's own parameters, such as variances and \
-dispersions, which lag behind at that of the networks."""
+    """Learning rate of Adam for the likelihood's own parameters, such as \
+variances and dispersions, which lag behind at that of the networks."""
     num_samples: flags.Several = 5000
     """Importance samples per held-out row."""
     seed: flags.Natural = 0

@@ -219,6 +219,12 @@ def test_a_prior_of_other_covariates_is_refused():
         dataclasses.replace(SPEC, prior=CovariateGaussianPrior(3))
     with pytest.raises(ValueError, match="has 0 classes, and num_classes is 2"):
         dataclasses.replace(SPEC, prior=CovariateGaussianPrior(2), num_classes=2)
+
+    class Deaf(vae_jax.StandardNormal):
+        num_covariates = 2
+
+    with pytest.raises(ValueError, match="declares num_covariates, which nothing"):
+        dataclasses.replace(SPEC, prior=Deaf())
     spec = dataclasses.replace(SPEC, prior=CovariateGaussianPrior(2))
     params = vae_jax.init(spec, KEY)
     with pytest.raises(ValueError, match="num_covariates=2 needs covariates"):

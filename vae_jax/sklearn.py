@@ -47,10 +47,10 @@ class VAE(
 ):
     """A variational autoencoder of a table: codes, densities and samples of its rows.
 
-    Two latents, the default, show the rows in a plane and hold the correlations of few
-    columns. Held-out log p(x) per row of the defaults is -19.5 on wine (a Gaussian with
-    all covariances -19.8), but -27.9 on diabetes (-26.8), where 10 latents reach -26.6:
-    `python -m experiments.comparisons.tables`.
+    The default of two latents allows plotting the codes, but captures the correlations
+    of few columns only. Held-out log p(x) per row of the defaults is -19.5 on wine (a
+    Gaussian with all covariances -19.8), but -27.9 on diabetes (-26.8), where 10
+    latents reach -26.6: `python -m experiments.comparisons.tables`.
 
     Args:
       latent_dim: dimensions L of the codes.
@@ -210,9 +210,9 @@ class VAE(
 
         All rows share one set of noise, so that neither their order nor their number
         changes the score of a row.
-        The samples are of the encoder's q. For rows unlike all that it was trained on,
-        that is far off, and the score far too low: `fit_posterior` and
-        `log_evidence(params_, ..., posterior=)` do better.
+        The samples come from the encoder's q, which can be far off for rows unlike the
+        training rows; their scores are then far too low. `fit_posterior` followed by
+        `log_evidence(params_, ..., posterior=)` is more accurate.
 
         Args:
           X: rows, `[n, D]`.

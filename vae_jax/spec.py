@@ -213,6 +213,11 @@ def _check_labels(spec: "ModelSpec") -> None:
             f"prior {prior} has {prior.num_classes} classes, and num_classes is "
             f"{spec.num_classes}"
         )
+    if prior.num_covariates and not prior.depends_on_labels:
+        raise ValueError(
+            f"prior {prior} declares num_covariates, which nothing would give it: "
+            "declare depends_on_labels = True and define given"
+        )
     if prior.num_covariates not in (0, spec.num_covariates):
         raise ValueError(
             f"prior {prior} has {prior.num_covariates} covariates, and num_covariates "

@@ -297,8 +297,8 @@ class Prior(ABC):
       layers: see `Family`.
       depends_on_labels: the parameters differ by class (see `given`).
       num_classes: number of classes of its labels; None for any number.
-      num_covariates: number of covariates that the parameters depend on as well, those
-        of the spec; 0 for none.
+      num_covariates: number of covariates that the parameters depend on, that of the
+        spec; 0 for none. Requires `depends_on_labels`.
       is_mixture_of_posteriors: the density is a mixture of posteriors from `encode`.
         This requires a posterior with `log_prob` and a model without labels, as
         `encode` is called without labels.

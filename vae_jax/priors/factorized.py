@@ -153,7 +153,7 @@ class ClassConditionalPrior(DiagonalGaussianPrior):
 
 @dataclass(frozen=True)
 class CovariateGaussianPrior(Prior):
-    """Prior p(z|c) = N(A c + b, diag(exp(D c + e))) of covariates c, and of labels.
+    """Prior p(z|c) = N(A c + b, diag(exp(D c + e))) given covariates and labels c.
 
     The conditional prior of the identifiable VAE with linear functions (Khemakhem,
     Kingma, Monti & Hyvarinen 2020, arXiv:1907.04809); initially N(0, I). Covariates
@@ -161,8 +161,8 @@ class CovariateGaussianPrior(Prior):
 
     Attributes:
       num_covariates: number of covariates, that of the spec.
-      num_classes: number of classes of labels that precede the covariates in c, that
-        of the spec; 0 for none.
+      num_classes: number of classes, that of the spec; 0 for none. Class weights
+        precede the covariates in c.
 
     Example:
       >>> import jax

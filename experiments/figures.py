@@ -259,7 +259,6 @@ def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
         axes.set(title=label, xlabel="epoch", ylabel="nats per example")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         curves = []
-        # A run whose history was lost has none.
         for split in dict.fromkeys(row["split"] for row in metrics):
             style = ".--" if split == "train" else ".-"
             rows = [row for row in metrics if row["split"] == split]
@@ -270,7 +269,7 @@ def draw_training_curves(metrics: list[dict], dataset_name: str) -> Figure:
                 line.set(alpha=0.3, markersize=2, label="_")
                 mean = moving_average(curves[-1][1], width)
                 axes.plot(curves[-1][0], mean, color=line.get_color(), label=split)
-        if curves:
+        if curves:  # There are none if the history of the run was lost.
             axes.set_ylim(focus(np.concatenate(curves, axis=1)))
             axes.legend()
     return figure
@@ -368,11 +367,10 @@ def _smooth(pixels: np.ndarray, size: int) -> np.ndarray:
     finite = np.isfinite(pixels)
     smooth = np.empty(shape, np.float32)
     known = np.where(finite, pixels, 0).astype(np.float32)
-    for index in np.ndindex(*shape[:2]):
-        for channel in range(shape[4]):
-            image = Image.fromarray(known[*index, :, :, channel])
-            resized = image.resize((width, height), Image.Resampling.BICUBIC)
-            smooth[*index, :, :, channel] = np.asarray(resized)
+    for row, column, channel in np.ndindex(*shape[:2], shape[4]):
+        image = Image.fromarray(known[row, column, :, :, channel])
+        resized = image.resize((width, height), Image.Resampling.BICUBIC)
+        smooth[row, column, :, :, channel] = np.asarray(resized)
     return np.where(_resize(_resize(finite, 2, size), 3, size), smooth, np.nan)
 
 

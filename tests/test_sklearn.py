@@ -158,8 +158,20 @@ def test_a_pipeline_and_a_grid_search_run():
         (np.array([[0.0, 3.0], [1.0, 2.0]]), "Standardized"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:X holds whole numbers")
 def test_the_likelihood_suits_the_values(X, name):
     assert type(likelihood_of(X)).__name__ == name
+
+
+def test_counts_of_a_floating_type_are_not_taken_for_real_numbers_unsaid(recwarn):
+    X = np.array([[0.0, 3.0], [1.0, 2.0]])
+    with pytest.warns(UserWarning, match=r"float64.*X.astype\(int\)"):
+        VAE(latent_dim=1, max_epochs=1).fit(X)
+    recwarn.clear()
+    for other in (X.astype(int), X + 0.5, X - 1, X > 1):
+        likelihood_of(other)
+    VAE(latent_dim=1, max_epochs=1, likelihood=vae_jax.NegativeBinomial()).fit(X)
+    assert not recwarn.list
 
 
 def test_counts_are_scored_by_probabilities():

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import math
 import numbers
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,7 +57,8 @@ class VAE(
       latent_dim: dimensions L of the codes.
       likelihood: a family of p(x|z), or `"auto"`: `Bernoulli()` if all values are 0 or
         1, `NegativeBinomial()` for other whole numbers of an integer type, else
-        standardized columns with a learned variance for each.
+        standardized columns with a learned variance for each (with a warning if a
+        table of a floating type holds whole numbers only).
       hidden_dims: widths of the encoder's hidden layers, of the decoder in reverse.
       spec: a `ModelSpec` in place of the four arguments above, apart from its
         `data_shape`.
@@ -329,7 +331,7 @@ def likelihood_of(X: np.ndarray) -> Family:
     Returns:
       `Bernoulli()` if all values are 0 or 1, `NegativeBinomial()` for other whole
       numbers of an integer type, none below 0; else `Standardized(Gaussian(...))` with
-      a learned variance for each column.
+      a learned variance for each column, with a warning if all values could be counts.
 
     Example:
       >>> import numpy as np
@@ -341,6 +343,12 @@ def likelihood_of(X: np.ndarray) -> Family:
         return Bernoulli()
     if X.dtype.kind in "iu" and X.min() >= 0:
         return NegativeBinomial()
+    if X.min() >= 0 and (X == np.rint(X)).all():
+        warnings.warn(
+            f"X holds whole numbers as {X.dtype}, which likelihood='auto' takes for "
+            "real numbers: for counts, pass X.astype(int) or a family as likelihood=",
+            stacklevel=2,
+        )
     return Standardized(Gaussian(learned_variance=True, per_dimension=True))
 
 

@@ -60,7 +60,7 @@ def load(path: str) -> np.ndarray:
       path: path of the file.
 
     Returns:
-      Counts, `[n, D]`.
+      Counts, `[n, D]`, integers: the estimator takes those for counts.
 
     Raises:
       ValueError: if values are not counts, or all counts of a row are 0, so that it has
@@ -74,7 +74,7 @@ def load(path: str) -> np.ndarray:
             f"--counts {path}: {empty} of {len(x)} rows have no count, and so no "
             "exposure: leave them out"
         )
-    return x
+    return x.astype(np.int64)
 
 
 def provenance(config: Config, command: str, *packages: str) -> dict[str, Any]:

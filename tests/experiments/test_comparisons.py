@@ -219,6 +219,8 @@ def test_a_row_without_counts_has_no_exposure(tmp_path):
     np.savez(tmp_path / "x.npz", x=x)
     with pytest.raises(ValueError, match="1 of 30 rows have no count"):
         counts.load(str(tmp_path / "x.npz"))
+    np.savez(tmp_path / "x.npz", x=x[:-1].astype(np.float32))
+    assert counts.load(str(tmp_path / "x.npz")).dtype.kind == "i"
 
 
 def test_the_optimizer_moves_a_likelihoods_own_numbers_faster():

@@ -5,8 +5,13 @@ python -m experiments.published.miwae
 The setting is that of the paper's notebook (github.com/pamattei/miwae): 569 rows of 30
 standardized columns, 50% of the values missing completely at random, MIWAE with 20
 importance samples for 1000 epochs, and the mean squared error of the imputed values.
+
+That recipe fits 569 rows too closely. A second model differs by a cosine schedule and
+a weight decay, which is chosen on a tenth of the observed values, hidden for that
+purpose.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,9 +30,14 @@ from experiments.runner.report import columns, markdown
 
 PUBLISHED = 0.2867
 NAME = "MIWAE, mean"
+REGULARIZED = "MIWAE with weight decay, mean"
 HEADER = ("imputation", "mean squared error")
 NUM_SAMPLES = 20
+WEIGHT_DECAYS = (0.0, 0.1, 0.2, 0.4, 0.8)
+BATCH_SIZE = 64
+LEARNING_RATE = 1e-3
 _WIDTH = 128
+_HIDDEN_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,9 @@ def squared_error(imputed: np.ndarray, x: np.ndarray, missing: np.ndarray) -> fl
     return float(np.mean((imputed - x)[missing] ** 2))
 
 
-def train(x: jax.Array, config: Config) -> vae_jax.Params:
+def train(
+    x: jax.Array, config: Config, optimizer: optax.GradientTransformation
+) -> vae_jax.Params:
     """Train MIWAE with the notebook's networks: two layers of 128 ReLUs, 10 latents."""
     network = vae_jax.MLP((_WIDTH,) * 2)
     spec = vae_jax.ModelSpec(
@@ -96,9 +108,63 @@ def train(x: jax.Array, config: Config) -> vae_jax.Params:
         fit_key,
         num_epochs=config.epochs,
         objective=vae_jax.IWAE(num_samples=NUM_SAMPLES),
-        optimizer=optax.adam(1e-3),
-        batch_size=64,
+        optimizer=optimizer,
+        batch_size=BATCH_SIZE,
     ).params
+
+
+def imputed(
+    rows: np.ndarray, config: Config, optimizer: optax.GradientTransformation
+) -> vae_jax.Imputation:
+    """Train on rows with missing values and impute these.
+
+    Args:
+      rows: rows with NaN for missing values, `[n, D]`.
+      config: the configuration.
+      optimizer: the optimizer.
+
+    Returns:
+      The imputed rows.
+    """
+    x = jnp.asarray(rows, jnp.float32)
+    return vae_jax.impute(
+        train(x, config, optimizer),
+        x,
+        jax.random.fold_in(jax.random.key(config.seed), 1),
+        num_samples=config.imputation_samples,
+    )
+
+
+def regularized(
+    weight_decay: float, num_rows: int, config: Config
+) -> optax.GradientTransformation:
+    """AdamW with a cosine schedule over the whole training."""
+    num_steps = config.epochs * math.ceil(num_rows / BATCH_SIZE)
+    schedule = optax.cosine_decay_schedule(LEARNING_RATE, num_steps)
+    return optax.adamw(schedule, weight_decay=weight_decay)
+
+
+def errors_by_weight_decay(rows: np.ndarray, config: Config) -> dict[str, float]:
+    """Mean squared error of hidden observed values, for each weight decay.
+
+    The removed values take no part in it.
+
+    Args:
+      rows: rows with NaN for missing values, `[n, D]`.
+      config: the configuration.
+
+    Returns:
+      The error by the weight decay, as text.
+    """
+    drawn = np.random.default_rng(config.seed).random(rows.shape) < _HIDDEN_SHARE
+    hidden = drawn & ~np.isnan(rows)
+    left = np.where(hidden, np.nan, rows)
+    found = {}
+    for weight_decay in WEIGHT_DECAYS:
+        optimizer = regularized(weight_decay, len(rows), config)
+        mean = np.asarray(imputed(left, config, optimizer).mean)
+        found[str(weight_decay)] = squared_error(mean, rows, hidden)
+    return found
 
 
 def others(seed: int) -> dict[str, Any]:
@@ -133,18 +199,18 @@ def run(config: Config) -> dict[str, Any]:
     rows = with_missing(whole, config.missing, config.seed)
     missing = np.isnan(rows)
     started = time.perf_counter()
-    x = jnp.asarray(rows, jnp.float32)
-    params = train(x, config)
+    found = imputed(rows, config, optax.adam(LEARNING_RATE))
     minutes = (time.perf_counter() - started) / 60
-    found = vae_jax.impute(
-        params,
-        x,
-        jax.random.fold_in(jax.random.key(config.seed), 1),
-        num_samples=config.imputation_samples,
-    )
+    on_hidden = errors_by_weight_decay(rows, config)
+    chosen = min(on_hidden, key=lambda name: on_hidden[name])
+    better = imputed(rows, config, regularized(float(chosen), len(rows), config))
     errors = {
-        NAME: squared_error(np.asarray(found.mean), whole, missing),
-        "MIWAE, one draw": squared_error(np.asarray(found.draws[0]), whole, missing),
+        name: squared_error(np.asarray(values), whole, missing)
+        for name, values in (
+            (NAME, found.mean),
+            ("MIWAE, one draw", found.draws[0]),
+            (REGULARIZED, better.mean),
+        )
     }
     for name, imputer in others(config.seed).items():
         errors[name] = squared_error(imputer.fit_transform(rows), whole, missing)
@@ -155,6 +221,8 @@ def run(config: Config) -> dict[str, Any]:
         "epochs": config.epochs,
         "missing": config.missing,
         "training_minutes": minutes,
+        "weight_decay": float(chosen),
+        "errors_by_weight_decay": on_hidden,
         "effective_sample_size": float(np.mean(found.effective_sample_size)),
         "versions": versions(),
         "commit": commit(),
@@ -188,15 +256,20 @@ def section(record: dict[str, Any] | None) -> str:
     ]
     if record is None:
         return "\n".join([*lines, "Not yet measured.", ""])
+    decays = ", ".join(record["errors_by_weight_decay"])
     lines += [
         markdown([HEADER, *_rows(record)]),
         "",
-        f"Trained for {record['epochs']} epochs, {record['training_minutes']:.0f} "
-        "minutes. Mask, standardization on all rows, sizes, learning rate and batch "
-        "size are those of the notebook as far as they are known. Its likelihood is a "
-        "Student t whose scale and degrees of freedom the decoder gives, ours a "
-        "Gaussian whose variance it gives; initial weights, order of the rows and "
-        "noise are ours.",
+        f"Trained for {record['epochs']} epochs. Mask, standardization on all rows, "
+        "sizes, learning rate and batch size are those of the notebook as far as they "
+        "are known. Its likelihood is a Student t whose scale and degrees of freedom "
+        "the decoder gives, ours a Gaussian whose variance it gives; initial weights, "
+        "order of the rows and noise are ours.",
+        "",
+        f"`{REGULARIZED}`: the same, but with a cosine schedule and a weight decay of "
+        f"{record['weight_decay']:g}, chosen among {decays} by the error on a tenth of "
+        "the observed values, which are hidden for the choice; the removed values take "
+        "no part in it.",
         "",
     ]
     return "\n".join(lines)

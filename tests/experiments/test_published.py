@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -166,11 +167,31 @@ def test_errors_are_of_the_removed_values_alone():
     assert miwae.squared_error(np.array([[4.0, 9.0]]), x, missing) == 9.0
 
 
+def test_the_weight_decay_is_chosen_without_the_removed_values(monkeypatch):
+    """Each error is of values that the model did not see and that were not removed."""
+    seen = []
+
+    def imputed(rows, config, optimizer):
+        seen.append(np.isnan(rows))
+        return SimpleNamespace(mean=np.full(rows.shape, 2.0))
+
+    monkeypatch.setattr(miwae, "imputed", imputed)
+    rows = miwae.with_missing(np.ones((200, 5)), 0.5, 0)
+    found = miwae.errors_by_weight_decay(rows, miwae.Config(epochs=1))
+    # Removed values are NaN: a single one would make the mean NaN.
+    assert found == {str(decay): 1.0 for decay in miwae.WEIGHT_DECAYS}
+    for unseen in seen:
+        assert unseen[np.isnan(rows)].all()
+        assert 0.07 < np.mean(unseen[~np.isnan(rows)]) < 0.13
+
+
 def test_the_record_of_imputation_is_of_the_whole_experiment():
     path = FOLDER / "results" / "miwae.json"
     if not path.exists():
         pytest.skip("not yet measured")
     found = json.loads(path.read_text())
     assert (found["epochs"], found["missing"]) == (1000, 0.5)
+    errors = found["errors_by_weight_decay"]
+    assert errors[str(found["weight_decay"])] == min(errors.values())
     # Columns have variance 1: the mean of what is left imputes at about that.
     assert 0.8 < found["errors"]["mean"] < 1.3

@@ -109,18 +109,18 @@ def load(config: "ModelFlags", *, data_dir: str | None = None) -> data.Dataset:
         config.dataset,
         data_dir=data_dir or config.data_dir,
         values="counts" if choices.is_of_counts(config) else None,
-        columns=_given(config.columns),
+        columns=given_columns(config.columns),
         missing="error" if config.missing == "error" else "mask",
         memory_map=is_npy and memory.stays_on_host(config.data_on, num_bytes),
     )
     if memory.stays_on_host(config.data_on, max(num_bytes, dataset.train.nbytes)):
         dataset = _on_host(dataset, config.data_on)
     if config.exposure == "row_total":
-        _require_totals(dataset)
+        require_totals(dataset)
     return data.hold_out(dataset, config.validation) if config.validation else dataset
 
 
-def _require_totals(dataset: data.Dataset) -> None:
+def require_totals(dataset: data.Dataset) -> None:
     """Raise ValueError if a row has no counts and therefore no exposure."""
     for name in ("train", "test", "validation"):
         x = getattr(dataset, name)
@@ -133,6 +133,18 @@ def _require_totals(dataset: data.Dataset) -> None:
                     f"{totals[row]:g} in row {first + row} of the {name} examples: "
                     "remove the row"
                 )
+
+
+def require_covariates(dataset: data.Dataset, number: int) -> None:
+    """Raise ValueError unless rows have as many covariates as the model takes."""
+    found = dataset.train_covariates
+    got = 0 if found is None else found.shape[1]
+    # A model without covariates leaves them out.
+    if number and got != number:
+        raise ValueError(
+            f"the model takes {number} covariates a row, and {dataset.name} has {got}: "
+            'name them in --columns, as {"age": "covariate"}'
+        )
 
 
 def _on_host(dataset: data.Dataset, data_on: str) -> data.Dataset:
@@ -150,7 +162,7 @@ def _on_host(dataset: data.Dataset, data_on: str) -> data.Dataset:
     return dataset._replace(train=train, notes=notes)
 
 
-def _given(columns: str | None) -> Given:
+def given_columns(columns: str | None) -> Given:
     """Parse `--columns`: a path, or JSON text in a resolved configuration."""
     if columns is None:
         return None
@@ -173,7 +185,7 @@ def resolved_columns(columns: str | None, dataset: data.Dataset) -> str | None:
         str(number) for number in range(len(dataset.columns))
     ]:
         return None
-    given = _given(columns) or {}
+    given = given_columns(columns) or {}
     if not isinstance(given, Mapping):
         return columns
     kinds = {

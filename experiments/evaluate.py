@@ -47,7 +47,7 @@ from experiments.runner.command_line import execute, parse
 from experiments.runner.report import columns, mean_of, measured, save_figure
 from vae_jax import data, exact
 from vae_jax.data.rows import spacing
-from vae_jax.distributions.support import COUNTS
+from vae_jax.distributions.support import COUNTS, MaskedSupport
 from vae_jax.types import Array, Labels
 
 
@@ -66,6 +66,11 @@ runs."""
     dataset: str | None = None
     """The data of a folder that vae_jax.save_run wrote, a name or a file; levels of \
 grey are seen in [0, 1], and drawn as bits for a Bernoulli likelihood."""
+    columns: str | None = None
+    """What the columns of that data set hold, covariates among them, as --columns of \
+experiments.mnist."""
+    exposure: Literal["none", "row_total"] = "none"
+    """Exposure of the rows of that data set, for a model that takes one."""
     data_dir: str | None = None
     """Folder of data files; by default the run's."""
     which: Literal["last", "best"] = "last"
@@ -201,36 +206,59 @@ def data_of_a_script(config: Config, spec: vae_jax.ModelSpec) -> RunData:
 
     Raises:
       ValueError: the folder is a run with data of its own; examples of another size,
-        values that the likelihood does not take, or no labels for a conditional model.
+        values that the likelihood does not take, no labels or too many for a
+        conditional model, another number of covariates, or no exposures for a model
+        that takes them.
     """
     if (Path(config.run_folder) / "config.json").exists():
         raise ValueError(
             f"--dataset is for a folder of vae_jax.save_run, and {config.run_folder} "
             "holds a config.json that names its data"
         )
-    if spec.likelihood.takes_exposure or spec.num_covariates:
+    if spec.likelihood.takes_exposure and config.exposure == "none":
         raise ValueError(
-            "--dataset gives no exposures and no covariates, and the model has "
-            f"{spec.likelihood!r} and num_covariates={spec.num_covariates}: call "
-            "vae_jax.evaluate and log_evidence with labels=Conditions(...)"
+            f"--exposure must be row_total for {spec.likelihood!r}; for other "
+            "exposures call vae_jax.evaluate with labels=Conditions(exposure=...)"
         )
-    name, of_counts = str(config.dataset), spec.likelihood.support == COUNTS
+    name, support = str(config.dataset), spec.likelihood.support
+    masked = isinstance(support, MaskedSupport)
+    of_counts = (support.base if masked else support) == COUNTS
     original = data.load(
         name,
         data_dir=config.data_dir or "data",
         values="counts" if of_counts else None,
+        columns=datasets.given_columns(config.columns),
+        missing="mask" if masked else "error",
     )
+    if spec.likelihood.takes_exposure:
+        datasets.require_totals(original)
+    datasets.require_covariates(original, spec.num_covariates)
     dim = original.train.shape[1]
     if dim != spec.data_dim:
         raise ValueError(
             f"--dataset={name} must have the model's {spec.data_dim} values an "
             f"example, got {dim}"
         )
-    datasets.num_classes(original, conditional=spec.num_classes > 0)
+    num_classes = datasets.num_classes(original, conditional=spec.num_classes > 0)
+    if num_classes > spec.num_classes:
+        raise ValueError(
+            f"--dataset={name} has labels up to {num_classes - 1}, and the model takes "
+            f"{spec.num_classes} classes"
+        )
     is_bernoulli = isinstance(spec.likelihood, vae_jax.Bernoulli)
     binarization = "dynamic" if is_bernoulli else "none"
     datasets.require_in(spec.likelihood.support, original, binarization)
     return _as_seen(original, binarization, seed=0, labelled=spec.num_classes > 0)
+
+
+def _refuse_flags_of_other_data(config: Config) -> None:
+    """Raise ValueError for flags that describe the data of `--dataset` without it."""
+    for name in ("columns", "exposure"):
+        if not config.dataset and getattr(config, name) != getattr(Config, name):
+            raise ValueError(
+                f"--{name} describes the data that --dataset names; those of a run are "
+                "known from its config.json"
+            )
 
 
 def _as_seen(
@@ -477,6 +505,7 @@ def run(config: Config) -> dict[str, Any]:
     """
     flags.check(config)
     config = with_best_model(config)
+    _refuse_flags_of_other_data(config)
     of_run = None if config.dataset else load_data(config)
     params = vae_jax.load_run(
         config.run_folder,

@@ -1,14 +1,16 @@
 """`python -m experiments.evaluate` on runs that were trained for a moment."""
 
+import dataclasses
 import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import vae_jax
-from experiments import datasets, evaluate, evaluation, figures, mnist
+from experiments import choices, datasets, evaluate, evaluation, figures, mnist
 from experiments.evaluate import Config
 from vae_jax import checkpoint
 
@@ -255,6 +257,86 @@ def test_a_model_of_a_script_is_evaluated(tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate.main([str(tmp_path), "--dataset=digits", *few])
     assert "names its data" in capsys.readouterr().err
+
+
+def test_counts_with_covariates_and_gaps_of_a_script_are_evaluated(tmp_path, capsys):
+    """The ELBO is that of `vae_jax.evaluate` with the same conditions, to rounding."""
+    rng = np.random.default_rng(0)
+    x, age = rng.poisson(3.0, (40, 3)) + 1, rng.normal(size=40)
+    rows = np.column_stack([x, age.round(3)]).astype(object)
+    rows[1::2, 1] = ""
+    table = tmp_path / "cells.csv"
+    lines = ["a,b,c,age", *(",".join(map(str, row)) for row in rows)]
+    table.write_text("\n".join(lines) + "\n")
+    schema = tmp_path / "schema.json"
+    schema.write_text(
+        json.dumps({name: "count" for name in "abc"} | {"age": "covariate"})
+    )
+    network = vae_jax.MLP((5,))
+    spec = vae_jax.ModelSpec(
+        encoder=network,
+        decoder=network,
+        likelihood=vae_jax.Masked(vae_jax.Poisson()),
+        latent_dim=1,
+        data_shape=(3,),
+        num_covariates=1,
+    )
+    vae_jax.save_run(tmp_path / "mine", vae_jax.init(spec, jax.random.key(0)), step=1)
+    few = ["--num_gap=2", "--gap_steps=2", "--num_annealed=0", "--fitted_components=0"]
+    few += ["--num_simulated=0", "--evaluation_samples=2", "--num_aggregate=8"]
+    command = [str(tmp_path / "mine"), f"--dataset={table}", *few]
+    evaluate.main([*command, f"--columns={schema}"])
+    found = json.loads((tmp_path / "mine" / "evaluation.json").read_text())
+    dataset = vae_jax.data.load(
+        str(table),
+        values="counts",
+        columns=vae_jax.data.read_columns(str(schema)),
+        missing="mask",
+    )
+    assert np.isnan(dataset.test).any()
+    params = vae_jax.load_run(tmp_path / "mine")
+    given = vae_jax.Conditions(None, dataset.test_covariates)
+    expected = evaluation.elbo_figures(params, jnp.asarray(dataset.test), given)
+    assert found["elbo"] == pytest.approx(expected["elbo"], rel=1e-5)
+    capsys.readouterr()
+    (tmp_path / "no.json").write_text(json.dumps({"age": "ignore"}))
+    for arguments, message in (
+        ([*command, f"--columns={tmp_path / 'no.json'}"], "takes 1 covariates a row"),
+        (
+            [str(tmp_path / "mine"), f"--columns={schema}"],
+            "--columns describes the data",
+        ),
+    ):
+        with pytest.raises(SystemExit):
+            evaluate.main(arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_exposures_and_labels_of_a_script_are_named_or_refused(tmp_path):
+    counts = np.random.default_rng(0).poisson(3.0, (30, 3)) + 1
+    path = tmp_path / "x.npz"
+    labels = np.arange(30) % 3
+    np.savez(path, x=counts, y=labels, x_test=counts, y_test=labels)
+    spec = vae_jax.ModelSpec(
+        encoder=vae_jax.MLP((5,)),
+        decoder=vae_jax.MLP((5,)),
+        likelihood=vae_jax.Exposed(vae_jax.Poisson()),
+        latent_dim=1,
+        data_shape=(3,),
+        num_classes=3,
+    )
+    config = evaluate.Config(str(tmp_path / "mine"), dataset=str(path))
+    with pytest.raises(ValueError, match="--exposure must be row_total for Exposed"):
+        evaluate.data_of_a_script(config, spec)
+    config = dataclasses.replace(config, exposure="row_total")
+    found = evaluate.data_of_a_script(config, spec)
+    params = vae_jax.init(spec, jax.random.key(0))
+    given = choices.labels_of(params, found.test_labels, found.test)["labels"]
+    np.testing.assert_array_equal(given.exposure, counts.sum(axis=1))
+    np.testing.assert_array_equal(given.labels, labels)
+    spec = dataclasses.replace(spec, num_classes=2)
+    with pytest.raises(ValueError, match="labels up to 2, and the model takes 2 class"):
+        evaluate.data_of_a_script(config, spec)
 
 
 def test_a_step_is_not_called_the_last(trained):

@@ -265,6 +265,10 @@ def section(record: dict[str, Any] | None) -> str:
         "",
         check,
         "",
+        "Intervals of a model that fits hold 95% of the genes. The share of all zeros "
+        "is a mean over thousands of counts, so that its interval is narrow and a bias "
+        "of half a percent lies outside.",
+        "",
         "The scikit-learn estimator, which is given no total (its `score_samples` "
         "draws from the encoder's q and is lower):",
         "",

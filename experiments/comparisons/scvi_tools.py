@@ -15,6 +15,7 @@ import contextlib
 import importlib
 import io
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -82,6 +83,7 @@ def run(config: Config) -> dict[str, Any]:
         "columns": x.shape[1],
         "models": protocol.summary(held, OURS),
         "rows_per_second": speeds(folds[0], config),
+        "cores": len(os.sched_getaffinity(0)),
         "timed_epochs": TIMED_EPOCHS,
         "timed_rows": len(folds[0].known),
         **begun,
@@ -259,8 +261,8 @@ def section(record: dict[str, Any] | None) -> str:
             "normalization, dropout, a softmax over genes and a warm-up of its KL; "
             "ours none of them, and a larger rate for the dispersions. The log p(x) of "
             "both is taken by the same code. Speed: rows per second of training on "
-            f"{record['timed_rows']} cells, start and compilation left out, on two "
-            "cores.",
+            f"{record['timed_rows']} cells, start and compilation left out, on "
+            f"{record['cores']} core{'s' * (record['cores'] > 1)}.",
             "",
             markdown(_rows(record)),
             "",

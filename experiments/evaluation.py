@@ -123,7 +123,7 @@ def collapse_warning(models: str, remedies: str) -> str:
       A line of text.
     """
     return (
-        f"warning: posterior collapse: {models} no active unit on the test data, so z "
+        f"warning: posterior collapse: {models} no active unit on held-out data, so z "
         "carries no information about x and all reconstructions are alike; longer "
         f"training rarely helps: start anew with {remedies}"
     )

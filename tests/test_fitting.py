@@ -14,6 +14,7 @@ from vae_jax import (
     Labelled,
     Linear,
     ModelSpec,
+    data,
     elbo_objective,
     empty_history,
     evaluate,
@@ -192,5 +193,8 @@ def test_options_that_no_run_can_have_are_refused(params, options, message):
 
 def test_a_loop_on_the_host_is_refused_where_there_is_none(params):
     compiled = jax.jit(functools.partial(fit, validation=X, **OPTIONS))
-    with pytest.raises(ValueError, match="leave both out where fit is compiled"):
+    with pytest.raises(ValueError, match="^fit with validation is a loop on the host"):
         compiled(params, X, KEY)
+    on_host = data.Rows(np.asarray(X), np.arange(len(X)), np.dtype(np.float32))
+    with pytest.raises(ValueError, match="^fit with data on the host is a loop"):
+        jax.jit(lambda params: fit(params, on_host, KEY, **OPTIONS))(params)

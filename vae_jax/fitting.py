@@ -152,9 +152,12 @@ def fit(
         isinstance(leaf, Tracer)
         for leaf in jax.tree.leaves((params, data, key, validation))
     ):
+        named = {"validation": validation, "callback": callback}
+        wanted = [name for name, value in named.items() if value is not None]
+        wanted += ["data on the host"] * on_host
         raise ValueError(
-            "validation and callback need a loop on the host: leave both out where "
-            "fit is compiled or mapped"
+            f"fit with {' and '.join(wanted)} is a loop on the host, and cannot be "
+            "compiled or mapped: leave them out"
         )
     validate = _validation(validation, validation_key)
     if on_host:

@@ -106,8 +106,15 @@ def test_labels_are_in_the_order_of_numbers(dtype):
         series = pd.Series(first + step * numbers).astype(dtype)
         found = data.from_table(FRAME.assign(y=series), columns={"y": "label"})
         np.testing.assert_array_equal(found.train_labels, numbers[order])
+        said = [note for note in found.notes if "are numbered" in note]
+        assert bool(said) == (first == -3)
+    assert re.match(r"labels of column 'y' are numbered: 0 = -3\S*, 1 = 2", said[0])
+    assert said[0].endswith(", ...")
     texts = data.from_table(FRAME, columns={"city": "label"})
     np.testing.assert_array_equal(texts.train_labels, order % 3)
+    cities = sorted(FRAME["city"].unique())
+    listed = ", ".join(f"{code} = {city}" for code, city in enumerate(cities))
+    assert f"labels of column 'city' are numbered: {listed}" in texts.notes
 
 
 @pytest.mark.parametrize("missing", ["error", "mask"])

@@ -697,7 +697,7 @@ def test_a_collapsed_model_is_warned_of_early_and_at_the_end(
     assert json.loads((tmp_path / "results.json").read_text())["active_units"] == 0
     printed = capsys.readouterr()
     warning = (
-        "warning: posterior collapse: the model has no active unit on the test data"
+        "warning: posterior collapse: the model has no active unit on held-out data"
     )
     assert printed.err.count(warning) == 1
     assert printed.out.count(warning) == 1

@@ -111,7 +111,7 @@ def from_table(
         arrays.get("y_test"),
         encoded.x.shape[1:],
         None,
-        (*describe_columns(encoded.x, encoded.columns), *notes),
+        (*describe_columns(encoded.x, encoded.columns), *encoded.notes, *notes),
         columns=encoded.columns,
         train_covariates=arrays.get("covariates"),
         test_covariates=arrays.get("covariates_test"),
@@ -169,7 +169,7 @@ def _from_rows(
     )
     if len(encoded.columns) < x[0].size:
         shape = encoded.x.shape[1:]
-    notes = (*describe_columns(encoded.x, encoded.columns), *notes)
+    notes = (*describe_columns(encoded.x, encoded.columns), *encoded.notes, *notes)
     return Dataset(
         name,
         arrays["x"],

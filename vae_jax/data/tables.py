@@ -33,12 +33,14 @@ class Encoded(NamedTuple):
         without a label column.
       covariates: `[n, C]`, float32, sorted by the names of the columns; None without
         covariates.
+      notes: what the codes of the labels stand for, unless the labels are the codes.
     """
 
     x: np.ndarray
     columns: tuple[Column, ...]
     labels: np.ndarray | None
     covariates: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
 def encode(
@@ -68,14 +70,14 @@ def encode(
         table = table._replace(
             columns={column.name: table.columns[column.name] for column in given}
         )
-    found, columns, labels, covariates = [], [], None, {}
+    found, columns, labels, covariates, notes = [], [], None, {}, ()
     for name, values in table.columns.items():
         stated = table.stated.get(name, Column(name, default or ""))
         column = known.get(name, stated)
         if column.kind == "ignore":
             continue
         if column.kind == "label":
-            labels = _label_codes(name, values, table.place)
+            labels, notes = _label_codes(name, values, table.place)
             continue
         if column.kind == "covariate":
             covariates[name] = _covariate_values(name, values, table.place)
@@ -96,6 +98,7 @@ def encode(
         tuple(columns),
         labels,
         np.stack(sorted_covariates, axis=1) if sorted_covariates else None,
+        notes,
     )
 
 
@@ -112,16 +115,21 @@ def _error_of_row(
 
 def _label_codes(
     name: str, values: np.ndarray, place: Callable[[int], str]
-) -> np.ndarray:
-    """Encode labels by their rank among the distinct values, from 0 to K - 1."""
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Encode labels by their ranks, with a note unless these are the labels."""
     column = Column(name, "categorical")
     refuse = _error_of_row(name, place)
     absent = _absent(values, column)
     if absent.any():
         what = "the label is missing: leave out the row, or give it a separate class"
         raise refuse(np.argmax(absent), what)
-    labels = np.unique(_parsed(values, column, refuse), return_inverse=True)[1]
-    return labels.astype(np.int32)
+    known, codes = np.unique(_parsed(values, column, refuse), return_inverse=True)
+    notes = ()
+    if known.dtype.kind not in "iubf" or (known != np.arange(len(known))).any():
+        first = ", ".join(f"{code} = {value}" for code, value in enumerate(known[:10]))
+        more = ", ..." * (len(known) > 10)
+        notes = (f"labels of column {name!r} are numbered: {first}{more}",)
+    return codes.astype(np.int32), notes
 
 
 def _covariate_values(

@@ -59,7 +59,8 @@ def test_a_record_is_of_the_arm_as_it_stands(path):
     arm = ARMS[path.stem.removeprefix("estimators-")]
     given = json.loads(json.dumps(dataclasses.asdict(sweep.Config(**arm.flags))))
     assert {name: given[name] for name in found["flags"]} == found["flags"]
-    assert [model["seed"] for model in found["models"]] == [0, 1, 2]
+    seeds = list(range(arm.flags["num_seeds"]))
+    assert [model["seed"] for model in found["models"]] == seeds
 
 
 def test_figures_are_of_bits_also_where_training_relaxes_them(recorded):

@@ -156,6 +156,7 @@ def test_a_pipeline_and_a_grid_search_run():
         (np.array([[0, 3], [1, 200]]), "NegativeBinomial"),
         (np.array([[0, -3], [1, 200]]), "Standardized"),
         (np.array([[0.0, 3.0], [1.0, 2.0]]), "Standardized"),
+        (np.array([[0.0, np.nan], [1.0, 1.0]]), "Masked"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:X holds whole numbers")

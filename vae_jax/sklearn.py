@@ -21,10 +21,18 @@ import numpy as np
 import optax
 
 from vae_jax.data.columns import LARGEST_COUNT, loses_digits
+from vae_jax.distributions.support import MaskedSupport
 from vae_jax.evaluation import log_evidence
 from vae_jax.extras import import_extra
-from vae_jax.families import Bernoulli, Gaussian, NegativeBinomial, Standardized
+from vae_jax.families import (
+    Bernoulli,
+    Gaussian,
+    Masked,
+    NegativeBinomial,
+    Standardized,
+)
 from vae_jax.fitting import Callback, fit
+from vae_jax.imputation import impute
 from vae_jax.model import decode, encode, generate, init
 from vae_jax.networks import MLP
 from vae_jax.options import require_value
@@ -60,7 +68,8 @@ class VAE(
       likelihood: a family of p(x|z), or `"auto"`: `Bernoulli()` if all values are 0 or
         1, `NegativeBinomial()` for other whole numbers of an integer type, else
         standardized columns with a learned variance for each (with a warning if a
-        table of a floating type holds whole numbers only).
+        table of a floating type holds whole numbers only). If values are missing, it
+        is `Masked(...)` of these.
       hidden_dims: widths of the encoder's hidden layers, of the decoder in reverse.
       spec: a `ModelSpec` in place of the four arguments above, apart from its
         `data_shape`.
@@ -130,7 +139,7 @@ class VAE(
         """Train the model.
 
         Args:
-          X: rows, `[n, D]`: an array or a DataFrame of numbers.
+          X: rows, `[n, D]`: an array or a DataFrame of numbers, NaN if missing.
           y: ignored.
 
         Returns:
@@ -138,8 +147,9 @@ class VAE(
 
         Raises:
           ValueError: X is not a table of finite numbers, has fewer than 2 rows, values
-            that the likelihood does not take, or a column that varies too little about
-            its mean for float32; an argument is out of its range.
+            that the likelihood does not take, or a column without a value or one that
+            varies too little about its mean for float32; an argument is out of its
+            range.
         """
         self._check()
         X = self._validated(X, reset=True, ensure_min_samples=2)
@@ -152,7 +162,7 @@ class VAE(
         steps_per_epoch = math.ceil(len(rows) / batch_size)
         num_epochs = int(self.max_epochs or max(10, math.ceil(3000 / steps_per_epoch)))
         spec = self._spec(X)
-        spec.likelihood.support.require(x)
+        _require_values(spec, x)
         _require_digits(X)
         params = jax.jit(init, static_argnums=0)(spec, init_key, x=rows)
         warmup = LinearWarmup(1.0, num_steps=_WARMUP_STEPS)
@@ -238,6 +248,20 @@ class VAE(
         """
         return float(np.mean(self.score_samples(X)))
 
+    def impute(self, X: Any) -> np.ndarray:
+        """Rows with missing values replaced by their means given the observed ones.
+
+        The means E[x_missing | x_observed] are by importance samples (`vae_jax.impute`,
+        which also gives draws and the effective sample size).
+
+        Args:
+          X: rows, `[n, D]`, NaN if missing.
+
+        Returns:
+          `[n, D]`; observed values are as they were, to float32.
+        """
+        return self._of_rows("imputed", X, num_samples=int(self.num_samples))
+
     def sample(self, n_samples: int = 1) -> np.ndarray:
         """Draw rows of the model: z ~ p(z), x ~ p(x|z).
 
@@ -263,8 +287,9 @@ class VAE(
         return self.params_.spec.latent_dim
 
     def __sklearn_tags__(self) -> Any:
-        """Tags: codes are float32 whatever the rows are."""
+        """Tags: missing values are allowed; codes are float32 whatever the rows are."""
         tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = []
         return tags
 
@@ -312,7 +337,9 @@ class VAE(
 
     def _validated(self, X: Any, **options: Any) -> np.ndarray:
         """Rows as an array of numbers, checked as scikit-learn checks them."""
-        X = _validation.validate_data(self, X, dtype="numeric", **options)
+        X = _validation.validate_data(
+            self, X, dtype="numeric", ensure_all_finite="allow-nan", **options
+        )
         if X.dtype.kind not in "biuf":
             raise ValueError(f"X must hold real numbers, got {X.dtype}")
         return X
@@ -320,7 +347,7 @@ class VAE(
     def _of_rows(self, name: str, X: Any, **options: Any) -> np.ndarray:
         _validation.check_is_fitted(self)
         x = np.asarray(self._validated(X, reset=False), np.float32)
-        self.params_.spec.likelihood.support.require(x)
+        _require_values(self.params_.spec, x)
         return _in_blocks(_compiled()[name], self.params_, x, **options)
 
 
@@ -328,12 +355,13 @@ def likelihood_of(X: np.ndarray) -> Family:
     """The likelihood that suits the values of a table.
 
     Args:
-      X: `[n, D]`, of any numeric type.
+      X: `[n, D]`, of any numeric type, NaN if missing.
 
     Returns:
       `Bernoulli()` if all values are 0 or 1, `NegativeBinomial()` for other whole
       numbers of an integer type, none below 0; else `Standardized(Gaussian(...))` with
       a learned variance for each column, with a warning if all values could be counts.
+      `Masked(...)` of these if values are missing.
 
     Example:
       >>> import numpy as np
@@ -341,14 +369,21 @@ def likelihood_of(X: np.ndarray) -> Family:
       >>> likelihood_of(np.array([[0, 1], [1, 1]]))
       Bernoulli()
     """
-    if X.dtype.kind == "b" or np.isin(X, (0, 1)).all():
+    present = X[~np.isnan(X)]
+    family = _likelihood_of_values(present)
+    return family if present.size == X.size else Masked(family)
+
+
+def _likelihood_of_values(present: np.ndarray) -> Family:
+    if np.isin(present, (0, 1)).all():
         return Bernoulli()
-    if X.dtype.kind in "iu" and X.min() >= 0:
+    if present.dtype.kind in "iu" and present.min() >= 0:
         return NegativeBinomial()
-    if X.min() >= 0 and (X == np.rint(X)).all():
+    if present.min() >= 0 and (present == np.rint(present)).all():
         warnings.warn(
-            f"X holds whole numbers as {X.dtype}, which likelihood='auto' takes for "
-            "real numbers: for counts, pass X.astype(int) or a family as likelihood=",
+            f"X holds whole numbers as {present.dtype}, which likelihood='auto' takes "
+            "for real numbers: for counts, pass X.astype(int) or a family as "
+            "likelihood=",
             stacklevel=2,
         )
     return Standardized(Gaussian(learned_variance=True, per_dimension=True))
@@ -364,9 +399,23 @@ def _plain(value: Any) -> Any:
     return int(value) if _is_integer(value) else value
 
 
+def _require_values(spec: ModelSpec, x: Any) -> None:
+    """Raise ValueError for values that the likelihood does not take."""
+    support = spec.likelihood.support
+    if np.isnan(x).any() and not isinstance(support, MaskedSupport):
+        raise ValueError(
+            f"X contains NaN, and {spec.likelihood!r} takes no missing values: fit to "
+            "rows with missing values by likelihood='auto', or give Masked(...) of it"
+        )
+    support.require(x)
+
+
 def _require_digits(X: np.ndarray) -> None:
-    """Refuses columns of which float32 rounds off what varies."""
+    """Refuses columns without values, or of which float32 rounds off what varies."""
     for number, column in enumerate(X.astype(np.float64).T):
+        column = column[~np.isnan(column)]
+        if not column.size:
+            raise ValueError(f"X has no value in column {number}: leave it out")
         largest = np.abs(column).max()
         if largest <= LARGEST_COUNT and (column == np.rint(column)).all():
             continue  # Whole numbers that float32 has all of.
@@ -397,10 +446,17 @@ def _compiled() -> dict[str, Callable[..., Array]]:
 
         return jax.lax.map(of_row, x)
 
+    def imputed(params: Params, x: Array, *, num_samples: int) -> Array:
+        def of_row(row: Array) -> Array:
+            return impute(params, row[None], root, num_samples=num_samples).mean[0]
+
+        return jax.lax.map(of_row, x)
+
     return {
         "means": jax.jit(means),
         "decoded": jax.jit(decoded),
         "log_evidence": jax.jit(evidence, static_argnames="num_samples"),
+        "imputed": jax.jit(imputed, static_argnames="num_samples"),
     }
 
 

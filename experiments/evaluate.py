@@ -215,10 +215,16 @@ def data_of_a_script(config: Config, spec: vae_jax.ModelSpec) -> RunData:
             f"--dataset is for a folder of vae_jax.save_run, and {config.run_folder} "
             "holds a config.json that names its data"
         )
-    if spec.likelihood.takes_exposure and config.exposure == "none":
+    takes_exposure = spec.likelihood.takes_exposure
+    if takes_exposure and config.exposure == "none":
         raise ValueError(
             f"--exposure must be row_total for {spec.likelihood!r}; for other "
             "exposures call vae_jax.evaluate with labels=Conditions(exposure=...)"
+        )
+    if not takes_exposure and config.exposure != "none":
+        raise ValueError(
+            f"--exposure {config.exposure} needs a likelihood that takes exposures, "
+            f"got {spec.likelihood!r}"
         )
     name, support = str(config.dataset), spec.likelihood.support
     masked = isinstance(support, MaskedSupport)
@@ -230,7 +236,7 @@ def data_of_a_script(config: Config, spec: vae_jax.ModelSpec) -> RunData:
         columns=datasets.given_columns(config.columns),
         missing="mask" if masked else "error",
     )
-    if spec.likelihood.takes_exposure:
+    if takes_exposure:
         datasets.require_totals(original)
     datasets.require_covariates(original, spec.num_covariates)
     dim = original.train.shape[1]

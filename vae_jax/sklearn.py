@@ -384,7 +384,7 @@ def _likelihood_of_values(present: np.ndarray) -> Family:
             f"X holds whole numbers as {present.dtype}, which likelihood='auto' takes "
             "for real numbers: for counts, pass X.astype(int) or a family as "
             "likelihood=",
-            stacklevel=2,
+            stacklevel=3,
         )
     return Standardized(Gaussian(learned_variance=True, per_dimension=True))
 

@@ -334,6 +334,11 @@ def test_exposures_and_labels_of_a_script_are_named_or_refused(tmp_path):
     given = choices.labels_of(params, found.test_labels, found.test)["labels"]
     np.testing.assert_array_equal(given.exposure, counts.sum(axis=1))
     np.testing.assert_array_equal(given.labels, labels)
+    plain = dataclasses.replace(spec, likelihood=vae_jax.Poisson())
+    with pytest.raises(
+        ValueError, match=r"--exposure row_total needs.*got Poisson\(\)"
+    ):
+        evaluate.data_of_a_script(config, plain)
     spec = dataclasses.replace(spec, num_classes=2)
     with pytest.raises(ValueError, match="labels up to 2, and the model takes 2 class"):
         evaluate.data_of_a_script(config, spec)

@@ -13,7 +13,7 @@ a weight decay, which is chosen by cross-validation over the observed values.
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import jax
@@ -36,7 +36,8 @@ WEIGHT_DECAYS = (0.0, 0.1, 0.2, 0.4, 0.8)
 BATCH_SIZE = 64
 LEARNING_RATE = 1e-3
 _WIDTH = 128
-_FOLDS = 5
+_FOLDS = 10
+_FOLD_SAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ def errors_by_weight_decay(rows: np.ndarray, config: Config) -> dict[str, float]
       The error by the weight decay, as text.
     """
     folds = np.random.default_rng(config.seed).integers(_FOLDS, size=rows.shape)
+    config = replace(config, imputation_samples=_FOLD_SAMPLES)
     found = {}
     for weight_decay in WEIGHT_DECAYS:
         optimizer = regularized(weight_decay, len(rows), config)
@@ -273,7 +275,8 @@ def section(record: dict[str, Any] | None) -> str:
         f"`{REGULARIZED}`: the same, but with a cosine schedule and a weight decay of "
         f"{record['weight_decay']:g}, chosen among {decays} by the error on the "
         f"observed values, each hidden once in {_FOLDS} folds; the removed values take "
-        "no part in it.",
+        "no part in it. (Five folds, tried first, leave fewer values to train on: they "
+        "chose 0.8, and the error was 0.2913.)",
         "",
     ]
     return "\n".join(lines)

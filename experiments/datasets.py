@@ -59,10 +59,10 @@ def split(dataset: data.Dataset, name: str) -> Split:
       A `Split`.
     """
     x = data.to_unit_interval(jnp.asarray(getattr(dataset, name)), dataset.num_levels)
-    return Split(name, x, beside(dataset, name, labelled=True))
+    return Split(name, x, conditions(dataset, name, labelled=True))
 
 
-def beside(dataset: data.Dataset, name: str, *, labelled: bool) -> Any:
+def conditions(dataset: data.Dataset, name: str, *, labelled: bool) -> Any:
     """Return the labels of a split, or `Conditions` if there are covariates.
 
     Args:
@@ -226,7 +226,7 @@ def examples(dataset: data.Dataset, *, labelled: bool) -> Any:
       Values `[n, D]` as stored, not yet scaled.
     """
     x: Any = dataset.train
-    given = beside(dataset, "train", labelled=labelled)
+    given = conditions(dataset, "train", labelled=labelled)
     found = x if given is None else vae_jax.Labelled(x, given)
     return found if isinstance(x, data.Rows) else jax.tree.map(jnp.asarray, found)
 

@@ -279,7 +279,8 @@ def _as_seen(
     if binarization == "dynamic":
         train = data.binarize(train, evaluation_keys().train_data)
     given, of_test = (
-        datasets.beside(dataset, name, labelled=labelled) for name in ("train", "test")
+        datasets.conditions(dataset, name, labelled=labelled)
+        for name in ("train", "test")
     )
     given = jax.tree.map(lambda values: values[::step], given)
     return RunData(train, test, given, of_test)

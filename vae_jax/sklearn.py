@@ -163,7 +163,7 @@ class VAE(
         num_epochs = int(self.max_epochs or max(10, math.ceil(3000 / steps_per_epoch)))
         spec = self._spec(X)
         _require_values(spec, x)
-        _require_digits(X)
+        _require_columns(X)
         params = jax.jit(init, static_argnums=0)(spec, init_key, x=rows)
         warmup = LinearWarmup(1.0, num_steps=_WARMUP_STEPS)
         with _progress_bar(num_epochs, shown=self.verbose) as callback:
@@ -410,7 +410,7 @@ def _require_values(spec: ModelSpec, x: Any) -> None:
     support.require(x)
 
 
-def _require_digits(X: np.ndarray) -> None:
+def _require_columns(X: np.ndarray) -> None:
     """Refuses columns without values, or of which float32 rounds off what varies."""
     for number, column in enumerate(X.astype(np.float64).T):
         column = column[~np.isnan(column)]
@@ -439,24 +439,22 @@ def _compiled() -> dict[str, Callable[..., Array]]:
     def decoded(params: Params, z: Array) -> Array:
         return decode(params, z[None]).mean[0]
 
-    def evidence(params: Params, x: Array, *, num_samples: int) -> Array:
-        def of_row(row: Array) -> Array:
-            # Number 0 of its data set, so that every row has the same noise.
-            return log_evidence(params, row[None], root, num_samples=num_samples)[0][0]
+    def by_row(function: Callable[..., Any], figure: str) -> Callable[..., Array]:
+        def of_rows(params: Params, x: Array, *, num_samples: int) -> Array:
+            def of_row(row: Array) -> Array:
+                # Number 0 of its data set, so that every row has the same noise.
+                found = function(params, row[None], root, num_samples=num_samples)
+                return getattr(found, figure)[0]
 
-        return jax.lax.map(of_row, x)
+            return jax.lax.map(of_row, x)
 
-    def imputed(params: Params, x: Array, *, num_samples: int) -> Array:
-        def of_row(row: Array) -> Array:
-            return impute(params, row[None], root, num_samples=num_samples).mean[0]
-
-        return jax.lax.map(of_row, x)
+        return jax.jit(of_rows, static_argnames="num_samples")
 
     return {
         "means": jax.jit(means),
         "decoded": jax.jit(decoded),
-        "log_evidence": jax.jit(evidence, static_argnames="num_samples"),
-        "imputed": jax.jit(imputed, static_argnames="num_samples"),
+        "log_evidence": by_row(log_evidence, "estimate"),
+        "imputed": by_row(impute, "mean"),
     }
 
 

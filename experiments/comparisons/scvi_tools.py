@@ -15,7 +15,6 @@ import contextlib
 import importlib
 import io
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,7 +32,7 @@ from experiments.comparisons.protocol import Held, Rows
 from experiments.published.tables import write
 from experiments.runner import flags
 from experiments.runner.command_line import execute, parse
-from experiments.runner.report import columns, markdown
+from experiments.runner.report import columns, markdown, num_cores
 from vae_jax.distributions import (
     DiagonalGaussianDistribution,
     NegativeBinomialDistribution,
@@ -83,7 +82,7 @@ def run(config: Config) -> dict[str, Any]:
         "columns": x.shape[1],
         "models": protocol.summary(held, OURS),
         "rows_per_second": speeds(folds[0], config),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": num_cores(),
         "timed_epochs": TIMED_EPOCHS,
         "timed_rows": len(folds[0].known),
         **begun,

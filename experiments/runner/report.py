@@ -1,6 +1,7 @@
 """Reports: checks against exact values, text tables, image files."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,6 +193,12 @@ def mean_of(values: Any) -> dict[str, float]:
     spread = values.std(ddof=1) if len(values) > 1 else math.nan
     error = float(spread / math.sqrt(len(values)))
     return {"mean": float(values.mean()), "standard_error": error}
+
+
+def num_cores() -> int:
+    """Number of cores on which this process may run, as far as the system tells."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def save_figure(figure: Any, folder: Path, name: str) -> Path:

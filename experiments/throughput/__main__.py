@@ -52,6 +52,7 @@ from tqdm import tqdm
 import vae_jax
 from experiments.runner import flags
 from experiments.runner.command_line import execute, parse
+from experiments.runner.report import num_cores
 from experiments.throughput import (
     anatomy,
     convolution,
@@ -358,7 +359,7 @@ def run(config: Config) -> Found:
     config = with_sizes(config)
     check(config)
     load = os.getloadavg()[0]
-    cores = os.cpu_count() or 1
+    cores = num_cores()
     if config.workload == "curves":
         return run_curves(config, cores)
     if config.workload == "time_to_quality":

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import math
+import os
 import signal
 from dataclasses import dataclass
 from typing import Annotated
@@ -71,3 +72,11 @@ def test_a_signal_waits_and_its_handler_comes_back():
         assert signal.getsignal(signal.SIGTERM) == before
     assert received == [signal.SIGTERM]
     assert signal.getsignal(signal.SIGINT) == interrupt
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert report.num_cores() == 1
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert report.num_cores() == 8

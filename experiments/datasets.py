@@ -23,7 +23,7 @@ from vae_jax.data.columns import (
 from vae_jax.data.files import ENDS
 from vae_jax.data.memory import bytes_of_file, gigabytes
 from vae_jax.data.rows import blocks
-from vae_jax.distributions.support import Support
+from vae_jax.distributions.support import COUNTS, ColumnSupport, Support
 from vae_jax.types import Array, Family, Key, Labels
 
 if TYPE_CHECKING:
@@ -145,6 +145,31 @@ def require_covariates(dataset: data.Dataset, number: int) -> None:
             f"the model takes {number} covariates a row, and {dataset.name} has {got}: "
             'name them in --columns, as {"age": "covariate"}'
         )
+
+
+def require_categories(dataset: data.Dataset, support: Any) -> None:
+    """Raise ValueError unless columns have as many categories as the likelihood.
+
+    Categories are numbered by rank: without one of them, others would take its number.
+
+    Args:
+      dataset: the data as loaded.
+      support: support of the likelihood; only that of a table is by column.
+
+    Raises:
+      ValueError: names the column and both numbers.
+    """
+    parts = support.parts if isinstance(support, ColumnSupport) else ()
+    for part, at in parts:
+        for column in (dataset.columns[number] for number in at):
+            got = len(column.categories)
+            if got and part.whole and part != COUNTS and part.high != got - 1:
+                raise ValueError(
+                    f"column {column.name!r} has {got} categories, and the model "
+                    f"{part.high + 1:g}: give them all in --columns, as "
+                    f'{{"{column.name}": {{"kind": "{column.kind}", "categories": '
+                    "[...]}}"
+                )
 
 
 def _on_host(dataset: data.Dataset, data_on: str) -> data.Dataset:

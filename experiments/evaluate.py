@@ -43,7 +43,7 @@ from experiments.evaluation import (
 )
 from experiments.figures import are_pixels, draw_grid, draw_samples
 from experiments.runner import flags, run_folder
-from experiments.runner.command_line import execute, parse
+from experiments.runner.command_line import execute, parse, say
 from experiments.runner.report import columns, mean_of, measured, save_figure
 from vae_jax import data, exact
 from vae_jax.data.rows import spacing
@@ -228,14 +228,15 @@ def data_of_a_script(config: Config, spec: vae_jax.ModelSpec) -> RunData:
         )
     name, support = str(config.dataset), spec.likelihood.support
     masked = isinstance(support, MaskedSupport)
-    of_counts = (support.base if masked else support) == COUNTS
+    support = support.base if masked else support
     original = data.load(
         name,
         data_dir=config.data_dir or "data",
-        values="counts" if of_counts else None,
+        values="counts" if support == COUNTS else None,
         columns=datasets.given_columns(config.columns),
         missing="mask" if masked else "error",
     )
+    say(*original.notes)
     if takes_exposure:
         datasets.require_totals(original)
     datasets.require_covariates(original, spec.num_covariates)
@@ -245,8 +246,11 @@ def data_of_a_script(config: Config, spec: vae_jax.ModelSpec) -> RunData:
             f"--dataset={name} must have the model's {spec.data_dim} values an "
             f"example, got {dim}"
         )
+    datasets.require_categories(original, support)
     num_classes = datasets.num_classes(original, conditional=spec.num_classes > 0)
-    if num_classes > spec.num_classes:
+    # Labels that --columns names are numbered by rank: none may be absent.
+    is_ranked = config.columns is not None and num_classes < spec.num_classes
+    if num_classes > spec.num_classes or is_ranked:
         raise ValueError(
             f"--dataset={name} has labels up to {num_classes - 1}, and the model takes "
             f"{spec.num_classes} classes"

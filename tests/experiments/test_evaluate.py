@@ -12,7 +12,7 @@ import pytest
 import vae_jax
 from experiments import choices, datasets, evaluate, evaluation, figures, mnist
 from experiments.evaluate import Config
-from vae_jax import checkpoint
+from vae_jax import checkpoint, data
 
 
 @pytest.fixture(scope="module")
@@ -342,6 +342,41 @@ def test_exposures_and_labels_of_a_script_are_named_or_refused(tmp_path):
     spec = dataclasses.replace(spec, num_classes=2)
     with pytest.raises(ValueError, match="labels up to 2, and the model takes 2 class"):
         evaluate.data_of_a_script(config, spec)
+
+
+def test_a_category_that_a_table_lacks_takes_no_others_number(tmp_path, capsys):
+    """Without "a", "b" would be 0, which is the code of "a" in the model."""
+    rows = np.array(["b", "c"])[np.arange(60) % 2]
+    path, schema = tmp_path / "t.csv", tmp_path / "s.json"
+    ages = np.arange(60) / 7
+    lines = [f"{age:.3f},{row},{row}" for age, row in zip(ages, rows, strict=True)]
+    path.write_text("\n".join(["age,city,batch", *lines]) + "\n")
+    kinds = {"city": "categorical", "batch": "ignore"}
+    columns = [
+        data.Column("age", "real"),
+        data.Column("city", "categorical", ("a", "b", "c")),
+    ]
+    spec = vae_jax.ModelSpec(
+        encoder=vae_jax.MLP((5,)),
+        decoder=vae_jax.MLP((5,)),
+        likelihood=vae_jax.Columns.of_table(columns),
+        latent_dim=1,
+        data_shape=(2,),
+    )
+    config = Config(str(tmp_path), dataset=str(path), columns=str(schema))
+    schema.write_text(json.dumps(kinds))
+    with pytest.raises(ValueError, match="'city' has 2 categories, and the model 3"):
+        evaluate.data_of_a_script(config, spec)
+    city = {"kind": "categorical", "categories": ["a", "b", "c"]}
+    schema.write_text(json.dumps(kinds | {"city": city}))
+    found = evaluate.data_of_a_script(config, spec)
+    assert set(np.unique(found.train[:, 1])) == {1, 2}
+    schema.write_text(json.dumps(kinds | {"city": city, "batch": "label"}))
+    with pytest.raises(ValueError, match="labels up to 1, and the model takes 3"):
+        evaluate.data_of_a_script(config, dataclasses.replace(spec, num_classes=3))
+    assert "labels of column 'batch' are numbered: 0 = b, 1 = c" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_step_is_not_called_the_last(trained):

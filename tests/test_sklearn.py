@@ -164,6 +164,65 @@ def test_the_likelihood_suits_the_values(X, name):
     assert type(likelihood_of(X)).__name__ == name
 
 
+def test_missing_values_are_imputed_and_left_out_of_the_score():
+    """Against the exact marginals and conditional means of a factor model."""
+    rng = np.random.default_rng(4)
+    loadings = np.array([[2.0, 1.0, 0.5, -1.0, 3.0, 0.3]])
+    covariance = loadings.T @ loadings + 0.5 * np.eye(6)
+    X = rng.multivariate_normal(np.full(6, 10.0), covariance, size=1500)
+    missing = rng.random(X.shape) < 0.2
+    rows = np.where(missing, np.nan, X)
+    likelihood = likelihood_of(rows)
+    assert type(likelihood).__name__ == "Masked"
+    # With a linear decoder the factor model is among its models.
+    spec = vae_jax.ModelSpec(
+        encoder=vae_jax.MLP((50,)),
+        decoder=vae_jax.Linear(),
+        likelihood=likelihood,
+        latent_dim=1,
+        data_shape=(6,),
+    )
+    model = VAE(spec=spec, random_state=0).fit(rows[:1000])
+    held_out, expected, scores = rows[1000:], [], []
+    for row in held_out:
+        seen = ~np.isnan(row)
+        among = covariance[np.ix_(seen, seen)]
+        gain = np.linalg.solve(among, covariance[np.ix_(seen, ~seen)])
+        expected.append(10 + (row[seen] - 10) @ gain)
+        density = scipy.stats.multivariate_normal(np.full(seen.sum(), 10.0), among)
+        scores.append(density.logpdf(row[seen]))
+    imputed = model.impute(held_out)
+    gaps, truth = missing[1000:], X[1000:]
+    np.testing.assert_allclose(imputed[~gaps], held_out[~gaps], rtol=1e-6)
+    error = np.mean((imputed - truth)[gaps] ** 2)
+    assert error < 1.1 * np.mean((np.concatenate(expected) - truth[gaps]) ** 2)
+    assert error < 0.5 * np.mean((10 - truth[gaps]) ** 2)
+    assert model.score(held_out) == pytest.approx(np.mean(scores), abs=0.1)
+    np.testing.assert_allclose(
+        model.score_samples(held_out[::-9]), model.score_samples(held_out)[::-9], 1e-6
+    )
+    assert np.isfinite(model.transform(held_out)).all()
+    assert np.isfinite(model.sample(5)).all()
+
+
+def test_missing_values_without_a_model_for_them_are_refused(fitted):
+    rows = ROWS.copy()
+    rows[3, 1] = np.nan
+    for method in (fitted.transform, fitted.score_samples, fitted.impute):
+        with pytest.raises(
+            ValueError, match=r"X contains NaN, and Standardized\(.*auto"
+        ):
+            method(rows)
+    with pytest.raises(ValueError, match="X contains NaN, and Gaussian"):
+        VAE(likelihood=vae_jax.Gaussian(), max_epochs=1).fit(rows)
+    rows[:, 1] = np.nan
+    with pytest.raises(ValueError, match="X has no value in column 1: leave it out"):
+        VAE(max_epochs=1).fit(rows)
+    rows[:, 1] = np.inf
+    with pytest.raises(ValueError, match="infinity"):
+        VAE(max_epochs=1).fit(rows)
+
+
 def test_counts_of_a_floating_type_are_not_taken_for_real_numbers_unsaid(recwarn):
     X = np.array([[0.0, 3.0], [1.0, 2.0]])
     with pytest.warns(UserWarning, match=r"float64.*X.astype\(int\)"):

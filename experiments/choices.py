@@ -223,6 +223,17 @@ def is_of_counts(config: "ModelFlags") -> bool:
 BINARIZED = ("mnist", "fashion_mnist", "kmnist")
 
 
+def default_binarization(family: Family, dataset: data.Dataset) -> str:
+    """Return what `--binarization=auto` is: `dynamic` for bits of grey data, or `none`.
+
+    Args:
+      family: the likelihood.
+      dataset: the data as loaded; the draws from data that are bits would be the data.
+    """
+    draws = isinstance(family, vae_jax.Bernoulli) and dataset.values != "bits"
+    return "dynamic" if draws else "none"
+
+
 def _is_binarized(config: "ModelFlags", dataset: data.Dataset) -> bool:
     """Return whether pixels are binarized, by `--binarization` or by convention."""
     if dataset.columns:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import vae_jax
 from experiments import choices, datasets, optimizers
 from experiments.choices import ConfigT
 from experiments.runner import flags, run_folder
@@ -46,7 +45,7 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
     family = choices.likelihood(config, dataset.num_levels, dataset.columns)
     binarization = config.binarization
     if binarization == "auto":
-        binarization = "dynamic" if isinstance(family, vae_jax.Bernoulli) else "none"
+        binarization = choices.default_binarization(family, dataset)
     are_fixed = dataset.values == "levels" and binarization != "dynamic"
     wanted = OF_FIXED_LEVELS if are_fixed else STEPS_WANTED
     epochs = config.epochs or max(MINIMUM_EPOCHS, wanted // steps_per_epoch)

@@ -255,8 +255,7 @@ def data_of_a_script(config: Config, spec: vae_jax.ModelSpec) -> RunData:
             f"--dataset={name} has labels up to {num_classes - 1}, and the model takes "
             f"{spec.num_classes} classes"
         )
-    is_bernoulli = isinstance(spec.likelihood, vae_jax.Bernoulli)
-    binarization = "dynamic" if is_bernoulli else "none"
+    binarization = choices.default_binarization(spec.likelihood, original)
     datasets.require_in(spec.likelihood.support, original, binarization)
     return _as_seen(original, binarization, seed=0, labelled=spec.num_classes > 0)
 

@@ -515,6 +515,17 @@ def test_the_default_likelihood_suits_the_data(
     assert resolved.epochs == epochs == resolved.schedule_epochs
 
 
+def test_data_that_are_bits_are_not_drawn_again():
+    """Draws from them would be the data, at the cost of a sixth of a step."""
+    grey = data.load("digits")
+    bits = data.binarize_dataset(grey, jax.random.key(0), method="threshold")
+    for given, expected in ((bits, "none"), (grey, "dynamic")):
+        config = Config(dataset="digits", likelihood="bernoulli")
+        assert defaults.resolve(config, given).binarization == expected
+    x = data.to_unit_interval(jnp.asarray(bits.train), bits.num_levels)
+    np.testing.assert_array_equal(data.binarize(x, jax.random.key(1)), x)
+
+
 def test_a_run_of_bits_goes_on_by_the_command_that_began_it(
     finished, capsys, no_pictures
 ):

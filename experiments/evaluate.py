@@ -9,15 +9,13 @@ codes make better samples? Always at beta = 1, on the run's own test set. A minu
 two cores for the digits, some minutes for MNIST.
 """
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -25,12 +23,10 @@ import vae_jax
 from experiments import (
     calibration,
     choices,
-    datasets,
     diagnostics,
+    evaluation_data,
     mnist,
     predictive,
-    sweep,
-    sweep_report,
 )
 from experiments.choices import labels_of
 from experiments.evaluation import (
@@ -43,11 +39,9 @@ from experiments.evaluation import (
 )
 from experiments.figures import are_pixels, draw_grid, draw_samples
 from experiments.runner import flags, run_folder
-from experiments.runner.command_line import execute, parse, say
+from experiments.runner.command_line import execute, parse
 from experiments.runner.report import columns, mean_of, measured, save_figure
-from vae_jax import data, exact
-from vae_jax.data.rows import spacing
-from vae_jax.distributions.support import COUNTS, MaskedSupport
+from vae_jax import exact
 from vae_jax.types import Array, Labels
 
 
@@ -93,221 +87,6 @@ experiments.mnist."""
     """Gaussians of a prior fitted to the codes of the training set; 0 leaves it out."""
     num_simulated: flags.Natural = 1000
     """Simulated observations for the calibration of q(z|x); 0 leaves it out."""
-
-
-class RunData(NamedTuple):
-    """The data of a run, as the model sees them: pixels in [0, 1].
-
-    Attributes:
-      train: `[n, D]`, as the run saw it in one epoch; of a data set larger than the
-        memory some, evenly spaced.
-      test: `[m, D]`, as it was evaluated.
-      train_labels: of a conditional model, or `Conditions`; None for another.
-      test_labels: likewise.
-    """
-
-    train: Array
-    test: Array
-    train_labels: Labels
-    test_labels: Labels
-
-
-def with_best_model(config: Config) -> Config:
-    """Return the configuration with the best model of a sweep, unless one is named.
-
-    Args:
-      config: the configuration, for a folder of any kind.
-
-    Returns:
-      The configuration, unchanged if `--model` is given or the folder holds no sweep.
-
-    Raises:
-      ValueError: if the sweep had no validation data or is not done; no model is chosen
-        on the test set.
-    """
-    folder = Path(config.run_folder)
-    path = folder / "config.json"
-    if config.model is not None or config.dataset or not path.exists():
-        return config
-    if "num_seeds" not in run_folder.read_signed(path).content:
-        return config
-    path = folder / "results.json"
-    if not path.exists():
-        raise ValueError(
-            f"--model must name one of the sweep's models: {folder} holds no "
-            "results.json to choose by, as the sweep is not done"
-        )
-    results, is_changed = run_folder.read_signed(path)
-    try:
-        models = results["models"]
-        model = sweep_report.best_model(models)
-        chosen = "" if model is None else _described(results, model)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if model is None:
-        raise ValueError(
-            "--model must name one of the sweep's models: it had no validation data "
-            "(--validation=N) to choose by, and none is chosen on the test set"
-        )
-    _warn_if(is_changed, path)
-    print(f"{chosen} is the highest of {len(models)} (--model=N: another)")
-    return replace(config, model=model)
-
-
-def _warn_if(is_changed: bool | None, path: Path) -> None:
-    if is_changed:
-        message = "is not what the run wrote, and is taken as it is now"
-        print(f"warning: {path} {message}", file=sys.stderr)
-
-
-def _described(results: dict[str, Any], model: int) -> str:
-    """Describe a model of a sweep: number, settings and validation ELBO."""
-    row = results["models"][model]
-    settings = sweep_report.describe(row, results["swept"])
-    return (
-        f"model {model}: {settings}, whose validation ELBO {row['validation_elbo']:.2f}"
-    )
-
-
-def load_data(config: Config) -> tuple[mnist.Config, RunData]:
-    """The run's configuration and its data.
-
-    Raises:
-      ValueError: no run there, or its data are not those that it was trained on.
-    """
-    path = Path(config.run_folder) / "config.json"
-    if not path.exists():
-        raise ValueError(
-            f"{config.run_folder} holds no config.json of a run; for a folder of "
-            "vae_jax.save_run, name the data with --dataset"
-        )
-    found, is_changed = run_folder.read_signed(path)
-    try:
-        trained = _trained(found, config.model)
-        flags.check(trained)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    original = datasets.load(trained, data_dir=config.data_dir)
-    digest = datasets.digest(original, trained.dataset, labelled=trained.conditional)
-    if digest != found.get("data_sha256"):
-        raise ValueError(
-            f"the {trained.dataset} data found are not those of the run in "
-            f"{config.run_folder}"
-        )
-    _warn_if(is_changed, path)
-    seen = _as_seen(
-        original, trained.binarization, seed=trained.seed, labelled=trained.conditional
-    )
-    return trained, seen
-
-
-def data_of_a_script(config: Config, spec: vae_jax.ModelSpec) -> RunData:
-    """The data set that `--dataset` names, as the likelihood takes it.
-
-    Raises:
-      ValueError: the folder is a run with data of its own; examples of another size,
-        values that the likelihood does not take, no labels or too many for a
-        conditional model, another number of covariates, or no exposures for a model
-        that takes them.
-    """
-    if (Path(config.run_folder) / "config.json").exists():
-        raise ValueError(
-            f"--dataset is for a folder of vae_jax.save_run, and {config.run_folder} "
-            "holds a config.json that names its data"
-        )
-    takes_exposure = spec.likelihood.takes_exposure
-    if takes_exposure and config.exposure == "none":
-        raise ValueError(
-            f"--exposure must be row_total for {spec.likelihood!r}; for other "
-            "exposures call vae_jax.evaluate with labels=Conditions(exposure=...)"
-        )
-    if not takes_exposure and config.exposure != "none":
-        raise ValueError(
-            f"--exposure {config.exposure} needs a likelihood that takes exposures, "
-            f"got {spec.likelihood!r}"
-        )
-    name, support = str(config.dataset), spec.likelihood.support
-    masked = isinstance(support, MaskedSupport)
-    support = support.base if masked else support
-    original = data.load(
-        name,
-        data_dir=config.data_dir or "data",
-        values="counts" if support == COUNTS else None,
-        columns=datasets.given_columns(config.columns),
-        missing="mask" if masked else "error",
-    )
-    say(*original.notes)
-    if takes_exposure:
-        datasets.require_totals(original)
-    datasets.require_covariates(original, spec.num_covariates)
-    dim = original.train.shape[1]
-    if dim != spec.data_dim:
-        raise ValueError(
-            f"--dataset={name} must have the model's {spec.data_dim} values an "
-            f"example, got {dim}"
-        )
-    datasets.require_categories(original, support)
-    num_classes = datasets.num_classes(original, conditional=spec.num_classes > 0)
-    # Labels that --columns names are numbered by rank: none may be absent.
-    is_ranked = config.columns is not None and num_classes < spec.num_classes
-    if num_classes > spec.num_classes or is_ranked:
-        raise ValueError(
-            f"--dataset={name} has labels up to {num_classes - 1}, and the model takes "
-            f"{spec.num_classes} classes"
-        )
-    binarization = choices.default_binarization(spec.likelihood, original)
-    datasets.require_in(spec.likelihood.support, original, binarization)
-    return _as_seen(original, binarization, seed=0, labelled=spec.num_classes > 0)
-
-
-def _refuse_flags_of_other_data(config: Config) -> None:
-    """Raise ValueError for flags that describe the data of `--dataset` without it."""
-    for name in ("columns", "exposure"):
-        if not config.dataset and getattr(config, name) != getattr(Config, name):
-            raise ValueError(
-                f"--{name} describes the data that --dataset names; those of a run are "
-                "known from its config.json"
-            )
-
-
-def _as_seen(
-    original: data.Dataset, binarization: str, *, seed: int, labelled: bool
-) -> RunData:
-    """The data as the model sees them, and as it was evaluated on them."""
-    dataset = datasets.binarized(original, binarization, seed=seed)
-    test = datasets.test_images(dataset)
-    step = spacing(dataset.train)
-    train = jnp.asarray(dataset.train[::step])
-    train = data.to_unit_interval(train, dataset.num_levels)
-    if binarization == "dynamic":
-        train = data.binarize(train, evaluation_keys().train_data)
-    given, of_test = (
-        datasets.conditions(dataset, name, labelled=labelled)
-        for name in ("train", "test")
-    )
-    given = jax.tree.map(lambda values: values[::step], given)
-    return RunData(train, test, given, of_test)
-
-
-def _trained(found: dict[str, Any], model: int | None) -> mnist.Config:
-    """The configuration of a run, or of one model of a sweep, out of config.json."""
-    many = "num_seeds" in found
-    config_class = sweep.Config if many else mnist.Config
-    names = {field.name for field in fields(config_class)}
-    known: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in found.items()
-        if name in names
-    }
-    if not many:
-        return mnist.Config(**known)
-    flags.check(sweep.Config(**known))
-    models = sweep.grid(sweep.Config(**known))
-    if model is None or not 0 <= model < len(models):
-        raise ValueError(
-            f"--model must be one of the sweep's 0 to {len(models) - 1}, got {model}"
-        )
-    return models[model]
 
 
 def evaluate(
@@ -381,7 +160,10 @@ def _annealing(
 
 
 def fitted_prior(
-    params: vae_jax.Params, run_data: RunData, config: Config, folder: Path
+    params: vae_jax.Params,
+    run_data: evaluation_data.RunData,
+    config: Config,
+    folder: Path,
 ) -> dict[str, Any] | None:
     """The ELBO under a prior fitted to the codes, and a picture of its samples."""
     posterior = params.spec.posterior
@@ -501,6 +283,22 @@ def warnings(figures: dict[str, Any]) -> list[str]:
     return found
 
 
+def _check_data_flags(config: Config) -> None:
+    """Raise ValueError for flags that do not describe the data of this folder."""
+    folder = config.run_folder
+    if config.dataset and (Path(folder) / "config.json").exists():
+        raise ValueError(
+            f"--dataset is for a folder of vae_jax.save_run, and {folder} holds a "
+            "config.json that names its data"
+        )
+    for name in ("columns", "exposure"):
+        if not config.dataset and getattr(config, name) != getattr(Config, name):
+            raise ValueError(
+                f"--{name} describes the data that --dataset names; those of a run are "
+                "known from its config.json"
+            )
+
+
 def run(config: Config) -> dict[str, Any]:
     """Evaluates, prints, and writes into the run's folder.
 
@@ -514,9 +312,15 @@ def run(config: Config) -> dict[str, Any]:
       ValueError: no run there, other data, or a value that no run can have.
     """
     flags.check(config)
-    config = with_best_model(config)
-    _refuse_flags_of_other_data(config)
-    of_run = None if config.dataset else load_data(config)
+    _check_data_flags(config)
+    trained, found = None, None
+    if not config.dataset:
+        if config.model is None:
+            best = evaluation_data.best_model(Path(config.run_folder))
+            config = replace(config, model=best)
+        trained, found = evaluation_data.of_run(
+            config.run_folder, model=config.model, data_dir=config.data_dir
+        )
     params = vae_jax.load_run(
         config.run_folder,
         which=config.which,
@@ -524,7 +328,13 @@ def run(config: Config) -> dict[str, Any]:
         model=config.model,
         trust=config.trust,
     )
-    trained, run_data = of_run or (None, data_of_a_script(config, params.spec))
+    run_data = found or evaluation_data.of_dataset(
+        str(config.dataset),
+        params.spec,
+        data_dir=config.data_dir,
+        columns=config.columns,
+        exposure=config.exposure,
+    )
     x = run_data.test
     folder = Path(config.run_folder)
     with run_folder.locked(folder):

@@ -319,8 +319,11 @@ def test_a_model_of_a_sweep_is_evaluated_by_its_number(tmp_path, no_pictures, ca
     assert found["elbo"] == pytest.approx(results["models"][1]["test_elbo"])
     assert "beta 2," in capsys.readouterr().out
     assert (tmp_path / "model-1" / "evaluation.json").exists()
-    for model in (None, 2):
-        with pytest.raises(ValueError, match=f"--model must be .* 0 to 1, got {model}"):
+    for model, message in (
+        (None, "--model must name one of the sweep's models: it had no validation"),
+        (2, "--model must be one of the sweep's 0 to 1, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
             evaluate.run(evaluate.Config(str(tmp_path), model=model))
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import vae_jax
-from experiments import evaluate, sweep
+from experiments import evaluation_data, sweep
 from experiments.evaluation import elbo_figures
 from experiments.published.tables import FOLDER, chosen, provenance, write
 from experiments.runner import flags
@@ -186,7 +186,7 @@ def record(
     """
     # One data set for all seeds. The training ELBO is recomputed: the logged one is for
     # relaxed bits if the estimator relaxes them.
-    _, found = evaluate.load_data(evaluate.Config(str(folder), model=0))
+    _, found = evaluation_data.of_run(folder, model=0)
     models = []
     for index, row in enumerate(results["models"]):
         params = vae_jax.load_run(folder, model=index)

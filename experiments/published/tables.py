@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import vae_jax
-from experiments import datasets, evaluate, evaluation, mnist
+from experiments import datasets, evaluation, evaluation_data, mnist
 from experiments.runner import flags, run_folder
 from experiments.runner.command_line import execute, parse
 from experiments.runner.report import columns, mean_of, measured
@@ -225,7 +225,7 @@ def _elbo(cell: Cell, config: mnist.Config) -> dict[str, float]:
     # The cells name no user-defined classes, so no spec is needed to load the run.
     folder = str(config.run_dir)
     params = vae_jax.load_run(folder, which=cell.which)
-    _, found = evaluate.load_data(evaluate.Config(folder))
+    _, found = evaluation_data.of_run(folder)
     noise = evaluation.evaluation_keys().noise
     terms = jax.jit(vae_jax.evaluate)(params, found.test, noise)
     return mean_of(np.asarray(terms.elbo))

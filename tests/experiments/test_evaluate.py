@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,15 @@ import numpy as np
 import pytest
 
 import vae_jax
-from experiments import choices, datasets, evaluate, evaluation, figures, mnist
+from experiments import (
+    choices,
+    datasets,
+    evaluate,
+    evaluation,
+    evaluation_data,
+    figures,
+    mnist,
+)
 from experiments.evaluate import Config
 from vae_jax import checkpoint, data
 
@@ -325,11 +334,11 @@ def test_exposures_and_labels_of_a_script_are_named_or_refused(tmp_path):
         data_shape=(3,),
         num_classes=3,
     )
-    config = evaluate.Config(str(tmp_path / "mine"), dataset=str(path))
+    load = partial(evaluation_data.of_dataset, str(path))
     with pytest.raises(ValueError, match="--exposure must be row_total for Exposed"):
-        evaluate.data_of_a_script(config, spec)
-    config = dataclasses.replace(config, exposure="row_total")
-    found = evaluate.data_of_a_script(config, spec)
+        load(spec)
+    load = partial(load, exposure="row_total")
+    found = load(spec)
     params = vae_jax.init(spec, jax.random.key(0))
     given = choices.labels_of(params, found.test_labels, found.test)["labels"]
     np.testing.assert_array_equal(given.exposure, counts.sum(axis=1))
@@ -338,10 +347,10 @@ def test_exposures_and_labels_of_a_script_are_named_or_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"--exposure row_total needs.*got Poisson\(\)"
     ):
-        evaluate.data_of_a_script(config, plain)
+        load(plain)
     spec = dataclasses.replace(spec, num_classes=2)
     with pytest.raises(ValueError, match="labels up to 2, and the model takes 2 class"):
-        evaluate.data_of_a_script(config, spec)
+        load(spec)
 
 
 def test_a_category_that_a_table_lacks_takes_no_others_number(tmp_path, capsys):
@@ -363,17 +372,17 @@ def test_a_category_that_a_table_lacks_takes_no_others_number(tmp_path, capsys):
         latent_dim=1,
         data_shape=(2,),
     )
-    config = Config(str(tmp_path), dataset=str(path), columns=str(schema))
+    load = partial(evaluation_data.of_dataset, str(path), columns=str(schema))
     schema.write_text(json.dumps(kinds))
     with pytest.raises(ValueError, match="'city' has 2 categories, and the model 3"):
-        evaluate.data_of_a_script(config, spec)
+        load(spec)
     city = {"kind": "categorical", "categories": ["a", "b", "c"]}
     schema.write_text(json.dumps(kinds | {"city": city}))
-    found = evaluate.data_of_a_script(config, spec)
+    found = load(spec)
     assert set(np.unique(found.train[:, 1])) == {1, 2}
     schema.write_text(json.dumps(kinds | {"city": city, "batch": "label"}))
     with pytest.raises(ValueError, match="labels up to 1, and the model takes 3"):
-        evaluate.data_of_a_script(config, dataclasses.replace(spec, num_classes=3))
+        load(dataclasses.replace(spec, num_classes=3))
     assert "labels of column 'batch' are numbered: 0 = b, 1 = c" in (
         capsys.readouterr().out
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import vae_jax
-from experiments import evaluate, figures, mnist
+from experiments import evaluation_data, figures, mnist
 from experiments.runner import checkpoints, metrics
 from vae_jax import checkpoint
 
@@ -277,7 +277,7 @@ def test_a_configuration_that_cannot_be_read_is_named(copy, name):
     with pytest.raises(ValueError, match="config.json cannot be read"):
         run(copy)
     with pytest.raises(ValueError, match="config.json cannot be read"):
-        evaluate.load_data(evaluate.Config(run_folder=str(copy)))
+        evaluation_data.of_run(copy)
     assert (copy / "config.json").read_bytes() == before
 
 
@@ -297,15 +297,15 @@ def test_a_configuration_of_other_types_is_refused(copy, changes, message):
     path = copy / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ValueError, match=message):
-        evaluate.load_data(evaluate.Config(run_folder=str(copy)))
+        evaluation_data.of_run(copy)
 
 
 def test_an_edited_configuration_is_said_to_be_one(copy, capsys):
-    evaluate.load_data(evaluate.Config(run_folder=str(copy)))
+    evaluation_data.of_run(copy)
     assert not capsys.readouterr().err
     path = copy / "config.json"
     path.write_text(path.read_text().replace('"dynamic"', '"threshold"'))
-    evaluate.load_data(evaluate.Config(run_folder=str(copy)))
+    evaluation_data.of_run(copy)
     assert "config.json is not what the run wrote" in capsys.readouterr().err
 
 

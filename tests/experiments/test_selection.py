@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 
 import vae_jax
-from experiments import datasets, evaluate, figures, mnist, sweep, sweep_report
+from experiments import (
+    datasets,
+    evaluate,
+    evaluation_data,
+    figures,
+    mnist,
+    sweep,
+    sweep_report,
+)
 from experiments.evaluation import elbo_figures, evaluation_keys
 from experiments.runner import checkpoints, selection, training
 from experiments.runner.command_line import Interrupted
@@ -211,7 +219,7 @@ def test_the_best_is_evaluated_by_its_command(finished, monkeypatch):
             evaluate.run(evaluate.Config(str(folder), which=which))
         expected = vae_jax.load_run(folder, which=which)
         jax.tree.map(np.testing.assert_array_equal, seen[-1], expected)
-    _, found = evaluate.load_data(evaluate.Config(str(folder)))
+    _, found = evaluation_data.of_run(folder)
     assert len(found.train) == 1437 - 400
 
 
@@ -322,7 +330,7 @@ def test_the_best_model_is_chosen_on_validation_data_alone():
     assert sweep_report.best_model([model(float("nan"), -1.0)]) is None
 
 
-def test_a_sweep_ranks_by_validation_data(tmp_path, capsys):
+def test_a_sweep_ranks_by_validation_data(tmp_path, capsys, monkeypatch):
     config = sweep.Config(
         dataset="digits",
         likelihood="bernoulli",
@@ -347,27 +355,34 @@ def test_a_sweep_ranks_by_validation_data(tmp_path, capsys):
     (header,) = (at for at, line in enumerate(printed) if "validation elbo" in line)
     assert [row.split()[0] for row in printed[header + 1 :][:2]] == ["0.01", "0.0001"]
     assert rows_of(tmp_path, "validation") and not rows_of(tmp_path, "test")
-    assert_the_best_model_is_evaluated(tmp_path, capsys)
+    assert_the_best_model_is_evaluated(tmp_path, capsys, monkeypatch)
 
 
-def assert_the_best_model_is_evaluated(folder, capsys):
+def assert_the_best_model_is_evaluated(folder, capsys, monkeypatch):
     """Not the first, nor the best on the test set; and none without validation data."""
-    unnamed = evaluate.Config(str(folder))
-    chosen = evaluate.with_best_model(unnamed)
-    assert chosen == dataclasses.replace(unnamed, model=1)
+    assert evaluation_data.best_model(folder) == 1
     printed = capsys.readouterr().out
     assert "model 1: learning_rate 0.01, seed 0, whose validation ELBO" in printed
-    trained, _ = evaluate.load_data(chosen)
+    trained, _ = evaluation_data.of_run(folder, model=1)
     assert trained.learning_rate == 1e-2
-    named = dataclasses.replace(unnamed, model=0)
-    assert evaluate.with_best_model(named) == named
+    seen = []
+
+    def stop(*given):
+        seen.append(given[-1].model)
+        raise ValueError("that is all")
+
+    monkeypatch.setattr(evaluate, "evaluate", stop)
+    for model in (None, 0):
+        with pytest.raises(ValueError, match="that is all"):
+            evaluate.run(evaluate.Config(str(folder), model=model))
+    assert seen == [1, 0]
     path = folder / "results.json"
     results = json.loads(path.read_text())
     edited = [
         row | {"validation_elbo": -row["learning_rate"]} for row in results["models"]
     ]
     path.write_text(json.dumps(results | {"models": edited}))
-    assert evaluate.with_best_model(unnamed).model == 0
+    assert evaluation_data.best_model(folder) == 0
     assert f"{path} is not what the run wrote" in capsys.readouterr().err
     unwatched = [row | {"validation_elbo": None} for row in results["models"]]
     for text, message in (
@@ -377,4 +392,4 @@ def assert_the_best_model_is_evaluated(folder, capsys):
     ):
         path.unlink() if text is None else path.write_text(text)
         with pytest.raises(ValueError, match=message):
-            evaluate.with_best_model(unnamed)
+            evaluation_data.best_model(folder)

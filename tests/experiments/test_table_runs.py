@@ -14,6 +14,7 @@ from experiments import (
     calibration,
     datasets,
     evaluate,
+    evaluation_data,
     mnist,
     predictive,
     sweep,
@@ -194,7 +195,7 @@ def test_a_mixed_table_trains_and_is_evaluated(tmp_path, capsys):
     np.testing.assert_array_equal(again.train, datasets.load(config).train)
     # The run is evaluated without the schema.
     (tmp_path / "schema.json").unlink()
-    _, found = evaluate.load_data(evaluate.Config(str(folder)))
+    _, found = evaluation_data.of_run(folder)
     elbo = elbo_figures(params, found.test)["elbo"]
     assert elbo == pytest.approx(results["test_elbo"], abs=1e-4)
 
@@ -234,7 +235,7 @@ def test_a_table_with_holes_trains_and_is_imputed(tmp_path):
     assert np.isfinite(results["importance_weighted_log_likelihood"])
     params = vae_jax.load_run(folder)
     assert params.spec.likelihood.shows_mask
-    _, found = evaluate.load_data(evaluate.Config(str(folder)))
+    _, found = evaluation_data.of_run(folder)
     assert np.isnan(found.test).any()
     filled = vae_jax.impute(params, found.test, jax.random.key(0), num_samples=20)
     assert np.isfinite(filled.mean).all()
@@ -265,9 +266,7 @@ def test_exposures_are_the_totals_of_rows(counts, tmp_path):
     assert np.less(found["variance"]["lower"], found["variance"]["observed"]).all()
     assert calibration.calibration_figures(params, key, num_simulated=5) is None
     with pytest.raises(ValueError, match="--exposure must be row_total"):
-        evaluate.data_of_a_script(
-            evaluate.Config(str(tmp_path), dataset=counts), params.spec
-        )
+        evaluation_data.of_dataset(counts, params.spec)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +326,7 @@ def test_covariates_are_given_beside_the_columns(tmp_path):
         params, dataset.test, evaluation_keys().noise, labels=given
     )
     assert results["test_elbo"] == pytest.approx(float(terms.elbo.mean()), rel=1e-5)
-    trained, found = evaluate.load_data(evaluate.Config(str(folder)))
+    trained, found = evaluation_data.of_run(folder)
     np.testing.assert_array_equal(found.test_labels.covariates, given.covariates)
     assert len(found.train_labels.covariates) == len(found.train) == 120
     assert datasets.warnings(dataset, params.spec.likelihood, "none") == []
@@ -337,7 +336,7 @@ def test_covariates_are_given_beside_the_columns(tmp_path):
     other = (tmp_path / "cells.csv").read_text().replace(str(dose[7]), "0.5")
     (tmp_path / "cells.csv").write_text(other)
     with pytest.raises(ValueError, match="are not those of the run"):
-        evaluate.load_data(evaluate.Config(str(folder)))
+        evaluation_data.of_run(folder)
 
 
 PARTS = ("train", "test", "validation")

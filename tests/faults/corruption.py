@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import vae_jax
-from experiments import evaluate
+from experiments import evaluation_data
 from experiments.runner.command_line import CommandFailed
 from vae_jax import checkpoint
 
@@ -115,11 +115,10 @@ def evaluated(folder: Path, path: Path, bench: Bench) -> None:
     import io
 
     errors = io.StringIO()
-    config = evaluate.Config(run_folder=str(folder))
     with contextlib.redirect_stderr(errors):
-        trained, found = evaluate.load_data(config)
+        trained, found = evaluation_data.of_run(folder)
     if not errors.getvalue():
-        wanted = evaluate.load_data(evaluate.Config(run_folder=str(bench.folder)))
+        wanted = evaluation_data.of_run(bench.folder)
         require(
             np.array_equal(found.test, wanted[1].test)
             and np.array_equal(found.train, wanted[1].train),

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
 import vae_jax
@@ -61,6 +62,16 @@ class Course(NamedTuple):
     reached: bool
 
 
+class Entrant(NamedTuple):
+    """A training that takes part, and the epochs after which it ends.
+
+    At the end of a schedule its rate is zero, so nothing is learned afterwards.
+    """
+
+    prepare: Callable[[Workload], Training]
+    most_epochs: int
+
+
 class Courses(NamedTuple):
     """Courses of everyone to the same target, a test ELBO in nats."""
 
@@ -88,16 +99,19 @@ def binarized(loss: Callable[..., Any]) -> Callable[[Workload], Callable]:
     return make
 
 
-def entrants(steps_per_epoch: int) -> dict[str, Callable[[Workload], Training]]:
+def entrants(steps_per_epoch: int) -> dict[str, Entrant]:
     """Who takes part, of what is installed.
 
     Args:
       steps_per_epoch: for the schedule.
 
     Returns:
-      A function for each that sets up its training.
+      Each by its name and that of its learning rate.
     """
-    rates = {"constant": LEARNING_RATE, "schedule": schedule(steps_per_epoch)}
+    rates = {
+        "constant": (LEARNING_RATE, MOST_EPOCHS),
+        "schedule": (schedule(steps_per_epoch), EPOCHS),
+    }
 
     def ours(workload: Workload, rate: Rate) -> Training:
         def draw(x: Array, key: Key) -> Array:
@@ -119,10 +133,10 @@ def entrants(steps_per_epoch: int) -> dict[str, Callable[[Workload], Training]]:
         way = partial(pytorch.train_run, make_loss=loss, compiled=compiled)
         ways[name] = way, pytorch.TORCH
     return {
-        f"{name}, {kind}": partial(way, rate=rate)
+        f"{name}, {kind}": Entrant(partial(way, rate=rate), most_epochs)
         for name, (way, needs) in ways.items()
         if needs is None or importlib.util.find_spec(needs)
-        for kind, rate in rates.items()
+        for kind, (rate, most_epochs) in rates.items()
     }
 
 
@@ -193,7 +207,7 @@ def measure(
       batch_size: images of a step; the last incomplete batch is left out.
       seed: of weights, noise and order.
       target: test ELBO to reach, in nats.
-      most_epochs: after which a training ends.
+      most_epochs: after which a training ends; with a schedule, after at most `EPOCHS`.
 
     Returns:
       `Courses`.
@@ -231,13 +245,13 @@ def measure(
     courses = (
         train(
             name,
-            prepare(workload),
+            entrant.prepare(workload),
             rounds,
             lambda weights: float(mean_elbo(weights)),
             target=target,
-            most_epochs=most_epochs,
+            most_epochs=min(most_epochs, entrant.most_epochs),
         )
-        for name, prepare in entrants(steps).items()
+        for name, entrant in entrants(steps).items()
     )
     return Courses(tuple(courses), target)
 
@@ -271,8 +285,10 @@ def draw(found: Courses) -> Figure:
         style = "-o" if course.name.endswith("schedule") else "--"
         axes.plot(course.seconds, course.test_elbo, style, ms=3, label=course.name)
     axes.axhline(found.target, color="0.6", lw=1)
+    axes.set_xscale("log", subs=[])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set(
-        xscale="log",
         xlabel="seconds of training and compilation",
         ylabel="test ELBO, nats",
         title="Time to a test ELBO",

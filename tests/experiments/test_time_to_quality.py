@@ -58,6 +58,16 @@ def test_a_target_that_is_not_reached_is_said(found):
     assert shown.count("not reached") == len(found.courses)
 
 
+def test_a_training_ends_with_its_schedule():
+    epochs = {
+        name.rpartition(" ")[2]: entrant.most_epochs
+        for name, entrant in time_to_quality.entrants(3).items()
+    }
+    assert epochs == {"constant": 40, "schedule": 7}
+    rate = time_to_quality.schedule(3)
+    assert float(rate(6 * 3)) > 0 and float(rate(7 * 3)) == 0
+
+
 def test_training_stops_after_the_first_epoch_at_the_target():
     elbos = iter([-3.0, -2.0, -1.0, 0.0])
     course = time_to_quality.train(

@@ -83,6 +83,10 @@ def replace_networks(
     `labels=Conditions(...)`, with the labels as class weights `[B, C]`; `likelihood`
     also receives the exposure, if the likelihood of the spec takes one.
 
+    A function may also be a callable pytree, such as
+    `jax.tree_util.Partial(function, weights)`, whose arrays are weights for `jax.grad`
+    and `fit`; arrays in a closure are constants.
+
     Args:
       params: model parameters.
       posterior: function from x, `[B, D]`, to q(z|x) with arrays `[B, ...]`; None keeps
@@ -90,10 +94,6 @@ def replace_networks(
       likelihood: function from z, `[..., L]`, usually `[S, B, L]`, to p(x|z) with
         arrays `[..., D]`; None keeps the decoder. With several stochastic layers, z is
         that of the layer nearest the data.
-
-      Each is a plain function, or a callable pytree whose arrays are weights for
-      `jax.grad` and `fit`, such as `jax.tree_util.Partial(function, weights)`.
-      Arrays in a closure are constants.
 
     Returns:
       `Params` of the same spec.

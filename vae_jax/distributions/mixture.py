@@ -86,8 +86,8 @@ class MixtureDistribution(Distribution):
                 "a mixture of densities needs log_prob of its components, but "
                 f"{type(self.components).__name__} has no log_prob"
             )
-        shape = (*value.shape[:-1], self.log_weights.shape[0], value.shape[-1])
-        everywhere = jnp.broadcast_to(value[..., None, :], shape)
-        each = self.components.log_prob(everywhere.reshape(-1, *shape[-2:]))
+        points = value.reshape(-1, 1, value.shape[-1])
+        shape = (len(points), self.log_weights.shape[0], value.shape[-1])
+        each = self.components.log_prob(jnp.broadcast_to(points, shape))
         mixture = jax.nn.logsumexp(each + self.log_weights, axis=-1)
         return mixture.reshape(value.shape[:-1])

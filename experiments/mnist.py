@@ -85,7 +85,8 @@ discretized_logistic for other grey levels."""
 figures and draws are then conditional."""
     binarization: Literal["auto", "dynamic", "fixed", "threshold", "none"] = "auto"
     """dynamic draws the pixels afresh at every step, fixed once; auto is dynamic for \
-a Bernoulli likelihood, which --likelihood=auto takes for it, and none for others."""
+a Bernoulli likelihood of grey pixels, which --likelihood=auto takes for it, and none \
+for others and for bits."""
     objective: str = "elbo"
     """What training maximises: elbo; bounds of --num_samples (iwae, miwae and piwae \
 in --num_groups, ciwae with --elbo_share, renyi of order --renyi_alpha); beta_tc, the \

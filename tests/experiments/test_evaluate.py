@@ -353,6 +353,25 @@ def test_exposures_and_labels_of_a_script_are_named_or_refused(tmp_path):
         load(spec)
 
 
+@pytest.mark.parametrize(
+    "likelihood", [vae_jax.Poisson(), vae_jax.Masked(vae_jax.Poisson())]
+)
+def test_small_counts_of_a_script_are_not_taken_for_grey_levels(likelihood, tmp_path):
+    counts = np.random.default_rng(0).poisson(3.0, (30, 3)).astype(np.uint8)
+    path = tmp_path / "x.npz"
+    np.savez(path, x=counts, x_test=counts)
+    spec = vae_jax.ModelSpec(
+        encoder=vae_jax.MLP((5,)),
+        decoder=vae_jax.MLP((5,)),
+        likelihood=likelihood,
+        latent_dim=1,
+        data_shape=(3,),
+    )
+    found = evaluation_data.of_dataset(str(path), spec)
+    for x in (found.train, found.test):
+        np.testing.assert_array_equal(x, counts)
+
+
 def test_a_category_that_a_table_lacks_takes_no_others_number(tmp_path, capsys):
     """Without "a", "b" would be 0, which is the code of "a" in the model."""
     rows = np.array(["b", "c"])[np.arange(60) % 2]

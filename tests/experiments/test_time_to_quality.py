@@ -68,6 +68,20 @@ def test_a_training_ends_with_its_schedule():
     assert float(rate(6 * 3)) > 0 and float(rate(7 * 3)) == 0
 
 
+def test_an_entrant_is_stopped_at_its_own_end(monkeypatch):
+    def prepare(workload):
+        weights = plain_weights(workload.params)
+        return Training(lambda state, batches: (state, batches), weights, lambda w: w)
+
+    entrant = time_to_quality.Entrant(prepare, most_epochs=1)
+    monkeypatch.setattr(time_to_quality, "entrants", lambda steps: {"tests": entrant})
+    found = time_to_quality.measure(
+        data.load("digits"), batch_size=512, seed=0, target=0.0, most_epochs=3
+    )
+    (course,) = found.courses
+    assert len(course.seconds) == 1 and not course.reached
+
+
 def test_training_stops_after_the_first_epoch_at_the_target():
     elbos = iter([-3.0, -2.0, -1.0, 0.0])
     course = time_to_quality.train(

@@ -224,11 +224,16 @@ BINARIZED = ("mnist", "fashion_mnist", "kmnist")
 
 
 def default_binarization(family: Family, dataset: data.Dataset) -> str:
-    """Return what `--binarization=auto` is: `dynamic` for bits of grey data, or `none`.
+    """Resolve `--binarization=auto` by the likelihood and the data.
+
+    Bits drawn from data that are bits already would be the data themselves.
 
     Args:
       family: the likelihood.
-      dataset: the data as loaded; the draws from data that are bits would be the data.
+      dataset: the data as loaded.
+
+    Returns:
+      `dynamic` for a Bernoulli likelihood of grey data, `none` for others.
     """
     draws = isinstance(family, vae_jax.Bernoulli) and dataset.values != "bits"
     return "dynamic" if draws else "none"

@@ -3,8 +3,8 @@
     python -m experiments.published.burda
 
 784-200-200-50 on static and dynamic MNIST, log p(x) with 5000 importance samples, and a
-tenth of the paper's passes over the data. Gradients are of less variance than the
-paper's; `static_1` and `dynamic_1` have the standard one.
+tenth of the paper's passes over the data. `static_1` and `dynamic_1` are trained by the
+paper's gradient, the others by unbiased gradients that were published later.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -40,7 +40,14 @@ _TUCKER = "the gradient of Tucker et al. 2019; no beta"
 
 
 class _Recipe(NamedTuple):
-    """How a bound is trained; each gradient is an unbiased one of the paper's bound."""
+    """Flags and deviations of one way to train a cell.
+
+    Attributes:
+      flags: flags of the bound and its gradient.
+      rate: peak learning rate, as the page has it.
+      batch_size: examples per step; the paper has 20.
+      gradient: description of the gradient and of the schedule of beta.
+    """
 
     flags: dict[str, Any]
     rate: str
@@ -49,6 +56,7 @@ class _Recipe(NamedTuple):
 
     @property
     def deviations(self) -> str:
+        """Deviations from the paper's recipe."""
         batches = f"batches of {self.batch_size}, not 20; "
         return (
             f"{batches if self.batch_size != 20 else ''}Adam at {self.rate} with a "

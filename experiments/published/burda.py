@@ -4,7 +4,8 @@
 
 784-200-200-50 on static and dynamic MNIST, log p(x) with 5000 importance samples, and a
 tenth of the paper's passes over the data. `static_1` and `dynamic_1` are trained by the
-paper's gradient, the others by unbiased gradients that were published later.
+paper's gradient, the others by unbiased gradients that were published later. Of the
+rates with batches of 20, 5e-4 has the better validation ELBO on static data (k = 1).
 """
 
 from typing import Any, Literal, NamedTuple
@@ -69,8 +70,9 @@ _RECIPES = {
     "1": _Recipe(_ELBO, "2e-3", 100, "beta rises over 5 epochs"),
     "1_path_derivative": _Recipe(_ELBO | _PATH, "1e-3", 100, _ROEDER),
     "1_batches_of_20": _Recipe(_ELBO | _PATH, "1e-3", 20, _ROEDER),
+    "1_batches_of_20_5e-4": _Recipe(_ELBO | _PATH, "5e-4", 20, _ROEDER),
     "5_doubly_reparameterized": _Recipe(_IWAE | _DOUBLY, "1e-3", 100, _TUCKER),
-    "5_batches_of_20": _Recipe(_IWAE | _DOUBLY, "1e-3", 20, _TUCKER),
+    "5_batches_of_20": _Recipe(_IWAE | _DOUBLY, "5e-4", 20, _TUCKER),
 }
 _PUBLISHED = {
     "static": {"1": -88.71, "5": -87.63},

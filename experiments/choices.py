@@ -625,12 +625,8 @@ def labels_of(params: vae_jax.Params, labels: Any, x: Any = None) -> Given:
       Keyword arguments for functions of the model.
     """
     spec, given = params.spec, _conditions(labels)
-    classes, covariates = (
-        jax.numpy.asarray(values) if count else None
-        for values, count in zip(
-            given[:2], (spec.num_classes, spec.num_covariates), strict=True
-        )
-    )
+    classes = jax.numpy.asarray(given.labels) if spec.num_classes else None
+    covariates = jax.numpy.asarray(given.covariates) if spec.num_covariates else None
     given = vae_jax.Conditions(classes, covariates)
     if spec.likelihood.takes_exposure and x is not None:
         return {"labels": with_row_totals(x, given)}

@@ -276,16 +276,14 @@ def as_seen(
     Returns:
       The batch, with levels scaled to [0, 1].
     """
-    options = {"binarization": binarization, "num_levels": num_levels}
+    labels: Any
+    x, labels = batch if isinstance(batch, vae_jax.Labelled) else (batch, None)
+    x = data.to_unit_interval(x, num_levels)
+    if binarization == "dynamic":
+        x = data.binarize(x, key)
     if exposure == "row_total":
-        x, labels = batch if isinstance(batch, vae_jax.Labelled) else (batch, None)
-        x: Any = as_seen(x, key, **options)
-        given: Any = choices.with_row_totals(x, labels)
-        return vae_jax.Labelled(x, given)
-    if isinstance(batch, vae_jax.Labelled):
-        return batch._replace(x=as_seen(batch.x, key, **options))
-    x = data.to_unit_interval(batch, num_levels)
-    return data.binarize(x, key) if binarization == "dynamic" else x
+        labels = choices.with_row_totals(x, labels)
+    return x if labels is None else vae_jax.Labelled(x, labels)
 
 
 def test_images(dataset: data.Dataset) -> Array:
@@ -335,7 +333,8 @@ def require_in(support: Support, dataset: data.Dataset, binarization: str) -> No
       ValueError: names the values and the support.
     """
     support.require(test_images(dataset), "the test set")
-    support.require(watched(dataset).x, "the validation set")
+    if dataset.validation is not None:
+        support.require(split(dataset, "validation").x, "the validation set")
     if binarization != "dynamic":
         for _, block in blocks(dataset.train):
             train = data.to_unit_interval(jnp.asarray(block), dataset.num_levels)

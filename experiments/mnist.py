@@ -176,15 +176,18 @@ def training_step(
     num_steps = math.ceil(len(dataset.train) / config.batch_size)
     objective = choices.objective(config, settings, steps_per_epoch=num_steps)
     recipe = optimizers.recipe(config, num_examples=len(dataset.train))
-    kind = {"binarization": config.binarization, "num_levels": dataset.num_levels}
-    kind["exposure"] = config.exposure
     # The loss is minus the objective, which by default is elbo(params, x, key).
     return vae_jax.train_step(
         state,
         batch,
         objective=objective,
         optimizer=recipe.at_rate(settings["learning_rate"]),
-        preprocess=partial(datasets.as_seen, **kind),
+        preprocess=partial(
+            datasets.as_seen,
+            binarization=config.binarization,
+            num_levels=dataset.num_levels,
+            exposure=config.exposure,
+        ),
         average_decay=config.ema_decay or 0.0,
         axis_name=axis_name,
     )

@@ -42,10 +42,11 @@ def predictive_figures(
     given = labels_of(params, labels, x)
     found = _check(params, x, key, num_replications=NUM_REPLICATIONS, **given)
     return {
-        name: {part: np.asarray(values).tolist() for part, values in parts.items()}
+        name: {
+            part: np.asarray(values).tolist() for part, values in one._asdict().items()
+        }
         | {"inside": _share_inside(one)}
         for name, one in found.items()
-        for parts in [one._asdict()]
     }
 
 

@@ -11,7 +11,7 @@ purpose (`run_keys`), and counters are folded only into these children.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +120,7 @@ def init_state(
     """
     state = TrainState(
         params=params,
-        opt_state=optimizer.init(_for_optax(params)),
+        opt_state=optimizer.init(cast(Any, params)),
         step=jnp.zeros((), jnp.int32),
         key=run_keys(key).noise,
         average=params if average else None,
@@ -195,7 +195,7 @@ def train_step(
         # correct under vmap, pmap and shard_map alike (see test_parallel.py). An
         # objective may average batch statistics inside the loss itself.
         gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
-    params = _for_optax(state.params)
+    params: Any = state.params  # Optax takes any pytree, but annotates fewer.
     updates, opt_state = optimizer.update(gradients, state.opt_state, params)
     # Mask updates that do not depend on the gradient (weight decay) for settings.
     updates = jax.tree.map(
@@ -203,17 +203,12 @@ def train_step(
         updates,
         trainable(state.params),
     )
-    params: Any = optax.apply_updates(params, updates)
+    params = optax.apply_updates(params, updates)
     average: Any = state.average
     if average is not None:
         share = _share_of_newest(average_decay, state.step + 1)
         average = optax.incremental_update(params, average, share)
     return TrainState(params, opt_state, state.step + 1, state.key, average), metrics
-
-
-def _for_optax(params: Params) -> Any:
-    """Return the parameters, untyped: optax accepts any pytree but annotates fewer."""
-    return params
 
 
 def _share_of_newest(decay: float | Array, count: Array) -> Array:

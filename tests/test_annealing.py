@@ -175,7 +175,7 @@ class TwoLayers(StandardNormal):
             "continuous latents, got Bernoulli",
         ),
         ({"prior": TwoLayers()}, "one array of latents, got a tuple from TwoLayers"),
-        ({"num_classes": 3}, "takes no labels, and the model has num_classes=3"),
+        ({"num_classes": 3}, "an unconditional model, got one of num_classes=3"),
     ],
 )
 def test_latents_that_cannot_be_moved_are_named(choices, message):

@@ -33,7 +33,7 @@ ORDER = [
     ["networks", "families", "priors"],
     ["hierarchical"],
     ["spec", "spec_json"],
-    ["external"],
+    ["conditions", "external"],
     ["model"],
     ["estimators", "importance_weights", "quasi_newton"],
     ["objectives", "schedules"],

@@ -23,6 +23,7 @@ from vae_jax.model import (
     check_observations,
     decode,
     log_prior,
+    require_rows,
 )
 from vae_jax.networks import Linear
 from vae_jax.priors import MixtureOfGaussians, StandardNormal
@@ -94,9 +95,9 @@ def _linear_decoder(params: Params) -> LinearGaussian:
     spec = params.spec
     if spec.is_conditional:
         raise ValueError(
-            "a linear decoder with labels has a different bias for each class: "
-            f"num_classes must be 0, got {spec.num_classes}, and num_covariates, got "
-            f"{spec.num_covariates}"
+            "exact answers are for an unconditional model, got one of num_classes="
+            f"{spec.num_classes} and num_covariates={spec.num_covariates}: with labels "
+            "or covariates, a linear decoder has another bias for each example"
         )
     if likelihood.per_dimension:
         raise ValueError(
@@ -207,7 +208,7 @@ def log_evidence(model: LinearGaussian, x: Array) -> Array:
       [-1.837877]
     """
     data_dim, latent_dim = model.weights.shape
-    chex.assert_shape(x, (None, data_dim))
+    require_rows(x, data_dim)
     centered = x - model.bias
     precision = _precision(model)
     mean = jnp.linalg.solve(precision, (centered @ model.weights).T).T

@@ -4,23 +4,18 @@ Objectives are composed of `encode`, `reparameterize` and `decode` (Kingma & Wel
 2014).
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from vae_jax import networks
-from vae_jax.distributions.support import known_values
+from vae_jax import conditions, networks
 from vae_jax.external import External, require_likelihood, require_posterior
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.types import (
     AnyArray,
     Array,
-    Conditions,
     Distribution,
     Family,
     Key,
@@ -48,165 +43,6 @@ def _decoder_module(spec: ModelSpec):
     return networks.with_output_layer(spec.decoder, num_outputs, spec.data_shape)
 
 
-def _given(labels: Labels) -> Conditions:
-    """Conditions of a model; an array alone is its labels."""
-    return labels if isinstance(labels, Conditions) else Conditions(labels)
-
-
-def _covariates(spec: ModelSpec, labels: Labels, batch: int | None) -> AnyArray | None:
-    """Covariates `[B, C]` of a model that has some; NaN for invalid traced ones.
-
-    Raises ValueError for covariates given to another model, missing or invalid ones,
-    and another shape.
-    """
-    covariates, count = _given(labels).covariates, spec.num_covariates
-    if count == 0:
-        if covariates is not None:
-            raise ValueError(
-                "covariates were given to a model without any: set num_covariates in "
-                "its spec"
-            )
-        return None
-    expected = f"finite numbers, [B, {count}]"
-    if covariates is None:
-        raise ValueError(
-            f"a model of num_covariates={count} needs covariates: give "
-            f"labels=Conditions(covariates=...), {expected}"
-        )
-    return _of_each_example(
-        "covariates",
-        covariates,
-        (count,),
-        batch,
-        expected=expected,
-        is_valid=lambda values: abs(values) < jnp.inf,
-    )
-
-
-def _of_each_example(
-    name: str,
-    given: AnyArray,
-    shape: tuple[int, ...],
-    batch: int | None,
-    *,
-    expected: str,
-    is_valid: Callable[[AnyArray], AnyArray],
-) -> AnyArray:
-    """Numbers `[B, *shape]` beside x; NaN for invalid traced ones.
-
-    Raises ValueError for another shape, or another B than `batch`, and for known values
-    that are not valid.
-    """
-    known, found = known_values(given), jnp.shape(given)
-    if found[1:] != shape or not found or batch not in (None, found[0]):
-        examples = "" if batch is None else f" for {batch} examples"
-        raise ValueError(f"{name} must be {expected}, got {list(found)}{examples}")
-    values = jnp.asarray(given) if known is None else known
-    valid = is_valid(values)
-    if known is None:
-        return jnp.where(valid, values, jnp.nan)
-    if not valid.all():
-        raise ValueError(f"{name} must be {expected}, got {known[~valid][0]}")
-    return known
-
-
-def _beside(spec: ModelSpec, labels: Labels, batch: int | None) -> AnyArray | None:
-    """Inputs of the networks beside x and z, `[B, C]`: labels and covariates."""
-    parts = _class_weights(spec, labels, batch), _covariates(spec, labels, batch)
-    given = [part for part in parts if part is not None]
-    if len(given) < 2:
-        return given[0] if given else None
-    return jnp.concatenate(given, axis=-1)
-
-
-def _placeholders(spec: ModelSpec) -> Conditions:
-    """Labels and covariates of one example, of the right shapes."""
-    label = jnp.zeros(1, jnp.int32) if spec.num_classes else None
-    covariates = jnp.zeros((1, spec.num_covariates)) if spec.num_covariates else None
-    return Conditions(label, covariates)
-
-
-def _exposure(spec: ModelSpec, labels: Labels, batch: int | None) -> AnyArray | None:
-    """Exposures `[B]` of a likelihood that takes them; NaN for invalid traced ones.
-
-    Raises ValueError for exposures given to another likelihood, missing or invalid
-    ones, and another number of them than `batch`.
-    """
-    exposure = _given(labels).exposure
-    if not spec.likelihood.takes_exposure:
-        if exposure is not None:
-            raise ValueError(
-                "an exposure was given, and likelihood "
-                f"{spec.likelihood!r} takes none: choose Exposed(...)"
-            )
-        return None
-    expected = "positive and finite, one for each example, [B]"
-    if exposure is None:
-        raise ValueError(
-            f"likelihood {spec.likelihood!r} needs exposures: give "
-            f"labels=Conditions(exposure=...), {expected}"
-        )
-    return _of_each_example(
-        "exposure",
-        exposure,
-        (),
-        batch,
-        expected=expected,
-        is_valid=lambda values: (values > 0) & (values < jnp.inf),
-    )
-
-
-# Tolerance on the sum of the class weights; the rounding error of bfloat16 is smaller.
-_WEIGHT_TOLERANCE = 0.01
-
-
-def _class_weights(
-    spec: ModelSpec, labels: Labels, batch: int | None = None
-) -> AnyArray | None:
-    """Convert labels to class weights `[B, C]`; NaN for invalid traced labels.
-
-    Raises ValueError for labels given to an unconditional model, missing or invalid
-    labels, and a number of labels other than `batch`.
-    """
-    labels = _given(labels).labels
-    if spec.num_classes == 0:
-        if labels is not None:
-            raise ValueError(
-                "labels were given to a model without classes: set num_classes in its "
-                "spec"
-            )
-        return None
-    count = spec.num_classes
-    expected = (
-        f"integers [B] from 0 to {count - 1}, or weights of the classes [B, {count}], "
-        "none negative, that sum to 1"
-    )
-    if labels is None:
-        raise ValueError(f"a model of num_classes={count} needs labels: {expected}")
-    known = known_values(labels)
-    given = labels if known is None else known
-    are_classes = jnp.issubdtype(given.dtype, jnp.integer)
-    rows = (given.shape or (0,))[0] if batch is None else batch
-    if given.shape != ((rows,) if are_classes else (rows, count)):
-        came = f"{given.dtype}{list(given.shape)}"
-        examples = "" if batch is None else f" for {batch} examples"
-        raise ValueError(f"labels must be {expected}, got {came}{examples}")
-    if are_classes:
-        exists = (given >= 0) & (given < count)
-        weights = given[:, None] == np.arange(count)
-    else:
-        total = given.astype(jnp.float32).sum(axis=-1)
-        exists = (given >= 0).all(axis=-1) & (abs(total - 1) <= _WEIGHT_TOLERANCE)
-        weights = given
-    weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
-    if known is None:
-        return jnp.where(exists[:, None], weights, jnp.nan)
-    if not exists.all():
-        raise ValueError(f"labels must be {expected}, got {known[~exists][0]}")
-    # A NumPy array, so that the prior can validate it even under tracing.
-    return weights
-
-
 def _encoder_inputs(
     spec: ModelSpec, likelihood: PyTree, x: Array, labels: Labels
 ) -> Array:
@@ -222,7 +58,7 @@ def _encoder_inputs(
             f"{type(spec.encoder).__name__}, which reads images of data_shape "
             f"{spec.data_shape}: choose an encoder of rows, such as MLP()"
         )
-    beside = _beside(spec, labels, x.shape[0])
+    beside = conditions.network_inputs(spec, labels, x.shape[0])
     if beside is None:
         return x
     return networks.concatenate_labels(x, beside, spec.data_shape if is_image else None)
@@ -236,7 +72,8 @@ def _nearest(z: Latents) -> Array:
 def _decoder_inputs(spec: ModelSpec, z: Latents, labels: Labels) -> Array:
     """Latents `[S, B, L]` of the layer nearest the data, with labels concatenated."""
     z = _nearest(z)
-    beside = _beside(spec, labels, z.shape[-2] if z.ndim > 1 else None)
+    batch = z.shape[-2] if z.ndim > 1 else None
+    beside = conditions.network_inputs(spec, labels, batch)
     return z if beside is None else networks.concatenate_labels(z, beside, None)
 
 
@@ -292,7 +129,7 @@ def init(
         jax.random.split(key, 5)
     )
     x_shape, z_shape = (1, spec.data_dim), (1, spec.latent_dim)
-    one = _placeholders(spec)
+    one = conditions.placeholders(spec)
     decoder = networks.init(
         _decoder_module(spec),
         decoder_key,
@@ -333,7 +170,7 @@ def _start_at_data(
 
     A convolutional output layer shares its bias across the positions of an image.
     """
-    chex.assert_shape(x, (None, spec.data_dim))
+    require_rows(x, spec.data_dim)
     if x.shape[0] == 0:
         raise ValueError("x must hold at least one example, got none")
     x = spec.likelihood.support.interval.nan_outside(x)
@@ -358,7 +195,35 @@ def _start_narrow(spec: ModelSpec, encoder: PyTree) -> PyTree:
     return networks.with_output_bias(encoder, bias)
 
 
-def check_observations(params: Params, x: Array, *, labels: Labels = None) -> None:
+def require_rows(x: AnyArray, data_dim: int, name: str = "x") -> None:
+    """Raise ValueError unless an array is `[B, data_dim]`.
+
+    Args:
+      x: an array, possibly traced.
+      data_dim: number of values of an example.
+      name: name of the argument, for the message.
+
+    Raises:
+      ValueError: the array has another shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.model import require_rows
+      >>> require_rows(jnp.zeros((3, 28, 28)), 784)
+      Traceback (most recent call last):
+      ValueError: x must be [B, 784], one example per row, got [3, 28, 28]: flatten \
+images with x.reshape(len(x), -1)
+    """
+    if x.ndim != 2 or x.shape[1] != data_dim:
+        raise ValueError(
+            f"{name} must be [B, {data_dim}], one example per row, got "
+            f"{list(x.shape)}: flatten images with x.reshape(len(x), -1)"
+        )
+
+
+def check_observations(
+    params: Params, x: AnyArray, *, labels: Labels = None, name: str = "x"
+) -> None:
     """Raise ValueError if concrete observations or labels are invalid for a model.
 
     Invalid traced values give NaN instead. Functions that trace their arguments
@@ -368,10 +233,11 @@ def check_observations(params: Params, x: Array, *, labels: Labels = None) -> No
       params: model parameters.
       x: observations, `[B, D]`, in the `support` of the likelihood.
       labels: labels of a conditional model; see `encode`.
+      name: name of the argument `x`, for the message.
 
     Raises:
-      ValueError: `x` holds NaN, an infinity, or a value outside the support; labels
-        are invalid (see `encode`) or rejected by the prior.
+      ValueError: `x` is not `[B, D]`, or holds NaN, an infinity, or a value outside
+        the support; labels are invalid (see `encode`) or rejected by the prior.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -380,11 +246,12 @@ def check_observations(params: Params, x: Array, *, labels: Labels = None) -> No
       >>> params = init(ModelSpec(data_shape=(2,)), jax.random.key(0))
       >>> check_observations(params, jnp.array([[0.0, 1.0]]))
     """
-    params.spec.likelihood.support.require(x)
-    _class_weights(params.spec, labels, x.shape[0])
-    _covariates(params.spec, labels, x.shape[0])
-    if _given(labels).exposure is not None:
-        _exposure(params.spec, labels, x.shape[0])
+    require_rows(x, params.spec.data_dim, name)
+    params.spec.likelihood.support.require(x, name)
+    conditions.class_weights(params.spec, labels, x.shape[0])
+    conditions.checked_covariates(params.spec, labels, x.shape[0])
+    if conditions.as_conditions(labels).exposure is not None:
+        conditions.checked_exposure(params.spec, labels, x.shape[0])
     at_labels(params, labels)
 
 
@@ -420,15 +287,12 @@ def trainable(params: Params) -> Params:
       {'log_var': False}
     """
     mask = jax.tree.map(lambda leaf: True, params)
-    settings = {
-        name: {
-            entry: jax.tree.map(lambda leaf, keep=keep: keep, subtree)
-            for entry, subtree in getattr(params, name).items()
-            for keep in [entry not in getattr(params.spec, name).hyperparameters]
-        }
-        for name in ("posterior", "prior", "likelihood")
-    }
-    return mask.replace(**settings)
+    for name in ("posterior", "prior", "likelihood"):
+        own = dict(getattr(mask, name))
+        for entry in own.keys() & {*getattr(params.spec, name).hyperparameters}:
+            own[entry] = jax.tree.map(lambda leaf: False, own[entry])
+        mask = mask.replace(**{name: own})
+    return mask
 
 
 def with_constant_settings(family: Any, own: PyTree) -> PyTree:
@@ -539,24 +403,13 @@ def encode(params: Params, x: Array, *, labels: Labels = None) -> Posterior:
     spec = params.spec
     if isinstance(params.encoder, External):
         x = as_float(x, dtype_of(params))
-        chex.assert_shape(x, (None, spec.data_dim))
-        given = _conditions(spec, labels, len(x), with_exposure=False)
+        require_rows(x, spec.data_dim)
+        given = conditions.checked_conditions(spec, labels, len(x), with_exposure=False)
         built = require_distribution(params.encoder, params.encoder(x, given))
         require_posterior(spec, built, len(x))
         return built
     outputs = encoder_outputs(params, x, labels=labels)
     return _build(spec.posterior, params.posterior, outputs)
-
-
-def _conditions(
-    spec: ModelSpec, labels: Labels, batch: int | None, *, with_exposure: bool
-) -> Conditions | None:
-    """What a function is given beside x or z, validated; None where there is none."""
-    exposure = _exposure(spec, labels, batch) if with_exposure else None
-    given = Conditions(
-        _class_weights(spec, labels, batch), _covariates(spec, labels, batch), exposure
-    )
-    return given if any(part is not None for part in given) else None
 
 
 def _build(family: Family, own: PyTree, outputs: Array) -> Distribution:
@@ -579,7 +432,7 @@ def encoder_outputs(params: Params, x: Array, *, labels: Labels = None) -> Array
     """Outputs of the encoder network, `[B, num_outputs]`; see `encode`."""
     _check_dtype("compute_dtype", params.spec.compute_dtype)
     x = as_float(x, dtype_of(params))
-    chex.assert_shape(x, (None, params.spec.data_dim))
+    require_rows(x, params.spec.data_dim)
     return networks.apply(
         _encoder_module(params.spec),
         params.encoder,
@@ -609,7 +462,7 @@ def with_network_key(params: Params, key: Key) -> Params:
     """
     spec = params.spec
     dtype = dtype_of(params)
-    labels = _placeholders(spec)
+    labels = conditions.placeholders(spec)
 
     def inputs() -> tuple[Array, Array]:
         x, z = (
@@ -699,7 +552,9 @@ def decode(params: Params, z: Latents, *, labels: Labels = None) -> Distribution
     if isinstance(params.decoder, External):
         z = _nearest(z)
         batch = z.shape[-2] if z.ndim > 1 else None
-        given = _conditions(params.spec, labels, batch, with_exposure=True)
+        given = conditions.checked_conditions(
+            params.spec, labels, batch, with_exposure=True
+        )
         built = require_distribution(params.decoder, params.decoder(z, given))
         require_likelihood(params.spec, built, z)
         return built
@@ -710,7 +565,9 @@ def decode(params: Params, z: Latents, *, labels: Labels = None) -> Distribution
 
 def _with_exposure(spec: ModelSpec, own: PyTree, labels: Labels, rows: Array) -> PyTree:
     """Parameters of the likelihood, with the exposures of rows where it takes them."""
-    exposure = _exposure(spec, labels, rows.shape[-2] if rows.ndim > 1 else 1)
+    exposure = conditions.checked_exposure(
+        spec, labels, rows.shape[-2] if rows.ndim > 1 else 1
+    )
     if exposure is None:
         return own
     return own | {"exposure": jnp.asarray(exposure, rows.dtype)}
@@ -746,8 +603,10 @@ def at_labels(params: Params, labels: Labels) -> Params:
       {}
     """
     spec, prior = params.spec, params.spec.prior
-    chosen = _beside if prior.num_covariates else _class_weights
-    given = chosen(spec, labels, None)
+    if prior.num_covariates:
+        given = conditions.network_inputs(spec, labels, None)
+    else:
+        given = conditions.class_weights(spec, labels)
     own = with_constant_settings(prior, params.prior)
     if given is not None and prior.depends_on_labels:
         own = prior.given(own, given)
@@ -960,7 +819,11 @@ def interpolate(
       >>> interpolate(params, x, x, num_steps=5).shape
       (5, 2, 784)
     """
-    chex.assert_equal_shape([x0, x1])
+    if x0.shape != x1.shape:
+        raise ValueError(
+            "x0 and x1 must have the same shape, [B, D], got "
+            f"{list(x0.shape)} and {list(x1.shape)}"
+        )
     start, end = (encode(params, x, labels=labels).mean for x in (x0, x1))
     dtype = jax.tree.leaves(start)[0].dtype
     weights = jnp.linspace(0, 1, num_steps, dtype=dtype)[:, None, None]

@@ -276,7 +276,7 @@ def test_an_exposure_that_nothing_takes_is_refused():
 
 def test_what_takes_no_labels_refuses_a_model_with_exposures():
     params = model(Exposed(Poisson()))
-    with pytest.raises(ValueError, match="takes no labels, .* Exposed"):
+    with pytest.raises(ValueError, match="unconditional model, .* Exposed"):
         vae_jax.annealed_log_evidence(params, X, KEY)
     with pytest.raises(ValueError, match="needs a model without labels, .* Exposed"):
         simulation_ranks(params, KEY, num_simulations=5)

@@ -257,8 +257,9 @@ def require_continuous_latents(params: Params, purpose: str) -> None:
     spec = params.spec
     if spec.is_conditional:
         raise ValueError(
-            f"{purpose} takes no labels, and the model has num_classes="
-            f"{spec.num_classes} and {spec.likelihood!r}"
+            f"{purpose} needs an unconditional model, got one of num_classes="
+            f"{spec.num_classes}, num_covariates={spec.num_covariates} and likelihood "
+            f"{spec.likelihood!r}"
         )
 
     def build():
@@ -283,7 +284,6 @@ def check_arguments(params: Params, x: Array, settings: Settings) -> Array:
     _check_at_least("num_temperatures", settings.num_temperatures, 2)
     _check_at_least("num_leapfrog", settings.num_leapfrog, 1)
     require_continuous_latents(params, "annealing")
-    chex.assert_shape(x, (None, params.spec.data_dim))
     check_observations(params, x)
     return as_float(x, dtype_of(params)).astype(dtype_of(params))
 

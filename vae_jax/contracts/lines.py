@@ -3,7 +3,6 @@
 import traceback
 from collections.abc import Callable, Sequence
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +16,7 @@ from vae_jax.contracts.subject import (
     direction,
     with_ordinary_outputs,
 )
-from vae_jax.model import as_float, dtype_of
+from vae_jax.model import as_float, dtype_of, require_rows
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Labels
 
@@ -121,7 +120,7 @@ def check(
     if num_samples < 100:
         raise ValueError(f"num_samples must be at least 100, got {num_samples}")
     x = as_float(x, dtype_of(params))
-    chex.assert_shape(x, (None, params.spec.data_dim))
+    require_rows(x, params.spec.data_dim)
     labels = jax.tree.map(jnp.asarray, labels)
     jitter_key, pilot_key, line_key = jax.random.split(key, 3)
     towards = direction(params, jitter_key, ("encoder", "decoder", *FAMILIES))

@@ -114,7 +114,6 @@ def posterior_samples(
     if getattr(sampler, "func", sampler) in (nuts, hmc):
         require_continuous_latents(params, "a sampler that follows gradients")
     x = as_float(x, dtype_of(params))
-    chex.assert_shape(x, (None, params.spec.data_dim))
     check_observations(params, x)
 
     def sample(x: Array, key: Key) -> Chain:

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from vae_jax import (
+    ELBO,
     MLP,
     Gaussian,
     Labelled,
@@ -189,6 +190,47 @@ def test_labels_and_the_average_are_taken_along():
 def test_options_that_no_run_can_have_are_refused(params, options, message):
     with pytest.raises(ValueError, match=message):
         fit(params, X, KEY, **options)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (np.where(X > 0, np.nan, X), "data must be finite, got NaN or infinity in"),
+        (7 * X, r"data must lie in \[0, 1\], got values from 0 to 7"),
+        (X[:, :5], r"data must be \[B, 6\], one example per row, got \[20, 5\]"),
+    ],
+    ids=["nan", "grey levels", "columns"],
+)
+def test_data_that_the_model_is_not_of_are_refused(params, values, message):
+    """Compiled, they would make a model of NaN without a word."""
+    rows = data.Rows(values, np.arange(20), np.dtype(np.float32))
+    for given in (values, jnp.asarray(values), rows):
+        with pytest.raises(ValueError, match=message):
+            fit(params, given, KEY, **OPTIONS)
+
+
+def test_labels_that_no_class_has_are_refused():
+    spec = ModelSpec(MLP((4,)), MLP((4,)), latent_dim=2, data_shape=(6,), num_classes=3)
+    params = init(spec, jax.random.key(0))
+    labels = np.arange(20) % 4
+    for x in (X, data.Rows(X, np.arange(20), np.dtype(np.float32))):
+        with pytest.raises(ValueError, match="labels must be integers .*, got 3"):
+            fit(params, Labelled(x, labels), KEY, **OPTIONS)
+
+
+def test_data_may_be_what_a_preprocessing_or_an_objective_makes_of_them(params):
+    def halved(batch, key):
+        return batch / 2
+
+    def of_halves(params, batch, key, step):
+        return ELBO()(params, batch / 2, key, step)
+
+    expected = fit(params, X, KEY, **OPTIONS).params
+    made = fit(params, 2 * X, KEY, preprocess=halved, **OPTIONS).params
+    own = fit(params, 2 * X, KEY, objective=of_halves, **OPTIONS).params
+    assert_same(own, expected)
+    # The key of the preprocessing is split off.
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(made))
 
 
 def test_a_loop_on_the_host_is_refused_where_there_is_none(params):

@@ -14,9 +14,10 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from vae_jax.data.rows import Rows
+from vae_jax.data.rows import Rows, blocks
 from vae_jax.evaluation import evaluate
 from vae_jax.host_examples import EpochChunks, own_examples, steps_per_chunk
+from vae_jax.model import check_observations
 from vae_jax.spec import Params
 from vae_jax.training import (
     Epoch,
@@ -28,7 +29,7 @@ from vae_jax.training import (
     train_epoch,
     train_step,
 )
-from vae_jax.training_objectives import ELBO, Labelled, Metrics
+from vae_jax.training_objectives import ELBO, IWAE, PIWAE, Labelled, Metrics
 from vae_jax.types import Array, Key, Objective
 
 Callback = Callable[[int, dict[str, float], Params], Any]
@@ -98,7 +99,9 @@ def fit(
       `Fitted`.
 
     Raises:
-      ValueError: `num_epochs`, `batch_size` or `patience` below 1; no examples;
+      ValueError: `num_epochs`, `batch_size` or `patience` below 1; no examples; data
+        that are invalid for the model (see `encode`; they are not checked if traced, or
+        with `preprocess` or an objective of one's own, which may transform them);
         `patience` without `validation`; `validation`, a callback or data on the host
         in a function traced by JAX; or a validation ELBO that is NaN or -inf in every
         epoch.
@@ -123,11 +126,14 @@ def fit(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if patience is not None and validation is None:
         raise ValueError(f"patience {patience} needs validation data")
+    objective = ELBO() if objective is None else objective
+    if preprocess is None and isinstance(objective, ELBO | IWAE | PIWAE):
+        _check_data(params, data)
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
     noise_key, order_key, validation_key = jax.random.split(key, 3)
     step = partial(
         train_step,
-        objective=ELBO() if objective is None else objective,
+        objective=objective,
         optimizer=optimizer,
         preprocess=preprocess,
         average_decay=0.0 if average_decay is None else average_decay,
@@ -181,11 +187,22 @@ def fit(
             break
     if best is None:
         raise ValueError(
-            "the validation ELBO was never above -inf: check the validation data, or "
-            "use a smaller learning rate"
+            "the validation ELBO was never above -inf: use a smaller learning rate, or "
+            "check the data and the objective for NaN"
         )
     history = {name: jnp.asarray([row[name] for row in rows]) for name in rows[0]}
     return Fitted(best, history)
+
+
+def _check_data(params: Params, data: Array | Labelled) -> None:
+    """Raise ValueError if concrete examples are invalid for the model."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, data))):
+        return
+    x, labels = data if isinstance(data, Labelled) else (data, None)
+    for first, rows in blocks(x):
+        index = slice(first, first + len(rows))
+        own = jax.tree.map(lambda leaf, index=index: leaf[index], labels)
+        check_observations(params, rows, labels=own, name="data")
 
 
 def _run_epoch(

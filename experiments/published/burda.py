@@ -4,8 +4,11 @@
 
 784-200-200-50 on static and dynamic MNIST, log p(x) with 5000 importance samples, and a
 tenth of the paper's passes over the data. `static_1` and `dynamic_1` are trained by the
-paper's gradient, the others by unbiased gradients that were published later. Of the
-rates with batches of 20, 5e-4 has the better validation ELBO on static data (k = 1).
+paper's gradient, the others by unbiased gradients that were published later.
+
+The rate of batches of 20 on static data is chosen on validation data, with k = 1: at
+5e-4 their ELBO ends at -95.0, at 1e-3 at -95.8. Dynamic data, no batch of which is seen
+twice, keep the 1e-3 of larger batches for k = 5.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -78,11 +81,13 @@ _PUBLISHED = {
     "static": {"1": -88.71, "5": -87.63},
     "dynamic": {"1": -86.76, "5": -85.54},
 }
+_RATES = {"dynamic_5_batches_of_20": "1e-3"}
 
 
 def _cell(name: str, how: str) -> Cell:
     given, images, which = _DATA[name]
     recipe = _RECIPES[how]
+    recipe = recipe._replace(rate=_RATES.get(f"{name}_{how}", recipe.rate))
     return Cell(
         f"{name}_{how}",
         {"log_evidence": _PUBLISHED[name][how[0]]},

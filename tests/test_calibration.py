@@ -158,6 +158,9 @@ def test_what_cannot_be_ranked_is_refused(params):
         simulation_ranks(params, key, sampler=too_few)
     with pytest.raises(ValueError, match="ranks must be integers"):
         rank_test(jnp.zeros((3, 1)), key, num_draws=9)
+    for rank in (-1, 10):
+        with pytest.raises(ValueError, match=f"num_draws=9, got values from {rank} to"):
+            rank_test(jnp.full((3, 1), rank), key, num_draws=9)
     with pytest.raises(ValueError, match="coverage must be in"):
         rank_test(jnp.zeros((3, 1), int), key, num_draws=9, coverage=1.0)
     with pytest.raises(ValueError, match="thinning must be at least 1"):

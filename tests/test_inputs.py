@@ -43,6 +43,7 @@ from vae_jax import (
     log_prior,
     mcmc,
 )
+from vae_jax.distributions import discretized_logistic
 from vae_jax.networks import with_output_bias
 
 SMALL = functools.partial(
@@ -144,6 +145,24 @@ def test_levels_rounded_to_any_float_are_levels(num_levels, dtype):
     likelihood = Categorical(num_levels).build({}, jnp.float32(logits.T.ravel()))
     x = (level / (num_levels - 1)).astype(dtype)
     np.testing.assert_allclose(likelihood.log_prob(x), expected, rtol=1e-5)
+
+
+def test_a_discretized_logistic_takes_levels_rounded_to_float16():
+    """The probability is that of SciPy's logistic between the edges of the level."""
+    level, scale = np.arange(256.0), 0.002
+    noise = np.random.default_rng(1).normal(size=256)
+    mean = (level / 255 + noise * scale).astype(np.float32)
+    edges = np.stack([level - 0.5, level + 0.5]) / 255
+    edges[0, 0], edges[1, -1] = -np.inf, np.inf
+    low, high = scipy.stats.logistic.cdf(edges, np.float64(mean), scale)
+    found = discretized_logistic.log_prob(
+        (level / 255).astype(np.float16)[:, None],
+        jnp.zeros((256, 1, 1)),
+        jnp.asarray(mean)[:, None, None],
+        jnp.full((256, 1, 1), np.log(scale)),
+        num_levels=256,
+    )
+    np.testing.assert_allclose(found, np.log(high - low), rtol=1e-4, atol=2e-3)
 
 
 CALLS = {

@@ -13,6 +13,7 @@ from vae_jax import (
     Linear,
     Masked,
     ModelSpec,
+    Multinomial,
     NegativeBinomial,
     Poisson,
     init,
@@ -64,6 +65,45 @@ def test_overdispersed_counts_are_no_poisson_and_a_negative_binomial():
     assert negative_binomial["zeros_of_all"].inside
     # Both have the mean.
     assert poisson["mean"].inside.all() and negative_binomial["mean"].inside.all()
+
+
+def test_replications_of_a_multinomial_have_the_totals_of_the_data():
+    """Its log p(x) is conditional on them, however much they vary."""
+    shares = np.array([0.1, 0.2, 0.7])
+    totals = RNG.integers(20, 400, 300)
+    x = RNG.multinomial(totals, shares).astype(np.float32)
+    spec = ModelSpec(likelihood=Multinomial(), data_shape=(3,), **LINEAR)
+    params = init(spec, jax.random.key(0), x=x)
+    output = params.decoder["output"]
+    output = {"kernel": 0 * output["kernel"], "bias": jnp.log(jnp.float32(shares))}
+    params = params.replace(decoder=params.decoder | {"output": output})
+    run = jax.jit(posterior_predictive, static_argnames="num_replications")
+    found = run(params, x, jax.random.key(1), num_replications=400, level=0.99)
+    again = RNG.multinomial(totals, shares, (400, 300))
+    for name, values in (("variance", again.var(axis=1)), ("mean", again.mean(axis=1))):
+        check = found[name]
+        assert check.inside.all()
+        error = values.std(axis=0) * np.sqrt(2 / 400)
+        assert (abs(check.mean - values.mean(axis=0)) < 5 * error).all()
+
+
+def test_statistics_are_of_float32_whatever_the_data_are():
+    """The sum of a column of these exceeds what float16 holds."""
+    x = RNG.poisson(1500, (200, 3)).astype(np.float16)
+    spec = ModelSpec(likelihood=Poisson(), data_shape=(3,), **LINEAR)
+    params = init(spec, jax.random.key(0), x=np.float32(x))
+    one, other = (
+        posterior_predictive(params, given, jax.random.key(1), num_replications=20)
+        for given in (x, np.float32(x))
+    )
+    np.testing.assert_allclose(one["mean"].observed, np.float64(x).mean(0), rtol=1e-5)
+    np.testing.assert_array_equal(one["mean"].inside, other["mean"].inside)
+    bits = ModelSpec(data_shape=(3,), **LINEAR)
+    params = init(bits, jax.random.key(0))
+    found = posterior_predictive(
+        params, x > 1500, jax.random.key(1), num_replications=9
+    )
+    np.testing.assert_allclose(found["mean"].observed, (x > 1500).mean(0), rtol=1e-6)
 
 
 def test_what_is_missing_is_missing_from_replications_too():

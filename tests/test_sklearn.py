@@ -298,6 +298,22 @@ def test_bad_arguments_are_refused_by_name(arguments, message):
         VAE(**arguments).fit(ROWS)
 
 
+def test_codes_of_several_layers_are_those_that_are_decoded():
+    spec = vae_jax.ModelSpec(
+        posterior=vae_jax.HierarchicalGaussian((vae_jax.StochasticLayer(2),)),
+        prior=vae_jax.HierarchicalGaussianPrior((vae_jax.StochasticLayer(2),)),
+        likelihood=vae_jax.Gaussian(),
+        latent_dim=3,
+        data_shape=(4,),
+    )
+    model = VAE(spec=spec, max_epochs=1, num_samples=5, random_state=0).fit(ROWS)
+    codes = model.transform(ROWS)
+    x = jnp.asarray(ROWS, jnp.float32)
+    expected = vae_jax.encode(model.params_, x).mean[0]
+    np.testing.assert_allclose(codes, expected, rtol=1e-5)
+    assert model.inverse_transform(codes).shape == ROWS.shape
+
+
 def test_bad_codes_and_counts_are_refused(fitted):
     with pytest.raises(ValueError, match=r"X must be codes \[n, 2\], got \[60, 4\]"):
         fitted.inverse_transform(ROWS)

@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vae_jax.annealing import annealed_posterior_samples
+from vae_jax.distributions.support import known_values
 from vae_jax.evaluation import check_positive, map_examples
 from vae_jax.mcmc import Chain, nuts, posterior_samples
 from vae_jax.mcmc.chains import check_at_least
@@ -247,8 +249,8 @@ def rank_test(
       times Q (Bonferroni).
 
     Raises:
-      ValueError: ranks that are not integers `[n, Q]`, a number below 1, or a coverage
-        outside (0, 1).
+      ValueError: ranks that are not integers `[n, Q]` from 0 to `num_draws`, a number
+        below 1, or a coverage outside (0, 1).
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -263,6 +265,12 @@ def rank_test(
     if ranks.ndim != 2 or not jnp.issubdtype(ranks.dtype, jnp.integer):
         raise ValueError(
             f"ranks must be integers [n, Q], got {ranks.dtype}{list(ranks.shape)}"
+        )
+    known = known_values(ranks)
+    if known is not None and not np.all((known >= 0) & (known <= num_draws)):
+        raise ValueError(
+            f"ranks must be from 0 to num_draws={num_draws}, got values from "
+            f"{known.min()} to {known.max()}"
         )
     if not 0 < coverage < 1:
         raise ValueError(f"coverage must be in (0, 1), got {coverage}")

@@ -108,14 +108,15 @@ def init(
         None sets all biases to zero.
       labels: exposures of the data (`Conditions`), if the likelihood takes them; all
         else that the model is given is not needed here.
-      dtype: dtype of all parameters; float64 requires JAX's x64 mode.
+      dtype: dtype of all parameters, float32 or float64, which requires JAX's x64
+        mode. For networks that compute in 16 bits, set `compute_dtype` in the spec.
 
     Returns:
       `Params` with this spec.
 
     Raises:
       ValueError: `x` is empty, not finite, or outside the support of the likelihood;
-        `dtype` is float64 without x64 mode.
+        `dtype` has 16 bits, or is float64 without x64 mode.
 
     Example:
       >>> import jax
@@ -125,6 +126,11 @@ def init(
       (400, 784)
     """
     _check_dtype("dtype", dtype)
+    if dtype is not None and jnp.dtype(dtype).itemsize < 4:
+        raise ValueError(
+            f"dtype must be float32 or float64, got {jnp.dtype(dtype).name}, whose "
+            "rounding would bias draws and sums: set compute_dtype in the spec instead"
+        )
     encoder_key, decoder_key, posterior_key, prior_key, likelihood_key = (
         jax.random.split(key, 5)
     )

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 
 from vae_jax.distributions.support import known_values
 from vae_jax.evaluation import check_positive, example_keys
-from vae_jax.model import check_observations, decode, encode, reparameterize
+from vae_jax.model import (
+    check_observations,
+    decode,
+    dtype_of,
+    encode,
+    reparameterize,
+)
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Labels
 
@@ -120,12 +126,14 @@ def posterior_predictive(
     if known is not None and not 0 < known < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
     check_observations(params, x, labels=labels)
+    x = jnp.asarray(x).astype(dtype_of(params))
     posterior = encode(params, x, labels=labels)
 
     def replication(key: Key) -> dict[str, Array]:
         latent_key, data_key = jax.random.split(key)
         z = reparameterize(posterior, latent_key)
-        drawn = decode(params, z, labels=labels).sample(data_key, 1)[0, 0]
+        p = decode(params, z, labels=labels).given_totals(x)
+        drawn = p.sample(data_key, 1)[0, 0]
         return statistics(jnp.where(jnp.isnan(x), jnp.nan, drawn))
 
     drawn = jax.lax.map(replication, example_keys(key, num_replications))

@@ -191,6 +191,9 @@ class VAE(
     def transform(self, X: Any) -> np.ndarray:
         """Means of the posterior q(z|x), the codes.
 
+        Of a flow, the images of the means of its base; of several stochastic layers,
+        the means of the one nearest the data.
+
         Args:
           X: rows, `[n, D]`.
 
@@ -277,7 +280,8 @@ class VAE(
         _validation.check_is_fitted(self)
         if not (_is_integer(n_samples) and n_samples >= 1):
             raise ValueError(f"n_samples must be a positive integer, got {n_samples!r}")
-        key = jax.random.fold_in(self._key(), 1)
+        # `fit` splits the same key into three.
+        key = jax.random.split(self._key(), 4)[3]
         return np.asarray(
             generate(self.params_, key, num_samples=int(n_samples), sample=True)
         )
@@ -404,8 +408,8 @@ def _require_values(spec: ModelSpec, x: Any) -> None:
     support = spec.likelihood.support
     if np.isnan(x).any() and not isinstance(support, MaskedSupport):
         raise ValueError(
-            f"X contains NaN, and {spec.likelihood!r} takes no missing values: fit to "
-            "rows with missing values by likelihood='auto', or give Masked(...) of it"
+            f"X contains NaN, and {spec.likelihood!r} does not accept missing values: "
+            "use likelihood='auto', or wrap it in Masked(...)"
         )
     support.require(x)
 
@@ -434,7 +438,8 @@ def _compiled() -> dict[str, Callable[..., Array]]:
     root = jax.random.key(0)
 
     def means(params: Params, x: Array) -> Array:
-        return encode(params, x).mean
+        # Of several stochastic layers the one that `inverse_transform` decodes.
+        return jax.tree.leaves(encode(params, x).mean)[0]
 
     def decoded(params: Params, z: Array) -> Array:
         return decode(params, z[None]).mean[0]

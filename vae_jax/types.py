@@ -170,6 +170,13 @@ class Distribution:
             f"{type(self).__name__} has no log_prob_per_dimension"
         )
 
+    def given_totals(self, x: Array) -> "Distribution":
+        """Distribution of replications of `x`, of the same totals where they are given.
+
+        Override it if log p(x) is conditional on the total of each example.
+        """
+        return self
+
     def times(self, factor: Array) -> Any:
         """The distribution of counts whose means are `factor` times as large."""
         raise NotImplementedError(f"{type(self).__name__} has no times")

@@ -744,6 +744,15 @@ def test_binarize_is_bernoulli(value):
         assert within_five_standard_errors(bits, value / 255)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_binarize_is_bernoulli_in_16_bits(dtype):
+    """Of probabilities far below the distance of two uniform numbers in 16 bits."""
+    x = jnp.full((500, 400), 1 / 255, dtype)
+    bits = data.binarize(x, jax.random.key(0))
+    assert bits.dtype == dtype
+    assert within_five_standard_errors(np.float32(bits), float(x[0, 0]))
+
+
 def test_binarize_draws_afresh_with_every_key():
     x = jnp.full((10, 20), 0.5)
     first, again, other = (data.binarize(x, jax.random.key(i)) for i in (0, 0, 1))

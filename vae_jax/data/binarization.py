@@ -37,7 +37,8 @@ def binarize(x: jax.Array | np.ndarray, key: jax.Array) -> jax.Array:
     """
     UNIT_INTERVAL.require(x)
     x = jnp.asarray(x)
-    bits = jax.random.bernoulli(key, x).astype(x.dtype)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    bits = jax.random.bernoulli(key, wide).astype(x.dtype)
     return jnp.where(UNIT_INTERVAL.contains(x), bits, jnp.nan)
 
 

@@ -86,7 +86,9 @@ def sample(logits: Array, key: Key) -> Array:
       >>> print(bernoulli.sample(jnp.array([-1e3, 1e3]), jax.random.key(0)))
       [0. 1.]
     """
-    draws = jax.random.bernoulli(key, jax.nn.sigmoid(logits))
+    # In 16 bits a uniform number is a multiple of 1/128 or 1/1024.
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    draws = jax.random.bernoulli(key, jax.nn.sigmoid(wide))
     return draws.astype(logits.dtype)
 
 

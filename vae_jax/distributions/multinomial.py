@@ -1,6 +1,6 @@
 """Counts of a given total, shared among dimensions: the multinomial distribution."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
@@ -86,6 +86,10 @@ class MultinomialDistribution(Distribution):
     def mean(self) -> Array:
         """N softmax(logits), `[..., D]`."""
         return self.total[..., None] * jax.nn.softmax(self.logits, axis=-1)
+
+    def given_totals(self, x: Array) -> "MultinomialDistribution":
+        """The same shares of the totals of `x`, `[..., D]`."""
+        return replace(self, total=jnp.sum(x, axis=-1))
 
     def sample(self, key: Key, num_samples: int) -> Array:
         """Counts of total n, `[S, ..., D]`."""

@@ -65,6 +65,14 @@ class ProductDistribution(Distribution):
         ]
         return self.in_order(draws)
 
+    def given_totals(self, x: Array) -> "ProductDistribution":
+        """See `Distribution.given_totals`, of each part."""
+        given = [
+            part.given_totals(x[..., np.asarray(at)])
+            for part, at in zip(self.parts, self.columns, strict=True)
+        ]
+        return ProductDistribution(tuple(given), self.columns)
+
     def log_prob(self, value: Array) -> Array:
         """See `Distribution.log_prob`."""
         log_probs = [

@@ -409,8 +409,9 @@ def _antithetic(
     require_mean(reduction, name, "leave_one_out")
     posterior = require_type(posterior, BernoulliDistribution, name)
     logits = jax.lax.stop_gradient(posterior.logits)
-    probability = jax.nn.sigmoid(logits)
-    u = jax.random.uniform(key, (num_samples, *logits.shape), logits.dtype)
+    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    probability = jax.nn.sigmoid(logits.astype(wide))
+    u = jax.random.uniform(key, (num_samples, *logits.shape), wide)
     bits, antithetic = (
         (uniform < probability).astype(logits.dtype) for uniform in (u, 1 - u)
     )

@@ -268,7 +268,7 @@ def with_likelihood(config: ConfigT, dataset: data.Dataset) -> ConfigT:
         )
     if config.likelihood == "columns" and not dataset.columns:
         raise ValueError(
-            "--likelihood=columns is of a table, and the data are pixels: choose auto"
+            "--likelihood=columns needs a table, and the data are pixels: choose auto"
         )
     if config.likelihood == "auto":
         values = "bits" if _is_binarized(config, dataset) else dataset.values
@@ -281,8 +281,8 @@ def with_likelihood(config: ConfigT, dataset: data.Dataset) -> ConfigT:
             "columns of several kinds" if dataset.values == "mixed" else dataset.values
         )
         raise ValueError(
-            f"the data are {are}, and --likelihood={config.likelihood} is not about "
-            f"such: choose auto, or {', '.join(suitable)}"
+            f"--likelihood={config.likelihood} does not suit the data, which are "
+            f"{are}: choose auto, or {', '.join(suitable)}"
         )
     return config
 
@@ -499,9 +499,10 @@ def _logging(own: open_choices.Own) -> Objective:
         found = called(*arguments, **named)
         metrics = found[1] if isinstance(found, tuple) and len(found) == 2 else None
         if not (isinstance(metrics, dict) and metrics.keys() >= {*FIGURES}):
+            came = metrics if isinstance(metrics, dict) else [type(found).__name__]
             raise ValueError(
                 f"{own.text} must return the value and a dict of figures with "
-                f"{', '.join(FIGURES)}, got {metrics or type(found).__name__}"
+                f"{', '.join(FIGURES)}, got {', '.join(came) or 'none'}"
             )
         return found
 

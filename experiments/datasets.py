@@ -371,9 +371,9 @@ def _scales(original: data.Dataset) -> list[str]:
     if not large:
         return []
     return [
-        f"covariates are given to the networks unscaled, and numbers {large} of "
-        f"{len(sizes)}, in the order of their names, are far from unit scale, at which "
-        "networks train well: standardize them in the file"
+        "covariates are not standardized, and these (numbered from 0 in alphabetical "
+        f"order) are large: {large}; networks train well at unit scale, so standardize "
+        "them in the file"
     ]
 
 
@@ -413,7 +413,7 @@ def describe(dataset: data.Dataset, config: "ModelFlags", binarization: str) -> 
     return (
         f"{config.dataset}: {len(dataset.train)} examples to train, {chosen_by}"
         f"{len(dataset.test)} to test, {shape}, {values}, {config.likelihood} "
-        f"likelihood; {config.epochs} epochs"
+        f"likelihood; {config.epochs} epoch{'s' * (config.epochs != 1)}"
     )
 
 

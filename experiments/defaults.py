@@ -1,4 +1,4 @@
-"""Flags that were left at their defaults, or given where nothing uses them.
+"""Resolve flags left at their defaults, and reject flags without effect.
 
 `config` is `experiments.mnist.Config`, which is imported by the type checker alone:
 the experiment stands above its choices.
@@ -95,8 +95,8 @@ def with_former_likelihood(
       resolve: fills in the defaults.
 
     Returns:
-      The configuration, with bits where `--run_dir` holds a run of such, which the
-      same command goes on with; and sentences to tell the user.
+      The configuration, with a Bernoulli likelihood if `--run_dir` holds a run with
+      that former default, so that the same command resumes it; and notes for the user.
     """
     former = dataclasses.replace(config, likelihood=FORMER_LIKELIHOOD)
     if config.likelihood != "auto" or config.overwrite or dataset.columns:

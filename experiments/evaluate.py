@@ -55,8 +55,8 @@ class Config:
     """Number of a sweep's model, by default the one with the highest validation ELBO; \
 results go to its model-<number> folder."""
     trust: bool = False
-    """Import the classes outside vae_jax that the run names: code of whoever made it \
-runs."""
+    """Import the classes outside vae_jax that the run names, which runs the code of \
+their modules."""
     dataset: str | None = None
     """The data of a folder that vae_jax.save_run wrote, a name or a file; levels of \
 grey are seen in [0, 1], and drawn as bits for a Bernoulli likelihood."""
@@ -248,7 +248,7 @@ def table(figures: dict[str, Any], config: Config) -> str:
             (name, annealing["estimate"]),
             ("of as many simulated: from below", simulated["lower"]),
             ("  from above", simulated["upper"]),
-            ("  gap, which holds the error", simulated["gap"]),
+            ("  gap, a bound on the error", simulated["gap"]),
         ]
     rows += [(label, shown(*mean.values())) for label, mean in means]
     if fitted is not None and fitted["elbo"] is not None:
@@ -265,7 +265,7 @@ def table(figures: dict[str, Any], config: Config) -> str:
 
 
 def warnings(figures: dict[str, Any]) -> list[str]:
-    """The figures that are not what their names say, and what to do."""
+    """Warnings about figures that are unreliable, and remedies."""
     found = evidence_warnings(figures)
     gap = figures.get("inference_gap")
     if gap is not None and not gap["converged"]["mean"] == 1:
@@ -300,16 +300,16 @@ def _check_data_flags(config: Config) -> None:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Evaluates, prints, and writes into the run's folder.
+    """Evaluate a run, print the figures, and write them to its folder.
 
     Args:
       config: what to evaluate.
 
     Returns:
-      What evaluation.json holds.
+      The content of evaluation.json.
 
     Raises:
-      ValueError: no run there, other data, or a value that no run can have.
+      ValueError: the folder holds no run, its data have changed, or a flag is invalid.
     """
     flags.check(config)
     _check_data_flags(config)

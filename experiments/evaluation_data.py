@@ -23,8 +23,8 @@ class RunData(NamedTuple):
     """The data of a run, as the model sees them: pixels in [0, 1].
 
     Attributes:
-      train: `[n, D]`, as the run saw it in one epoch; of a data set larger than the
-        memory some, evenly spaced.
+      train: `[n, D]`, as the run saw it in one epoch; an evenly spaced subset if the
+        data exceed the memory.
       test: `[m, D]`, as it was evaluated.
       train_labels: of a conditional model, or `Conditions`; None for another.
       test_labels: likewise.
@@ -199,7 +199,7 @@ def _described(results: dict[str, Any], model: int) -> str:
 def _as_seen(
     original: data.Dataset, binarization: str, *, seed: int, labelled: bool
 ) -> RunData:
-    """The data as the model sees them, and as it was evaluated on them."""
+    """Data as the model sees them in training and in evaluation."""
     dataset = datasets.binarized(original, binarization, seed=seed)
     test = datasets.test_images(dataset)
     step = spacing(dataset.train)

@@ -34,7 +34,7 @@ from vae_jax.types import Array, Key
 
 @dataclass(frozen=True)
 class ModelFlags(optimizers.OptimizerFlags):
-    """Flags that a sweep shares: those of which it takes one value."""
+    """Flags that take a single value in experiments.sweep too."""
 
     beta_cycles: flags.Natural = 0
     """Cycles of beta over the run, each rising from 0 in its first half; 0 for none."""
@@ -84,9 +84,8 @@ discretized_logistic for other grey levels."""
     """Factor of the means of counts: none, or the total of each example, of which \
 figures and draws are then conditional."""
     binarization: Literal["auto", "dynamic", "fixed", "threshold", "none"] = "auto"
-    """dynamic draws the pixels afresh at every step, fixed once; auto is dynamic for \
-a Bernoulli likelihood of grey pixels, which --likelihood=auto takes for it, and none \
-for others and for bits."""
+    """dynamic draws binary pixels anew at every step, fixed draws them once; auto is \
+dynamic for a Bernoulli likelihood of grey pixels, and none otherwise."""
     objective: str = "elbo"
     """What training maximises: elbo; bounds of --num_samples (iwae, miwae and piwae \
 in --num_groups, ciwae with --elbo_share, renyi of order --renyi_alpha); beta_tc, the \
@@ -141,7 +140,7 @@ linearly over the first half of the run."""
 
 
 def check(*configs: Config) -> None:
-    """Raise ValueError for bad values, and for flags that no model has a use for."""
+    """Raise ValueError for invalid values, and for flags without effect."""
     for config in configs:
         flags.check(config)
         choices.check_combinations(config)

@@ -19,7 +19,7 @@ _OWN = re.compile(r"(?P<module>\w+(\.\w+)*):(?P<name>\w+)(?P<arguments>\(.*\))?"
 
 
 class Own(NamedTuple):
-    """A class or a function of the user's own, and what to call it with.
+    """A user-defined class or function, with its arguments.
 
     Attributes:
       target: what was imported.
@@ -34,7 +34,7 @@ class Own(NamedTuple):
     text: str
 
     def made(self) -> Any:
-        """The result of the call.
+        """Call the target.
 
         Raises:
           ValueError: the arguments do not suit it.
@@ -51,7 +51,7 @@ class Own(NamedTuple):
         return functools.partial(self.target, *self.arguments, **self.keywords)
 
     def held_to(self, call: str) -> Callable[..., Any]:
-        """The function, whose TypeError says how it is called.
+        """Wrap the function so that its TypeError reports how it is called.
 
         Args:
           call: how, for the message.
@@ -74,7 +74,7 @@ class Own(NamedTuple):
 
 
 def find(flag: str, text: str, names: Mapping[str, Any]) -> Any:
-    """The entry of a name, or what is imported from a file of the user's own.
+    """Look up a built-in name, or import `module:Class` from a user's file.
 
     Args:
       flag: whose value it is, for messages.
@@ -127,7 +127,8 @@ def _import(shown: str, module: str, name: str, **_: Any) -> Callable[..., Any]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{shown} cannot be imported: {error}") from error
+        hint = " (name the module without .py)" if module.endswith(".py") else ""
+        raise ValueError(f"{shown} cannot be imported: {error}{hint}") from error
     if not callable(found):
         raise ValueError(f"{shown} must name a class or a function, got {found!r}")
     return found

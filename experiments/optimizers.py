@@ -243,8 +243,8 @@ def _of_own(own: open_choices.Own, rate: Any) -> optax.GradientTransformation:
     """Build an optimizer with a user-defined function of the learning rate."""
     if own.arguments or "learning_rate" in own.keywords:
         raise ValueError(
-            f"{own.text}: the learning rate is --learning_rate's, and other arguments "
-            "must be given by name"
+            f"{own.text}: set the learning rate by --learning_rate, and give other "
+            "arguments by name"
         )
     made = own.held_to("optimizer(learning_rate=)")(learning_rate=rate)
     if not isinstance(made, optax.GradientTransformation):

@@ -181,7 +181,7 @@ def test_a_class_with_another_density_does_not_inherit_what_needed_it(key):
     assert not (Shifted.has_entropy or Shifted.mean_is_exact or Shifted.maps_noise)
     assert Redeclared.has_entropy and not Redeclared.maps_noise
     assert DiagonalGaussianDistribution.maps_noise
-    with pytest.raises(ValueError, match="sigma_points is known for .* got Shifted"):
+    with pytest.raises(ValueError, match="sigma_points requires .* got a Shifted"):
         sigma_points(lambda z, _: z.sum(-1), Shifted(*jnp.zeros((2, 1, 2))), key)
 
 

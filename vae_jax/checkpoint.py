@@ -76,7 +76,11 @@ def save(
     """
     folder = Path(folder).absolute()
     if folder.exists():
-        raise FileExistsError(errno.EEXIST, "exists already: move it away", str(folder))
+        raise FileExistsError(
+            errno.EEXIST,
+            "this step is saved already: choose another step, or move it away",
+            str(folder),
+        )
     # Next to the folder of checkpoints, which contains only steps.
     draft = folder.parent.parent / f".{folder.parent.name}-{folder.name}.draft"
     is_first = jax.process_index() == 0

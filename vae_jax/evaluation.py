@@ -286,7 +286,7 @@ def map_examples(
     first: int | Array = 0,
     examples_at_once: int,
 ) -> PyTree:
-    """A function of one example for all of a data set, each with a key of its own.
+    """Map a function of one example over a data set, with one key per example.
 
     Args:
       function: called with the parts of an example, each leaf a batch of one, and its
@@ -320,6 +320,6 @@ def map_examples(
 
 
 def check_positive(name: str, value: int) -> None:
-    """Refuses a number below 1."""
+    """Raise ValueError if a number is below 1."""
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")

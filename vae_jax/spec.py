@@ -183,9 +183,8 @@ def _check_latents(spec: "ModelSpec") -> None:
         raise ValueError(f"{pair} must have the same stochastic layers")
     if spaces[1] not in (None, spaces[0]):
         raise ValueError(
-            f"{pair} must be about the same latents, and those of the first are "
-            f"{spaces[0]}, of the second {spaces[1]}; FactorizedBernoulli() goes with "
-            "FactorizedBernoulliPrior()"
+            f"{pair} must have latents of the same kind, got {spaces[0]} and "
+            f"{spaces[1]}: bits require a prior of bits, FactorizedBernoulliPrior()"
         )
     if spec.prior.is_mixture_of_posteriors and not spec.posterior.has_log_prob:
         raise ValueError(

@@ -209,9 +209,9 @@ def _import(path: str, trust: Trust, known: Sequence[str]) -> Any:
     if not (trust is True or _within(module, [*known, *(trust or ())])):
         raise ValueError(
             f"spec: {path} is no class of vae_jax and no function of jax.nn or "
-            "jax.numpy, and to import it runs the code of its module: if you trust it, "
-            f"pass trust=True or trust=[{module!r}] (--trust of experiments.evaluate), "
-            "else spec="
+            "jax.numpy, and importing it runs the code of its module: if you trust it, "
+            f"pass trust=True or trust=[{module!r}] (--trust of experiments.evaluate); "
+            "otherwise pass spec="
         )
     try:
         module = _public(path).partition(":")[0]

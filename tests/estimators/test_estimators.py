@@ -994,9 +994,7 @@ def test_what_differentiates_samples_refuses_bits(estimator, key):
 
 @pytest.mark.parametrize("estimator", [measure_valued, delta_control_variate])
 def test_what_is_known_for_gaussians_refuses_bits(estimator, key):
-    message = (
-        f"{estimator.__name__} is known for DiagonalGaussianDistribution only, got B"
-    )
+    message = f"{estimator.__name__} requires a DiagonalGaussianDistribution, got a B"
     with pytest.raises(ValueError, match=message):
         traced(estimator, total, coins(), key)
 
@@ -1005,9 +1003,7 @@ def test_what_is_known_for_gaussians_refuses_bits(estimator, key):
     "estimator", [gumbel_softmax, straight_through, rebar, arm, disarm]
 )
 def test_what_is_known_for_bits_refuses_a_gaussian(estimator, key):
-    message = (
-        f"{estimator.__name__} is known for BernoulliDistribution only, got Diagonal"
-    )
+    message = f"{estimator.__name__} requires a BernoulliDistribution, got a Diagonal"
     with pytest.raises(ValueError, match=message):
         traced(estimator, total, normal(), key)
 
@@ -1026,7 +1022,7 @@ def test_a_subclass_may_have_another_density_and_is_refused(estimator, posterior
         type("Own", (type(posterior),), {"log_prob": lambda self, z: z.sum(-1)})
     )
     leaves = dataclasses.asdict(posterior)
-    with pytest.raises(ValueError, match=f"{estimator.__name__} is known .*, got Own"):
+    with pytest.raises(ValueError, match=f"{estimator.__name__} requires .* got a Own"):
         traced(estimator, total, own(**leaves), key)
 
 
@@ -1096,7 +1092,7 @@ def test_doubly_reparameterized_refuses_an_unknown_reduction(key):
     def largest(values):
         return values.max(axis=0)
 
-    with pytest.raises(ValueError, match="sample_mean and log_mean_exp only"):
+    with pytest.raises(ValueError, match="requires the reduction sample_mean or"):
         traced(doubly_reparameterized, total, normal(), key, reduction=largest)
 
 
@@ -1138,7 +1134,7 @@ def test_steps_are_what_the_other_estimators_are_for(estimator, key):
 
 @pytest.mark.parametrize("estimator", [path_derivative, doubly_reparameterized])
 def test_an_integrand_without_log_q_has_no_score_to_leave_out(estimator, key):
-    message = f"{estimator.__name__} leaves the score.*kl='monte_carlo'"
+    message = f"{estimator.__name__} requires .* uses log q.*kl='monte_carlo'"
     with pytest.raises(ValueError, match=message):
         traced(estimator, lambda z, log_q: z.sum(axis=-1), normal(), key)
 
@@ -1147,7 +1143,7 @@ def test_one_baseline_for_two_parts_is_refused(key):
     def integrand(z, log_q):
         return {"first": z[..., 0], "second": z[..., 1]}
 
-    with pytest.raises(ValueError, match="baseline must be a tree like"):
+    with pytest.raises(ValueError, match="baseline must be one for all terms"):
         traced(score_function, integrand, normal(), key, baseline=1.0)
 
 
@@ -1241,7 +1237,7 @@ def test_sigma_points_refuse_what_they_cannot_do(key):
     q = DiagonalGaussianDistribution(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
     with pytest.raises(
         ValueError,
-        match="sigma_points is known for .* got PointMass",
+        match="sigma_points requires .* got a PointMass",
     ):
         sigma_points(quadratic, PointMassDistribution(jnp.zeros((1, 2))), key)
     with pytest.raises(ValueError, match="must be 1, got 2"):

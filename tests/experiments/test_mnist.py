@@ -838,7 +838,7 @@ BAD_INPUT = {
     "ragged table": (["--dataset={bad}/ragged.csv"], "ragged.csv.*: line 3 has 1 val"),
     "columns of several kinds": (
         ["--dataset={bad}/mixed.csv", "--likelihood=gaussian"],
-        "are columns of several kinds, .*gaussian is not about .* or columns",
+        "gaussian does not suit the data, which are columns of several .* or columns",
     ),
     "unknown column": (
         ["--dataset={bad}/mixed.csv", "--columns={bad}/schema.json"],
@@ -1008,9 +1008,12 @@ BAD_INPUT = {
     ),
     "bits and a density": (
         ["--posterior=bernoulli", "--prior=standard", "--estimator=disarm"],
-        "must be about the same latents",
+        "must have latents of the same kind",
     ),
-    "bits without bits": (["--estimator=disarm"], "disarm is known for .* only"),
+    "bits without bits": (
+        ["--estimator=disarm"],
+        "disarm requires a BernoulliDistribution",
+    ),
     "estimator of one's own objective": (
         ["--objective=vae_jax:ELBO", "--estimator=disarm"],
         "--estimator disarm has no effect",

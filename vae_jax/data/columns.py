@@ -239,6 +239,11 @@ def given_columns(names: Sequence[str], given: Given) -> dict[str, Column]:
     """
     if given is None:
         return {}
+    if isinstance(given, str | Path):
+        raise ValueError(
+            "columns must be kinds by name, got a path: read the file with "
+            f"data.read_columns({str(given)!r})"
+        )
     if not isinstance(given, Mapping):
         known = [column.name for column in given]
         extra = [name for name in names if name not in known]

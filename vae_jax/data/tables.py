@@ -157,7 +157,10 @@ def _encode_column(
             f"column {name!r} has no value in any row: give it the kind 'ignore'"
         )
     if absent.any() and missing == "error":
-        what = "a value is missing (mask leaves it out: --missing=mask, missing='mask')"
+        what = (
+            "a value is missing: missing='mask' (--missing=mask) leaves missing values "
+            "out of log p(x)"
+        )
         raise refuse(np.argmax(absent), what)
 
     def refuse_present(row: Any, what: str) -> ValueError:

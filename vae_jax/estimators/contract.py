@@ -240,7 +240,7 @@ def require_log_prob(posterior: Posterior, estimator: str) -> None:
     if not posterior.has_log_prob:
         raise ValueError(
             f"{estimator} needs log q(z) at a given z, but {_name(type(posterior))} "
-            "has no log_prob"
+            "has no log_prob: use reparameterization, or another posterior"
         )
     if _is_singular(posterior):
         raise ValueError(
@@ -276,8 +276,8 @@ def require_type(posterior: Posterior, wanted: type[Wanted], estimator: str) -> 
     """
     if not isinstance(posterior, wanted) or type(posterior) is not wanted:
         raise ValueError(
-            f"{estimator} is known for {_name(wanted)} only, got "
-            f"{_name(type(posterior))}"
+            f"{estimator} requires a {_name(wanted)}, got a "
+            f"{_name(type(posterior))}: choose another estimator or posterior"
         )
     return posterior
 

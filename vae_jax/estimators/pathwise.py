@@ -253,7 +253,7 @@ def doubly_reparameterized(
     """
     name = "doubly_reparameterized"
     if reduction not in _PATH_WEIGHTS:
-        raise ValueError(f"{name} is known for sample_mean and log_mean_exp only")
+        raise ValueError(f"{name} requires the reduction sample_mean or log_mean_exp")
     if prior is not None and not prior.maps_noise:
         raise ValueError(
             f"{name} with a prior needs its from_noise and to_noise, and "
@@ -319,7 +319,7 @@ def _differentiable_draws(
     require_derivative(lambda z: values(z, log_q), z, name)
     if not any(outputs_that_use_it(lambda log_q: values(z, log_q), log_q)):
         raise ValueError(
-            f"{name} leaves the score of log q out, but the integrand does not use "
-            "log q (in an ELBO: pass kl='monte_carlo'); use reparameterization"
+            f"{name} requires an integrand that uses log q: pass kl='monte_carlo' to "
+            "the ELBO (--kl=monte_carlo), or use reparameterization"
         )
     return z

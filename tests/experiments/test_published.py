@@ -1,6 +1,7 @@
 """Published tables: the page holds what the records hold, and they what was run."""
 
 import dataclasses
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -171,9 +172,9 @@ def test_the_weight_decay_is_chosen_without_the_removed_values(monkeypatch):
     """Each observed value is hidden once for a weight decay, and predicted then."""
     seen = []
 
-    def imputed(rows, config, optimizer):
-        seen.append(np.isnan(rows))
-        return SimpleNamespace(mean=np.where(np.isnan(rows), 3.0, 1e6))
+    def imputed(tables, key, weight_decay, *, config):
+        seen.extend(np.isnan(tables))
+        return SimpleNamespace(mean=np.where(np.isnan(tables), 3.0, 1e6))
 
     monkeypatch.setattr(miwae, "imputed", imputed)
     rows = miwae.with_missing(np.ones((200, 5)), 0.5, 0)
@@ -183,6 +184,20 @@ def test_the_weight_decay_is_chosen_without_the_removed_values(monkeypatch):
     hidden = np.sum(seen, axis=0)[~np.isnan(rows)]
     np.testing.assert_array_equal(hidden, len(miwae.WEIGHT_DECAYS))
     assert all(unseen[np.isnan(rows)].all() for unseen in seen)
+
+
+def test_models_of_an_ensemble_differ_by_their_random_numbers_alone():
+    """Each fills in the same gaps, by a model of its own; observed values stay."""
+    config = miwae.Config(epochs=1, imputation_samples=20)
+    rows = miwae.with_missing(miwae.standardized_rows()[:70, :4], 0.5, 0)
+    copies = np.broadcast_to(rows, (3, *rows.shape))
+    found = miwae.imputed(copies, jax.random.key(0), 0.1, config=config).mean
+    missing = np.isnan(rows)
+    np.testing.assert_allclose(
+        found[:, ~missing], copies[:, ~missing].astype(np.float32), rtol=1e-6
+    )
+    for one, other in itertools.combinations(np.asarray(found), 2):
+        assert np.all(one[missing] != other[missing])
 
 
 def test_the_record_of_imputation_is_of_the_whole_experiment():

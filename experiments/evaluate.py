@@ -39,7 +39,7 @@ from experiments.evaluation import (
 )
 from experiments.figures import are_pixels, draw_grid, draw_samples
 from experiments.runner import flags, run_folder
-from experiments.runner.command_line import execute, parse
+from experiments.runner.command_line import execute, parse, say
 from experiments.runner.report import columns, mean_of, measured, save_figure
 from vae_jax import exact
 from vae_jax.types import Array, Labels
@@ -109,8 +109,11 @@ def evaluate(
     figures["active_units"] = int(units.count)
     figures["unit_variance"] = np.asarray(units.variance).tolist()
     figures["unit_variance_standard_error"] = np.asarray(units.standard_error).tolist()
-    figures["unit_kl"] = _if_defined(jax.jit(vae_jax.kl_per_unit), params, x, **given)
+    figures["unit_kl"] = _if_defined(
+        "the KL of each unit", jax.jit(vae_jax.kl_per_unit), params, x, **given
+    )
     aggregate = _if_defined(
+        "the aggregate posterior",
         jax.jit(vae_jax.aggregate_posterior),
         params,
         x[: config.num_aggregate],
@@ -119,7 +122,8 @@ def evaluate(
     figures["aggregate_posterior"] = aggregate
     gap = jax.jit(partial(vae_jax.inference_gap, num_steps=config.gap_steps))
     first = jax.tree.map(lambda value: value[: config.num_gap], given)
-    gap = _if_defined(gap, params, x[: config.num_gap], keys.gap, **first)
+    images = x[: config.num_gap]
+    gap = _if_defined("the inference gap", gap, params, images, keys.gap, **first)
     figures["inference_gap"] = gap and {name: mean_of(gap[name]) for name in gap}
     figures["annealing"] = _annealing(params, x, keys.noise, config)
     standard = isinstance(params.spec.prior, vae_jax.StandardNormal)
@@ -145,10 +149,11 @@ def _annealing(
             **settings,
         )
     )
-    found = _if_defined(forward, params, x[: config.num_annealed], key)
+    images = x[: config.num_annealed]
+    found = _if_defined("annealing", forward, params, images, key)
     if found is None:
         return None
-    simulated = _if_defined(both, params, key)
+    simulated = _if_defined("annealing from both sides", both, params, key)
     if simulated is None:
         return None
     names = ("lower", "upper", "gap")
@@ -192,11 +197,12 @@ def fitted_prior(
     return {name: figures[name] for name in ("elbo", "kl_divergence")}
 
 
-def _if_defined(function, *arguments, **named) -> Any:
-    """The figure as lists and numbers, or None for a model that has none."""
+def _if_defined(name: str, function, *arguments, **named) -> Any:
+    """The figure as lists and numbers; None, and why, for a model that has none."""
     try:
         found = function(*arguments, **named)
-    except ValueError:
+    except ValueError as error:
+        say(f"{name} is left out: {error}")
         return None
     if hasattr(found, "_asdict"):
         return {

@@ -186,7 +186,9 @@ def test_every_kind_of_model_is_evaluated(tmp_path, monkeypatch, capsys):
         assert np.isfinite(found["elbo"]) and found["inference_gap"] is not None
         assert (found["annealing"] is None) == (index < 2)
         assert (found["fitted_prior"] is None) == (index == 1)
-        assert "undefined" not in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "undefined" not in said
+        assert ("NOTE: annealing is left out: " in said) == (index < 2)
         aggregate, layers = found["aggregate_posterior"], 3 + 2 * (index == 1)
         assert (aggregate is None) == (index != 1)
         assert len(found["unit_variance_standard_error"]) == layers

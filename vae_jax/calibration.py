@@ -16,11 +16,11 @@ import numpy as np
 
 from vae_jax.annealing import annealed_posterior_samples
 from vae_jax.distributions.support import known_values
-from vae_jax.evaluation import check_positive, map_examples
+from vae_jax.evaluation import map_examples
 from vae_jax.mcmc import Chain, nuts, posterior_samples
-from vae_jax.mcmc.chains import check_at_least
 from vae_jax.model import at_labels, decode, draw_prior, dtype_of, encode
 from vae_jax.objectives import log_joint
+from vae_jax.options import require_at_least
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Latents
 
@@ -95,7 +95,7 @@ def chain_draws(
       >>> callable(chain_draws(num_warmup=100, thinning=5))
       True
     """
-    check_at_least("thinning", thinning, 1)
+    require_at_least("thinning", thinning)
 
     def draws(params: Params, x: Array, key: Key, num_draws: int) -> Array:
         chains = posterior_samples(
@@ -180,8 +180,8 @@ def simulation_ranks(
       >>> ranks.shape
       (10, 3)
     """
-    check_positive("num_simulations", num_simulations)
-    check_positive("num_draws", num_draws)
+    require_at_least("num_simulations", num_simulations)
+    require_at_least("num_draws", num_draws)
     if params.spec.is_conditional:
         raise ValueError(
             "simulation_ranks needs a model without labels, got num_classes="
@@ -260,8 +260,8 @@ def rank_test(
       >>> bool(found.p_value[0] < 0.01)
       True
     """
-    check_positive("num_draws", num_draws)
-    check_positive("num_references", num_references)
+    require_at_least("num_draws", num_draws)
+    require_at_least("num_references", num_references)
     if ranks.ndim != 2 or not jnp.issubdtype(ranks.dtype, jnp.integer):
         raise ValueError(
             f"ranks must be integers [n, Q], got {ranks.dtype}{list(ranks.shape)}"

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from vae_jax.aggregate import as_points
 from vae_jax.distributions import unit_kl
-from vae_jax.estimators.contract import check_num_samples
 from vae_jax.model import (
     at_labels,
     build_prior,
@@ -22,7 +21,7 @@ from vae_jax.model import (
     log_prior,
 )
 from vae_jax.objectives import require_density
-from vae_jax.options import require_scalar
+from vae_jax.options import require_at_least, require_scalar
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Labels, Latents, Posterior
 
@@ -152,7 +151,7 @@ def _moments_of_samples(
     posterior: Posterior, key: Key, num_samples: int
 ) -> tuple[Array, Array]:
     """Running mean and variance (divided by S - 1) of samples, `[B, L]` each."""
-    check_num_samples(num_samples, minimum=2, why=": the noise must be estimated")
+    require_at_least("num_samples", num_samples, 2, ": the noise must be estimated")
 
     def draw(key: Key) -> Array:
         z, _ = posterior.sample_and_log_prob(key, 1)

@@ -25,6 +25,7 @@ from vae_jax.importance_weights import (
 )
 from vae_jax.model import check_observations, encode
 from vae_jax.objectives import ELBOTerms, elbo_terms, log_weight, require_density
+from vae_jax.options import require_at_least
 from vae_jax.prng import as_threefry
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Labels, Posterior, PyTree
@@ -137,8 +138,8 @@ def evaluate(
         )
         return jax.tree.map(lambda leaf: leaf[0], batch)
 
-    check_positive("num_samples", num_samples)
-    check_positive("chunk_size", chunk_size)
+    require_at_least("num_samples", num_samples)
+    require_at_least("chunk_size", chunk_size)
     check_observations(params, x, labels=labels)
     return map_examples(
         terms,
@@ -203,8 +204,8 @@ def log_evidence(
       >>> log_evidence(params, x, key, num_samples=50).estimate.shape
       (3,)
     """
-    check_positive("num_samples", num_samples)
-    check_positive("chunk_size", chunk_size)
+    require_at_least("num_samples", num_samples)
+    require_at_least("chunk_size", chunk_size)
     check_observations(params, x, labels=labels)
     samples_at_once = min(num_samples, chunk_size)
     return map_examples(
@@ -317,9 +318,3 @@ def map_examples(
         (alone, keys),
         batch_size=min(examples_at_once, count),
     )
-
-
-def check_positive(name: str, value: int) -> None:
-    """Raise ValueError if a number is below 1."""
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")

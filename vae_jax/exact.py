@@ -26,6 +26,7 @@ from vae_jax.model import (
     require_rows,
 )
 from vae_jax.networks import Linear
+from vae_jax.options import require_at_least
 from vae_jax.priors import MixtureOfGaussians, StandardNormal
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.types import Array
@@ -519,8 +520,7 @@ def _grid(num_points: int, limit: float, latent_dim: int) -> tuple[Array, Array]
     """Points of a grid with L equal axes, `[G, L]`, and the step of an axis."""
     if latent_dim > 2:
         raise ValueError(f"quadrature serves 1 or 2 latents, got {latent_dim}")
-    if num_points < 4:
-        raise ValueError(f"num_points must be at least 4, got {num_points}")
+    require_at_least("num_points", num_points, 4)
     axis = jnp.linspace(-limit, limit, num_points + num_points % 2)
     points = jnp.stack(jnp.meshgrid(*[axis] * latent_dim), axis=-1)
     return points.reshape(-1, latent_dim), axis[1] - axis[0]

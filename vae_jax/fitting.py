@@ -18,6 +18,7 @@ from vae_jax.data.rows import Rows, blocks
 from vae_jax.evaluation import evaluate
 from vae_jax.host_examples import EpochChunks, own_examples, steps_per_chunk
 from vae_jax.model import check_observations
+from vae_jax.options import require_at_least
 from vae_jax.spec import Params
 from vae_jax.training import (
     Epoch,
@@ -122,8 +123,7 @@ def fit(
         ("patience", 1 if patience is None else patience),
         ("the number of examples", num_examples),
     ):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        require_at_least(name, value)
     if patience is not None and validation is None:
         raise ValueError(f"patience {patience} needs validation data")
     objective = ELBO() if objective is None else objective

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.distributions import MaskedDistribution, ProductDistribution
-from vae_jax.evaluation import check_positive, map_examples
+from vae_jax.evaluation import map_examples
 from vae_jax.importance_weights import summarize_all
 from vae_jax.model import check_observations, decode, encode
 from vae_jax.objectives import log_weight, require_density
+from vae_jax.options import require_at_least
 from vae_jax.spec import Params
 from vae_jax.types import Array, Distribution, Key, Labels
 
@@ -83,7 +84,7 @@ def impute(
         ("num_draws", num_draws),
         ("chunk_size", chunk_size),
     ):
-        check_positive(name, value)
+        require_at_least(name, value)
     check_observations(params, x, labels=labels)
 
     def one(x: Array, labels: Labels, key: Key) -> Imputation:

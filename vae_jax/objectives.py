@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from vae_jax.distributions import closed_form_kl
 from vae_jax.estimators import Grouped, log_mean_exp, reparameterization
-from vae_jax.estimators.contract import check_num_samples, with_surrogate
+from vae_jax.estimators.contract import with_surrogate
 from vae_jax.estimators.reductions import Reduction
 from vae_jax.model import (
     as_float,
@@ -29,7 +29,7 @@ from vae_jax.model import (
     encode,
     log_prior,
 )
-from vae_jax.options import require_scalar
+from vae_jax.options import require_at_least, require_scalar
 from vae_jax.spec import Params
 from vae_jax.types import (
     Array,
@@ -122,7 +122,7 @@ def elbo_terms(
       (8,)
     """
     require_scalar("beta", beta)
-    check_num_samples(num_samples)
+    require_at_least("num_samples", num_samples)
     x = as_float(x, dtype_of(params))
     if posterior is None:
         posterior = encode(params, x, labels=labels)
@@ -299,7 +299,7 @@ def importance_weighted_terms(
       >>> terms.bound.shape
       (8,)
     """
-    check_num_samples(num_samples)
+    require_at_least("num_samples", num_samples)
     x = as_float(x, dtype_of(params))
     posterior = encode(params, x, labels=labels)
     require_density(posterior, "an importance-weighted bound")

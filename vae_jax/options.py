@@ -98,6 +98,28 @@ def require_scalar(name: str, value: float | Array) -> None:
         )
 
 
+def require_at_least(name: str, value: int, least: int = 1, why: str = "") -> None:
+    """Raise ValueError if a number is below its minimum.
+
+    Args:
+      name: name of the argument.
+      value: its value.
+      least: the minimum.
+      why: reason for the minimum, for the message.
+
+    Raises:
+      ValueError: `value` is less than `least`.
+
+    Example:
+      >>> from vae_jax.options import require_at_least
+      >>> require_at_least("num_samples", 0)
+      Traceback (most recent call last):
+      ValueError: num_samples must be at least 1, got 0
+    """
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}{why}")
+
+
 def require_value(
     name: str,
     value: float | AnyArray,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.distributions.support import known_values
-from vae_jax.evaluation import check_positive, example_keys
+from vae_jax.evaluation import example_keys
 from vae_jax.model import (
     check_observations,
     decode,
@@ -14,6 +14,7 @@ from vae_jax.model import (
     encode,
     reparameterize,
 )
+from vae_jax.options import require_at_least
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Labels
 
@@ -121,7 +122,7 @@ def posterior_predictive(
       >>> found["zeros"].observed.tolist()
       [0.0, 0.0, 0.0]
     """
-    check_positive("num_replications", num_replications)
+    require_at_least("num_replications", num_replications)
     known = known_values(level)
     if known is not None and not 0 < known < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")

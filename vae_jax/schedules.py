@@ -9,7 +9,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from vae_jax.options import register_options, require_scalar, require_value
+from vae_jax.options import (
+    register_options,
+    require_at_least,
+    require_scalar,
+    require_value,
+)
 from vae_jax.types import Array
 
 Scheduled = float | Array | Callable[[Array], Array]
@@ -112,8 +117,7 @@ class Cyclic:
     def __post_init__(self):
         require_scalar("peak", self.peak)
         require_scalar("rising_share", self.rising_share)
-        if self.period < 1:
-            raise ValueError(f"period must be at least 1, got {self.period}")
+        require_at_least("period", self.period)
         require_value("rising_share", self.rising_share, _is_share, "in (0, 1]")
 
     def __call__(self, step: Array) -> Array:

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.estimators import Grouped, log_mean_exp, reparameterization
-from vae_jax.estimators.contract import check_num_samples
 from vae_jax.estimators.reductions import Reduction
 from vae_jax.model import at_labels, encode
 from vae_jax.objectives import (
@@ -28,7 +27,7 @@ from vae_jax.objectives import (
     importance_weighted_terms,
     partially_importance_weighted_terms,
 )
-from vae_jax.options import register_options, require_scalar
+from vae_jax.options import register_options, require_at_least, require_scalar
 from vae_jax.penalties import Penalty, mean_kl
 from vae_jax.schedules import Scheduled, at_step
 from vae_jax.spec import Params
@@ -86,7 +85,7 @@ class ELBO:
     def __post_init__(self):
         if not callable(self.beta):
             require_scalar("beta", self.beta)
-        check_num_samples(self.num_samples)
+        require_at_least("num_samples", self.num_samples)
 
     def __call__(self, params, batch, key, step, *, axis_name=None):
         """Return the value to maximise and the metrics. See `types.Objective`."""
@@ -289,7 +288,7 @@ def over_devices(
 
 def _check_reduction(reduction: Reduction, num_samples: int) -> None:
     """Raise ValueError if a reduction does not accept this number of samples."""
-    check_num_samples(num_samples)
+    require_at_least("num_samples", num_samples)
     jax.eval_shape(reduction, jax.ShapeDtypeStruct((num_samples, 1), jnp.float32))
 
 

@@ -17,9 +17,10 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from vae_jax.estimators import value_only
-from vae_jax.evaluation import check_positive, log_evidence, map_examples
+from vae_jax.evaluation import log_evidence, map_examples
 from vae_jax.model import check_observations, encode
 from vae_jax.objectives import elbo_terms, require_density
+from vae_jax.options import require_at_least
 from vae_jax.quasi_newton import minimize
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Labels, Posterior
@@ -146,7 +147,7 @@ def fit_posterior(
         ("num_samples", num_samples),
         ("chunk_size", chunk_size),
     ):
-        check_positive(name, value)
+        require_at_least(name, value)
     check_observations(params, x, labels=labels)
     options = {
         "num_steps": num_steps,
@@ -342,7 +343,7 @@ def inference_gap(
       >>> split(params, jnp.zeros((3, 5)), jax.random.key(1)).approximation_gap.shape
       (3,)
     """
-    check_positive("num_samples", num_samples)
+    require_at_least("num_samples", num_samples)
     check_observations(params, x, labels=labels)
     require_density(encode(params, x, labels=labels), "an inference gap")
     fit_key, elbo_key, evidence_key = jax.random.split(key, 3)

@@ -17,6 +17,7 @@ from vae_jax.annealing.path import (
 from vae_jax.evaluation import evaluation_keys, example_keys
 from vae_jax.importance_weights import summarize_all
 from vae_jax.model import as_float, check_observations, decode, dtype_of, encode
+from vae_jax.options import require_at_least
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key
 
@@ -227,7 +228,7 @@ def bidirectional_log_evidence(
       >>> jax.eval_shape(simulate, params, jax.random.key(1)).gap.shape
       (3,)
     """
-    _check_at_least("num_examples", num_examples, 1)
+    require_at_least("num_examples", num_examples)
     require_continuous_latents(params, "annealing")
     settings = Settings(num_chains, num_temperatures, num_leapfrog, initial_step_size)
     keys = split(example_keys(evaluation_keys(key).bidirectional, num_examples), 5)
@@ -280,9 +281,9 @@ def require_continuous_latents(params: Params, purpose: str) -> None:
 
 def check_arguments(params: Params, x: Array, settings: Settings) -> Array:
     """Check the arguments; return the observations in the dtype of the parameters."""
-    _check_at_least("num_chains", settings.num_chains, 1)
-    _check_at_least("num_temperatures", settings.num_temperatures, 2)
-    _check_at_least("num_leapfrog", settings.num_leapfrog, 1)
+    require_at_least("num_chains", settings.num_chains)
+    require_at_least("num_temperatures", settings.num_temperatures, 2)
+    require_at_least("num_leapfrog", settings.num_leapfrog)
     require_continuous_latents(params, "annealing")
     check_observations(params, x)
     return as_float(x, dtype_of(params)).astype(dtype_of(params))
@@ -308,8 +309,3 @@ def _summarize(chains: Annealed) -> AnnealedEvidence:
         effective_sample_size=found.effective_sample_size,
         acceptance_rate=chains.acceptance_rate,
     )
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

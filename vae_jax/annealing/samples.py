@@ -11,7 +11,8 @@ from vae_jax.annealing.path import (
     sample_prior,
     split,
 )
-from vae_jax.evaluation import check_positive, evaluation_keys, example_keys
+from vae_jax.evaluation import evaluation_keys, example_keys
+from vae_jax.options import require_at_least
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key
 
@@ -65,7 +66,7 @@ def annealed_posterior_samples(
       >>> jax.eval_shape(sample, params, jnp.zeros((3, 5)), jax.random.key(1)).shape
       (7, 3, 2)
     """
-    check_positive("num_samples", num_samples)
+    require_at_least("num_samples", num_samples)
     settings = Settings(num_chains, num_temperatures, num_leapfrog, initial_step_size)
     x = check_arguments(params, x, settings)
     root = evaluation_keys(key).annealed_samples

@@ -17,6 +17,7 @@ from vae_jax.contracts.subject import (
     with_ordinary_outputs,
 )
 from vae_jax.model import as_float, dtype_of, require_rows
+from vae_jax.options import require_at_least
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key, Labels
 
@@ -117,8 +118,7 @@ def check(
     names = LINES if only is None else tuple(only)
     if unknown := [name for name in names if name not in LINES]:
         raise ValueError(f"only must name lines of {LINES}, got {unknown}")
-    if num_samples < 100:
-        raise ValueError(f"num_samples must be at least 100, got {num_samples}")
+    require_at_least("num_samples", num_samples, 100)
     x = as_float(x, dtype_of(params))
     require_rows(x, params.spec.data_dim)
     labels = jax.tree.map(jnp.asarray, labels)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from vae_jax.dependence import outputs_that_use_it
 from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.estimators.reductions import Reduction, sample_mean
-from vae_jax.options import require_value
+from vae_jax.options import require_at_least, require_value
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
 
 Wanted = TypeVar("Wanted", bound=Posterior)
@@ -64,7 +64,7 @@ def value_only(
       >>> value_only(lambda z, _: z.sum(-1), q, jax.random.key(0)).shape
       (2,)
     """
-    check_num_samples(num_samples)
+    require_at_least("num_samples", num_samples)
     draws = posterior.sample_and_log_prob(key, num_samples)
     values, aux = values_of(integrand, *draws, has_aux)
     values = jax.lax.stop_gradient(jax.tree.map(reduction, values))
@@ -85,7 +85,7 @@ def constant_draws(
     Raises:
       ValueError: `num_samples` is below 1, or q has no density at a given point.
     """
-    check_num_samples(num_samples)
+    require_at_least("num_samples", num_samples)
     require_log_prob(posterior, estimator)
     z, _ = jax.lax.stop_gradient(posterior).sample_and_log_prob(key, num_samples)
     return jax.lax.stop_gradient(z), posterior.log_prob(jax.lax.stop_gradient(z))
@@ -211,14 +211,6 @@ def reduction_gradient(reduction: Reduction) -> Callable[[Array], Array]:
     return lambda values: jax.lax.stop_gradient(
         jax.grad(lambda values: jnp.sum(reduction(values)))(values)
     )
-
-
-def check_num_samples(
-    num_samples: int, *, minimum: int = 1, name: str = "num_samples", why: str = ""
-) -> None:
-    """Raise ValueError if there are fewer samples than the estimator needs."""
-    if num_samples < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {num_samples}{why}")
 
 
 def check_temperature(temperature: float | Array) -> None:

@@ -12,7 +12,6 @@ from vae_jax.estimators.contract import (
     Reduction,
     along_parameters,
     at_frozen,
-    check_num_samples,
     constant_draws,
     expand_to_score,
     nonzero,
@@ -24,6 +23,7 @@ from vae_jax.estimators.contract import (
     with_auxiliary,
     with_surrogate,
 )
+from vae_jax.options import require_at_least
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
 
 
@@ -85,9 +85,7 @@ def delta_control_variate(
     expansions = _expansions(at_frozen(integrand, posterior, has_aux), posterior)
     terms = _terms_and_controls(values, expansions, z, scores(posterior, z))
     if num_coefficient_samples:
-        check_num_samples(
-            num_coefficient_samples, minimum=2, name="num_coefficient_samples"
-        )
+        require_at_least("num_coefficient_samples", num_coefficient_samples, 2)
         others = constant_draws(
             posterior, coefficient_key, num_coefficient_samples, name
         )

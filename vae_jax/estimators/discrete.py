@@ -15,7 +15,6 @@ from vae_jax.estimators.contract import (
     along_parameters,
     along_path,
     at_frozen,
-    check_num_samples,
     check_temperature,
     constant_draws,
     latent_gradients,
@@ -27,6 +26,7 @@ from vae_jax.estimators.contract import (
     with_auxiliary,
     with_surrogate,
 )
+from vae_jax.options import require_at_least
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
 
 
@@ -138,7 +138,7 @@ def gumbel_softmax(
       >>> gumbel_softmax(lambda z, _: z.sum(-1), q, jax.random.key(0)).shape
       (2,)
     """
-    check_num_samples(num_samples)
+    require_at_least("num_samples", num_samples)
     check_temperature(temperature)
     posterior = require_type(posterior, BernoulliDistribution, "gumbel_softmax")
     shape = (num_samples, *posterior.logits.shape)
@@ -244,7 +244,7 @@ def rebar(
       >>> rebar(lambda z, _: z.sum(-1), q, jax.random.key(0)).shape
       (2,)
     """
-    check_num_samples(num_samples)
+    require_at_least("num_samples", num_samples)
     require_mean(reduction, "rebar", "leave_one_out")
     check_temperature(temperature)
     posterior = require_type(posterior, BernoulliDistribution, "rebar")
@@ -405,7 +405,7 @@ def _antithetic(
     name: str,
 ) -> PyTree:
     """Gradient [f(b) - f(b')] weight_d per logit; b = 1[u < p], b' = 1[1 - u < p]."""
-    check_num_samples(num_samples)
+    require_at_least("num_samples", num_samples)
     require_mean(reduction, name, "leave_one_out")
     posterior = require_type(posterior, BernoulliDistribution, name)
     logits = jax.lax.stop_gradient(posterior.logits)

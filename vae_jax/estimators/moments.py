@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vae_jax.options import require_at_least
 from vae_jax.types import Array, Key, PyTree
 
 
@@ -99,10 +100,8 @@ def gradient_moments(
       >>> print(moments.leaves.variance["weights"].round(1))
       3.0
     """
-    if num_draws < 2:
-        raise ValueError(f"num_draws must be at least 2, got {num_draws}")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    require_at_least("num_draws", num_draws, 2)
+    require_at_least("chunk_size", chunk_size)
     chunk_size = min(chunk_size, num_draws)
 
     def chunk(start: Array) -> list[Array]:

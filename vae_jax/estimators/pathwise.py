@@ -19,7 +19,6 @@ from vae_jax.estimators.contract import (
     Reduction,
     along_path,
     at_frozen,
-    check_num_samples,
     latent_gradients,
     reduction_gradient,
     require_derivative,
@@ -32,6 +31,7 @@ from vae_jax.estimators.contract import (
     with_surrogate,
 )
 from vae_jax.estimators.reductions import log_mean_exp
+from vae_jax.options import require_at_least
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
 
 
@@ -83,7 +83,7 @@ def reparameterization(
       >>> print(jax.grad(mean_square)(jnp.ones((1, 1))).round(3))
       [[2.]]
     """
-    check_num_samples(num_samples)
+    require_at_least("num_samples", num_samples)
     require_differentiable_samples(posterior, "reparameterization")
     z, log_q = posterior.sample_and_log_prob(key, num_samples)
     require_derivative(
@@ -308,7 +308,7 @@ def _differentiable_draws(
     name: str,
 ) -> Latents:
     """Draw samples after checking that the estimator applies."""
-    check_num_samples(num_samples)
+    require_at_least("num_samples", num_samples)
     require_differentiable_samples(posterior, name)
     require_log_prob(posterior, name)
     z, log_q = posterior.sample_and_log_prob(key, num_samples)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.options import register_options, require_value
+from vae_jax.options import register_options, require_at_least, require_value
 from vae_jax.types import Array
 
 Reduction = Callable[[Array], Array]
@@ -80,8 +80,7 @@ class Grouped:
     num_groups: int
 
     def __post_init__(self):
-        if self.num_groups < 1:
-            raise ValueError(f"num_groups must be at least 1, got {self.num_groups}")
+        require_at_least("num_groups", self.num_groups)
 
     def __call__(self, values: Array) -> Array:
         """Reduce `[S, B]` to `[B]`."""

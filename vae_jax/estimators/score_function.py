@@ -15,7 +15,6 @@ from vae_jax.estimators.contract import (
     Integrand,
     Reduction,
     along_parameters,
-    check_num_samples,
     constant_draws,
     expand_to_score,
     nonzero,
@@ -26,6 +25,7 @@ from vae_jax.estimators.contract import (
     with_auxiliary,
     with_surrogate,
 )
+from vae_jax.options import require_at_least
 from vae_jax.types import Array, Key, Posterior, PyTree
 
 
@@ -180,8 +180,11 @@ def leave_one_out(
       >>> leave_one_out(lambda z, _: z.sum(-1), q, jax.random.key(0)).shape
       (2,)
     """
-    check_num_samples(
-        num_samples, minimum=2, why=": leave_one_out compares a sample with the others"
+    require_at_least(
+        "num_samples",
+        num_samples,
+        2,
+        ": leave_one_out compares a sample with the others",
     )
     z, log_q = constant_draws(posterior, key, num_samples, "leave_one_out")
     values, aux = values_of(integrand, z, log_q, has_aux)

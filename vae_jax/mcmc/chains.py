@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vae_jax.options import require_at_least
 from vae_jax.types import Array, Key
 
 LogDensity = Callable[[Array], Array]
@@ -229,8 +230,8 @@ def gaussian_conditional(mean: Array, covariance: Array) -> Conditional:
 
 def run(step: Callable, start, key: Key, num_samples: int, num_warmup: int):
     """Stack the outputs of `step(carry, fold_in(key, t))` after the warm-up."""
-    check_at_least("num_samples", num_samples, 1)
-    check_at_least("num_warmup", num_warmup, 0)
+    require_at_least("num_samples", num_samples)
+    require_at_least("num_warmup", num_warmup, 0)
 
     def numbered(carry, number: Array):
         return step(carry, jax.random.fold_in(key, number))
@@ -240,9 +241,3 @@ def run(step: Callable, start, key: Key, num_samples: int, num_warmup: int):
     )
     numbers = num_warmup + jnp.arange(num_samples)
     return jax.lax.scan(numbered, start, numbers)[1]
-
-
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Raise ValueError if a number is below its minimum."""
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.extras import import_extra
-from vae_jax.mcmc.chains import Chain, LogDensity, check_at_least, run
+from vae_jax.mcmc.chains import Chain, LogDensity, run
+from vae_jax.options import require_at_least
 from vae_jax.types import Array, Key
 
 
@@ -102,7 +103,7 @@ def _adapted(
     blackjax = import_extra("blackjax", "mcmc")
     keep = import_extra("blackjax.adaptation.base", "mcmc").get_filter_adapt_info_fn()
     algorithm = getattr(blackjax, name)
-    check_at_least("num_warmup", num_warmup, 1)
+    require_at_least("num_warmup", num_warmup)
     warmup_key, sample_key = jax.random.split(key)
     # Without the filter, blackjax stores the whole warm-up.
     adaptation = blackjax.window_adaptation(

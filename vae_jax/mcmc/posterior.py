@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from vae_jax.annealing import require_continuous_latents
 from vae_jax.evaluation import evaluation_keys, example_keys
-from vae_jax.mcmc.chains import Chain, LogDensity, check_at_least
+from vae_jax.mcmc.chains import Chain, LogDensity
 from vae_jax.mcmc.convergence import effective_sample_size, r_hat
 from vae_jax.mcmc.hamiltonian import hmc, nuts
 from vae_jax.model import as_float, check_observations, dtype_of, encode
 from vae_jax.objectives import log_joint
+from vae_jax.options import require_at_least
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key
 
@@ -109,7 +110,7 @@ def posterior_samples(
       >>> found.samples.shape
       (500, 4, 3, 2)
     """
-    check_at_least("num_chains", num_chains, 1)
+    require_at_least("num_chains", num_chains)
     # Unwrap a `partial` of a sampler.
     if getattr(sampler, "func", sampler) in (nuts, hmc):
         require_continuous_latents(params, "a sampler that follows gradients")

@@ -10,6 +10,7 @@ import pytest
 
 from vae_jax import (
     ELBO,
+    IWAE,
     MLP,
     Gaussian,
     Labelled,
@@ -231,6 +232,14 @@ def test_data_may_be_what_a_preprocessing_or_an_objective_makes_of_them(params):
     assert_same(own, expected)
     # The key of the preprocessing is split off.
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(made))
+
+
+def test_a_class_is_no_objective_and_a_name_no_estimator(params):
+    with pytest.raises(ValueError, match=r"must be an instance, IWAE\(...\), got the"):
+        fit(params, X, KEY, objective=IWAE, **OPTIONS)
+    for objective in (ELBO, functools.partial(IWAE, num_samples=2)):
+        with pytest.raises(ValueError, match="must be a function .*, got 'disarm'"):
+            fit(params, X, KEY, objective=objective(estimator="disarm"), **OPTIONS)
 
 
 def test_a_loop_on_the_host_is_refused_where_there_is_none(params):

@@ -123,6 +123,7 @@ def elbo_terms(
     """
     require_scalar("beta", beta)
     require_at_least("num_samples", num_samples)
+    _require_function(estimator)
     x = as_float(x, dtype_of(params))
     if posterior is None:
         posterior = encode(params, x, labels=labels)
@@ -300,6 +301,7 @@ def importance_weighted_terms(
       (8,)
     """
     require_at_least("num_samples", num_samples)
+    _require_function(estimator)
     x = as_float(x, dtype_of(params))
     posterior = encode(params, x, labels=labels)
     require_density(posterior, "an importance-weighted bound")
@@ -479,6 +481,14 @@ def partially_importance_weighted_bound(
         labels=labels,
     )
     return jnp.mean(terms.bound)
+
+
+def _require_function(estimator: object) -> None:
+    """Raise ValueError for the name of an estimator in place of the function."""
+    if not callable(estimator):
+        raise ValueError(
+            f"estimator must be a function of vae_jax.estimators, got {estimator!r}"
+        )
 
 
 def require_density(posterior: Posterior, purpose: str) -> None:

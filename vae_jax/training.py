@@ -160,8 +160,9 @@ def train_step(
       value) and the objective's own metrics.
 
     Raises:
-      ValueError: `average_decay` is outside [0, 1) and the state keeps an average; or
-        there are several devices and the objective does not take `axis_name`.
+      ValueError: the objective is a class, not an instance; `average_decay` is outside
+        [0, 1) and the state keeps an average; or there are several devices and the
+        objective does not take `axis_name`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, vae_jax
@@ -177,6 +178,9 @@ def train_step(
       >>> sorted(metrics)
       ['elbo', 'kl_divergence', 'log_likelihood', 'objective']
     """
+    if isinstance(objective, type):
+        name = objective.__name__
+        raise ValueError(f"objective must be an instance, {name}(...), got the class")
     device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
     step_key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), device)
     data_key, objective_key, network_key = jax.random.split(step_key, 3)

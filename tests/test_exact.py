@@ -394,7 +394,7 @@ def test_the_elbo_is_below_the_evidence_by_the_kl_to_the_true_posterior(
                     )
                 )
             ),
-            "num_classes must be 0, got 3",
+            "got one of num_classes=3 and num_covariates=0",
         ),
         (
             lambda p: exact.mixture_log_evidence(p, np.zeros((1, 3))),

@@ -191,11 +191,14 @@ def test_missing_values_are_imputed_and_left_out_of_the_score():
         expected.append(10 + (row[seen] - 10) @ gain)
         density = scipy.stats.multivariate_normal(np.full(seen.sum(), 10.0), among)
         scores.append(density.logpdf(row[seen]))
-    imputed = model.impute(held_out)
+    # Of a few rows the weights have long tails.
+    imputed = model.set_params(num_samples=20_000).impute(held_out)
+    model.set_params(num_samples=1000)
     gaps, truth = missing[1000:], X[1000:]
     np.testing.assert_allclose(imputed[~gaps], held_out[~gaps], rtol=1e-6)
     error = np.mean((imputed - truth)[gaps] ** 2)
-    assert error < 1.1 * np.mean((np.concatenate(expected) - truth[gaps]) ** 2)
+    # 1.05 and 1.09 with two seeds; by eight draws without weights 1.7.
+    assert error < 1.15 * np.mean((np.concatenate(expected) - truth[gaps]) ** 2)
     assert error < 0.5 * np.mean((10 - truth[gaps]) ** 2)
     assert model.score(held_out) == pytest.approx(np.mean(scores), abs=0.1)
     np.testing.assert_allclose(

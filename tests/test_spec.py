@@ -144,18 +144,18 @@ def test_a_data_shape_that_is_no_tuple_of_sizes_is_refused(shape):
 BITS, NORMAL = FactorizedBernoulli(), StandardNormal()
 ABOVE = (StochasticLayer(2),)
 REFUSED_PAIRS = {
-    "bits under a density": (BITS, NORMAL, "binary, of the second real"),
-    "bits under a mixture": (BITS, MixtureOfGaussians(3), "binary, of the second real"),
-    "bits under a flow": (BITS, AutoregressiveFlow(), "binary, of the second real"),
+    "bits under a density": (BITS, NORMAL, "kind, got binary and real"),
+    "bits under a mixture": (BITS, MixtureOfGaussians(3), "kind, got binary and real"),
+    "bits under a flow": (BITS, AutoregressiveFlow(), "kind, got binary and real"),
     "a density under bits": (
         DiagonalGaussian(),
         FactorizedBernoulliPrior(),
-        "real, of the second binary",
+        "kind, got real and binary",
     ),
     "a point under bits": (
         PointMass(),
         FactorizedBernoulliPrior(),
-        "real, of the second binary",
+        "kind, got real and binary",
     ),
     "a mixture of points": (PointMass(), VampPrior(3), "has none at a given z"),
     "a mixture of planar flows": (Planar(2), VampPrior(3), "has none at a given z"),

@@ -78,7 +78,7 @@ def save(
     if folder.exists():
         raise FileExistsError(
             errno.EEXIST,
-            "this step is saved already: choose another step, or move it away",
+            "exists already: choose another step, or move it away",
             str(folder),
         )
     # Next to the folder of checkpoints, which contains only steps.

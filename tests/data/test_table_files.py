@@ -262,7 +262,7 @@ BAD_CSV = {
     "all missing": ("a,b\n1.5,\n2.5,NA\n", "column 'b' has no value in any row"),
     "missing": (
         "a,b\n1.5,1\n,2\n3.5,3\n",
-        "column 'a', line 3: a value is missing .mask leaves",
+        "column 'a', line 3: a value is missing: missing='mask'",
     ),
     "constant": ("a,b\n1.5,7.5\n2.5,7.5\n3.5,7.5\n", "column 'b' is 7.5 in all rows"),
     "duplicate": ("a,a\n1.5,2\n2.5,3\n", "two columns are named 'a'"),

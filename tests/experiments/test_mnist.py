@@ -829,11 +829,11 @@ BAD_INPUT = {
     "nan": (["--dataset={bad}/nan.npz"], "NaN|nan|finite"),
     "above one": (
         ["--dataset={bad}/range.npz", "--likelihood=bernoulli"],
-        "the data are reals, and --likelihood=bernoulli .* choose auto, or gaussian,",
+        "likelihood=bernoulli does not suit .* are reals: choose auto, or gaussian,",
     ),
     "below zero": (
         ["--dataset={bad}/negative.npz", "--likelihood=bernoulli"],
-        "the data are reals",
+        "the data, which are reals",
     ),
     "ragged table": (["--dataset={bad}/ragged.csv"], "ragged.csv.*: line 3 has 1 val"),
     "columns of several kinds": (
@@ -845,7 +845,7 @@ BAD_INPUT = {
         "column 'c' is given and not in the table, which has a, b",
     ),
     "no schema": (["--dataset={bad}/mixed.csv", "--columns=nowhere"], "nowhere"),
-    "columns of pixels": (["--likelihood=columns"], "columns is of a table, and the"),
+    "columns of pixels": (["--likelihood=columns"], "columns needs a table, and the"),
     "ordinal pixels": (["--likelihood=ordinal"], "ordinal is of a table's columns"),
     "zeros of a density": (
         ["--likelihood=gamma", "--binarization=none"],
@@ -860,7 +860,7 @@ BAD_INPUT = {
     "npz without x": (["--dataset={bad}/nokey.npz"], "images"),
     "counts without their likelihood": (
         ["--dataset={bad}/integers.npz", "--likelihood=bernoulli"],
-        "the data are counts, and --likelihood=bernoulli .* choose auto, or poisson",
+        "likelihood=bernoulli does not suit .* are counts: choose auto, or poisson",
     ),
     "binarized counts": (
         ["--likelihood=poisson", "--binarization=dynamic"],

@@ -240,8 +240,14 @@ def test_the_default_is_a_schedule_that_suits_the_run():
             {"schedule": "cosine", "schedule_epochs": 1},
             "--schedule_epochs must be at least --epochs 2, got 1",
         ),
-        ({"optimizer": "optax:adam(0.1)"}, "is --learning_rate's, and other"),
-        ({"optimizer": "optax:adam(learning_rate=0.1)"}, "is --learning_rate's"),
+        (
+            {"optimizer": "optax:adam(0.1)"},
+            "rate by --learning_rate, and give other",
+        ),
+        (
+            {"optimizer": "optax:adam(learning_rate=0.1)"},
+            "rate by --learning_rate",
+        ),
         ({"optimizer": "optax:adam(b3=1)"}, "unexpected keyword argument 'b3'"),
         ({"optimizer": "optax:lbfgs"}, "gradients, state and parameters alone"),
         ({"optimizer": "optax:constant_schedule"}, r"called as optimizer\(learning_"),

@@ -332,7 +332,7 @@ def test_covariates_are_given_beside_the_columns(tmp_path):
     assert datasets.warnings(dataset, params.spec.likelihood, "none") == []
     in_grams = dataset._replace(train_covariates=dataset.train_covariates * [1, 1000])
     (warning,) = datasets.warnings(in_grams, params.spec.likelihood, "none")
-    assert re.search(r"numbers 1 \(root mean square .*\) of 2, .* standardize", warning)
+    assert re.search(r"large: 1 \(root mean square .*\); .* standardize", warning)
     other = (tmp_path / "cells.csv").read_text().replace(str(dose[7]), "0.5")
     (tmp_path / "cells.csv").write_text(other)
     with pytest.raises(ValueError, match="are not those of the run"):

@@ -7,8 +7,9 @@ tenth of the paper's passes over the data. `static_1` and `dynamic_1` are traine
 paper's gradient, the others by unbiased gradients that were published later.
 
 The rate of batches of 20 on static data is chosen on validation data, with k = 1: at
-5e-4 their ELBO ends at -95.0, at 1e-3 at -95.8. Dynamic data, no batch of which is seen
-twice, keep the 1e-3 of larger batches for k = 5.
+5e-4 their ELBO ends at -95.0, at 1e-3 at -95.8. It does not choose the better log p(x):
+the two cells are equal by it. Dynamic data, no batch of which is seen twice, keep the
+1e-3 of larger batches for k = 5.
 """
 
 from typing import Any, Literal, NamedTuple

@@ -197,8 +197,8 @@ def test_missing_values_are_imputed_and_left_out_of_the_score():
     gaps, truth = missing[1000:], X[1000:]
     np.testing.assert_allclose(imputed[~gaps], held_out[~gaps], rtol=1e-6)
     error = np.mean((imputed - truth)[gaps] ** 2)
-    # 1.05 and 1.09 with two seeds; by eight draws without weights 1.7.
-    assert error < 1.15 * np.mean((np.concatenate(expected) - truth[gaps]) ** 2)
+    # By eight draws without weights it is 1.7 times that error.
+    assert error < 1.1 * np.mean((np.concatenate(expected) - truth[gaps]) ** 2)
     assert error < 0.5 * np.mean((10 - truth[gaps]) ** 2)
     assert model.score(held_out) == pytest.approx(np.mean(scores), abs=0.1)
     np.testing.assert_allclose(

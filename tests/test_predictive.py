@@ -160,6 +160,13 @@ def test_statistics_are_numpys():
         np.testing.assert_allclose(found[f"quantile_{q}"], known, rtol=1e-5)
 
 
+def test_integers_are_refused():
+    """As everywhere: grey levels in 8 bits are no fractions."""
+    params = init(ModelSpec(data_shape=(3,), **LINEAR), jax.random.key(0))
+    with pytest.raises(ValueError, match="floating or boolean, got uint8"):
+        posterior_predictive(params, np.ones((4, 3), np.uint8), jax.random.key(1))
+
+
 def test_numbers_out_of_range_are_refused():
     spec = ModelSpec(likelihood=Gaussian(), data_shape=(3,), **LINEAR)
     params, key = init(spec, jax.random.key(0)), jax.random.key(1)

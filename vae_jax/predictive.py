@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from vae_jax.distributions.support import known_values
 from vae_jax.evaluation import example_keys
 from vae_jax.model import (
+    as_float,
     check_observations,
     decode,
     dtype_of,
@@ -127,7 +128,7 @@ def posterior_predictive(
     if known is not None and not 0 < known < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
     check_observations(params, x, labels=labels)
-    x = jnp.asarray(x).astype(dtype_of(params))
+    x = as_float(x, dtype_of(params)).astype(dtype_of(params))
     posterior = encode(params, x, labels=labels)
 
     def replication(key: Key) -> dict[str, Array]:

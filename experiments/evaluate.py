@@ -122,8 +122,8 @@ def evaluate(
     figures["aggregate_posterior"] = aggregate
     gap = jax.jit(partial(vae_jax.inference_gap, num_steps=config.gap_steps))
     first = jax.tree.map(lambda value: value[: config.num_gap], given)
-    images = x[: config.num_gap]
-    gap = _if_defined("the inference gap", gap, params, images, keys.gap, **first)
+    examples = x[: config.num_gap]
+    gap = _if_defined("the inference gap", gap, params, examples, keys.gap, **first)
     figures["inference_gap"] = gap and {name: mean_of(gap[name]) for name in gap}
     figures["annealing"] = _annealing(params, x, keys.noise, config)
     standard = isinstance(params.spec.prior, vae_jax.StandardNormal)
@@ -149,8 +149,8 @@ def _annealing(
             **settings,
         )
     )
-    images = x[: config.num_annealed]
-    found = _if_defined("annealing", forward, params, images, key)
+    examples = x[: config.num_annealed]
+    found = _if_defined("annealing", forward, params, examples, key)
     if found is None:
         return None
     simulated = _if_defined("annealing from both sides", both, params, key)
@@ -198,7 +198,7 @@ def fitted_prior(
 
 
 def _if_defined(name: str, function, *arguments, **named) -> Any:
-    """The figure as lists and numbers; None, and why, for a model that has none."""
+    """Compute a figure as lists and numbers; say why if the model has none."""
     try:
         found = function(*arguments, **named)
     except ValueError as error:

@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from vae_jax import (
+    Columns,
     Gaussian,
     Linear,
     Masked,
@@ -16,6 +17,7 @@ from vae_jax import (
     Multinomial,
     NegativeBinomial,
     Poisson,
+    decode,
     init,
     posterior_predictive,
 )
@@ -85,6 +87,18 @@ def test_replications_of_a_multinomial_have_the_totals_of_the_data():
         assert check.inside.all()
         error = values.std(axis=0) * np.sqrt(2 / 400)
         assert (abs(check.mean - values.mean(axis=0)) < 5 * error).all()
+
+
+def test_parts_of_a_product_have_the_totals_of_their_own_columns():
+    x = RNG.poisson(30, (50, 4)).astype(np.float32)
+    likelihood = Columns(((Gaussian(), (1,)), (Multinomial(), (3, 0, 2))))
+    spec = ModelSpec(likelihood=likelihood, data_shape=(4,), **LINEAR)
+    params = init(spec, jax.random.key(0), x=x)
+    p = decode(params, jnp.zeros((1, 50, 2))).given_totals(jnp.asarray(x))
+    (drawn,) = p.sample(jax.random.key(1), 1)[0]
+    counts = drawn[:, [3, 0, 2]]
+    np.testing.assert_array_equal(counts.sum(-1), x[:, [3, 0, 2]].sum(-1))
+    assert (counts != x[:, [3, 0, 2]]).any()
 
 
 def test_statistics_are_of_float32_whatever_the_data_are():

@@ -102,7 +102,7 @@ def fit(
     Raises:
       ValueError: `num_epochs`, `batch_size` or `patience` below 1; no examples; data
         that are invalid for the model (see `encode`; they are not checked if traced, or
-        with `preprocess` or an objective of one's own, which may transform them);
+        with `preprocess` or a custom objective, which may transform them);
         `patience` without `validation`; `validation`, a callback or data on the host
         in a function traced by JAX; or a validation ELBO that is NaN or -inf in every
         epoch.
@@ -154,10 +154,7 @@ def fit(
 
         return jax.jit(whole)(params, data, noise_key, order_key)
 
-    if any(
-        isinstance(leaf, Tracer)
-        for leaf in jax.tree.leaves((params, data, key, validation))
-    ):
+    if _is_traced(params, data, key, validation):
         named = {"validation": validation, "callback": callback}
         wanted = [name for name, value in named.items() if value is not None]
         wanted += ["data on the host"] * on_host
@@ -194,9 +191,14 @@ def fit(
     return Fitted(best, history)
 
 
+def _is_traced(*trees: Any) -> bool:
+    """Return whether a leaf of a tree is traced by JAX."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
+
+
 def _check_data(params: Params, data: Array | Labelled) -> None:
     """Raise ValueError if concrete examples are invalid for the model."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, data))):
+    if _is_traced(params, data):
         return
     x, labels = data if isinstance(data, Labelled) else (data, None)
     for first, rows in blocks(x):

@@ -7,9 +7,9 @@ tenth of the paper's passes over the data. `static_1` and `dynamic_1` are traine
 paper's gradient, the others by unbiased gradients that were published later.
 
 The rate of batches of 20 on static data is chosen on validation data, with k = 1: at
-5e-4 their ELBO ends at -95.0, at 1e-3 at -95.8. It does not choose the better log p(x):
-the two cells are equal by it. Dynamic data, no batch of which is seen twice, keep the
-1e-3 of larger batches for k = 5.
+5e-4 their ELBO ends at -95.0, at 1e-3 at -95.8. That does not choose the better log
+p(x), by which the two cells are equal. For dynamic data, no batch of which is seen
+twice, k = 5 keeps the 1e-3 of larger batches.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -82,6 +82,7 @@ _PUBLISHED = {
     "static": {"1": -88.71, "5": -87.63},
     "dynamic": {"1": -86.76, "5": -85.54},
 }
+# Rates of cells that do not have that of their recipe.
 _RATES = {"dynamic_5_batches_of_20": "1e-3"}
 
 

@@ -64,13 +64,7 @@ TABLE = Table(
         _cell("diagonal", -89.9, _RELUS),
         _cell("flows_10", -87.5, _RELUS, **_FLOWS),
         _cell("diagonal_gated", -89.9, _GATES, **_GATED),
-        _cell(
-            "flows_10_gated",
-            -87.5,
-            _GATES,
-            **_GATED,
-            **_FLOWS,
-        ),
+        _cell("flows_10_gated", -87.5, _GATES, **_GATED, **_FLOWS),
     ),
 )
 

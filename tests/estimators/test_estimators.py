@@ -1143,7 +1143,7 @@ def test_one_baseline_for_two_parts_is_refused(key):
     def integrand(z, log_q):
         return {"first": z[..., 0], "second": z[..., 1]}
 
-    with pytest.raises(ValueError, match="baseline must be one for all terms"):
+    with pytest.raises(ValueError, match="baseline must have an entry for each term"):
         traced(score_function, integrand, normal(), key, baseline=1.0)
 
 

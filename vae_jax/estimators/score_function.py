@@ -329,8 +329,8 @@ def _like(baseline: PyTree, values: PyTree) -> PyTree:
         baseline = structure.unflatten(jax.tree.leaves(baseline))
     if jax.tree.structure(baseline) != structure:
         raise ValueError(
-            "baseline must be one for all terms of the integrand, as a tree like its "
-            f"values ({structure}), got {jax.tree.structure(baseline)}"
+            "baseline must have an entry for each term of the integrand, as its values "
+            f"({structure}), got {jax.tree.structure(baseline)}"
         )
     for part in jax.tree.leaves(baseline):
         batch = jax.tree.leaves(values)[0].shape[1:]

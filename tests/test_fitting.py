@@ -219,6 +219,18 @@ def test_labels_that_no_class_has_are_refused():
             fit(params, Labelled(x, labels), KEY, **OPTIONS)
 
 
+@pytest.mark.parametrize("count", [19, 25])
+def test_every_example_has_its_label(count):
+    """Labels beyond the examples would shift which one belongs to which."""
+    spec = ModelSpec(MLP((4,)), MLP((4,)), latent_dim=2, data_shape=(6,), num_classes=3)
+    params = init(spec, jax.random.key(0))
+    labels = jnp.arange(count) % 3
+    run = functools.partial(fit, **OPTIONS)
+    for function in (run, jax.jit(run)):
+        with pytest.raises(ValueError, match=rf"one label per .* \[20, {count}\]"):
+            function(params, Labelled(X, labels), KEY)
+
+
 def test_data_may_be_what_a_preprocessing_or_an_objective_makes_of_them(params):
     def halved(batch, key):
         return batch / 2

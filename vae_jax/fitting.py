@@ -100,12 +100,12 @@ def fit(
       `Fitted`.
 
     Raises:
-      ValueError: `num_epochs`, `batch_size` or `patience` below 1; no examples; data
-        that are invalid for the model (see `encode`; they are not checked if traced, or
-        with `preprocess` or a custom objective, which may transform them);
-        `patience` without `validation`; `validation`, a callback or data on the host
-        in a function traced by JAX; or a validation ELBO that is NaN or -inf in every
-        epoch.
+      ValueError: `num_epochs`, `batch_size` or `patience` below 1; no examples, or
+        another number of labels than of examples; data that are invalid for the model
+        (see `encode`; they are not checked if traced, or with `preprocess` or a custom
+        objective, which may transform them); `patience` without `validation`;
+        `validation`, a callback or data on the host in a function traced by JAX; or a
+        validation ELBO that is NaN or -inf in every epoch.
 
     Example:
       >>> import jax, vae_jax
@@ -124,6 +124,9 @@ def fit(
         ("the number of examples", num_examples),
     ):
         require_at_least(name, value)
+    lengths = [leaf.shape[0] for leaf in jax.tree.leaves(data)]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"data must have one label per example, got lengths {lengths}")
     if patience is not None and validation is None:
         raise ValueError(f"patience {patience} needs validation data")
     objective = ELBO() if objective is None else objective

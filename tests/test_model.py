@@ -306,10 +306,11 @@ def test_init_takes_booleans_and_refuses_integers():
         started(spec, binary.astype(np.uint8))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_parameters_of_16_bits_are_refused(dtype):
-    """Their draws would be biased: a uniform bfloat16 is a multiple of 1/128."""
-    with pytest.raises(ValueError, match="float32 or float64, got .*float16.*compute"):
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32])
+def test_parameters_of_16_bits_and_integers_are_refused(dtype):
+    """Draws would be biased: a uniform bfloat16 is a multiple of 1/128."""
+    message = f"float32 or float64, got {jnp.dtype(dtype).name}.*compute"
+    with pytest.raises(ValueError, match=message):
         init(TINY, jax.random.key(0), dtype=dtype)
 
 

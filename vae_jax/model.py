@@ -116,7 +116,7 @@ def init(
 
     Raises:
       ValueError: `x` is empty, not finite, or outside the support of the likelihood;
-        `dtype` has 16 bits, or is float64 without x64 mode.
+        `dtype` is neither float32 nor float64, or is float64 without x64 mode.
 
     Example:
       >>> import jax
@@ -126,10 +126,10 @@ def init(
       (400, 784)
     """
     _check_dtype("dtype", dtype)
-    if dtype is not None and jnp.dtype(dtype).itemsize < 4:
+    if dtype is not None and jnp.dtype(dtype) not in (jnp.float32, jnp.float64):
         raise ValueError(
-            f"dtype must be float32 or float64, got {jnp.dtype(dtype).name}, whose "
-            "rounding would bias draws and sums: set compute_dtype in the spec instead"
+            f"dtype must be float32 or float64, got {jnp.dtype(dtype).name}; for "
+            "networks that compute in 16 bits, set compute_dtype in the spec"
         )
     encoder_key, decoder_key, posterior_key, prior_key, likelihood_key = (
         jax.random.split(key, 5)

@@ -342,3 +342,12 @@ def test_bernoulli_samples_have_the_mean(key, assert_mean):
     assert draws.dtype == jnp.float32
     assert set(np.unique(draws)) == {0.0, 1.0}
     assert_mean(draws, scipy.special.expit(logits))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_bernoulli_samples_in_16_bits_have_the_mean(key, assert_mean, dtype):
+    """Of a probability below the distance of two uniform numbers in 16 bits."""
+    logits = jnp.full((200_000, 1), -8.0, dtype)
+    draws = bernoulli.sample(logits, key)
+    assert draws.dtype == dtype
+    assert_mean(draws, scipy.special.expit(-8.0))

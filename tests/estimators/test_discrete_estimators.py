@@ -577,3 +577,23 @@ def test_a_temperature_that_is_not_positive_is_refused(estimator, temperature, k
     posterior = BernoulliDistribution(jnp.zeros((1, 2)))
     with pytest.raises(ValueError, match="temperature must be positive"):
         estimator(lambda z, _: z.sum(-1), posterior, key, temperature=temperature)
+
+
+@pytest.mark.parametrize("estimator", [arm, disarm])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_a_gradient_in_16_bits_is_unbiased(estimator, dtype, assert_mean):
+    """Of a probability below the distance of two uniform numbers in 16 bits."""
+    logits = jnp.full((1, 1), -8.0, dtype)
+
+    def gradient(key):
+        def mean(logits):
+            posterior = BernoulliDistribution(logits)
+            values = estimator(lambda b, _: b.sum(-1), posterior, key, num_samples=1)
+            return values.sum()
+
+        return jax.grad(mean)(logits)
+
+    found = jax.jit(jax.vmap(gradient))(jax.random.split(jax.random.key(3), 400_000))
+    assert found.dtype == dtype
+    p = scipy.special.expit(-8.0)
+    assert_mean(np.float32(found), p * (1 - p))

@@ -81,6 +81,8 @@ def test_kinds_can_be_given(tmp_path):
         "smoker": "categorical",
     }
     (tmp_path / "schema.json").write_text(json.dumps(schema))
+    with pytest.raises(ValueError, match="got a path: read the file with data.read"):
+        data.load(write(tmp_path, "csv"), columns=tmp_path / "schema.json")
     columns = data.read_columns(tmp_path / "schema.json")
     dataset = data.load(write(tmp_path, "csv"), columns=columns)
     kinds = {column.name: column.kind for column in dataset.columns}

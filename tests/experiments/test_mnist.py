@@ -987,6 +987,10 @@ BAD_INPUT = {
         ["--prior=no_such:Prior"],
         "no_such:Prior cannot be imported",
     ),
+    "a file for its module": (
+        ["--prior=no_such.py:Prior"],
+        "cannot be imported: .* .name the module without .py.",
+    ),
     "no such class": (
         ["--prior=vae_jax:Prior"],
         "vae_jax:Prior cannot be imported",

@@ -14,11 +14,15 @@ XLA_FLAGS = [
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
+    # With the default of 32 parts LLVM takes longer for programs so small.
+    "--xla_cpu_parallel_codegen_split_count=1",
 ]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     # Compiles in half the time; later versions do not know it and would end.
     XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(XLA_FLAGS).strip()
+# A line of Python beside every operation of a program, which no test reads.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
 # Compiling is most of what the tests do, and many compile the same program.
 # The first process makes the folder; pytest's workers and child processes inherit it.

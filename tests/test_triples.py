@@ -216,8 +216,6 @@ def test_every_triple_that_is_refused_is_refused_by_the_spec():
 COPIES = 300
 STEP = 1e-5
 GRID_LIMIT = 9.0
-# With the default of 32 parts LLVM takes longer for programs so small.
-QUICK_TO_COMPILE = {"xla_cpu_parallel_codegen_split_count": 1}
 PARTS = ("encoder", "decoder", "posterior", "prior", "likelihood")
 
 
@@ -281,7 +279,7 @@ def evidence_of(params, x, labels, log_density):
     return scipy.special.logsumexp(log_joint, axis=0)
 
 
-@functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
+@jax.jit
 def elbos(params, x, labels, key):
     """ELBOs of every copy, with the sampled KL and the closed form where there is one.
 

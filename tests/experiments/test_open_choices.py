@@ -164,11 +164,12 @@ def three(width):
 class Point(vae_jax.PointMass):
     """An autoencoder's posterior under a name of one's own."""
 '''
+# Three latents: an integral over two is seconds of work.
 TINY = [
     "--dataset=digits",
     "--epochs=1",
     "--schedule=constant",
-    "--latent_dim=2",
+    "--latent_dim=3",
     "--batch_size=512",
     "--evaluation_samples=5",
 ]
@@ -265,7 +266,7 @@ def test_a_likelihood_of_ones_own_works_everywhere(beside, no_pictures):
     params = vae_jax.load_run("run", trust=["my_parts"])
     assert type(params.spec.likelihood).__name__ == "Laplace"
     x = jnp.asarray(vae_jax.data.load("digits").test[:5] / 16, jnp.float32)
-    z = jnp.zeros((1, 5, 2))
+    z = jnp.zeros((1, 5, 3))
     found = vae_jax.decode(params, z)
     expected = scipy.stats.laplace(found.mean[0]).logpdf(x).sum(axis=1)
     np.testing.assert_allclose(found.log_prob(x)[0], expected, rtol=1e-5)

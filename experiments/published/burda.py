@@ -75,6 +75,12 @@ _RECIPES = {
     "1_path_derivative": _Recipe(_ELBO | _PATH, "1e-3", 100, _ROEDER),
     "1_batches_of_20": _Recipe(_ELBO | _PATH, "1e-3", 20, _ROEDER),
     "1_batches_of_20_5e-4": _Recipe(_ELBO | _PATH, "5e-4", 20, _ROEDER),
+    "1_batches_of_20_decay": _Recipe(
+        _ELBO | _PATH | {"optimizer": "adamw", "weight_decay": 0.02},
+        "1e-3",
+        20,
+        f"{_ROEDER}; weight decay of 0.02, by AdamW",
+    ),
     "5_doubly_reparameterized": _Recipe(_IWAE | _DOUBLY, "1e-3", 100, _TUCKER),
     "5_batches_of_20": _Recipe(_IWAE | _DOUBLY, "5e-4", 20, _TUCKER),
 }
@@ -84,6 +90,9 @@ _PUBLISHED = {
 }
 # Rates of cells that do not have that of their recipe.
 _RATES = {"dynamic_5_batches_of_20": "1e-3"}
+
+# Weight decay is against learning the bits by heart, which dynamic data draw anew.
+_LEFT_OUT = {("dynamic", "1_batches_of_20_decay")}
 
 
 def _cell(name: str, how: str) -> Cell:
@@ -110,7 +119,12 @@ TABLE = Table(
     "burda",
     "IWAE, one layer, k = 1 (VAE) and k = 5 (IWAE), 5000 importance samples",
     "Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519, tables 1 and 3",
-    tuple(_cell(name, how) for name in _DATA for how in _RECIPES),
+    tuple(
+        _cell(name, how)
+        for name in _DATA
+        for how in _RECIPES
+        if (name, how) not in _LEFT_OUT
+    ),
 )
 
 if __name__ == "__main__":

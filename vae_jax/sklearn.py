@@ -68,8 +68,9 @@ class VAE(
       likelihood: a family of p(x|z), or `"auto"`: `Bernoulli()` if all values are 0 or
         1, `NegativeBinomial()` for other whole numbers of an integer type, else
         standardized columns with a learned variance for each (with a warning if a
-        table of a floating type holds whole numbers only). If values are missing, it
-        is `Masked(...)` of these.
+        table of a floating type holds whole numbers only, and for a constant column,
+        whose density training raises without end). If values are missing, it is
+        `Masked(...)` of these.
       hidden_dims: widths of the encoder's hidden layers, of the decoder in reverse.
       spec: a `ModelSpec` in place of the four arguments above, apart from its
         `data_shape`.
@@ -364,8 +365,8 @@ def likelihood_of(X: np.ndarray) -> Family:
     Returns:
       `Bernoulli()` if all values are 0 or 1, `NegativeBinomial()` for other whole
       numbers of an integer type, none below 0; else `Standardized(Gaussian(...))` with
-      a learned variance for each column, with a warning if all values could be counts.
-      `Masked(...)` of these if values are missing.
+      a learned variance for each column, with a warning if all values could be counts,
+      or if a column is constant. `Masked(...)` of these if values are missing.
 
     Example:
       >>> import numpy as np
@@ -375,6 +376,8 @@ def likelihood_of(X: np.ndarray) -> Family:
     """
     present = X[~np.isnan(X)]
     family = _likelihood_of_values(present)
+    if isinstance(family, Standardized):
+        _warn_of_constants(X)
     return family if present.size == X.size else Masked(family)
 
 
@@ -401,6 +404,21 @@ def _is_integer(value: Any) -> bool:
 def _plain(value: Any) -> Any:
     """Python's integer in the place of another library's."""
     return int(value) if _is_integer(value) else value
+
+
+def _warn_of_constants(X: np.ndarray) -> None:
+    """Warn of columns with a single value, whose learned variance goes to zero."""
+    missing = np.isnan(X)
+    low = np.where(missing, np.inf, X).min(axis=0)
+    high = np.where(missing, -np.inf, X).max(axis=0)
+    constant = np.flatnonzero(low == high).tolist()
+    if constant:
+        warnings.warn(
+            f"X has one value in all rows of column {', '.join(map(str, constant))}, "
+            "which has no density: the longer the training, the larger the score; "
+            "leave it out, as by make_pipeline(VarianceThreshold(), VAE())",
+            stacklevel=3,
+        )
 
 
 def _require_values(spec: ModelSpec, x: Any) -> None:

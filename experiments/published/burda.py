@@ -10,6 +10,10 @@ The rate of batches of 20 on static data is chosen on validation data, with k = 
 5e-4 their ELBO ends at -95.0, at 1e-3 at -95.8. That does not choose the better log
 p(x), by which the two cells are equal; with weight decay, chosen so, it is worse. For
 dynamic data, no batch of which is seen twice, k = 5 keeps the 1e-3 of larger batches.
+
+A step of Muon costs several of Adam. After 60 passes over dynamic data it is ahead of
+Adam with batches of 20 by 1.5 nats of log p(x) on validation data. Its settings were
+not tuned.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -40,6 +44,11 @@ _ELBO: dict[str, Any] = {"beta_warmup_epochs": 5.0}
 _IWAE: dict[str, Any] = {"objective": "iwae", "num_samples": 5}
 _PATH: dict[str, Any] = {"estimator": "path_derivative", "kl": "monte_carlo"}
 _DOUBLY: dict[str, Any] = {"estimator": "doubly_reparameterized"}
+# Orthogonalizes the steps of the weights; biases are Adam's.
+_MUON: dict[str, Any] = {
+    "optimizer": "optax.contrib:muon(consistent_rms=0.2)",
+    "warmup_steps": 300,
+}
 _ROEDER = "the gradient of Roeder et al. 2017; beta rises over 5 epochs"
 _TUCKER = "the gradient of Tucker et al. 2019; no beta"
 
@@ -52,19 +61,22 @@ class _Recipe(NamedTuple):
       rate: peak learning rate, as the page has it.
       batch_size: examples per step; the paper has 20.
       gradient: description of the gradient and of the schedule of beta.
+      optimizer: its name, as the page has it.
     """
 
     flags: dict[str, Any]
     rate: str
     batch_size: int
     gradient: str
+    optimizer: str = "Adam"
 
     @property
     def deviations(self) -> str:
         """Deviations from the paper's recipe."""
         batches = f"batches of {self.batch_size}, not 20; "
         return (
-            f"{batches if self.batch_size != 20 else ''}Adam at {self.rate} with a "
+            f"{batches if self.batch_size != 20 else ''}{self.optimizer} at "
+            f"{self.rate} with a "
             "cosine schedule, not in eight stages from 1e-3; initial weights of "
             f"vae_jax; {self.gradient}"
         )
@@ -81,6 +93,10 @@ _RECIPES = {
         "1e-3",
         20,
         f"{_ROEDER}; weight decay of 0.02, by AdamW",
+    ),
+    "1_muon": _Recipe(_ELBO | _PATH | _MUON, "2e-3", 100, _ROEDER, "Muon"),
+    "1_muon_110_passes": _Recipe(
+        _ELBO | _PATH | _MUON | {"epochs": 110}, "2e-3", 100, _ROEDER, "Muon"
     ),
     "5_doubly_reparameterized": _Recipe(_IWAE | _DOUBLY, "1e-3", 100, _TUCKER),
     "5_batches_of_20": _Recipe(_IWAE | _DOUBLY, "5e-4", 20, _TUCKER),
@@ -104,9 +120,7 @@ def _cell(name: str, how: str) -> Cell:
         f"{name}_{how}",
         {"log_evidence": _PUBLISHED[name][how[0]]},
         Config(
-            **_NETWORK,
-            **given,
-            **recipe.flags,
+            **(_NETWORK | given | recipe.flags),
             learning_rate=float(recipe.rate),
             batch_size=recipe.batch_size,
         ),

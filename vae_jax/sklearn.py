@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from vae_jax.data.columns import LARGEST_COUNT, loses_digits
+from vae_jax.data.tables import column_moments
 from vae_jax.distributions.support import MaskedSupport
 from vae_jax.evaluation import log_evidence
 from vae_jax.extras import import_extra
@@ -408,15 +409,16 @@ def _plain(value: Any) -> Any:
 
 def _warn_of_constants(X: np.ndarray) -> None:
     """Warn of columns with a single value, whose learned variance goes to zero."""
-    missing = np.isnan(X)
-    low = np.where(missing, np.inf, X).min(axis=0)
-    high = np.where(missing, -np.inf, X).max(axis=0)
-    constant = np.flatnonzero(low == high).tolist()
-    if constant:
+    moments = column_moments(X)
+    constant = np.flatnonzero(moments.low == moments.high)
+    if constant.size:
+        single = constant.size == 1
+        columns, have = ("column", "has") if single else ("columns", "have")
         warnings.warn(
-            f"X has one value in all rows of column {', '.join(map(str, constant))}, "
-            "which has no density: the longer the training, the larger the score; "
-            "leave it out, as by make_pipeline(VarianceThreshold(), VAE())",
+            f"X has one value in all rows of {columns} "
+            f"{', '.join(map(str, constant))}, which {have} no density: the longer the "
+            "training, the larger the score; leave out such columns, as by "
+            "make_pipeline(VarianceThreshold(), VAE())",
             stacklevel=3,
         )
 

@@ -37,8 +37,6 @@ from vae_jax.estimators import (
 )
 
 P = functools.partial
-# Halves compile time at the cost of a slower program.
-QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0}
 
 # One bit: means and variances in closed form
 
@@ -60,7 +58,7 @@ def parabola(b, f0, f1):
 def one_bit_program(estimator, integrand):
     """Values and gradients of independent examples, `[draws, logits]`."""
 
-    @P(jax.jit, compiler_options=QUICK_TO_COMPILE)
+    @jax.jit
     def program(logits, f0, f1):
         def total(logits):
             def f(b, log_q):
@@ -161,7 +159,7 @@ REBAR_SLOPE, REBAR_OFFSET = 1.2, 2.0
 
 @pytest.fixture(scope="module")
 def rebar_draws():
-    @P(jax.jit, compiler_options=QUICK_TO_COMPILE)
+    @jax.jit
     def program(logits, temperature, scale):
         def total(logits):
             def f(b, log_q):
@@ -266,7 +264,7 @@ def coupled(b, xp):
 def three_bits(estimator, num_repeats):
     """Values and gradients for a batch of two examples, each repeated `num_repeats`."""
 
-    @P(jax.jit, compiler_options=QUICK_TO_COMPILE)
+    @jax.jit
     def program(logits, theta, first_half):
         def estimate(logits, theta):
             def integrand(b, log_q):
@@ -385,9 +383,7 @@ def test_the_gradient_of_a_bound_over_bits_is_the_sum_over_pairs_of_states(asser
             return jnp.sum(bounds), bounds
 
         batch = np.broadcast_to(np.float32(logits), (NUM_DRAWS, 2))
-        program = jax.jit(
-            jax.grad(total, has_aux=True), compiler_options=QUICK_TO_COMPILE
-        )
+        program = jax.jit(jax.grad(total, has_aux=True))
         gradient, bounds = program(batch)
         assert_mean(gradient, expected)
         assert_mean(bounds.reshape(-1, 2), [bound(logit) for logit in logits])
@@ -479,7 +475,6 @@ def test_the_elbo_of_bits_has_the_gradient_by_enumeration(
     keys = jax.random.split(jax.random.key(1), 10_000)
     draws = jax.jit(
         jax.vmap(lambda key: jax.grad(objective)(params, x, key)),
-        compiler_options=QUICK_TO_COMPILE,
     )(keys)
     for leaf, expected in zip(
         jax.tree.leaves(draws), jax.tree.leaves(gradient), strict=True

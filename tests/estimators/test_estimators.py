@@ -60,8 +60,6 @@ SLOPE = np.float32([1.5, -0.5])
 NUM_KEYS = 5000
 
 P = functools.partial
-# Halves compile time at the cost of a slower program.
-QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0}
 
 # name: (f, E f, dE f/d mean, dE f/d log_var)
 INTEGRANDS = {
@@ -202,7 +200,7 @@ def log_ratio_to_target(z, log_q, target):
 def one_dimensional(make_estimator, integrand, num_draws):
     """Draw gradients by mean and standard deviation, one per example of a batch."""
 
-    @P(jax.jit, compiler_options=QUICK_TO_COMPILE if num_draws < 10_000 else None)
+    @jax.jit
     def program(key, mean, deviation, k, baseline):
         estimator = make_estimator(baseline)
 
@@ -499,7 +497,7 @@ def three_dimensional(name):
             "first half's": pull_back({**nothing, "f": first_half}),
         }
 
-    program = jax.jit(program, compiler_options=QUICK_TO_COMPILE)
+    program = jax.jit(program)
     arguments = [np.repeat(array, HALF, axis=0) for array in (MEANS, LOG_VARS, THETAS)]
     first_half = np.repeat(np.float32([1, 0]), HALF)
     return jax.tree.map(np.asarray, program(*arguments, first_half, jax.random.key(4)))
@@ -628,7 +626,7 @@ BOUNDS = {
 
 @functools.cache
 def bound_program(name, with_prior):
-    @P(jax.jit, compiler_options=QUICK_TO_COMPILE)
+    @jax.jit
     def program(parameters):
         def total(parameters):
             q = DiagonalGaussianDistribution(parameters["mean"], parameters["log_var"])
@@ -767,7 +765,6 @@ def model_gradients(objective, key, num_draws):
     keys = jax.random.split(key, num_draws)
     draws = jax.jit(
         jax.vmap(lambda key: jax.grad(objective)(params, x, key)),
-        compiler_options=QUICK_TO_COMPILE,
     )(keys)
     return jax.tree.map(lambda leaf: np.float64(leaf), draws)
 

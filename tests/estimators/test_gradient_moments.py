@@ -11,8 +11,6 @@ import scipy.stats
 from vae_jax.estimators import gradient_moments
 
 P = functools.partial
-# Halves compile time at the cost of a slower program.
-QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0}
 NUM_DRAWS = 3001
 NOTHING = np.float32(0)
 SCALES = np.float32([[0.5, -2.0, 3.0], [1.0, 4.0, 0.1]])
@@ -25,13 +23,13 @@ def skewed(key, offset):
     return {"matrix": SCALES * numbers + offset, "rest": (numbers[0, 1], pair)}
 
 
-@P(jax.jit, static_argnums=(1, 2), compiler_options=QUICK_TO_COMPILE)
+@P(jax.jit, static_argnums=(1, 2))
 def moments_of(key, num_draws, chunk_size, offset=NOTHING):
     draw = P(skewed, offset=offset)
     return gradient_moments(draw, key, num_draws=num_draws, chunk_size=chunk_size)
 
 
-@P(jax.jit, static_argnums=1, compiler_options=QUICK_TO_COMPILE)
+@P(jax.jit, static_argnums=1)
 def draws_of(key, num_draws, offset=NOTHING):
     keys = jax.vmap(P(jax.random.fold_in, key))(jnp.arange(num_draws))
     return jax.vmap(P(skewed, offset=offset))(keys)
@@ -168,7 +166,7 @@ def repeated():
     def draw(key):
         return 2.0 + jnp.float32([1.0, 3.0]) * jax.random.exponential(key, (2,))
 
-    @P(jax.jit, compiler_options=QUICK_TO_COMPILE)
+    @jax.jit
     @jax.vmap
     def figures(key):
         return gradient_moments(draw, key, num_draws=2000)
@@ -204,7 +202,6 @@ def test_the_norm_of_a_mean_of_zero_is_not_its_noise(key):
         lambda key: gradient_moments(
             lambda key: jax.random.normal(key, (100,)), key, num_draws=1000
         ),
-        compiler_options=QUICK_TO_COMPILE,
     )(key)
     assert figures.leaves.mean < 0.6 * np.sqrt(100 / 1000)
     np.testing.assert_allclose(figures.leaves.variance, 100, rtol=0.05)
@@ -217,7 +214,6 @@ def test_figures_without_a_variance_are_what_they_can_be(key):
             key,
             num_draws=10,
         ),
-        compiler_options=QUICK_TO_COMPILE,
     )(key)
     for kind in (figures.parameters, figures.leaves):
         for name in ("three", "zero"):

@@ -108,6 +108,7 @@ _RECIPES = {
     "5_batches_of_20": _Recipe(
         _IWAE | _DOUBLY, {"static": "5e-4", "dynamic": "1e-3"}, 20, _TUCKER
     ),
+    "5_muon": _Recipe(_IWAE | _DOUBLY | _MUON, _both("2e-3"), 100, _TUCKER, "Muon"),
 }
 _PUBLISHED = {
     "static": {"1": -88.71, "5": -87.63},

@@ -218,10 +218,11 @@ def test_missing_values_without_a_model_for_them_are_refused(fitted):
     rows[3, 1] = np.nan
     for method in (fitted.transform, fitted.score_samples, fitted.impute):
         with pytest.raises(
-            ValueError, match=r"X contains NaN, and Standardized\(.*auto"
+            ValueError,
+            match=r"X contains NaN in column 1, and Standardized\(.*in fit$",
         ):
             method(rows)
-    with pytest.raises(ValueError, match="X contains NaN, and Gaussian"):
+    with pytest.raises(ValueError, match="X contains NaN in column 1, and Gaussian"):
         VAE(likelihood=vae_jax.Gaussian(), max_epochs=1).fit(rows)
     rows[:, 1] = np.nan
     with pytest.raises(ValueError, match="X has no value in column 1: leave it out"):
@@ -229,6 +230,53 @@ def test_missing_values_without_a_model_for_them_are_refused(fitted):
     rows[:, 1] = np.inf
     with pytest.raises(ValueError, match="infinity"):
         VAE(max_epochs=1).fit(rows)
+
+
+def test_a_column_may_be_the_only_one_with_missing_values():
+    rng = np.random.default_rng(5)
+    X = np.column_stack([rng.normal(size=40), rng.integers(0, 2, 40)])
+    X[3, 0] = np.nan
+    real = vae_jax.Standardized(vae_jax.Gaussian(learned_variance=True))
+    parts = ((vae_jax.Masked(real), (0,)), (vae_jax.Bernoulli(), (1,)))
+    model = VAE(
+        likelihood=vae_jax.Columns(parts), max_epochs=1, num_samples=20, random_state=0
+    )
+    assert np.isfinite(model.fit(X).score(X))
+    X[4, 1] = np.nan
+    with pytest.raises(ValueError, match="X contains NaN in column 1, and Columns"):
+        model.fit(X)
+
+
+def test_categories_which_have_no_mean_are_not_imputed_by_one():
+    X = np.random.default_rng(6).integers(0, 3, (40, 2)).astype(float)
+    X[3, 1] = np.nan
+    masked = vae_jax.Masked(vae_jax.Nominal(3))
+    model = VAE(likelihood=masked, max_epochs=1, num_samples=20, random_state=0).fit(X)
+    np.testing.assert_array_equal(model.impute(X[:3]), X[:3])
+    with pytest.raises(ValueError, match=r"missing values in columns \[1\], .* mean"):
+        model.impute(X)
+
+
+def test_a_column_whose_values_are_all_set_aside_does_not_end_the_training():
+    """Seed 0 sets two of 20 rows aside, here those with a value of column 1."""
+    X = np.random.default_rng(7).normal(size=(20, 2))
+    split_key = jax.random.split(VAE(random_state=0)._key(), 3)[1]
+    held_out = np.asarray(jax.random.permutation(split_key, 20))[:2]
+    X[np.setdiff1d(np.arange(20), held_out), 1] = np.nan
+    model = VAE(max_epochs=2, num_samples=20, random_state=0).fit(X)
+    assert np.isfinite(model.score(X))
+
+
+@pytest.mark.parametrize(("max_epochs", "num_steps"), [(4, 6), (300, 400)])
+def test_beta_is_1_for_half_of_the_steps_at_least(max_epochs, num_steps):
+    """54 rows to train on are three steps an epoch."""
+    options = {"max_epochs": max_epochs, "batch_size": 20, "hidden_dims": (4,)}
+    rises = vae_jax.LinearWarmup(1.0, num_steps=num_steps)
+    models = [
+        VAE(**options, patience=300, random_state=0, objective=objective).fit(ROWS)
+        for objective in (None, vae_jax.ELBO(beta=rises))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *(model.params_ for model in models))
 
 
 def test_counts_of_a_floating_type_are_not_taken_for_real_numbers_unsaid(recwarn):

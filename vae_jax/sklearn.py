@@ -22,7 +22,6 @@ import optax
 
 from vae_jax.data.columns import LARGEST_COUNT, loses_digits
 from vae_jax.data.tables import column_moments
-from vae_jax.distributions.support import MaskedSupport
 from vae_jax.evaluation import log_evidence
 from vae_jax.extras import import_extra
 from vae_jax.families import (
@@ -76,7 +75,7 @@ class VAE(
       spec: a `ModelSpec` in place of the four arguments above, apart from its
         `data_shape`.
       objective: training objective, to be maximised; the ELBO by default, whose beta
-        rises from 0 over 400 steps.
+        rises from 0 over 400 steps, or over half of `max_epochs` if that is sooner.
       learning_rate: learning rate of Adam.
       batch_size: rows per step.
       max_epochs: passes over the data; by default as many as give 3000 steps, at least
@@ -167,7 +166,9 @@ class VAE(
         _require_values(spec, x)
         _require_columns(X)
         params = jax.jit(init, static_argnums=0)(spec, init_key, x=rows)
-        warmup = LinearWarmup(1.0, num_steps=_WARMUP_STEPS)
+        # A short training must not end before beta is 1.
+        warmup_steps = min(_WARMUP_STEPS, num_epochs * steps_per_epoch // 2)
+        warmup = LinearWarmup(1.0, num_steps=warmup_steps)
         with _progress_bar(num_epochs, shown=self.verbose) as callback:
             fitted = fit(
                 params,
@@ -264,8 +265,19 @@ class VAE(
 
         Returns:
           `[n, D]`; observed values are as they were, to float32.
+
+        Raises:
+          ValueError: a missing value of a column without a mean (`Nominal`).
         """
-        return self._of_rows("imputed", X, num_samples=int(self.num_samples))
+        imputed = self._of_rows("imputed", X, num_samples=int(self.num_samples))
+        without_mean = np.flatnonzero(np.isnan(imputed).any(axis=0)).tolist()
+        if without_mean:
+            raise ValueError(
+                f"X has missing values in columns {without_mean}, of which "
+                f"{self.params_.spec.likelihood!r} has no mean: vae_jax.impute of "
+                "params_ draws them"
+            )
+        return imputed
 
     def sample(self, n_samples: int = 1) -> np.ndarray:
         """Draw rows of the model: z ~ p(z), x ~ p(x|z).
@@ -426,10 +438,13 @@ def _warn_of_constants(X: np.ndarray) -> None:
 def _require_values(spec: ModelSpec, x: Any) -> None:
     """Raise ValueError for values that the likelihood does not take."""
     support = spec.likelihood.support
-    if np.isnan(x).any() and not isinstance(support, MaskedSupport):
+    refused = np.isnan(x) & ~support.contains(np.asarray(x))
+    if refused.any():
+        column = int(np.flatnonzero(refused.any(axis=0))[0])
         raise ValueError(
-            f"X contains NaN, and {spec.likelihood!r} does not accept missing values: "
-            "use likelihood='auto', or wrap it in Masked(...)"
+            f"X contains NaN in column {column}, and {spec.likelihood!r} does not "
+            "accept missing values there: fit with the likelihood wrapped in "
+            "Masked(...), which 'auto' does if values are missing in fit"
         )
     support.require(x)
 

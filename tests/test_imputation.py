@@ -10,7 +10,10 @@ import scipy.stats
 
 from vae_jax import (
     Bernoulli,
+    Beta,
+    Categorical,
     Columns,
+    DiscretizedLogistic,
     FullCovarianceGaussian,
     Gaussian,
     Laplace,
@@ -24,6 +27,7 @@ from vae_jax import (
     Poisson,
     Standardized,
     decode,
+    elbo,
     elbo_terms,
     encode,
     evaluate,
@@ -245,6 +249,45 @@ def test_missing_values_are_filled_by_the_observed_in_turn():
     filled = np.asarray(fill_in_turn(jnp.float32(x)))
     assert filled[:, 0].tolist() == [1, 1, 3, 3, 1]
     assert filled[:, 1].tolist() == [5, 6, 5, 6, 8]
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        Bernoulli(),
+        Categorical(3),
+        DiscretizedLogistic(3),
+        Standardized(Gaussian(learned_variance=True, per_dimension=True)),
+        NegativeBinomial(),
+        LogNormal(),
+        Beta(),
+        MIXED,
+    ],
+    ids=lambda base: type(base).__name__,
+)
+def test_a_column_without_a_value_does_not_touch_the_others(base):
+    """Nor does what it starts at: at z = 0, where an output is its bias alone."""
+    dim = 6
+    x = TABLE if base is MIXED else np.full((80, dim), base.support.filler(dim))
+    x = x.astype(np.float32)
+    empty = x.copy()
+    empty[:, 3] = np.nan
+    spec = ModelSpec(likelihood=Masked(base), data_shape=(dim,), **LINEAR)
+    first, second = (init(spec, jax.random.key(0), x=x) for x in (x, empty))
+    value, gradient = jax.jit(jax.value_and_grad(elbo))(
+        second, jnp.asarray(empty[:5]), jax.random.key(1)
+    )
+    assert np.isfinite(value)
+    for leaf in jax.tree.leaves((second, gradient)):
+        assert np.isfinite(leaf).all()
+    terms = [
+        decode(params, jnp.zeros((1, 1, 2))).log_prob_per_dimension(x[:5])
+        for params in (first, second)
+    ]
+    others = np.arange(dim) != 3
+    np.testing.assert_allclose(
+        terms[0][..., others], terms[1][..., others], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("base", [COUNTS, POSITIVE, FRACTIONS, MIXED.support])

@@ -32,6 +32,14 @@ CASES = {
     "gamma": (d.GammaDistribution(A, jnp.exp(B[0])), jnp.exp(B)),
     "beta": (d.BetaDistribution(A, jnp.exp(B[0])), 1 / (1 + jnp.exp(B))),
     "nominal": (d.NominalDistribution(jnp.stack([A, B, A * B], axis=-1)), CODES),
+    "levels": (d.CategoricalDistribution(jnp.stack([A, B, A * B], axis=-1)), CODES / 2),
+    "logistics": (
+        d.DiscretizedLogisticDistribution(
+            *(jnp.stack([part, -part], axis=-1) for part in (A, B, A * B)), 3
+        ),
+        CODES / 2,
+    ),
+    "grey": (d.ContinuousBernoulliDistribution(A), 1 / (1 + jnp.exp(B))),
     "ordinal": (d.OrdinalDistribution(A, THRESHOLDS), CODES),
 }
 CASES["affine"] = (d.AffineDistribution(CASES["laplace"][0], B[1], B[2]), A)

@@ -29,6 +29,11 @@ def log_prob(value: Array, logits: Array) -> Array:
       >>> print(categorical.log_prob(jnp.array([1]), jnp.zeros((1, 2))).round(6))
       -0.693147
     """
+    return jnp.sum(_log_prob(value, logits), axis=-1)
+
+
+def _log_prob(value: Array, logits: Array) -> Array:
+    """Log-probability of each category, `[..., D]`."""
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     shape = jnp.broadcast_shapes(value.shape, logits.shape[:-1])
     log_probs = jnp.broadcast_to(log_probs, (*shape, logits.shape[-1]))
@@ -36,7 +41,7 @@ def log_prob(value: Array, logits: Array) -> Array:
     value = jnp.broadcast_to(jnp.where(exists, value, 0), shape)[..., None]
     chosen = jnp.take_along_axis(log_probs, value, axis=-1)[..., 0]
     # Multiply instead of `where`, so that the gradient is NaN as well.
-    return jnp.sum(chosen * jnp.where(exists, 1.0, jnp.nan), axis=-1)
+    return chosen * jnp.where(exists, 1.0, jnp.nan)
 
 
 def sample(logits: Array, key: Key) -> Array:
@@ -137,6 +142,7 @@ class CategoricalDistribution(Distribution):
     has_entropy: ClassVar[bool] = True
     mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = False
+    factorizes = True
 
     @property
     def mean(self) -> Array:
@@ -151,15 +157,19 @@ class CategoricalDistribution(Distribution):
 
     def log_prob(self, value: Array) -> Array:
         """See `Distribution.log_prob`."""
+        Support(0.0, 1.0, self.logits.shape[-1]).require(value)
+        return jnp.sum(self.log_prob_per_dimension(value), axis=-1)
+
+    def log_prob_per_dimension(self, value: Array) -> Array:
+        """See `Distribution.log_prob_per_dimension`."""
         num_levels = self.logits.shape[-1]
         support = Support(0.0, 1.0, num_levels)
-        support.require(value)
         value = jnp.asarray(value, self.logits.dtype)
         # -1 is an invalid category and gives NaN.
         level = jnp.where(
             support.contains(value), jnp.round(value * (num_levels - 1)), -1
         )
-        return log_prob(level.astype(jnp.int32), self.logits)
+        return _log_prob(level.astype(jnp.int32), self.logits)
 
     def entropy(self) -> Array:
         """See `Distribution.entropy`."""

@@ -40,9 +40,14 @@ def log_prob(x: Array, logits: Array) -> Array:
       >>> print(continuous_bernoulli.log_prob(jnp.array([0.5]), jnp.ones(1)).round(3))
       -0.041
     """
+    return jnp.sum(_log_prob(x, logits), -1)
+
+
+def _log_prob(x: Array, logits: Array) -> Array:
+    """Log-density of each variable, `[..., D]`."""
     half = 0.5 * logits
     x = UNIT_INTERVAL.nan_outside(jnp.asarray(x, half.dtype))
-    return jnp.sum(half * (2 * x - 1) - _log_sinhc(half), -1)
+    return half * (2 * x - 1) - _log_sinhc(half)
 
 
 def mean(logits: Array) -> Array:
@@ -132,6 +137,7 @@ class ContinuousBernoulliDistribution(Distribution):
 
     logits: Array
     mean_is_exact = True
+    factorizes = True
 
     @property
     def mean(self) -> Array:
@@ -147,3 +153,7 @@ class ContinuousBernoulliDistribution(Distribution):
         """See `Distribution.log_prob`."""
         UNIT_INTERVAL.require(value)
         return log_prob(value, self.logits)
+
+    def log_prob_per_dimension(self, value: Array) -> Array:
+        """See `Distribution.log_prob_per_dimension`."""
+        return _log_prob(value, self.logits)

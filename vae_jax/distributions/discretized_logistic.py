@@ -48,6 +48,14 @@ def log_prob(
       >>> print(jnp.exp(log_prob))
       [0.5 0.5]
     """
+    each = _log_prob(value, logits, mean, log_scale, num_levels=num_levels)
+    return jnp.sum(each, axis=-1)
+
+
+def _log_prob(
+    value: Array, logits: Array, mean: Array, log_scale: Array, *, num_levels: int
+) -> Array:
+    """Log-probability of each level, `[..., D]`."""
     value = Support(0.0, 1.0, num_levels).nan_outside(value)
     # In float16 the edges between levels are off by up to a tenth of a level.
     value = jnp.asarray(value, mean.dtype)
@@ -62,7 +70,7 @@ def log_prob(
     width = inverse_scale / (num_levels - 1)
     log_part = jnp.where(first | last, 0.0, jnp.log(-jnp.expm1(-width)))
     each = log_up_to + log_from + log_part + jax.nn.log_softmax(logits, axis=-1)
-    return jnp.sum(jax.nn.logsumexp(each, axis=-1), axis=-1)
+    return jax.nn.logsumexp(each, axis=-1)
 
 
 def mean_level(
@@ -163,6 +171,7 @@ class DiscretizedLogisticDistribution(Distribution):
     num_levels: int = field(metadata={"static": True})
     mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = False
+    factorizes = True
 
     def _parts(self) -> tuple[Array, Array, Array]:
         return self.logits, self.location, self.log_scale
@@ -183,3 +192,7 @@ class DiscretizedLogisticDistribution(Distribution):
         """See `Distribution.log_prob`."""
         Support(0.0, 1.0, self.num_levels).require(value)
         return log_prob(value, *self._parts(), num_levels=self.num_levels)
+
+    def log_prob_per_dimension(self, value: Array) -> Array:
+        """See `Distribution.log_prob_per_dimension`."""
+        return _log_prob(value, *self._parts(), num_levels=self.num_levels)

@@ -72,8 +72,14 @@ class Masked(Around):
         return jnp.concatenate([inputs, (~jnp.isnan(x)).astype(x.dtype)], axis=-1)
 
     def start_at_data(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
-        """Initialise the base at the observed values."""
-        return self.base.start_at_data(params, fill_in_turn(x))
+        """Initialise the base at the observed values.
+
+        A column without any has a value of the support in each row.
+        """
+        filled = fill_in_turn(x)
+        filler = jnp.asarray(self.base.support.filler(x.shape[-1]), x.dtype)
+        filled = jnp.where(jnp.isnan(filled), filler, filled)
+        return self.base.start_at_data(params, filled)
 
 
 def fill_in_turn(x: Array) -> Array:

@@ -227,6 +227,22 @@ class NNXBatchNorm(nnx.Module):
         return self.norm(inputs)
 
 
+class NNXAlways(nnx.Module):
+    def __init__(self, in_features, *, rngs):
+        self.dropout = nnx.Dropout(0.5, deterministic=False, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.dropout(inputs, deterministic=False)
+
+
+class NNXNoise(nnx.Module):
+    def __init__(self, in_features, *, rngs):
+        self.rngs = rngs
+
+    def __call__(self, inputs):
+        return inputs + jax.random.normal(self.rngs.noise(), inputs.shape)
+
+
 class EquinoxBatchNorm(equinox.Module):
     norm: equinox.nn.BatchNorm
 
@@ -251,6 +267,8 @@ class LinenBatchNorm(nn.Module):
     ("network", "message"),
     [
         (nnx_network(NNXBatchNorm), "network NNXBatchNorm keeps .*BatchStat.*couples"),
+        (nnx_network(NNXAlways), "network NNXAlways draws random .* in evaluation too"),
+        (nnx_network(NNXNoise), "network NNXNoise draws random numbers in evaluation"),
         (equinox_network(EquinoxBatchNorm), "network EquinoxBatchNorm keeps .*couples"),
         (LinenBatchNorm(), "has collections .'batch_stats'.*couples"),
         (equinox_network(EquinoxIntegers), "EquinoxIntegers holds arrays .*order"),

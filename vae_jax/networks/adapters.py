@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vae_jax.dependence import outputs_that_use_it
 from vae_jax.extras import import_extra
 from vae_jax.types import Array, Key, PyTree
 
@@ -106,15 +107,25 @@ class NNXNetwork(_Adapter):
         nnx.replace_by_pure_dict(
             parameters, _like(nnx.to_pure_dict(parameters), weights)
         )
-        # Without a key the module is deterministic, and the generator is not used.
-        root = jax.random.key(0) if key is None else key
-        random = _filled(random, root)
-        network = nnx.merge(graph, parameters, random)
-        if key is None:
-            network.eval()
-        else:
-            network.train()
-        return network(inputs)
+
+        def features(root: Key) -> Array:
+            network = nnx.merge(graph, parameters, _filled(random, root))
+            if key is None:
+                network.eval()
+            else:
+                network.train()
+            return network(inputs)
+
+        if key is not None:
+            return features(key)
+        # A module needs generators, even where it has no use for them.
+        unused = jax.random.key(0)
+        if jax.tree.leaves(random) and any(outputs_that_use_it(features, unused)):
+            raise ValueError(
+                f"network {self.constructor.__qualname__} draws random numbers in "
+                "evaluation too: draw them with nnx.Dropout, which eval() turns off"
+            )
+        return features(unused)
 
 
 def _nnx_weights(construct: Callable[..., Any], key: Key) -> PyTree:
@@ -152,7 +163,8 @@ def nnx_network(constructor: Callable[..., Any], **arguments: Any) -> NNXNetwork
 
     Raises:
       ValueError: when the model is initialised: the constructor does not take the
-        arguments, or the module keeps state (`nnx.BatchNorm`).
+        arguments, or the module keeps state (`nnx.BatchNorm`) or draws random numbers
+        after `eval()`.
 
     Example:
       >>> import jax, jax.numpy as jnp

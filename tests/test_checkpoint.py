@@ -315,6 +315,17 @@ def test_spec_that_cannot_be_rebuilt_is_asked_for(tmp_path):
     assert_same_bits(vae_jax.load_run(tmp_path, spec=spec), params)
 
 
+def test_numpy_integers_of_a_spec_are_saved_as_numbers(tmp_path):
+    at = (tuple(np.flatnonzero([True, False, True])), tuple(np.flatnonzero([0, 1, 0])))
+    parts = ((vae_jax.Bernoulli(), at[0]), (vae_jax.Gaussian(), at[1]))
+    spec = vae_jax.ModelSpec(
+        likelihood=vae_jax.Columns(parts), latent_dim=2, data_shape=(3,)
+    )
+    params = save_run(tmp_path, spec)
+    assert vae_jax.load_run(tmp_path).spec == spec
+    assert_same_bits(vae_jax.load_run(tmp_path), params)
+
+
 def save_run(folder, spec):
     params = vae_jax.init(spec, jax.random.key(0))
     state = vae_jax.init_state(params, jax.random.key(1), optimizer=ADAM)

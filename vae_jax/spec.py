@@ -97,6 +97,10 @@ class ModelSpec:
         _check_pseudo_inputs(self)
         _check_labels(self)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ModelSpec":
+        """Itself, as nothing in it can change."""
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by import paths, as some of jax's functions have no pickle."""
         return _from_description, (spec_to_json(self),)

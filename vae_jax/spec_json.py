@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from vae_jax.networks import is_linen
 
 # jax keeps its activations in private modules that move; these names stay.
@@ -38,6 +40,8 @@ def spec_to_json(spec: Any) -> Any:
       >>> spec_to_json(MLP((5,)))["fields"]
       {'hidden_dims': [5], 'activation': {'import': 'jax.nn:relu'}}
     """
+    if isinstance(spec, np.generic):
+        spec = spec.item()
     if spec is None or isinstance(spec, bool | int | float | str):
         return spec
     if isinstance(spec, tuple):

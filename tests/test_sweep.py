@@ -132,6 +132,23 @@ def test_each_model_is_the_one_that_trains_alone(num_devices):
         assert_close(own, alone)
 
 
+def test_a_history_is_of_batches_as_large_as_those_of_the_epoch():
+    """Distances between the examples of a batch need two."""
+
+    def apart(state, batch, setting):
+        penalty = vae_jax.MaximumMeanDiscrepancy(setting["weight"])
+        objective = vae_jax.ELBO(penalty=penalty)
+        return vae_jax.train_step(
+            state, batch, objective=objective, optimizer=optax.adam(1e-2)
+        )
+
+    settings = {"weight": jnp.array([1.0, 2.0])}
+    states = vae_jax.stack_states([state_of(0), state_of(1)])
+    epochs = jax.tree.map(lambda *leaves: jnp.stack(leaves), order_of(0), order_of(1))
+    history = vae_jax.empty_sweep_history(apart, states, epochs, data(), settings)
+    assert history["elbo"].shape == (3, 2)
+
+
 def test_an_epoch_in_pieces_is_the_epoch_to_the_bit():
     whole, whole_history = train_together(SETTINGS)
     pieces, history = train_together(SETTINGS, stops=(1, 2, 3))

@@ -236,7 +236,7 @@ def empty_sweep_history(
       See `sweep_epoch`.
     """
     check_start(states, len(epochs.batch_sizes))
-    first = jax.tree.map(lambda leaf: leaf[:1], data)
+    first = jax.tree.map(lambda leaf: leaf[: epochs.batch_sizes[0]], data)
     setting = jax.tree.map(lambda leaf: leaf[0], settings)
     shapes = jax.eval_shape(lambda: step(select(states, 0), first, setting)[1])
     shape = (len(epochs.batch_sizes), num_models(states))

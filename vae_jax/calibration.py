@@ -184,8 +184,9 @@ def simulation_ranks(
     require_at_least("num_draws", num_draws)
     if params.spec.is_conditional:
         raise ValueError(
-            "simulation_ranks needs a model without labels, got num_classes="
-            f"{params.spec.num_classes} and {params.spec.likelihood!r}"
+            "simulation_ranks needs a model without labels, covariates and exposures, "
+            f"got num_classes={params.spec.num_classes}, num_covariates="
+            f"{params.spec.num_covariates} and {params.spec.likelihood!r}"
         )
     prior_key, likelihood_key, sampler_key = jax.random.split(key, 3)
     params_at = at_labels(params, None)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax import conditions, networks
+from vae_jax.data.tables import require_digits
+from vae_jax.distributions.support import known_values
 from vae_jax.external import External, require_likelihood, require_posterior
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.types import (
@@ -115,7 +117,8 @@ def init(
       `Params` with this spec.
 
     Raises:
-      ValueError: `x` is empty, not finite, or outside the support of the likelihood;
+      ValueError: `x` is empty, not finite, or outside the support of the likelihood,
+        or has a column of which float32 rounds off what varies;
         `dtype` is neither float32 nor float64, or is float64 without x64 mode.
 
     Example:
@@ -152,7 +155,10 @@ def init(
         # Quantized data are checked against their interval only, so that a data mean
         # is accepted as `x`.
         spec.likelihood.support.interval.require(x)
-        x = as_float(x, dtype)
+        values, x = known_values(x), as_float(x, dtype)
+        is_table = not spec.likelihood.covers_unit_interval
+        if is_table and values is not None and x.dtype == jnp.float32:
+            require_digits(values.reshape(-1, values.shape[-1]))
         own = _with_exposure(spec, likelihood, labels, x)
         decoder, likelihood = _start_at_data(spec, decoder, own, x)
         encoder = _start_narrow(spec, encoder)

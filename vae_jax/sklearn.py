@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vae_jax.data.columns import LARGEST_COUNT, loses_digits
-from vae_jax.data.tables import column_moments
+from vae_jax.data.tables import column_moments, require_digits
 from vae_jax.evaluation import log_evidence
 from vae_jax.extras import import_extra
 from vae_jax.families import (
@@ -451,20 +450,14 @@ def _require_values(spec: ModelSpec, x: Any) -> None:
 
 def _require_columns(X: np.ndarray) -> None:
     """Refuses columns without values, or of which float32 rounds off what varies."""
-    for number, column in enumerate(X.astype(np.float64).T):
-        column = column[~np.isnan(column)]
-        if not column.size:
-            raise ValueError(f"X has no value in column {number}: leave it out")
-        largest = np.abs(column).max()
-        if largest <= LARGEST_COUNT and (column == np.rint(column)).all():
-            continue  # Whole numbers that float32 has all of.
-        varies = column.min() < column.max()
-        if varies and loses_digits(column.mean(), column.std()):
-            raise ValueError(
-                f"X varies by {column.std():.3g} about {column.mean():.10g} in column "
-                f"{number}, of which float32 keeps too few digits: subtract the mean, "
-                "as by make_pipeline(StandardScaler(), VAE())"
-            )
+    empty = np.flatnonzero(np.isnan(X).all(axis=0))
+    if empty.size:
+        raise ValueError(f"X has no value in column {empty[0]}: leave it out")
+    require_digits(
+        X,
+        "X",
+        remedy="subtract the mean, as by make_pipeline(StandardScaler(), VAE())",
+    )
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Families of tables: standardized, categories, products, against other libraries."""
 
+import dataclasses
 import functools
 
 import jax
@@ -22,6 +23,7 @@ from vae_jax import (
     Laplace,
     Linear,
     LogNormal,
+    Masked,
     ModelSpec,
     Multinomial,
     Nominal,
@@ -154,6 +156,29 @@ def test_a_start_at_data_of_any_units_is_their_gaussian(base):
     np.testing.assert_allclose(p.mean[0, 0], x.mean(0), rtol=1e-4)
     seen = jax.jit(encode)(params, jnp.float32(x)).mean
     np.testing.assert_allclose(np.asarray(seen).mean(0), 0, atol=1e-3)
+
+
+def test_columns_that_float32_rounds_off_are_refused():
+    rng = np.random.default_rng(8)
+    x = np.column_stack([rng.normal(size=50), 1e6 + rng.normal(size=50)])
+    spec = ModelSpec(
+        likelihood=Standardized(Gaussian(learned_variance=True)),
+        data_shape=(2,),
+        **LINEAR,
+    )
+    message = r"x varies by (0\.\d+|1\.\d+) about (999999|1000000)\S* in column 1"
+    for given in (x, x.astype(np.float32), jnp.asarray(x)):
+        with pytest.raises(ValueError, match=message):
+            init(spec, jax.random.key(0), x=given)
+    with jax.enable_x64(True):
+        init(spec, jax.random.key(0), x=x, dtype=jnp.float64)
+    # Float32 has these whole numbers.
+    x[:, 1] = 1e6 + rng.poisson(3, size=50)
+    x[0, 1] = np.nan
+    spec = dataclasses.replace(spec, likelihood=Masked(spec.likelihood))
+    params = init(spec, jax.random.key(0), x=x)
+    scale = np.exp(params.likelihood["log_scale"][1])
+    assert scale == pytest.approx(np.nanstd(x[:, 1]), rel=0.05)
 
 
 def test_a_constant_column_has_scale_1_whatever_the_constant():

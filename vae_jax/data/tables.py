@@ -7,6 +7,7 @@ import numpy as np
 
 from vae_jax.data.columns import (
     CODED,
+    LARGEST_COUNT,
     Column,
     Given,
     are_counts,
@@ -344,6 +345,45 @@ def column_moments(x: np.ndarray | Rows) -> ColumnMoments:
     return ColumnMoments(
         count, low, high, mean, np.sqrt(squares / np.maximum(count, 1))
     )
+
+
+def require_digits(
+    x: np.ndarray, name: str = "x", *, remedy: str = "subtract its mean"
+) -> None:
+    """Raise ValueError if float32 rounds off what varies in a column.
+
+    Whole numbers that float32 represents exactly lose nothing.
+
+    Args:
+      x: `[n, D]`, NaN where missing.
+      name: name of the argument, for the message.
+      remedy: advice, for the message.
+
+    Raises:
+      ValueError: a column varies too little about its mean.
+
+    Example:
+      >>> import numpy as np
+      >>> from vae_jax.data.tables import require_digits
+      >>> try:
+      ...     require_digits(np.array([[1.7e9], [1.7e9 + 0.5]]))
+      ... except ValueError as error:
+      ...     print(str(error)[:45])
+      x varies by 0.25 about 1700000000 in column 0
+    """
+    _, low, high, mean, deviation = column_moments(x)
+    for number in np.flatnonzero(low < high):
+        if not loses_digits(mean[number], deviation[number]):
+            continue
+        column = x[:, number]
+        column = column[~np.isnan(column)]
+        exact = np.abs(column) <= LARGEST_COUNT
+        if (exact & (column == np.rint(column))).all():
+            continue
+        raise ValueError(
+            f"{name} varies by {deviation[number]:.3g} about {mean[number]:.10g} in "
+            f"column {number}, of which float32 keeps too few digits: {remedy}"
+        )
 
 
 def require_varying(x: np.ndarray | Rows, columns: tuple[Column, ...]) -> None:

@@ -151,7 +151,7 @@ def step(uses, equation, inputs):
         return OPERATIONS[name](uses, parameters, *inputs)
     if name in CALLS:
         program = parameters[CALLS[name]]
-        if isinstance(program, Jaxpr):
+        if not hasattr(program, "consts"):
             program = ClosedJaxpr(program, ())
         return follow(uses, program, inputs)
     if not any(map(draws, subprograms(equation))):
@@ -200,7 +200,11 @@ def bits(uses, parameters, keys):
 
 
 def scan(uses, parameters, inputs):
-    counts = parameters["num_consts"], parameters["num_carry"]
+    if "num_consts" in parameters:
+        counts = parameters["num_consts"], parameters["num_carry"]
+    else:  # From jax 0.12 on.
+        parts = parameters["ft_in"].unpack()
+        counts = tuple(len(part.vals) for part in parts[:2])
     constants, carry, rest = cut(inputs, *counts)
     stacked = []
     for index in range(parameters["length"]):

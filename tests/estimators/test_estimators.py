@@ -644,7 +644,7 @@ def bound_program(name, with_prior):
             return jnp.sum(bounds), bounds
 
         gradient, bounds = jax.grad(total, has_aux=True)(parameters)
-        return {**{name: leaf[:, 0] for name, leaf in gradient.items()}, "": bounds}
+        return {**{of: leaf[:, 0] for of, leaf in gradient.items()}, "": bounds}
 
     return program
 

@@ -38,7 +38,8 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
       both warm-ups, likelihood, binarization and how often to save.
 
     Raises:
-      ValueError: schedules that do not fit the length of the run.
+      ValueError: schedules, of the optimizer or of beta, that do not fit the length of
+        the run.
     """
     steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
     config = choices.with_likelihood(choices.with_prior(config), dataset)
@@ -72,8 +73,25 @@ def resolve(config: "Config", dataset: data.Dataset) -> "Config":
         rise = optimizers.default_warmup_steps(config, steps_per_epoch=steps_per_epoch)
         config = dataclasses.replace(config, warmup_steps=rise)
     optimizers.check_length(config, steps_per_epoch=steps_per_epoch)
+    _check_beta(config, steps_per_epoch)
     rate = config.learning_rate or optimizers.default_learning_rate(config)
     return dataclasses.replace(config, learning_rate=rate)
+
+
+def _check_beta(config: "Config", steps_per_epoch: int) -> None:
+    """Raise ValueError if beta cannot reach its value during the run."""
+    epochs = optimizers.scheduled_epochs(config)
+    warmup = config.beta_warmup_epochs or 0.0
+    if warmup > epochs:
+        raise ValueError(
+            f"--beta_warmup_epochs must be at most the {epochs} epochs of the run, got "
+            f"{warmup:g}: beta would end at {epochs / warmup:.2g} of --beta"
+        )
+    if config.beta_cycles > (most := epochs * steps_per_epoch // 2):
+        raise ValueError(
+            f"--beta_cycles must be at most {most}, half of the steps of the run, got "
+            f"{config.beta_cycles}"
+        )
 
 
 # What `--likelihood` was by default before it was auto.

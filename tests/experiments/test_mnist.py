@@ -782,6 +782,11 @@ def test_default_folder_depends_on_what_is_trained():
     assert name() == name(epochs=5, data_dir="x", overwrite=True, num_devices=2)
     assert len({name(), name(beta=2.0), name(seed=1), name(latent_dim=3)}) == 4
     assert name().parts[:2] == ("runs", "mnist") and "digits" in name().name
+    # The name of the folder before tables had columns and missing values.
+    plain = Config(dataset="digits", likelihood="bernoulli", epochs=2)
+    assert run_folder.default_folder("mnist", plain).name == "digits-805150d6"
+    of_tables = {name(missing="mask"), name(missing="mask_seen"), name(columns="[]")}
+    assert len(of_tables | {name()}) == 4
 
 
 def write_gz(folder, content):
@@ -969,6 +974,14 @@ BAD_INPUT = {
     "pairs on two devices": (
         ["--objective=mmd", "--num_devices=2"],
         "--objective=mmd compares .* --num_devices=1, got 2",
+    ),
+    "beta below its value": (
+        ["--beta_warmup_epochs=100", "--epochs=4"],
+        "--beta_warmup_epochs must be at most the 4 epochs .* got 100: .* end at 0.04",
+    ),
+    "cycles of one step": (
+        ["--beta_cycles=400", "--epochs=4"],
+        "--beta_cycles must be at most 24, half of the steps of the run, got 400",
     ),
     "negative warm-up": (["--beta_warmup_epochs=-1"], "beta_warmup_epochs.*-1"),
     "decay of one": (["--ema_decay=1"], "ema_decay.*1"),

@@ -27,6 +27,7 @@ from experiments import choices, datasets, mnist, sweep_report
 from experiments.defaults import resolve, with_former_likelihood
 from experiments.evaluation import (
     elbo_figures,
+    has_density,
     importance_weighted_figures,
     unit_figures,
     warn_of_collapse,
@@ -60,7 +61,8 @@ a shorter run."""
     capacity: tuple[float, ...] = ()
     """Target values of the KL in nats; none by default."""
     variance: tuple[float, ...] = (1.0,)
-    """Variances of a pixel under --likelihood=gaussian."""
+    """Variances under --likelihood=gaussian, of a pixel or of a standardized column \
+of a table."""
     elbo_share: tuple[float, ...] = (0.5,)
     """Shares of the ELBO in --objective=ciwae."""
     tc_weight: tuple[float, ...] = (6.0,)
@@ -317,7 +319,9 @@ def _results(
             params, test.x, test.labels, num_samples=config.evaluation_samples
         )
         chosen_by = None
-        if watched.name == "validation":
+        if watched.name == "validation" and has_density(
+            params, watched.x, watched.labels
+        ):
             chosen_by = elbo_figures(params, watched.x, watched.labels)["elbo"]
         return {
             "validation_elbo": chosen_by,

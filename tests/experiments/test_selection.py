@@ -358,6 +358,26 @@ def test_a_sweep_ranks_by_validation_data(tmp_path, capsys, monkeypatch):
     assert_the_best_model_is_evaluated(tmp_path, capsys, monkeypatch)
 
 
+def test_a_sweep_of_points_has_no_best_model(tmp_path):
+    """Their "ELBO" is log p(x|z) alone."""
+    config = sweep.Config(
+        dataset="digits",
+        likelihood="bernoulli",
+        validation=400,
+        posterior="point",
+        learning_rate=(1e-3, 1e-2),
+        hidden_dims=(16,),
+        latent_dim=2,
+        epochs=1,
+        run_dir=str(tmp_path),
+    )
+    results = sweep.run(config)
+    assert [row["validation_elbo"] for row in results["models"]] == [None, None]
+    assert results["best_model"] is None
+    with pytest.raises(ValueError, match="--model must name one of the sweep's models"):
+        evaluation_data.best_model(tmp_path)
+
+
 def assert_the_best_model_is_evaluated(folder, capsys, monkeypatch):
     """Not the first, nor the best on the test set; and none without validation data."""
     assert evaluation_data.best_model(folder) == 1

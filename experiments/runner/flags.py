@@ -259,5 +259,5 @@ auto if the cluster's environment provides it."""
 FORMER_DEFAULTS = {"schedule": "constant", "warmup_steps": 0}
 # Flags that may differ between two commands on the same run.
 IGNORED = {field.name for field in fields(RunFlags)}
-IGNORED -= {"dataset", "epochs", "validation"}
+IGNORED -= {"dataset", "epochs", "validation", "missing"}
 IGNORED |= {"models_at_once"}

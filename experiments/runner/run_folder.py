@@ -41,8 +41,12 @@ def default_folder(experiment: str, config: RunFlags) -> Path:
     identity = {
         name: value
         for name, value in dataclasses.asdict(config).items()
-        if name not in IGNORED | {"epochs"}
+        if name not in IGNORED - {"columns"} | {"epochs"}
     }
+    # Where they say nothing, folders keep the names they had before these flags.
+    for name, silent in (("missing", "error"), ("columns", None)):
+        if identity[name] == silent:
+            del identity[name]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Path("runs") / experiment / f"{Path(config.dataset).stem}-{digest[:8]}"
 
@@ -97,7 +101,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def claim(folder: Path, config: RunFlags, data_digest: str) -> list[str]:
-    """Write config.json, after comparing it with that of an existing run.
+    """Write config.json of a new run, or compare it with that of an existing one.
 
     Args:
       folder: the run's folder, locked.
@@ -142,8 +146,22 @@ def claim(folder: Path, config: RunFlags, data_digest: str) -> list[str]:
                 f"this run had num_devices {found.get('num_devices')}; going on with "
                 f"{config.num_devices} is sound, but not bit-exact"
             )
+        return notes
     write_signed(path, wanted)
     return notes
+
+
+def record(folder: Path, config: RunFlags) -> None:
+    """Write the flags of the command that goes on with a run into config.json.
+
+    Args:
+      folder: the run's folder, claimed; its checkpoints were found to be of this run.
+      config: the configuration, resolved.
+    """
+    path = folder / "config.json"
+    known = read_signed(path).content
+    flags_of_run = dataclasses.asdict(config)
+    write_signed(path, flags_of_run | {"data_sha256": known.get("data_sha256")})
 
 
 def require_present(folder: Path) -> None:

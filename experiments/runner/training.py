@@ -180,6 +180,7 @@ class Run:
             self._best = selection.Best(*map(np.asarray, own))
         epoch, position = divmod(int(state.step), self._num_steps)
         if processes.is_first():
+            run_folder.record(self.folder, self._config)
             step = int(state.step) - position
             self._metrics = Metrics(self.folder, epoch=epoch, step=step, known=rows)
             self._keep_best_and_newest()

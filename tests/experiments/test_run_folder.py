@@ -309,6 +309,22 @@ def test_an_edited_configuration_is_said_to_be_one(copy, capsys):
     assert "config.json is not what the run wrote" in capsys.readouterr().err
 
 
+def test_a_refused_command_leaves_the_configuration_as_it_was(copy, monkeypatch):
+    """Of a class of the user's that changed: known from the checkpoint alone."""
+
+    def refuse(*given):
+        raise ValueError("holds a run of another configuration")
+
+    before = (copy / "config.json").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "restore_newest", refuse)
+        with pytest.raises(ValueError, match="holds a run of another configuration"):
+            run(copy, epochs=5)
+    assert (copy / "config.json").read_text() == before
+    run(copy, epochs=5)
+    assert json.loads((copy / "config.json").read_text())["epochs"] == 5
+
+
 def test_a_checkpoint_that_cannot_be_loaded_is_named(copy):
     (copy / "checkpoints" / "48" / "spec.json").write_text("{}")
     with pytest.raises(checkpoint.CorruptCheckpoint, match="checkpoints/48: spec.json"):

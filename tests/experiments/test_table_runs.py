@@ -246,6 +246,8 @@ def test_a_table_with_holes_trains_and_is_imputed(tmp_path):
     assert np.isfinite(filled.mean).all()
     with pytest.raises(ValueError, match="x must be finite, got NaN"):
         datasets.load(dataclasses.replace(config, missing="error"))
+    with pytest.raises(ValueError, match="missing 'mask_seen' there, 'mask' here"):
+        mnist.run(dataclasses.replace(config, missing="mask"))
 
 
 def test_exposures_are_the_totals_of_rows(counts, tmp_path):

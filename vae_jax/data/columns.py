@@ -182,7 +182,10 @@ def read_columns(path: str | Path) -> Mapping[str, Any] | tuple[Column, ...]:
             f"columns {str(path)!r} must hold kinds by the names of columns, got "
             f"{'a run without them' if is_run else type(found).__name__}"
         )
-    return columns_from_json(text if not is_run else json.dumps(found))
+    try:
+        return columns_from_json(text if not is_run else json.dumps(found))
+    except ValueError as error:
+        raise ValueError(f"columns {str(path)!r}: {error}") from error
 
 
 def columns_to_json(columns: Sequence[Column]) -> str:
@@ -211,15 +214,24 @@ def columns_from_json(text: str) -> tuple[Column, ...]:
     Returns:
       The columns.
 
+    Raises:
+      ValueError: JSON of another form.
+
     Example:
       >>> from vae_jax.data.columns import columns_from_json
       >>> columns_from_json('[["age", "real", []]]')
       (Column(name='age', kind='real', categories=()),)
     """
-    return tuple(
-        Column(name, kind, tuple(categories))
-        for name, kind, categories in json.loads(text)
-    )
+    try:
+        return tuple(
+            Column(str(name), str(kind), tuple(categories))
+            for name, kind, categories in json.loads(text)
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            'columns must be kinds by name, {"age": "real"}, or all columns, '
+            f'[["age", "real", []]], got {text:.200}'
+        ) from error
 
 
 def given_columns(names: Sequence[str], given: Given) -> dict[str, Column]:
@@ -255,10 +267,7 @@ def given_columns(names: Sequence[str], given: Given) -> dict[str, Column]:
         given = {column.name: column._asdict() for column in given}
     found = {}
     for name, entry in given.items():
-        entry = {"kind": entry} if isinstance(entry, str) else dict(entry)
-        column = Column(
-            name, entry.get("kind", ""), tuple(map(str, entry.get("categories", ())))
-        )
+        column = _given_column(name, entry)
         if name not in names:
             raise ValueError(
                 f"column {name!r} is given and not in the table, which has "
@@ -277,6 +286,19 @@ def given_columns(names: Sequence[str], given: Given) -> dict[str, Column]:
             )
         found[name] = column
     return found
+
+
+def _given_column(name: str, entry: Any) -> Column:
+    """A column of its entry in `given`: a kind, or a mapping with the categories."""
+    entry = {"kind": entry} if isinstance(entry, str) else entry
+    if isinstance(entry, Mapping) and set(entry) <= {*Column._fields}:
+        categories = entry.get("categories", ())
+        if isinstance(categories, list | tuple):
+            return Column(name, entry.get("kind", ""), tuple(map(str, categories)))
+    raise ValueError(
+        f"column {name!r} must be a kind, or {{'kind': ..., 'categories': [...]}}, got "
+        f"{entry!r}"
+    )
 
 
 def infer_column(name: str, values: np.ndarray) -> Column:

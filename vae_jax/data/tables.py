@@ -159,8 +159,8 @@ def _encode_column(
         )
     if absent.any() and missing == "error":
         what = (
-            "a value is missing: missing='mask' (--missing=mask) leaves missing values "
-            "out of log p(x)"
+            "a value is missing: missing='mask' (--missing=mask in training) leaves "
+            "missing values out of log p(x) under a likelihood Masked(...)"
         )
         raise refuse(np.argmax(absent), what)
 

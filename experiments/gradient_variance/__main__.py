@@ -22,7 +22,7 @@ function over reparameterization: 4827.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -339,8 +339,9 @@ def run(config: Config) -> dict[str, Any]:
       config: the configuration.
 
     Returns:
-      The content of results.json: `rows`, the part and seed, the JAX version, the
-      device, and the wall time.
+      The content of results.json: `rows`, those of other parts that earlier commands
+      measured included, the flags of each part, the part and seed of this command, the
+      JAX version, the device, and the wall time.
 
     Raises:
       ValueError: invalid flag value, or data not available.
@@ -355,19 +356,23 @@ def run(config: Config) -> dict[str, Any]:
     chosen = parts if config.part == "all" else {config.part: parts[config.part]}
     folder = Path(config.run_dir)
     start = time.perf_counter()
-    rows: list[dict[str, Any]] = []
     results: dict[str, Any] = {}
     with run_folder.locked(folder):
-        for part in chosen.values():
+        known = run_folder.read_results(folder) or {}
+        rows = [row for row in known.get("rows", []) if row["part"] not in chosen]
+        configs = known.get("configs", {})
+        for name, part in chosen.items():
             with tqdm(
                 bar_format="{desc} [{elapsed}]", disable=None, leave=False
             ) as bar:
                 found, lines = part(config, folder / "figures", bar.set_description)
             print("\n".join(lines), flush=True)
             rows += found
+            configs[name] = asdict(config)
             results = {
                 "rows": rows,
                 "config": {"part": config.part, "seed": config.seed},
+                "configs": configs,
                 "jax_version": jax.__version__,
                 "device": jax.devices()[0].device_kind,
                 "seconds": time.perf_counter() - start,

@@ -22,7 +22,7 @@ log p(x) than the best diagonal one.
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,10 +69,12 @@ def run(config: Config) -> dict[str, Any]:
       config: the configuration.
 
     Returns:
-      The content of results.json: a list of rows for each part.
+      The content of results.json: a list of rows for each part, and the flags that
+      each was measured with.
 
     Raises:
-      ValueError: invalid flag value, or data not available.
+      ValueError: invalid flag value, data not available, or a folder with results of
+        other data.
     """
     flags.check(config)
     dataset = data.load(config.dataset, data_dir=config.data_dir)
@@ -80,7 +82,13 @@ def run(config: Config) -> dict[str, Any]:
     name = f"{Path(dataset.name).stem}-epochs{config.epochs}-seed{config.seed}"
     folder = Path(config.run_dir or f"runs/oracles/{name}")
     with run_folder.locked(folder):
-        results = {"dataset": dataset.name} | (run_folder.read_results(folder) or {})
+        results = {"dataset": dataset.name, "configs": {}}
+        results |= run_folder.read_results(folder) or {}
+        if results["dataset"] != dataset.name:
+            raise ValueError(
+                f"run_dir {folder} holds results of {results['dataset']}, got "
+                f"--dataset={dataset.name}: choose another --run_dir"
+            )
         for name, part in PARTS.items():
             if config.part not in ("all", name):
                 continue
@@ -90,6 +98,7 @@ def run(config: Config) -> dict[str, Any]:
             headline = f"\n{name} ({dataset.name}), {seconds:.0f} s"
             print(f"{headline}\n{table(rows)}", flush=True)
             results[name] = [as_json(row) for row in rows]
+            results["configs"] |= {name: asdict(config)}
             pictures.draw(name, rows, dataset.name, folder)
         run_folder.write_json(folder / "results.json", results)
     return results

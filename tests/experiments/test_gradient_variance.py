@@ -127,6 +127,23 @@ def test_a_million_draws_of_every_row(tmp_path):
         assert sum(row["exact_variance"] is not None for row in rows) >= 70
 
 
+def test_parts_that_earlier_commands_measured_stay(tmp_path, monkeypatch):
+    def measured(name):
+        return lambda config, *rest: ([{"part": name, "seed": config.seed}], [name])
+
+    for name in ("exact", "snr"):
+        monkeypatch.setattr(gradient_variance, f"run_{name}", measured(name))
+    for seed, part in enumerate(("exact", "snr", "snr")):
+        gradient_variance.run(Config(part=part, seed=seed, run_dir=str(tmp_path)))
+    results = results_of(tmp_path)
+    assert [(row["part"], row["seed"]) for row in results["rows"]] == [
+        ("exact", 0),
+        ("snr", 2),
+    ]
+    assert results["configs"]["exact"]["seed"] == 0
+    assert results["configs"]["snr"]["mu"] == 1.0
+
+
 @pytest.mark.slow
 def test_signal_to_noise_has_the_published_slopes(tmp_path, monkeypatch, capsys):
     """Rainforth et al. 2018: +1/2 and -1/2; Tucker et al. 2019: +1/2."""

@@ -86,6 +86,22 @@ def test_the_parts_agree_with_exact_answers_on_digits(tmp_path, capsys):
     assert len(drawn) == 5 and drawn[0].startswith("samples of the encoder's q")
 
 
+def test_parts_of_one_folder_are_of_one_data_set_with_their_flags(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pictures, "draw", lambda *args: None)
+    part = [row("a figure", 1.0)]
+    for name in ("linear", "plane"):
+        monkeypatch.setitem(oracles.PARTS, name, lambda *args: part)
+    folder = {"run_dir": str(tmp_path), "dataset": "digits"}
+    oracles.run(oracles.Config(part="linear", linear_steps=20, **folder))
+    results = oracles.run(oracles.Config(part="plane", **folder))
+    steps = {name: flags["linear_steps"] for name, flags in results["configs"].items()}
+    assert steps == {"linear": 20, "plane": 18_000}
+    with pytest.raises(ValueError, match="holds results of digits, got --dataset=synt"):
+        oracles.run(oracles.Config(**folder | {"dataset": "synthetic"}))
+
+
 def test_bad_input_is_one_line_and_exit_code_2(capsys):
     with pytest.raises(SystemExit) as stop:
         oracles.main(["--num_images=1"])

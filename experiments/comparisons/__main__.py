@@ -1,11 +1,14 @@
 """Write README.md of this folder from the records in `results/`."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.comparisons import counts, scvi_tools, tables
 from experiments.comparisons.protocol import FOLDER
+from experiments.runner.command_line import parse
 
 HEAD = """# Held-out log p(x) of tables and counts
 
@@ -48,8 +51,14 @@ def page(results: Path) -> str:
     return "\n".join(parts)
 
 
-def main() -> None:
-    """Write the page."""
+@dataclass(frozen=True)
+class Config:
+    """Write the page of comparisons from their records."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the page, with the arguments given or those of the process: none."""
+    parse(Config, argv, command="python -m experiments.comparisons")
     (FOLDER / "README.md").write_text(page(FOLDER / "results"))
 
 

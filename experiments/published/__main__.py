@@ -2,12 +2,14 @@
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.published import estimators, miwae
 from experiments.published.tables import FIGURES, FOLDER, Cell, Table
+from experiments.runner.command_line import parse
 from experiments.runner.report import markdown, measured
 
 NAMES = ("reference_vae", "flax_example", "burda", "vampprior", "planar")
@@ -103,8 +105,14 @@ def _warning(found: Mapping[str, Any] | None) -> str:
     )
 
 
-def main() -> None:
-    """Write the page."""
+@dataclass(frozen=True)
+class Config:
+    """Write the page of published tables from their records."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the page, with the arguments given or those of the process: none."""
+    parse(Config, argv, command="python -m experiments.published")
     (FOLDER / "README.md").write_text(page(FOLDER / "results"))
 
 

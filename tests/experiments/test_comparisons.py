@@ -21,6 +21,7 @@ from experiments.comparisons import (
     tables,
 )
 from experiments.comparisons.protocol import FOLDER, Held, Rows
+from experiments.published import __main__ as published
 from vae_jax import data
 
 RNG = np.random.default_rng(0)
@@ -173,6 +174,19 @@ def test_the_tables_are_as_their_notes_say():
 def test_the_page_is_that_of_the_records():
     written = (FOLDER / "README.md").read_text()
     assert written == page.page(FOLDER / "results")
+
+
+@pytest.mark.parametrize("command", [page, published])
+def test_a_question_for_help_writes_no_page(command, monkeypatch, capsys):
+    def unwanted(folder):
+        raise AssertionError("a page is made")
+
+    monkeypatch.setattr(command, "page", unwanted)
+    for argument, code in (("--help", 0), ("--hlep", 2)):
+        with pytest.raises(SystemExit) as stop:
+            command.main([argument])
+        assert stop.value.code == code
+    assert "Write the page" in capsys.readouterr().out
 
 
 def test_what_has_no_record_is_said_to_be_not_yet_measured(tmp_path):

@@ -295,7 +295,8 @@ def _check_data_flags(config: Config) -> None:
     if config.dataset and (Path(folder) / "config.json").exists():
         raise ValueError(
             f"--dataset is for a folder of vae_jax.save_run, and {folder} holds a "
-            "config.json that names its data"
+            "config.json that names its data: for other data, evaluate a copy made by "
+            f"save_run(COPY, load_run({folder!r}))"
         )
     for name in ("columns", "exposure"):
         if not config.dataset and getattr(config, name) != getattr(Config, name):
@@ -342,6 +343,11 @@ def run(config: Config) -> dict[str, Any]:
         exposure=config.exposure,
     )
     x = run_data.test
+    config = replace(
+        config,
+        num_gap=min(config.num_gap, len(x)),
+        num_annealed=min(config.num_annealed, len(x)),
+    )
     folder = Path(config.run_folder)
     with run_folder.locked(folder):
         if config.model is not None:

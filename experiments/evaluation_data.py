@@ -125,6 +125,12 @@ def of_dataset(
         missing="mask" if masked else "error",
     )
     say(*original.notes)
+    if original.columns and not (columns and Path(columns).is_dir()):
+        say(
+            "columns are taken in the order of the file and categories by their rank: "
+            "they must be those of the training data, to which --columns=RUN_FOLDER "
+            "of a run of experiments.mnist holds them"
+        )
     if takes_exposure:
         datasets.require_totals(original)
     datasets.require_covariates(original, spec.num_covariates)

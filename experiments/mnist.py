@@ -130,7 +130,7 @@ a shorter run. With 0 deep networks, and those of many latents, collapse."""
     """Target of the KL in nats: beta weighs the distance from it; the target rises \
 linearly over the first half of the run."""
     variance: flags.Positive = 1.0
-    """Variance of a pixel of --likelihood=gaussian."""
+    """Variance of --likelihood=gaussian, of a pixel or of a standardized column."""
     elbo_share: Annotated[flags.NonNegative, flags.at_most(1)] = 0.5
     """Share of the ELBO in --objective=ciwae."""
     tc_weight: flags.NonNegative = 6.0

@@ -401,6 +401,7 @@ def test_a_category_that_a_table_lacks_takes_no_others_number(tmp_path, capsys):
     schema.write_text(json.dumps(kinds | {"city": city}))
     found = load(spec)
     assert set(np.unique(found.train[:, 1])) == {1, 2}
+    assert "columns are taken in the order of the file" in capsys.readouterr().out
     schema.write_text(json.dumps(kinds | {"city": city, "batch": "label"}))
     with pytest.raises(ValueError, match="labels up to 1, and the model takes 3"):
         load(dataclasses.replace(spec, num_classes=3))

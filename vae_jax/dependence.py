@@ -27,8 +27,28 @@ def outputs_that_use_it(
       [True, False]
     """
     jaxpr = jax.make_jaxpr(function)(argument).jaxpr
-    reached = set(jaxpr.invars)
+    return _reached_outputs(jaxpr, [True] * len(jaxpr.invars))
+
+
+# Operations that run the program in their parameter `jaxpr` on their own inputs.
+_CALLS = ("jit", "remat2")
+
+
+def _reached_outputs(jaxpr: Any, inputs: list[bool]) -> list[bool]:
+    """Outputs of a program that some of its inputs reach."""
+    pairs = zip(jaxpr.invars, inputs, strict=True)
+    reached = {variable for variable, is_reached in pairs if is_reached}
+
+    def are_reached(variables: list[Any]) -> list[bool]:
+        return [isinstance(v, Var) and v in reached for v in variables]
+
     for equation in jaxpr.eqns:
-        if reached.intersection(v for v in equation.invars if isinstance(v, Var)):
-            reached.update(equation.outvars)
-    return [isinstance(v, Var) and v in reached for v in jaxpr.outvars]
+        given = are_reached(equation.invars)
+        if equation.primitive.name in _CALLS:
+            called = equation.params["jaxpr"]
+            found = _reached_outputs(getattr(called, "jaxpr", called), given)
+        else:
+            found = [any(given)] * len(equation.outvars)
+        pairs = zip(equation.outvars, found, strict=True)
+        reached |= {variable for variable, is_reached in pairs if is_reached}
+    return are_reached(jaxpr.outvars)

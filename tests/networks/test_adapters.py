@@ -243,6 +243,31 @@ class NNXNoise(nnx.Module):
         return inputs + jax.random.normal(self.rngs.noise(), inputs.shape)
 
 
+class NNXCalls(nnx.Module):
+    """Two layers with dropout, each run by a transformation of NNX."""
+
+    def __init__(self, in_features, *, rngs):
+        self.first = NNXTanh(in_features, rate=0.5, rngs=rngs)
+        self.second = NNXTanh(WIDTH, rate=0.5, rngs=rngs)
+
+    def __call__(self, inputs):
+        hidden = nnx.remat(lambda layer, x: layer(x))(self.first, inputs)
+        return nnx.jit(lambda layer, x: layer(x))(self.second, hidden)
+
+
+def test_transformed_layers_draw_in_training_and_not_in_evaluation(x):
+    params = vae_jax.init(spec_of(nnx_network(NNXCalls)), jax.random.key(1), x=x)
+    same = vae_jax.encode(params, jnp.repeat(x[:1], 5, axis=0)).mean
+    np.testing.assert_array_equal(same, jnp.repeat(same[:1], 5, axis=0))
+    drawn = vae_jax.encode(params.replace(network_key=jax.random.key(2)), x).mean
+    assert not np.allclose(drawn, vae_jax.encode(params, x).mean)
+
+
+class NNXCalledNoise(NNXNoise):
+    def __call__(self, inputs):
+        return nnx.jit(NNXNoise.__call__)(self, inputs)
+
+
 class EquinoxBatchNorm(equinox.Module):
     norm: equinox.nn.BatchNorm
 
@@ -269,6 +294,7 @@ class LinenBatchNorm(nn.Module):
         (nnx_network(NNXBatchNorm), "network NNXBatchNorm keeps .*BatchStat.*couples"),
         (nnx_network(NNXAlways), "network NNXAlways draws random .* in evaluation too"),
         (nnx_network(NNXNoise), "network NNXNoise draws random numbers in evaluation"),
+        (nnx_network(NNXCalledNoise), "network NNXCalledNoise draws random numbers in"),
         (equinox_network(EquinoxBatchNorm), "network EquinoxBatchNorm keeps .*couples"),
         (LinenBatchNorm(), "has collections .'batch_stats'.*couples"),
         (equinox_network(EquinoxIntegers), "EquinoxIntegers holds arrays .*order"),

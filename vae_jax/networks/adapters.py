@@ -109,7 +109,9 @@ class NNXNetwork(_Adapter):
         )
 
         def features(root: Key) -> Array:
-            network = nnx.merge(graph, parameters, _filled(random, root))
+            # Copies: NNX refuses Variables of a program outside of the traced one.
+            own = jax.tree.map(lambda leaf: leaf, parameters)
+            network = nnx.merge(graph, own, _filled(random, root))
             if key is None:
                 network.eval()
             else:

@@ -307,6 +307,8 @@ def test_a_bad_csv_is_one_line(tmp_path, name):
         ({"city": "ordinal"}, "'city', row 0: 'Bonn' is no number, .* 'categories'"),
         ({"city": {"kind": "ordinal", "category": []}}, "'city' must be a kind, or"),
         ({"city": {"kind": "ordinal", "categories": 3}}, "'city' must be a kind, or "),
+        ({"city": {"kind": "ordinal", "categories": {"Ulm"}}}, "'city' must be a kind"),
+        ({"city": {"kind": "ordinal", "categories": "Ulm"}}, "'city' must be a kind, "),
         ({"city": None}, "column 'city' must be a kind, or .* got None"),
         ({"city": "colour"}, "'city' must be of a kind real, .* got 'colour'"),
         ({"town": "ignore"}, "'town' is given and not in the table, which has height"),

@@ -5,7 +5,7 @@ counts unchanged, and categories by their codes 0, 1, ..., K - 1.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -291,9 +291,11 @@ def given_columns(names: Sequence[str], given: Given) -> dict[str, Column]:
 def _given_column(name: str, entry: Any) -> Column:
     """A column of its entry in `given`: a kind, or a mapping with the categories."""
     entry = {"kind": entry} if isinstance(entry, str) else entry
-    if isinstance(entry, Mapping) and set(entry) <= {*Column._fields}:
+    if isinstance(entry, Mapping) and set(entry) <= set(Column._fields):
         categories = entry.get("categories", ())
-        if isinstance(categories, list | tuple):
+        # Of a set nobody knows the order, and a text is one category.
+        is_ordered = not isinstance(categories, str | Mapping | Set)
+        if is_ordered and isinstance(categories, Iterable):
             return Column(name, entry.get("kind", ""), tuple(map(str, categories)))
     raise ValueError(
         f"column {name!r} must be a kind, or {{'kind': ..., 'categories': [...]}}, got "

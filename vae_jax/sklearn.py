@@ -437,8 +437,8 @@ def _warn_of_constants(X: np.ndarray) -> None:
 def _require_values(spec: ModelSpec, x: Any) -> None:
     """Raise ValueError for values that the likelihood does not take."""
     support = spec.likelihood.support
-    refused = np.isnan(x) & ~support.contains(np.asarray(x))
-    if refused.any():
+    missing = np.isnan(x)
+    if missing.any() and (refused := missing & ~support.contains(np.asarray(x))).any():
         column = int(np.flatnonzero(refused.any(axis=0))[0])
         raise ValueError(
             f"X contains NaN in column {column}, and {spec.likelihood!r} does not "

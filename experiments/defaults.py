@@ -87,7 +87,8 @@ def _check_beta(config: "Config", steps_per_epoch: int) -> None:
             f"--beta_warmup_epochs must be at most the {epochs} epochs of the run, got "
             f"{warmup:g}: beta would end at {epochs / warmup:.2g} of --beta"
         )
-    if config.beta_cycles > (most := epochs * steps_per_epoch // 2):
+    most = epochs * steps_per_epoch // 2
+    if config.beta_cycles > most:
         raise ValueError(
             f"--beta_cycles must be at most {most}, half of the steps of the run, got "
             f"{config.beta_cycles}"

@@ -82,7 +82,7 @@ def run(config: Config) -> dict[str, Any]:
     name = f"{Path(dataset.name).stem}-epochs{config.epochs}-seed{config.seed}"
     folder = Path(config.run_dir or f"runs/oracles/{name}")
     with run_folder.locked(folder):
-        results = {"dataset": dataset.name, "configs": {}}
+        results: dict[str, Any] = {"dataset": dataset.name, "configs": {}}
         results |= run_folder.read_results(folder) or {}
         if results["dataset"] != dataset.name:
             raise ValueError(
@@ -98,7 +98,7 @@ def run(config: Config) -> dict[str, Any]:
             headline = f"\n{name} ({dataset.name}), {seconds:.0f} s"
             print(f"{headline}\n{table(rows)}", flush=True)
             results[name] = [as_json(row) for row in rows]
-            results["configs"] |= {name: asdict(config)}
+            results["configs"][name] = asdict(config)
             pictures.draw(name, rows, dataset.name, folder)
         run_folder.write_json(folder / "results.json", results)
     return results

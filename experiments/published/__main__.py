@@ -111,7 +111,7 @@ class Config:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the page, with the arguments given or those of the process: none."""
+    """Write the page; the only flag is --help."""
     parse(Config, argv, command="python -m experiments.published")
     (FOLDER / "README.md").write_text(page(FOLDER / "results"))
 

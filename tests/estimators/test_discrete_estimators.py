@@ -473,9 +473,7 @@ def test_the_elbo_of_bits_has_the_gradient_by_enumeration(
     options = {"num_samples": 2} if name == "leave_one_out" else {}
     objective = P(elbo, estimator=ON_MODELS[name], kl="monte_carlo", **options)
     keys = jax.random.split(jax.random.key(1), 10_000)
-    draws = jax.jit(
-        jax.vmap(lambda key: jax.grad(objective)(params, x, key)),
-    )(keys)
+    draws = jax.jit(jax.vmap(lambda key: jax.grad(objective)(params, x, key)))(keys)
     for leaf, expected in zip(
         jax.tree.leaves(draws), jax.tree.leaves(gradient), strict=True
     ):

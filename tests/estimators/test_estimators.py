@@ -763,9 +763,7 @@ def model_gradients(objective, key, num_draws):
     """Draw independent gradients of an objective, `[num_draws, ...]`."""
     params, x = random_params(TINY), example_data(TINY)[:2]
     keys = jax.random.split(key, num_draws)
-    draws = jax.jit(
-        jax.vmap(lambda key: jax.grad(objective)(params, x, key)),
-    )(keys)
+    draws = jax.jit(jax.vmap(lambda key: jax.grad(objective)(params, x, key)))(keys)
     return jax.tree.map(lambda leaf: np.float64(leaf), draws)
 
 

@@ -330,19 +330,20 @@ def test_the_best_model_is_chosen_on_validation_data_alone():
     assert sweep_report.best_model([model(float("nan"), -1.0)]) is None
 
 
+TWO_RATES = sweep.Config(
+    dataset="digits",
+    likelihood="bernoulli",
+    validation=400,
+    beta=(1.0,),
+    learning_rate=(1e-4, 1e-2),
+    hidden_dims=(16,),
+    latent_dim=2,
+    epochs=2,
+)
+
+
 def test_a_sweep_ranks_by_validation_data(tmp_path, capsys, monkeypatch):
-    config = sweep.Config(
-        dataset="digits",
-        likelihood="bernoulli",
-        validation=400,
-        beta=(1.0,),
-        learning_rate=(1e-4, 1e-2),
-        hidden_dims=(16,),
-        latent_dim=2,
-        epochs=2,
-        run_dir=str(tmp_path),
-    )
-    results = sweep.run(config)
+    results = sweep.run(dataclasses.replace(TWO_RATES, run_dir=str(tmp_path)))
     assert results["best_model"] == 1
     split = datasets.split(digits(), "validation")
     for number, row in enumerate(results["models"]):
@@ -360,16 +361,8 @@ def test_a_sweep_ranks_by_validation_data(tmp_path, capsys, monkeypatch):
 
 def test_a_sweep_of_points_has_no_best_model(tmp_path):
     """Their "ELBO" is log p(x|z) alone."""
-    config = sweep.Config(
-        dataset="digits",
-        likelihood="bernoulli",
-        validation=400,
-        posterior="point",
-        learning_rate=(1e-3, 1e-2),
-        hidden_dims=(16,),
-        latent_dim=2,
-        epochs=1,
-        run_dir=str(tmp_path),
+    config = dataclasses.replace(
+        TWO_RATES, posterior="point", beta=(), run_dir=str(tmp_path)
     )
     results = sweep.run(config)
     assert [row["validation_elbo"] for row in results["models"]] == [None, None]

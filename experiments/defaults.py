@@ -1,4 +1,4 @@
-"""Resolve flags left at their defaults, and reject flags without effect.
+"""Resolve flags left at their defaults, and say where a flag has an effect.
 
 `config` is `experiments.mnist.Config`, which is imported by the type checker alone:
 the experiment stands above its choices.
@@ -7,7 +7,7 @@ the experiment stands above its choices.
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,25 +172,3 @@ USED_BY: dict[str, flags.Conditions] = {
     "tc_weight": [{"objective": ("beta_tc",)}],
     "mmd_weight": [{"objective": ("mmd",)}],
 }
-
-
-def refuse_ignored(configs: Sequence["Config"]) -> None:
-    """Refuse a flag that differs from its default where nothing uses it.
-
-    Args:
-      configs: of the models that are trained together; one of them may use a flag for
-        all.
-
-    Raises:
-      ValueError: names the flag, its value and what would use it.
-    """
-    defaults = {field.name: field.default for field in dataclasses.fields(configs[0])}
-    for name, use in USED_BY.items():
-        values = [getattr(config, name) for config in configs]
-        given = [value for value in values if value != defaults[name]]
-        if given and not any(flags.holds(use, config) for config in configs):
-            found = {flag: getattr(configs[0], flag) for part in use for flag in part}
-            raise ValueError(
-                f"--{name} {given[0]} has no effect: only {flags.describe(use)} uses "
-                f"it, got {' and '.join(map(str, found.values()))}"
-            )

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 import vae_jax
 from experiments import choices, datasets, evaluation, final_evaluation, optimizers
-from experiments.defaults import refuse_ignored, resolve, with_former_likelihood
+from experiments.defaults import USED_BY, resolve, with_former_likelihood
 from experiments.runner import devices, flags, memory, processes
 from experiments.runner.command_line import execute, parse, say
 from experiments.runner.training import open_run
@@ -147,7 +147,7 @@ def check(*configs: Config) -> None:
         optimizers.check_own(config)
         devices.require(config.num_devices, jax.device_count())
         devices.require_divisible(config.batch_size, config.num_devices)
-    refuse_ignored(configs)
+    flags.refuse_ignored(configs, USED_BY)
 
 
 def training_step(

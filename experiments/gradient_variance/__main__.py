@@ -44,6 +44,16 @@ from vae_jax import data, run_keys
 from vae_jax.estimators import exact_variance
 
 PARTS = ("exact", "snr", "logistic", "vae")
+_FLAGS = {
+    "exact": ("mu", "sigma", "k", "logit", "num_samples", "num_draws"),
+    "snr": ("snr_draws",),
+    "logistic": ("logistic_steps",),
+    "vae": ("dataset", "data_dir", "epochs", "latent_dim", "num_bits", "hidden_dim")
+    + ("batch_size", "sample_counts", "vae_draws"),
+}
+USED_BY: dict[str, flags.Conditions] = {
+    flag: [{"part": ("all", part)}] for part, names in _FLAGS.items() for flag in names
+}
 
 
 @dataclass(frozen=True)
@@ -344,9 +354,11 @@ def run(config: Config) -> dict[str, Any]:
       JAX version, the device, and the wall time.
 
     Raises:
-      ValueError: invalid flag value, or data not available.
+      ValueError: invalid flag value, a flag that the part does not use, or data not
+        available.
     """
     flags.check(config)
+    flags.refuse_ignored([config], USED_BY)
     parts = {
         "exact": run_exact,
         "snr": run_snr,

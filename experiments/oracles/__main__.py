@@ -33,6 +33,16 @@ from experiments.runner.report import Check, table
 from vae_jax import data
 
 PARTS = {"linear": linear.run, "plane": plane.run, "families": families.run}
+# Of the others, `epochs` is in the name of the folder that all parts share.
+_OF_IMAGES = ("all", "plane", "families")
+USED_BY: dict[str, flags.Conditions] = {
+    "linear_steps": [{"part": ("all", "linear")}],
+    "num_images": [{"part": _OF_IMAGES}],
+    "num_temperatures": [{"part": ("all", "plane")}],
+    "num_chains": [{"part": ("all", "plane")}],
+    "num_samples": [{"part": _OF_IMAGES}],
+    "gap_steps": [{"part": _OF_IMAGES}],
+}
 
 
 @dataclass(frozen=True)
@@ -73,10 +83,11 @@ def run(config: Config) -> dict[str, Any]:
       each was measured with.
 
     Raises:
-      ValueError: invalid flag value, data not available, or a folder with results of
-        other data.
+      ValueError: invalid flag value, a flag that the part does not use, data not
+        available, or a folder with results of other data.
     """
     flags.check(config)
+    flags.refuse_ignored([config], USED_BY)
     dataset = data.load(config.dataset, data_dir=config.data_dir)
     say(*dataset.notes)
     name = f"{Path(dataset.name).stem}-epochs{config.epochs}-seed{config.seed}"

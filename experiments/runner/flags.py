@@ -198,6 +198,29 @@ def describe(conditions: Conditions) -> str:
     )
 
 
+def refuse_ignored(configs: Sequence[Any], used_by: Mapping[str, Conditions]) -> None:
+    """Refuse a flag that differs from its default where nothing uses it.
+
+    Args:
+      configs: of the models that are trained together; one of them may use a flag for
+        all.
+      used_by: the conditions under which a flag has an effect, by its name.
+
+    Raises:
+      ValueError: names the flag, its value and what would use it.
+    """
+    defaults = {field.name: field.default for field in fields(configs[0])}
+    for name, use in used_by.items():
+        values = [getattr(config, name) for config in configs]
+        given = [value for value in values if value != defaults[name]]
+        if given and not any(holds(use, config) for config in configs):
+            found = {flag: getattr(configs[0], flag) for part in use for flag in part}
+            raise ValueError(
+                f"--{name} {given[0]} has no effect: only {describe(use)} uses "
+                f"it, got {' and '.join(map(str, found.values()))}"
+            )
+
+
 @dataclass(frozen=True)
 class DataFlags:
     """Flags of the data set."""

@@ -326,6 +326,18 @@ def test_bad_values_are_refused_by_name(name):
         flags.check(Config(**{name: value}))
 
 
+def test_flags_of_another_part_are_refused(tmp_path):
+    config = Config(part="snr", num_draws=10, run_dir=str(tmp_path / "new"))
+    message = "num_draws 10 has no effect: only --part=all or exact uses it, got snr"
+    with pytest.raises(ValueError, match=message):
+        gradient_variance.run(config)
+    assert not (tmp_path / "new").exists()
+    shared = {"part", "seed", "run_dir"}
+    assert (
+        gradient_variance.USED_BY.keys() | shared == Config.__dataclass_fields__.keys()
+    )
+
+
 @pytest.mark.parametrize("arguments", [["--part=all", "--sigma=-1"], ["--nonsense=3"]])
 def test_a_bad_command_is_one_line_and_exit_code_2(arguments, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:

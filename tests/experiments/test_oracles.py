@@ -102,6 +102,14 @@ def test_parts_of_one_folder_are_of_one_data_set_with_their_flags(
         oracles.run(oracles.Config(**folder | {"dataset": "synthetic"}))
 
 
+def test_flags_of_another_part_are_refused(tmp_path):
+    config = oracles.Config(part="linear", num_images=3, run_dir=str(tmp_path / "new"))
+    message = "--num_images 3 has no effect: only --part=all or plane or families"
+    with pytest.raises(ValueError, match=message):
+        oracles.run(config)
+    assert not (tmp_path / "new").exists()
+
+
 def test_bad_input_is_one_line_and_exit_code_2(capsys):
     with pytest.raises(SystemExit) as stop:
         oracles.main(["--num_images=1"])

@@ -101,7 +101,7 @@ def test_the_total_correlation_charges_its_parts_and_no_constant(assert_mean):
 
 def test_a_posterior_with_correlations_has_no_units():
     posterior = FullGaussianDistribution(*jnp.zeros((2, 4, 3)), jnp.zeros((4, 3)))
-    with pytest.raises(ValueError, match="factorized posteriors, got FullGaussian"):
+    with pytest.raises(ValueError, match="got FullGaussianDistribution: choose"):
         kl_decomposition(PARAMS, posterior, jax.random.key(0))
 
 

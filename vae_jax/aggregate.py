@@ -81,7 +81,8 @@ def kl_decomposition(params: Params, posterior: Posterior, key: Key) -> KLDecomp
     if type(posterior) not in (DiagonalGaussianDistribution, BernoulliDistribution):
         raise ValueError(
             "the total correlation is known for factorized posteriors, got "
-            f"{type(posterior).__name__}"
+            f"{type(posterior).__name__}: choose a diagonal Gaussian or Bernoulli "
+            "posterior, or compare samples of z with the prior (MMD)"
         )
     units = jax.tree.map(lambda leaf: leaf[..., None], posterior)
     prior = build_prior(params)

@@ -961,7 +961,7 @@ BAD_INPUT = {
     "vamp without density": (["--posterior=point", "--prior=vamp"], "mixture of"),
     "units without a KL": (
         ["--prior=mixture", "--free_bits=1"],
-        "KL of a unit is known for factorized .* MixtureDistribution",
+        "KL of a unit is known for factorized .* MixtureDistribution: choose a diag",
     ),
     "examples without a KL": (
         ["--prior=vamp", "--free_bits=1", "--free_bits_per=example"],

@@ -133,7 +133,9 @@ def unit_kl(q: Distribution, p: Distribution) -> Array:
     if closed_form is None or not factorized:
         raise ValueError(
             "the KL of a unit is known for factorized posteriors with a closed-form "
-            f"KL, got {type(q).__name__} and {type(p).__name__}"
+            f"KL, got {type(q).__name__} and {type(p).__name__}: choose a diagonal "
+            "Gaussian or Bernoulli posterior and a prior of the same kind, or set a "
+            "target for the mean KL (capacity)"
         )
     # Treat each unit as a separate one-dimensional distribution.
     return closed_form(*jax.tree.map(lambda leaf: leaf[..., None], (q, p)))

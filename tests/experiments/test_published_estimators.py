@@ -32,7 +32,7 @@ TINY = {
         },
     )
     for name, arm in ARMS.items()
-    if name in ("disarm", "gumbel_softmax")
+    if name in ("disarm", "gumbel_softmax", "disarm_batches_of_240")
 }
 
 
@@ -71,7 +71,9 @@ def test_figures_are_of_bits_also_where_training_relaxes_them(recorded):
         written = folder / "results" / f"estimators-{name}.json"
         assert json.loads(written.read_text()) == json.loads(json.dumps(found))
         for index, model in enumerate(found["models"]):
-            params = vae_jax.load_run(folder / f"estimators-{name}", model=index)
+            params = vae_jax.load_run(
+                folder / f"estimators-{name}", model=index, trust=[estimators.__name__]
+            )
             elbo = np.asarray(jax.jit(vae_jax.evaluate)(params, x, keys.noise).elbo)
             assert model["seed"] == index
             assert model["train_elbo"] == pytest.approx(elbo.mean(dtype=float), 1e-6)
@@ -80,16 +82,18 @@ def test_figures_are_of_bits_also_where_training_relaxes_them(recorded):
 def test_the_page_shows_differences_of_pairs(recorded):
     folder, records = recorded
     text = estimators.section(folder / "results", TINY)
-    one, two = ([model["train_elbo"] for model in found["models"]] for found in records)
+    one, two = (
+        [model["train_elbo"] for model in found["models"]] for found in records[:2]
+    )
     pairs = np.subtract(two, one)
     mean, error = pairs.mean(), pairs.std(ddof=1) / 2**0.5
     assert f"| {mean:+.2f} ± {error:.2f} |" in text
     absent = estimators.section(folder / "nothing", TINY)
-    assert absent.count("not yet measured") == 2
+    assert absent.count("not yet measured") == len(TINY)
 
 
 def test_records_of_other_seeds_are_no_pairs(recorded):
-    _, (one, two) = recorded
+    _, (one, two, _) = recorded
     with pytest.raises(ValueError, match=r"seeds \[1, 0\] and \[0, 1\] are no pairs"):
         estimators.difference(
             {"models": two["models"][::-1]}, {"models": one["models"]}, "test_elbo"

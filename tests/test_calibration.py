@@ -17,6 +17,7 @@ from vae_jax.calibration import (
     rank_test,
     simulation_ranks,
 )
+from vae_jax.objectives import log_joint
 
 NUM_DRAWS = 19
 
@@ -129,6 +130,30 @@ def test_bits_with_ties_are_flat():
     params = params.replace(decoder=jax.tree.map(jnp.zeros_like, params.decoder))
     # The decoder ignores z: its posterior is the prior, independent fair bits.
     assert smallest_p(params, sampler=sampler, num_simulations=1000) > 0.05
+
+
+def test_ties_of_bits_are_ties_of_their_densities(key):
+    """Ranks of log p(x, z) under the exact posterior, which enumerates all four z."""
+    hidden = vae_jax.MLP((100,))
+    spec = vae_jax.ModelSpec(
+        encoder=hidden,
+        decoder=hidden,
+        posterior=vae_jax.FactorizedBernoulli(),
+        prior=vae_jax.FactorizedBernoulliPrior(),
+        latent_dim=2,
+    )
+    params = vae_jax.init(spec, jax.random.key(0))
+    states = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])[:, None]
+
+    def sampler(params, x, key, num_draws):
+        logits = log_joint(params, x, states)[:, 0]
+        return states[jax.random.categorical(key, logits, shape=(num_draws,))]
+
+    ranks = simulation_ranks(
+        params, key, num_simulations=1000, num_draws=NUM_DRAWS, sampler=sampler
+    )
+    counts = np.bincount(ranks[:, -1], minlength=NUM_DRAWS + 1)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3, counts
 
 
 def test_the_band_holds_uniform_ranks_as_often_as_it_says():

@@ -198,11 +198,13 @@ def simulation_ranks(
     def ranks(x: Array, z0: Latents, key: Key) -> Array:
         draw_key, tie_key = jax.random.split(key)
         z = sampler(params, x, draw_key, num_draws)
-        z0 = jax.tree.map(lambda leaf: leaf[None], z0)
-        true, drawn = (_quantities(params, x, latents) for latents in (z0, z))
-        if drawn.shape != (num_draws, *true.shape[1:]):
+        # Equal latents must have log-densities that are equal to the bit: a product of
+        # matrices is rounded by the size of its batch, so all are taken in one.
+        both = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), z0, z)
+        true, drawn = jnp.split(_quantities(params, x, both), [1])
+        if len(drawn) != num_draws:
             raise ValueError(
-                f"sampler must return draws [{num_draws}, 1, L], got {drawn.shape[0]}"
+                f"sampler must return draws [{num_draws}, 1, L], got {len(drawn)}"
             )
         below = jnp.sum(drawn < true, axis=0)
         tied = jnp.sum(drawn == true, axis=0)

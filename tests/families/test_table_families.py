@@ -189,6 +189,14 @@ def test_a_constant_column_has_scale_1_whatever_the_constant():
         np.testing.assert_array_equal(found["log_scale"], 0)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1.0, 1e25, 1e36])
+def test_the_scale_of_a_column_may_be_of_any_unit(scale):
+    x = np.random.default_rng(0).normal(size=(1001, 1))
+    found = jax.jit(moments)(np.float32(scale * x))
+    expected = np.log(scale) + np.log(x.std(axis=0))
+    np.testing.assert_allclose(found["log_scale"], expected, rtol=1e-6, atol=1e-5)
+
+
 @pytest.mark.parametrize("x", [1e-30, 1e-3, 1.0, 7.5, 1e30])
 @pytest.mark.parametrize(
     "log_median, log_var", [(0.0, 0.0), (-60.0, 3.0), (50.0, -2.0)]

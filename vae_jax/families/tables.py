@@ -39,7 +39,10 @@ def moments(x: Array) -> dict[str, Array]:
     # Subtracting the first row makes the mean of a constant column exact; its rounding
     # error would otherwise be taken for the standard deviation.
     off = x - x[:1]
-    scale = jnp.std(off, axis=0)
+    # float32 cannot hold the squares of very small and very large values.
+    largest = jnp.max(jnp.abs(off), axis=0)
+    unit = jnp.where(largest > 0, largest, 1)
+    scale = unit * jnp.std(off / unit, axis=0)
     log_scale = jnp.log(jnp.where(scale > 0, scale, 1))
     return {"shift": x[0] + jnp.mean(off, axis=0), "log_scale": log_scale}
 

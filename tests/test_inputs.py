@@ -16,6 +16,7 @@ from vae_jax import (
     Bernoulli,
     Categorical,
     ClassConditionalPrior,
+    Conditions,
     ContinuousBernoulli,
     DiscretizedLogistic,
     FullCovarianceGaussian,
@@ -329,6 +330,14 @@ def test_every_function_of_labels_refuses_them():
     for call in calls:
         with pytest.raises(ValueError, match="labels must be integers"):
             jax.eval_shape(call, params)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], Conditions(labels=(0, 1, 2, 3))])
+def test_a_list_of_labels_is_no_array(labels):
+    params = conditional(CONDITIONAL)
+    for function in (evaluate, log_evidence):
+        with pytest.raises(ValueError, match="labels must be an array, got a"):
+            function(params, X, KEY, num_samples=2, labels=labels)
 
 
 def test_classes_and_weights_of_one_are_the_same_labels():

@@ -6,6 +6,7 @@ them.
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,6 +18,16 @@ from vae_jax.types import AnyArray, Conditions, Labels
 def as_conditions(labels: Labels) -> Conditions:
     """Conditions of a model; an array alone is its labels."""
     return labels if isinstance(labels, Conditions) else Conditions(labels)
+
+
+def require_arrays(labels: Labels) -> None:
+    """Raise ValueError for a list, which JAX takes for many arguments."""
+    for name, given in as_conditions(labels)._asdict().items():
+        if isinstance(given, list | tuple):
+            raise ValueError(
+                f"{name} must be an array, got a {type(given).__name__}: give "
+                "numpy.asarray of it"
+            )
 
 
 def checked_covariates(
@@ -70,13 +81,19 @@ def _of_each_example(
     if found[1:] != shape or not found or batch not in (None, found[0]):
         examples = "" if batch is None else f" for {batch} examples"
         raise ValueError(f"{name} must be {expected}, got {list(found)}{examples}")
-    values = jnp.asarray(given) if known is None else known
-    valid = is_valid(values)
     if known is None:
-        return jnp.where(valid, values, jnp.nan)
+        values = jnp.asarray(given)
+        return jnp.where(is_valid(values), values, jnp.nan)
+    # As they are used: outside JAX's x64 mode, float64 becomes float32.
+    dtype = jax.dtypes.canonicalize_dtype(np.promote_types(known.dtype, np.float32))
+    with np.errstate(over="ignore"):
+        values = known.astype(dtype)
+    valid = is_valid(values)
     if not valid.all():
-        raise ValueError(f"{name} must be {expected}, got {known[~valid][0]}")
-    return known
+        raise ValueError(
+            f"{name} must be {expected}, got {known[~valid][0]} ({dtype.name})"
+        )
+    return values
 
 
 def network_inputs(
@@ -126,7 +143,9 @@ def checked_exposure(
         (),
         batch,
         expected=expected,
-        is_valid=lambda values: (values > 0) & (values < jnp.inf),
+        is_valid=lambda values: (
+            (values >= jnp.finfo(values.dtype).tiny) & (values < jnp.inf)
+        ),
     )
 
 

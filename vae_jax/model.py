@@ -260,6 +260,7 @@ def check_observations(
     """
     require_rows(x, params.spec.data_dim, name)
     params.spec.likelihood.support.require(x, name)
+    conditions.require_arrays(labels)
     conditions.class_weights(params.spec, labels, x.shape[0])
     conditions.checked_covariates(params.spec, labels, x.shape[0])
     if conditions.as_conditions(labels).exposure is not None:

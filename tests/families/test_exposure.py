@@ -24,6 +24,7 @@ from vae_jax import (
     save_run,
 )
 from vae_jax.calibration import simulation_ranks
+from vae_jax.families import bound_log_var
 
 RNG = np.random.default_rng(0)
 EXPOSURE = np.array([0.5, 3.0, 200.0, 7.0], np.float32)
@@ -221,6 +222,18 @@ def test_missing_counts_have_exposures_too():
     assert np.isfinite(filled.mean).all()
 
 
+def test_missing_counts_start_at_the_rates_of_those_observed():
+    rng = np.random.default_rng(0)
+    exposure = (5 * np.exp(rng.normal(0, 1.2, 3000))).astype(np.float32)
+    x = rng.poisson(3 * exposure[:, None] * np.ones(3)).astype(np.float32)
+    x[rng.random((3000, 3)) < [0, 0.5, 0.9]] = np.nan
+    spec = ModelSpec(likelihood=Masked(Exposed(Poisson())), data_shape=(3,))
+    given = Conditions(exposure=exposure)
+    params = vae_jax.init(spec, KEY, x=x, labels=given)
+    rates = np.exp(bound_log_var(params.decoder["output"]["bias"]))
+    np.testing.assert_allclose(rates, 3, rtol=0.05)
+
+
 @pytest.mark.parametrize(
     "given, expected",
     [
@@ -232,6 +245,8 @@ def test_missing_counts_have_exposures_too():
         (Conditions(exposure=EXPOSURE * [1, -1, 1, 1]), "must be positive .* got -3"),
         (Conditions(exposure=EXPOSURE + np.inf), "must be positive .* got inf"),
         (Conditions(exposure=EXPOSURE * np.nan), "must be positive .* got nan"),
+        (Conditions(exposure=np.full(4, 1e-50)), "must be positive .* got 1e-50"),
+        (Conditions(exposure=np.full(4, 1e39)), r"must be positive .* got 1e\+39"),
     ],
 )
 def test_exposures_that_are_none(given, expected):

@@ -64,15 +64,23 @@ class Exposed(Around):
         """
         own, exposure = _apart(params)
         mean = jnp.mean(exposure)
-        # A convolution's rows are positions, several of an example.
-        scale = mean / jnp.repeat(exposure, len(x) // len(exposure))
-        x = x * scale[:, None]
+        scale = mean / exposure_of_rows(params, len(x))
+        x = x * scale
         own, bias = self.base.start_at_data(own, x)
         surplus = jnp.mean(x, axis=0) * jnp.mean(scale - 1)
         variance = jnp.var(x, axis=0) - surplus
         own, bias = self.base.start_at_variance(own, bias, variance)
         log_rate = bound_log_var(bias[: x.shape[-1]]) - jnp.log(mean)
         return own, bias.at[: x.shape[-1]].set(unbound_log_var(log_rate))
+
+
+def exposure_of_rows(params: PyTree, num_rows: int) -> Array:
+    """Exposure of each row of x, `[n, 1]`.
+
+    A convolution's rows are positions, several of an example.
+    """
+    exposure = params["exposure"]
+    return jnp.repeat(exposure, num_rows // len(exposure))[:, None]
 
 
 def _apart(params: PyTree) -> tuple[PyTree, Array]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from vae_jax.distributions import MaskedDistribution
 from vae_jax.distributions.support import MaskedSupport
 from vae_jax.families.around import Around
+from vae_jax.families.exposure import exposure_of_rows
 from vae_jax.types import Array, Distribution, PyTree
 
 
@@ -76,7 +77,9 @@ class Masked(Around):
 
         A column without any has a value of the support in each row.
         """
-        filled = fill_in_turn(x)
+        scale = exposure_of_rows(params, len(x)) if self.takes_exposure else 1.0
+        # A value goes into the row of another example as a rate.
+        filled = fill_in_turn(x / scale) * scale
         filler = jnp.asarray(self.base.support.filler(x.shape[-1]), x.dtype)
         filled = jnp.where(jnp.isnan(filled), filler, filled)
         return self.base.start_at_data(params, filled)

@@ -31,6 +31,21 @@ def test_the_prior_is_the_mixture_that_scikit_learn_fits(full_covariance, key):
     assert fitted.decoder is params.decoder
 
 
+@pytest.mark.parametrize("full_covariance", [True, False])
+def test_codes_wider_than_a_component_are_refused(full_covariance, key):
+    """A deterministic autoencoder may have codes of any size."""
+    params = jax.tree.map(jnp.asarray, random_params(SPEC))
+    encoder = jax.tree.map(lambda leaf: 1e6 * leaf, params.encoder)
+    with pytest.raises(ValueError, match="codes of a component have a standard dev"):
+        fit_mixture_prior(
+            params.replace(encoder=encoder),
+            X,
+            key,
+            num_components=1,
+            full_covariance=full_covariance,
+        )
+
+
 def test_what_cannot_be_fitted_is_refused(key):
     params = random_params(SPEC)
     with pytest.raises(ValueError, match="between 1 and the 300 examples, got 301"):

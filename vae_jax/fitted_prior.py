@@ -12,6 +12,7 @@ import numpy as np
 
 from vae_jax.extras import import_extra
 from vae_jax.families import unbound_covariance, unbound_log_var
+from vae_jax.families.bounds import CORRELATED_LOG_VAR_BOUND, LOG_VAR_BOUND
 from vae_jax.model import encode
 from vae_jax.priors import MixtureOfGaussians
 from vae_jax.spec import Params
@@ -46,8 +47,8 @@ def fit_mixture_prior(
       `Params` with the same networks and a `MixtureOfGaussians` prior.
 
     Raises:
-      ValueError: `num_components` is not between 1 and n, or there are several
-        stochastic layers.
+      ValueError: `num_components` is not between 1 and n, there are several
+        stochastic layers, or the codes are spread too widely for a component.
       ImportError: scikit-learn is not installed.
 
     Example:
@@ -92,6 +93,18 @@ def fit_mixture_prior(
 
 def _shape(covariances: np.ndarray, full_covariance: bool) -> dict[str, AnyArray]:
     """Convert covariances to the parameters of `MixtureOfGaussians`."""
+    bound = CORRELATED_LOG_VAR_BOUND if full_covariance else LOG_VAR_BOUND
+    variances = covariances
+    if full_covariance:
+        variances = np.diagonal(covariances, axis1=-2, axis2=-1)
+    largest = np.sqrt(variances.max())
+    most = np.exp(0.999 * bound / 2)
+    if not largest <= most:
+        raise ValueError(
+            f"codes of a component have a standard deviation of {largest:.5g}, and a "
+            f"component of the prior one of {most:.5g} at most: train with an "
+            "objective that bounds the codes (MMD), or with fewer steps"
+        )
     if not full_covariance:
         return {"log_var": unbound_log_var(np.log(covariances))}
     log_var, below = unbound_covariance(covariances)

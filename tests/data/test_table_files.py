@@ -244,10 +244,14 @@ def test_a_sparse_matrix_of_counts(tmp_path, dtype):
     x = RNG.poisson(0.3, size=(50, 6))
     for make in (scipy.sparse.csr_matrix, scipy.sparse.coo_array):
         scipy.sparse.save_npz(tmp_path / "counts.npz", make(x.astype(dtype)))
-        dataset = data.load(tmp_path / "counts.npz", values="counts")
         rows = x[np.lexsort(x.T)]
-        np.testing.assert_array_equal(both(dataset), rows)
-        assert dataset.values == "counts"
+        for values in (None, "counts"):
+            dataset = data.load(tmp_path / "counts.npz", values=values)
+            np.testing.assert_array_equal(both(dataset), rows)
+            assert dataset.values == "counts"
+        real = np.where(x, x + 0.5, 0).astype("float32")
+        scipy.sparse.save_npz(tmp_path / "real.npz", make(real))
+        assert data.load(tmp_path / "real.npz").values == "reals"
 
 
 def test_a_table_of_counts(tmp_path):
@@ -268,6 +272,14 @@ BAD_CSV = {
     ),
     "constant": ("a,b\n1.5,7.5\n2.5,7.5\n3.5,7.5\n", "column 'b' is 7.5 in all rows"),
     "duplicate": ("a,a\n1.5,2\n2.5,3\n", "two columns are named 'a'"),
+    "duplicate after a space": ("a, a\n1.5,2\n2.5,3\n", "two columns are named 'a'"),
+    "semicolons": ("a;b\n1.5;2.5\n3.1;4\n", "separated by commas, got ';' in the hea"),
+    "decimal commas": ("a;b\n1,5;2,5\n", "separated by commas, got ';' in the header"),
+    "dates": (
+        "a,b\n" + "".join(f"{d}.5,2020-01-{d:02d}\n" for d in range(1, 29)),
+        "'b' has 28 different texts .* or write dates as numbers",
+    ),
+    "not a number": ("a,b\n1.5,n/a\n2.5,3.5\n4.5,6\n", "line 2: a value is missing"),
     "no name": ("a,\n1.5,2\n2.5,3\n", "column 1 has no name in the header"),
     "empty": ("", "no rows"),
     "header only": ("a,b\n", "no rows below its header"),
@@ -302,6 +314,7 @@ def test_a_bad_csv_is_one_line(tmp_path, name):
         ({"loss": "positive"}, r"'loss', row \d+: must be positive, got -\d"),
         ({"loss": "count"}, r"'loss', row \d+: must be a count, .* got -"),
         ({"height": "count"}, "'height', row 0: must be a count, .* got 171.26"),
+        ({"height": "count"}, "the kind 'ignore' if it numbers the rows"),
         ({"city": "real"}, "'city', row 0: 'Bonn' is no number"),
         ({"city": "binary"}, "'city', row 0: a binary column must have 2 values"),
         ({"city": "ordinal"}, "'city', row 0: 'Bonn' is no number, .* 'categories'"),
@@ -373,9 +386,10 @@ def test_an_annotated_matrix(tmp_path):
     for frame in (cells.obs, cells.var):  # Arrow strings of pandas 3 are not written.
         frame.index = frame.index.astype(object)
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    dataset = data.load(tmp_path / "cells.h5ad", values="counts")
-    assert dataset.values == "counts" and dataset.columns[4].name == "gene 4"
-    assert dataset.train.sum() + dataset.test.sum() == x.sum()
+    for values in (None, "counts"):
+        dataset = data.load(tmp_path / "cells.h5ad", values=values)
+        assert dataset.values == "counts" and dataset.columns[4].name == "gene 4"
+        assert dataset.train.sum() + dataset.test.sum() == x.sum()
 
 
 def holes():
@@ -416,6 +430,12 @@ def test_rows_of_numbers_may_have_holes(tmp_path, values):
         data.load("digits", missing="mask")
     with pytest.raises(ValueError, match="missing must be 'error' or 'mask', got 'm'"):
         data.load("digits", missing="m")
+
+
+def test_positive_values_that_float32_takes_for_0_are_refused():
+    table = {"mass": np.r_[1e-60, np.geomspace(1e-20, 1, 29)]}
+    with pytest.raises(ValueError, match="'mass', row 0: 1e-60 is too small"):
+        data.from_table(table)
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,24 @@ def are_counts(x: np.ndarray) -> np.ndarray:
         return (x >= 0) & (x <= LARGEST_COUNT) & (x == np.floor(x))
 
 
+def are_all_counts(x: np.ndarray) -> bool:
+    """Whether all values are counts, and some are neither 0 nor 1.
+
+    Args:
+      x: numbers.
+
+    Returns:
+      False also for an empty array.
+
+    Example:
+      >>> import numpy as np
+      >>> from vae_jax.data.columns import are_all_counts
+      >>> are_all_counts(np.array([0.0, 3.0])), are_all_counts(np.array([0.0, 1.0]))
+      (True, False)
+    """
+    return bool(are_counts(x).all() and x.size > 0 and x.max() > 1)
+
+
 def loses_digits(mean: float, deviation: float) -> bool:
     """Whether float32 rounding hides the variation about a large mean.
 
@@ -357,5 +375,6 @@ def require_categories(name: str, num_texts: int, num_rows: int) -> None:
     if num_texts > max(20, num_rows / 2):
         raise ValueError(
             f"column {name!r} has {num_texts} different texts in {num_rows} "
-            "rows, too many for categories: give it the kind 'ignore' or 'label'"
+            "rows, too many for categories: give it the kind 'ignore' or 'label', or "
+            "write dates as numbers"
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vae_jax.data.array_checks import bounds, check_arrays, largest_value
-from vae_jax.data.columns import Given, numbered, require_counts
+from vae_jax.data.columns import Given, are_all_counts, numbered, require_counts
 from vae_jax.data.dataset import Dataset
 from vae_jax.data.memory import require_bytes, require_room
 from vae_jax.data.readers import as_table, read_table
@@ -244,7 +244,10 @@ def _read_arrays(path: Path, memory_map: bool) -> dict[str, np.ndarray]:
                 sparse = import_extra("scipy.sparse", "tables")
                 matrix = sparse.load_npz(path)
                 require_bytes(math.prod(matrix.shape) * (matrix.dtype.itemsize + 4))
-                return {"x": matrix.toarray()}
+                x = matrix.toarray()
+                # Sparse counts are often stored as floats.
+                are_floats = x.dtype.kind == "f" and are_all_counts(x)
+                return {"x": x.astype(np.int32) if are_floats else x}
             arrays = {key: loaded[key] for key in _FILE_KEYS if key in loaded}
         # A damaged archive can raise many types of errors.
         except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_jax.data.columns import Column
+from vae_jax.data.columns import Column, are_all_counts
 from vae_jax.extras import import_extra
 
 
@@ -41,7 +41,12 @@ def read_csv(path: Path) -> Table:
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, strict=True)
-        header = next(reader, [])
+        header = [name.strip() for name in next(reader, [])]
+        if len(header) == 1 and (found := set(header[0]) & set(";\t|")):
+            raise ValueError(
+                f"values must be separated by commas, got {found.pop()!r} in the "
+                f"header {header[0]!r}: save the file with commas and decimal points"
+            )
         rows, lines = [], []
         try:
             for row in reader:
@@ -94,6 +99,13 @@ def read_frame(frame: Any) -> Table:
     return Table(_named(names, columns), stated=stated)
 
 
+def _of_counts(frame: Any) -> Table:
+    """Convert counts, which are often stored as floats, to a `Table`."""
+    names = [str(name) for name in frame.columns]
+    columns = _named(names, frame.to_numpy().T.astype(np.int32))
+    return Table(columns, stated={name: Column(name, "count") for name in names})
+
+
 def _from_categorical(name: str, series: Any) -> tuple[np.ndarray, Column]:
     """Convert a categorical series to strings, None where missing, and a `Column`."""
     dtype = series.dtype
@@ -107,6 +119,8 @@ def _from_categorical(name: str, series: Any) -> tuple[np.ndarray, Column]:
 
 def read_table(path: Path) -> Table:
     """Read a table from a .csv, .parquet or .h5ad file, chosen by the extension.
+
+    A .h5ad file whose values are all counts is a table of counts, of whatever type.
 
     Args:
       path: the file.
@@ -125,6 +139,8 @@ def read_table(path: Path) -> Table:
             frame = import_extra("pandas", "tables").read_parquet(path)
         else:
             frame = import_extra("anndata", "anndata").read_h5ad(path).to_df()
+            if are_all_counts(frame.to_numpy()):
+                return _of_counts(frame)
     except ImportError as error:
         raise ValueError(str(error)) from error
     except FileNotFoundError as error:

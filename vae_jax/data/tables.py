@@ -19,7 +19,9 @@ from vae_jax.data.columns import (
 from vae_jax.data.readers import Table
 from vae_jax.data.rows import Rows, blocks
 
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?")
+# What pandas takes for missing values, and "?" of the UCI repository.
+MISSING = ("", "#N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN")
+MISSING += ("None", "n/a", "nan", "null", "?")
 # Maximum number of columns that are described individually.
 _SHOWN = 40
 
@@ -192,15 +194,27 @@ def _encode_present(
     if values.dtype.kind not in "fiub":
         raise refuse(0, f"{str(values[0])!r} is no number, for kind {column.kind}")
     numbers = values.astype(np.float64)
+    float32 = np.finfo(np.float32)
     fits, expected = {
-        "count": (are_counts(numbers), "a count, a whole number from 0 to 2^24"),
+        "count": (
+            are_counts(numbers),
+            "a count, a whole number from 0 to 2^24 (give the column the kind 'ignore' "
+            "if it numbers the rows, or 'real')",
+        ),
         "positive": (numbers > 0, "positive"),
         "real": (np.isfinite(numbers), "finite"),
     }[column.kind]
-    fits = fits & (np.abs(numbers) <= np.finfo(np.float32).max)
+    fits = fits & (np.abs(numbers) <= float32.max)
     if not fits.all():
         row = np.argmin(fits)
         raise refuse(row, f"must be {expected}, got {values[row]}")
+    if column.kind == "positive" and numbers.min() < float32.tiny:
+        row = np.argmin(numbers)
+        raise refuse(
+            row,
+            f"{values[row]} is too small for float32: multiply the column by a "
+            "constant, or give it the kind 'real'",
+        )
     return numbers.astype(np.float32), column
 
 

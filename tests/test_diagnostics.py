@@ -256,6 +256,13 @@ def test_the_aggregate_posterior_is_that_of_all_layers(latent_dim, assert_mean):
     assert_mean(found.rate, np.mean(whole))
 
 
+def test_one_example_has_no_standard_error():
+    found = aggregate_posterior(layered(1), X[:1], jax.random.key(0))
+    assert found.mutual_information == found.upper_bound == 0
+    assert np.isinf(found.mutual_information_standard_error)
+    assert np.isinf(found.kl_to_prior_standard_error)
+
+
 def test_distinct_codes_show_all_the_information_there_is(linear_gaussian):
     """Far apart and narrow: each z tells its x, and log B is reached."""
     x = jnp.asarray(linear_gaussian.x)

@@ -121,6 +121,14 @@ def test_at_the_exact_posterior_the_evidence_is_exact(linear_gaussian):
     np.testing.assert_allclose(found.effective_sample_size, 1000, rtol=1e-10)
 
 
+def test_a_q_whose_examples_share_weights_may_be_drawn_from():
+    params = random_params(dict(SPECS)["three-stochastic-layers"])
+    key, x = jax.random.key(0), jnp.zeros((3, params.spec.data_dim))
+    evidence = functools.partial(log_evidence, params, x, key, num_samples=4)
+    found = evidence(posterior=encode(params, x)).estimate
+    np.testing.assert_allclose(found, evidence().estimate, rtol=1e-5)
+
+
 def test_another_q_may_be_drawn_from(linear_gaussian):
     """The exact posterior in place of an encoder that is shifted and too narrow."""
     bad = linear_gaussian.with_encoder(np.array([3.0, -3.0]), 0.01)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from specs import random_params
+from specs import SPECS, random_params
 
 from vae_jax import (
     MLP,
@@ -320,3 +320,11 @@ def test_samplers_that_follow_gradients_refuse_bits(sampler):
         posterior_samples(params, x, jax.random.key(0), sampler=sampler)
     with pytest.raises(ValueError, match="num_chains must be at least 1, got 0"):
         posterior_samples(params, x, jax.random.key(0), num_chains=0)
+
+
+def test_chains_of_several_layers_are_refused():
+    params = random_params(dict(SPECS)["three-stochastic-layers"])
+    sampler = functools.partial(metropolis_hastings, proposal=random_walk(0.5))
+    x = jnp.zeros((1, params.spec.data_dim))
+    with pytest.raises(ValueError, match="takes one layer of latents, got 3"):
+        posterior_samples(params, x, jax.random.key(0), sampler=sampler)

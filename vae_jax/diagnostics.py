@@ -54,8 +54,8 @@ class AggregatePosterior(NamedTuple):
       kl_to_prior: KL(q(z) || p(z)), with q(z) the mean of q(z|x) over the examples.
       rate: their sum, E_x KL(q(z|x) || p(z)), from the same samples.
       upper_bound: log B, the largest mutual information that B examples can show.
-      mutual_information_standard_error: standard error over examples.
-      kl_to_prior_standard_error: standard error over examples.
+      mutual_information_standard_error: standard error over examples; infinite for one.
+      kl_to_prior_standard_error: likewise.
     """
 
     mutual_information: Array
@@ -261,6 +261,8 @@ def aggregate_posterior(
     information, to_prior = log_q[0] - log_q_z, log_q_z - log_prior(params, z)[0]
 
     def error(values: Array) -> Array:
+        if count == 1:
+            return jnp.full_like(values[0], jnp.inf)
         return jnp.std(values, ddof=1) / jnp.sqrt(count)
 
     return AggregatePosterior(

@@ -207,6 +207,8 @@ def log_evidence(
     require_at_least("num_samples", num_samples)
     require_at_least("chunk_size", chunk_size)
     check_observations(params, x, labels=labels)
+    if posterior is not None:
+        posterior = broadcast_to_batch(posterior, x.shape[0])
     samples_at_once = min(num_samples, chunk_size)
     return map_examples(
         partial(
@@ -219,6 +221,13 @@ def log_evidence(
         evaluation_keys(key).evidence,
         first=first,
         examples_at_once=max(1, chunk_size // samples_at_once),
+    )
+
+
+def broadcast_to_batch(posterior: Posterior, count: int) -> Posterior:
+    """Broadcast shared parameters (weights `[1, ...]`) to every example."""
+    return jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), posterior
     )
 
 

@@ -17,7 +17,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from vae_jax.estimators import value_only
-from vae_jax.evaluation import log_evidence, map_examples
+from vae_jax.evaluation import broadcast_to_batch, log_evidence, map_examples
 from vae_jax.model import check_observations, encode
 from vae_jax.objectives import elbo_terms, require_density
 from vae_jax.options import require_at_least
@@ -160,7 +160,7 @@ def fit_posterior(
         return _fit(params, x, labels, start, key, **options)
 
     if start is not None:
-        start = _broadcast_to_batch(start, x.shape[0])
+        start = broadcast_to_batch(start, x.shape[0])
     found = map_examples(
         fit,
         (x, labels, start),
@@ -170,13 +170,6 @@ def fit_posterior(
     )
     posterior = jax.tree.map(lambda leaf: leaf[:, 0], found.posterior)
     return found._replace(posterior=posterior)
-
-
-def _broadcast_to_batch(posterior: Posterior, count: int) -> Posterior:
-    """Broadcast shared parameters (weights `[1, ...]`) to every example."""
-    return jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), posterior
-    )
 
 
 def _fit(

@@ -121,6 +121,11 @@ def posterior_samples(
         start_key, chains_key = jax.random.split(key)
         posterior = encode(params, x[None])
         starts, _ = posterior.sample_and_log_prob(start_key, num_chains)
+        if isinstance(starts, tuple):
+            raise ValueError(
+                f"posterior_samples takes one layer of latents, got {len(starts)} of "
+                f"{params.spec.posterior}"
+            )
         chex.assert_rank(starts, 3)
         one = partial(
             sampler,

@@ -212,7 +212,7 @@ def resolved_columns(columns: str | None, dataset: data.Dataset) -> str | None:
         return None
     given = given_columns(columns) or {}
     if not isinstance(given, Mapping):
-        return columns
+        return columns_to_json(given)
     kinds = {
         name: entry if isinstance(entry, str) else entry.get("kind")
         for name, entry in given.items()

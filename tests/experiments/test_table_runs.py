@@ -194,8 +194,12 @@ def test_a_mixed_table_trains_and_is_evaluated(tmp_path, capsys):
     table = data.decode_table(drawn, data.read_columns(folder)[:3])
     assert set(table["sex"]) <= {"f", "m"} and abs(table["age"].mean() - 40) < 10
     # The columns of a run are those that another table must have.
-    again = datasets.load(dataclasses.replace(config, columns=str(folder)))
-    np.testing.assert_array_equal(again.train, datasets.load(config).train)
+    again = dataclasses.replace(config, columns=str(folder))
+    found = datasets.load(again)
+    np.testing.assert_array_equal(found.train, datasets.load(config).train)
+    # Such a run does not need the other one afterwards, and hands its columns on.
+    resolved = datasets.resolved_columns(again.columns, found)
+    assert resolved == json.loads((folder / "config.json").read_text())["columns"]
     # The run is evaluated without the schema.
     (tmp_path / "schema.json").unlink()
     _, found = evaluation_data.of_run(folder)

@@ -159,7 +159,8 @@ USED_BY: dict[str, flags.Conditions] = {
     "capacity": [{"objective": ("elbo",), "posterior": flags.Other(["point"])}],
     "num_samples": [_OF_A_BOUND | {"posterior": flags.Other(["point"])}],
     "estimator": [_OF_A_BOUND],
-    "kl": [{"objective": ("elbo", "beta_tc", "mmd")}],
+    # Free bits and the other objectives do not use the estimate of the KL.
+    "kl": [{"objective": ("elbo",), "free_bits": (0.0,)}],
     "schedule_epochs": [
         {"schedule": flags.Other(["constant"])},
         {"beta_cycles": flags.Other([0])},

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.evaluation import active_of
 from experiments.figures import ACTIVE_VARIANCE
 from experiments.style import add_title, styled
 
@@ -47,11 +48,12 @@ def _order_and_colors(figures: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
 def _draw_variances(axes: Axes, figures: dict[str, Any]) -> None:
     order, colors = _order_and_colors(figures)
     variance = np.array(figures["unit_variance"])[order]
+    active = active_of(figures["active_units"], len(order))
     axes.bar(np.arange(1, len(order) + 1), variance, color=colors)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.axhline(ACTIVE_VARIANCE, color="C1", linewidth=1)
     axes.set(
-        title=f"{figures['active_units']} active (above the line)",
+        title=f"{active} active (above the line)",
         xlabel="unit, in falling order",
         ylabel="variance over x of E[z|x]",
         yscale="log",

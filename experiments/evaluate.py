@@ -30,6 +30,7 @@ from experiments import (
 )
 from experiments.choices import labels_of
 from experiments.evaluation import (
+    active_of,
     elbo_figures,
     evaluation_keys,
     evidence_warnings,
@@ -89,6 +90,11 @@ experiments.mnist."""
     """Simulated observations for the calibration of q(z|x); 0 leaves it out."""
 
 
+USED_BY: dict[str, flags.Conditions] = {
+    "num_temperatures": [{"num_annealed": flags.Other([0])}]
+}
+
+
 def evaluate(
     params: vae_jax.Params, x: Array, labels: Labels, config: Config
 ) -> dict[str, Any]:
@@ -106,7 +112,7 @@ def evaluate(
     }
     active_units = jax.jit(vae_jax.active_units)
     units = active_units(params, x, keys.units, **given)
-    figures["active_units"] = int(units.count)
+    figures["active_units"] = int(units.count) if len(x) > 1 else None
     figures["unit_variance"] = np.asarray(units.variance).tolist()
     figures["unit_variance_standard_error"] = np.asarray(units.standard_error).tolist()
     figures["unit_kl"] = _if_defined(
@@ -177,17 +183,18 @@ def fitted_prior(
     if not (config.fitted_components and suits):
         return None
     fit_key, draw_key = jax.random.split(evaluation_keys().fitted_prior)
+    num_components = min(config.fitted_components, len(run_data.train))
     fitted = vae_jax.fit_mixture_prior(
         params,
         run_data.train,
         fit_key,
-        num_components=min(config.fitted_components, len(run_data.train)),
+        num_components=num_components,
         **labels_of(params, run_data.train_labels),
     )
     draw = partial(
         draw_grid, dataset_name="fitted prior", data_shape=params.spec.data_shape
     )
-    note = f", a mixture of {config.fitted_components} Gaussians fitted to the codes"
+    note = f", a mixture of {num_components} Gaussians fitted to the codes"
     if are_pixels(params, np.asarray(run_data.test)):
         picture = draw_samples(draw, fitted, draw_key, note)
         save_figure(picture, folder, "samples_fitted_prior")
@@ -220,7 +227,7 @@ def table(figures: dict[str, Any], config: Config) -> str:
         figures[f"importance_weighted_{name}"]
         for name in ("log_likelihood", "standard_error")
     )
-    units = f"{figures['active_units']} of {len(figures['unit_variance'])}"
+    units = active_of(figures["active_units"], len(figures["unit_variance"]))
     rows = [
         ("ELBO", shown(figures["elbo"])),
         ("  distortion, -E_q log p(x|z)", shown(figures["distortion"])),
@@ -256,6 +263,11 @@ def table(figures: dict[str, Any], config: Config) -> str:
             ("  from above", simulated["upper"]),
             ("  gap, a bound on the error", simulated["gap"]),
         ]
+    if "quadrature_log_evidence" in figures:
+        value = shown(*figures["quadrature_log_evidence"].values())
+        error = f" (grid error {figures['quadrature_error']:.1g})"
+        label = f"of the first {config.num_gap}: log p(x) by quadrature"
+        rows.append((label, value + error))
     rows += [(label, shown(*mean.values())) for label, mean in means]
     if fitted is not None and fitted["elbo"] is not None:
         rows.append(("ELBO with a prior fitted to the codes", shown(fitted["elbo"])))
@@ -263,10 +275,6 @@ def table(figures: dict[str, Any], config: Config) -> str:
         rows.append(calibration.row(figures["calibration"]))
     if figures.get("posterior_predictive") is not None:
         rows += predictive.rows(figures["posterior_predictive"])
-    if "quadrature_log_evidence" in figures:
-        value = shown(*figures["quadrature_log_evidence"].values())
-        error = figures["quadrature_error"]
-        rows.append(("  log p(x) by quadrature", f"{value} (grid error {error:.1g})"))
     return "\n".join([columns(rows), *warnings(figures)])
 
 
@@ -319,6 +327,7 @@ def run(config: Config) -> dict[str, Any]:
       ValueError: the folder holds no run, its data have changed, or a flag is invalid.
     """
     flags.check(config)
+    flags.refuse_ignored([config], USED_BY)
     _check_data_flags(config)
     trained, found = None, None
     if not config.dataset:

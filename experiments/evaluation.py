@@ -94,7 +94,7 @@ _active_units = jax.jit(vae_jax.active_units)
 
 def unit_figures(
     params: vae_jax.Params, x: Array, labels: Labels = None
-) -> dict[str, int]:
+) -> dict[str, int | None]:
     """Number of active latent units; 0 means posterior collapse.
 
     Args:
@@ -103,13 +103,19 @@ def unit_figures(
       labels: its labels `[n]`, for a conditional model.
 
     Returns:
-      `active_units`, the number of units whose posterior mean varies with x, and
-      `num_units`.
+      `active_units`, the number of units whose posterior mean varies with x, None for
+      a single example, and `num_units`.
     """
     units = _active_units(
         params, x, evaluation_keys().units, **labels_of(params, labels, x)
     )
-    return {"active_units": int(units.count), "num_units": units.active.size}
+    count = int(units.count) if len(x) > 1 else None
+    return {"active_units": count, "num_units": units.active.size}
+
+
+def active_of(count: int | None, num_units: int) -> str:
+    """Format the number of active units."""
+    return f"{'-' if count is None else count} of {num_units}"
 
 
 def collapse_warning(models: str, remedies: str) -> str:
@@ -130,7 +136,10 @@ def collapse_warning(models: str, remedies: str) -> str:
 
 
 def warn_of_collapse(
-    active_units: Sequence[int], remedies: str, *, finite: Sequence[bool] = (True,)
+    active_units: Sequence[int | None],
+    remedies: str,
+    *,
+    finite: Sequence[bool] = (True,),
 ) -> None:
     """Warn of posterior collapse during training, while stopping still saves time.
 
@@ -140,7 +149,7 @@ def warn_of_collapse(
       finite: whether each model has finite parameters; others are not reported.
     """
     each = enumerate(zip(active_units, finite, strict=True))
-    collapsed = [str(model) for model, (units, alive) in each if alive and not units]
+    collapsed = [str(model) for model, (units, ok) in each if ok and units == 0]
     models = "the model has"
     if len(active_units) > 1:
         models = f"of the models, {', '.join(collapsed)} have"
@@ -241,7 +250,7 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
         ("test ELBO", _nats(results["test_elbo"])),
         ("  E_q log p(x|z)", _nats(results["test_log_likelihood"])),
         ("  KL(q(z|x) || p(z))", _nats(results["test_kl_divergence"])),
-        ("active units", f"{results['active_units']} of {results['num_units']}"),
+        ("active units", active_of(results["active_units"], results["num_units"])),
         (
             f"log p(x), {samples} samples",
             _nats(
@@ -256,7 +265,7 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
         ("total time", _seconds(results["seconds"])),
         ("files", str(folder)),
     ]
-    collapsed = [] if results["active_units"] else ["the model has"]
+    collapsed = ["the model has"] if results["active_units"] == 0 else []
     warnings = [collapse_warning(models, remedies) for models in collapsed]
     return "\n".join([columns(rows), *warnings, *evidence_warnings(results)])
 

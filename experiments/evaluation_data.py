@@ -127,7 +127,8 @@ def of_dataset(
     say(*original.notes)
     if original.columns and not (columns and Path(columns).is_dir()):
         say(
-            "columns are taken in the order of the file and categories by their rank: "
+            "columns are taken in the order of the file, covariates in that of their "
+            "names, and categories by their rank: "
             "they must be those of the training data, to which --columns=RUN_FOLDER "
             "of a run of experiments.mnist holds them"
         )

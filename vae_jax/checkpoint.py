@@ -212,7 +212,10 @@ def _select_model(
     count = len(key) if key is not None and key.ndim == 2 else None
     if count is None:
         if model is not None:
-            raise ValueError(f"model is {model}, but the checkpoint holds a single one")
+            raise ValueError(
+                f"model is {model}, but the checkpoint holds a single one: leave model "
+                "out"
+            )
         return leaves
     if model is None or not 0 <= model < count:
         raise ValueError(

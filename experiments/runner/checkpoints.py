@@ -214,9 +214,11 @@ def fail_not_finite(folder: Path, step: int) -> NoReturn:
     """
     good = checkpoint.steps(folder / "checkpoints")
     kept = f"checkpoint {good[-1]} is the last good one" if good else "none was saved"
+    remedy = "a smaller learning rate may help"
+    if step == 0:
+        remedy = "no step was taken before: look at the scale of the data"
     raise CommandFailed(
-        f"the loss is not finite at step {step} (the first is 0): {kept}; a smaller "
-        "learning rate may help"
+        f"the loss is not finite at step {step} (the first is 0): {kept}; {remedy}"
     )
 
 

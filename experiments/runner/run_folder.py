@@ -137,9 +137,14 @@ def claim(folder: Path, config: RunFlags, data_digest: str) -> list[str]:
             if name not in IGNORED and not _compatible(name, found.get(name), value)
         ]
         if differing:
+            warmup = found.get("beta_warmup_epochs")
+            is_shorter = found.get("epochs") != wanted.get("epochs")
+            hint = ""
+            if is_shorter and differing[0].startswith("beta_warmup_epochs"):
+                hint = f"--beta_warmup_epochs={warmup} goes on with it, "
             raise ValueError(
                 f"run_dir {folder} holds a run of another configuration: "
-                f"{'; '.join(differing)} (--overwrite starts anew)"
+                f"{'; '.join(differing)} ({hint}--overwrite starts anew)"
             )
         if found.get("num_devices") != config.num_devices:
             notes.append(

@@ -146,6 +146,12 @@ def test_a_prior_fitted_to_the_codes_is_better(trained, capsys):
     assert "a prior fitted to the codes" in printed
 
 
+def test_temperatures_without_annealing_are_refused(trained):
+    config = Config(str(trained[0]), num_annealed=0, num_temperatures=7)
+    with pytest.raises(ValueError, match="num_temperatures 7 has no effect: only"):
+        evaluate.run(config)
+
+
 @pytest.mark.slow
 def test_annealing_agrees_with_quadrature(trained):
     folder, _ = trained

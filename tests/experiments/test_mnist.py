@@ -29,7 +29,8 @@ from experiments import (
 )
 from experiments.mnist import Config, check
 from experiments.runner import run_folder, training
-from experiments.runner.command_line import parse
+from experiments.runner.checkpoints import fail_not_finite
+from experiments.runner.command_line import CommandFailed, parse
 from vae_jax import checkpoint, data
 from vae_jax.distributions import closed_form_kl
 from vae_jax.model import at_labels, build_prior
@@ -275,6 +276,48 @@ def test_devices_share_a_batch_and_may_change(finished, tmp_path, capsys, no_pic
     )
     for row, single in zip(rows_of(tmp_path), rows_of(folder), strict=False):
         assert row["elbo"] == pytest.approx(single["elbo"], abs=0.5)
+
+
+def test_a_loss_that_is_not_finite_at_once_is_one_of_the_data(tmp_path):
+    with pytest.raises(CommandFailed, match="at step 0 .*look at the scale of the da"):
+        fail_not_finite(tmp_path, 0)
+
+
+def test_one_test_example_does_not_show_a_collapse(tmp_path, capsys, no_pictures):
+    rng = np.random.default_rng(0)
+    lines = ["a,b", *(f"{a:.3f},{b:.3f}" for a, b in rng.normal(size=(10, 2)))]
+    (tmp_path / "ten.csv").write_text("\n".join(lines))
+    config = mnist.Config(
+        dataset=str(tmp_path / "ten.csv"),
+        epochs=1,
+        hidden_dims=(4,),
+        latent_dim=2,
+        evaluation_samples=2,
+        run_dir=str(tmp_path / "run"),
+    )
+    assert mnist.run(config)["active_units"] is None
+    told = capsys.readouterr()
+    assert re.search(r"active units +- of 2\n", told.out)
+    assert "collapse" not in told.out + told.err
+
+
+def test_a_longer_run_of_a_constant_rate_says_how_to_go_on(tmp_path, no_pictures):
+    """The default warm-up of beta is half of a short run."""
+    config = mnist.Config(
+        dataset="synthetic",
+        schedule="constant",
+        epochs=2,
+        hidden_dims=(4,),
+        latent_dim=2,
+        evaluation_samples=0,
+        run_dir=str(tmp_path),
+    )
+    mnist.run(config)
+    longer = dataclasses.replace(config, epochs=3)
+    with pytest.raises(ValueError, match=r"\(--beta_warmup_epochs=1.0 goes on with"):
+        mnist.run(longer)
+    results = mnist.run(dataclasses.replace(longer, beta_warmup_epochs=1.0))
+    assert results["epochs"] == 3
 
 
 def test_a_bad_loss_stops_the_run(tmp_path, monkeypatch, capsys, no_pictures):
@@ -660,7 +703,7 @@ IGNORED = {
     "free_bits": (1.0, {"objective": "mmd"}, {}),
     "capacity": (1.0, {"posterior": "point"}, {}),
     "estimator": ("leave_one_out", {"objective": "vae_jax:ELBO"}, {"num_samples": 2}),
-    "kl": ("monte_carlo", {"objective": "iwae"}, {}),
+    "kl": ("monte_carlo", {"free_bits": 0.1}, {"capacity": 1.0}),
 }
 
 

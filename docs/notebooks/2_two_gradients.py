@@ -69,7 +69,7 @@ use_style()
 # It needs the derivative of $f$, and a $z$ that changes smoothly with $\phi$.
 #
 # Our example is $f(z) = (z + 3)^2$ with $q = N(\mu, \sigma^2)$, $\mu = 1$ and
-# $\sigma = 1.5$. Here $\mathbb{E} f = (\mu + 3)^2 + \sigma^2$, so the gradient by $\mu$
+# $\sigma = 1.5$. Here $\mathbb{E} f = (\mu + 3)^2 + \sigma^2$, so the gradient in $\mu$
 # is $2 (\mu + 3) = 8$. With $z = \mu + \sigma \varepsilon$ the score is
 # $\partial_\mu \log q = \varepsilon / \sigma$.
 
@@ -248,7 +248,7 @@ plt.show()
 #
 # A discrete $z$ has no pathwise gradient: a small change of $\phi$ flips a bit or does
 # nothing. With one bit, $q = \mathrm{Bernoulli}(p)$ and $p = 1 / (1 + e^{-\ell})$, the
-# gradient by the logit is $p (1 - p) (f(1) - f(0))$. Better estimators than the plain
+# gradient in the logit is $p (1 - p) (f(1) - f(0))$. Better estimators than the plain
 # score function exploit pairs of samples: ARM evaluates $f$ at two antithetic bits, and
 # DisARM also integrates out the remaining noise. Their exact variances are known.
 

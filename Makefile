@@ -28,8 +28,11 @@ setup: .venv/.experiments  ## Make .venv with pinned versions.
 mnist: .venv/.experiments  ## Train the reference VAE (MNIST, or digits where it cannot be had).
 	$(BIN)/python -m experiments.mnist --beta=1.0
 
-test: .venv/.test  ## Run the test suite.
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+# Continuous integration runs the long tests, too: make test TESTS="not slow"
+TESTS ?= not slow and not long
+
+test: .venv/.test  ## Run the test suite, without the tests that take long.
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "$(TESTS)"
 
 # Of training, objectives and evaluation.
 NAN_TESTS = $(patsubst %,tests/test_%.py,training fitting sweep parallel objectives \

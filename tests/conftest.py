@@ -2,9 +2,11 @@
 
 import gc
 import importlib.metadata
+import itertools
 import os
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 # Read when JAX starts its CPU backend, so it must be there before. Tests compile much
@@ -45,6 +47,21 @@ from vae_jax.families import LOG_VAR_BOUND
 
 # Tracing makes objects by the million, and few of them are garbage.
 gc.set_threshold(100_000, 20, 50)
+
+
+# Each compiled program takes memory maps, of which Linux allows a process 65,530; one
+# more is a segmentation fault.
+MAPS = Path("/proc/self/maps")
+MANY_MAPS = 45_000
+BETWEEN_LOOKS = 50
+_finished = itertools.count(1)
+
+
+def pytest_runtest_teardown() -> None:
+    if next(_finished) % BETWEEN_LOOKS or not MAPS.exists():
+        return
+    if MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

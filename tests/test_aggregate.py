@@ -307,6 +307,7 @@ def prior_as_mixture(spec, prior, encoder):
     return weights / weights.sum(), (mean, np.exp(log_var / 2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "prior", [MixtureOfGaussians(3), VampPrior(2), DiagonalGaussianPrior()], ids=repr
 )
@@ -333,6 +334,7 @@ def test_the_mmd_has_the_gradient_of_its_prior(prior, assert_mean):
     assert_mean(found.encoder["output"]["bias"], expected)
 
 
+@pytest.mark.long
 def test_the_layers_of_several_are_units_of_one_point():
     spec = dict(SPECS)["three-stochastic-layers"]
     params = random_params(spec)

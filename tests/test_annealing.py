@@ -60,6 +60,7 @@ def test_schedule_rises_from_0_to_1_and_is_its_own_mirror_image():
     np.testing.assert_allclose(schedule, expected, atol=1e-6)
 
 
+@pytest.mark.long
 def test_forward_weight_is_unbiased_and_its_log_a_lower_bound(
     linear_gaussian, key, assert_mean
 ):

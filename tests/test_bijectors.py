@@ -43,6 +43,7 @@ def built(family, latent_dim=3, batch=2, scale=1.0):
     return family.build(own, outputs)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("x64")
 @families
 def test_log_q_is_that_of_the_start_less_the_jacobian(family, key):
@@ -70,6 +71,7 @@ def test_log_q_is_that_of_the_start_less_the_jacobian(family, key):
         assert log_q[s, b] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.long
 @families
 def test_flows_stay_finite_whatever_the_encoder_says(family, key):
     @jax.jit
@@ -88,6 +90,7 @@ def test_flows_stay_finite_whatever_the_encoder_says(family, key):
                 assert np.all(np.isfinite(leaf)), (scale, leaf)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "family",
     [
@@ -114,6 +117,7 @@ def test_many_samples_compiled_are_those_of_one_operation_at_a_time(family, key)
     )
 
 
+@pytest.mark.long
 def test_a_planar_step_of_direction_zero_is_the_identity():
     z = normal(0, 4, 2, 3)
     moved, log_det = bijectors.planar(
@@ -132,6 +136,7 @@ def test_a_planar_step_can_be_undone_however_it_is_aimed():
     assert np.all(np.diff(along, axis=0) > 0)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("x64")
 def test_reflections_make_a_gaussian_with_the_turned_covariance(key):
     posterior = built(Householder(num_steps=2))
@@ -147,6 +152,7 @@ def test_reflections_make_a_gaussian_with_the_turned_covariance(key):
     np.testing.assert_allclose(posterior.log_prob(z), log_q, rtol=1e-10)
 
 
+@pytest.mark.long
 def test_an_output_depends_on_the_latents_before_it_and_on_the_context():
     weights = bijectors.init_autoregressive(
         jax.random.key(0), latent_dim=4, hidden_dim=11, context_dim=2
@@ -208,6 +214,7 @@ def test_draws_of_a_flow_prior_have_the_moments_of_its_density(
     assert_mean(np.asarray(draws) ** 2, square)
 
 
+@pytest.mark.long
 def test_a_flow_prior_maps_noise_to_samples_and_back(key):
     prior = flow_prior()
     assert prior.maps_noise

@@ -52,10 +52,12 @@ def smallest_p(params, *, num_simulations=3000, seed=0, **options):
     return float(found.p_value.min() * found.p_value.size)
 
 
+@pytest.mark.long
 def test_the_exact_posterior_is_flat(params):
     assert smallest_p(params) > 0.05
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("factor", [0.8, 1.25])
 def test_a_variance_that_is_off_by_a_fifth_is_caught(params, factor):
     assert smallest_p(with_variance_times(params, factor)) < 0.01
@@ -74,6 +76,7 @@ def test_draws_of_the_prior_are_caught_by_the_joint_density_alone(params):
     assert found.p_value[0] > 0.05 and found.p_value[1] < 0.001
 
 
+@pytest.mark.long
 def test_annealing_is_flat_and_a_chain_stopped_too_early_is_caught(params):
     narrow = with_variance_times(params, 0.01)
     annealed = annealed_draws(num_temperatures=20, num_leapfrog=3)

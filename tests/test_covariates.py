@@ -76,6 +76,7 @@ def exact_model():
     return same
 
 
+@pytest.mark.long
 def test_bounds_are_the_closed_form():
     """With the exact posterior every bound is log p(x|c), at every sample."""
     params = exact_model()
@@ -131,6 +132,7 @@ def test_training_reaches_regression_and_ppca():
     assert best > densities(w, 0 * solution[:2], solution[2], noise).mean() + 1
 
 
+@pytest.mark.long
 def test_a_prior_of_covariates_and_labels_has_the_closed_form():
     """p(x|c) = N(s + W mean(c), W diag(var(c)) W^T + noise), c with the labels."""
     prior = CovariateGaussianPrior(2, num_classes=3)
@@ -231,6 +233,7 @@ def test_a_prior_of_other_covariates_is_refused():
         log_prior(params, jnp.zeros((1, 1, 1)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("images", [False, True])
 def test_labels_are_covariates_that_are_indicators(images):
     networks = (ConvolutionalEncoder(), ConvolutionalDecoder())

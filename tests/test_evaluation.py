@@ -121,6 +121,7 @@ def test_at_the_exact_posterior_the_evidence_is_exact(linear_gaussian):
     np.testing.assert_allclose(found.effective_sample_size, 1000, rtol=1e-10)
 
 
+@pytest.mark.long
 def test_a_q_whose_examples_share_weights_may_be_drawn_from():
     params = random_params(dict(SPECS)["three-stochastic-layers"])
     key, x = jax.random.key(0), jnp.zeros((3, params.spec.data_dim))

@@ -295,6 +295,7 @@ def test_quadrature_in_one_dimension_is_scipys():
     assert np.all(found.error < 1e-4)
 
 
+@pytest.mark.long
 def test_quadrature_in_two_dimensions_is_the_linear_evidence(linear_gaussian):
     found = exact.quadrature_log_evidence(
         linear_gaussian.params, linear_gaussian.x, num_points=200

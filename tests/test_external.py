@@ -90,6 +90,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_of_the_library_take_them(usual, own, name):
     """Equal to the figures of the networks up to rounding."""
@@ -107,6 +108,7 @@ def test_calibration_and_generation_take_them(usual, own):
         np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
+@pytest.mark.long
 def test_an_exact_posterior_of_ones_own_makes_a_bound_of_one_sample_exact(usual):
     """Any weight is p(x) then, which SciPy knows; a decoder alone is from outside."""
     model = exact.linear_gaussian(usual)
@@ -126,6 +128,7 @@ def test_an_exact_posterior_of_ones_own_makes_a_bound_of_one_sample_exact(usual)
     )
 
 
+@pytest.mark.long
 def test_weights_are_trained_and_arrays_of_closures_are_not(usual, own):
     gradients = jax.grad(vae_jax.elbo)(own, X, KEY)
     expected = jax.grad(vae_jax.elbo)(usual, X, KEY)

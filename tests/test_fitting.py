@@ -53,6 +53,7 @@ def assert_same(one, other, **tolerance):
     )
 
 
+@pytest.mark.long
 def test_it_is_the_loop_that_one_writes_by_hand(params, fitted):
     adam = optax.adam(1e-3)
     noise_key, order_key, _ = jax.random.split(KEY, 3)
@@ -160,6 +161,7 @@ def test_patience_ends_the_training(params):
     assert found.history["validation_elbo"].shape == (3,)
 
 
+@pytest.mark.long
 def test_labels_and_the_average_are_taken_along():
     spec = ModelSpec(MLP((4,)), MLP((4,)), latent_dim=2, data_shape=(6,), num_classes=3)
     data = Labelled(X, RNG.integers(0, 3, 20))

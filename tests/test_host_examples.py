@@ -43,6 +43,7 @@ def mapped(tmp_path):
     return np.load(tmp_path / "x.npy", mmap_mode="r")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["memmap", "labelled"])
 def test_fit_of_a_file_is_fit_of_its_array(kind, mapped, monkeypatch):
     # Two steps in a chunk of five, and a last batch of three.

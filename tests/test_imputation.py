@@ -121,6 +121,7 @@ def imputed():
     )
 
 
+@pytest.mark.long
 def test_imputed_means_are_the_conditional_means():
     found = imputed()
     np.testing.assert_array_equal(np.asarray(found.mean)[~HOLES], X[~HOLES])
@@ -215,6 +216,7 @@ TABLE = np.stack(
 ).astype(np.float32)
 
 
+@pytest.mark.long
 def test_a_mixed_table_with_holes():
     x = np.where(RNG.random(TABLE.shape) < 0.3, np.nan, TABLE).astype(np.float32)
     spec = ModelSpec(
@@ -251,6 +253,7 @@ def test_missing_values_are_filled_by_the_observed_in_turn():
     assert filled[:, 1].tolist() == [5, 6, 5, 6, 8]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "base",
     [
@@ -290,6 +293,7 @@ def test_a_column_without_a_value_does_not_touch_the_others(base):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("base", [COUNTS, POSITIVE, FRACTIONS, MIXED.support])
 def test_a_filler_is_inside_and_nan_is_a_value(base):
     dim = 6

@@ -91,6 +91,7 @@ def density(params, x):
     return decode(params, Z).log_prob(x)[0, 0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BOUNDED)
 def test_outside_its_support_a_likelihood_is_nan_and_refused(name):
     params = model(BOUNDED[name])
@@ -113,6 +114,7 @@ def test_outside_its_support_a_likelihood_is_nan_and_refused(name):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", REAL)
 def test_a_density_of_real_numbers_takes_all_of_them_and_no_nan(name):
     params = model(REAL[name])

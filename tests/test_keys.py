@@ -581,6 +581,7 @@ def cases(table, *slow):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("function", cases(ONE_USE, "nuts"))
 def test_every_key_has_one_use(function):
     assert not faults(function)
@@ -590,6 +591,7 @@ def test_every_key_of_a_spec_has_one_use(spec):
     assert not faults(of_a_spec(spec))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("function", SAME_NOISE.values(), ids=SAME_NOISE)
 def test_a_second_use_for_comparison_is_the_first_again(function):
     assert faults(function)

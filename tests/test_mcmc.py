@@ -322,6 +322,7 @@ def test_samplers_that_follow_gradients_refuse_bits(sampler):
         posterior_samples(params, x, jax.random.key(0), num_chains=0)
 
 
+@pytest.mark.long
 def test_chains_of_several_layers_are_refused():
     params = random_params(dict(SPECS)["three-stochastic-layers"])
     sampler = functools.partial(metropolis_hastings, proposal=random_walk(0.5))

@@ -274,6 +274,7 @@ def test_a_posterior_without_a_variance_starts_as_it_is(family):
     np.testing.assert_array_equal(output_bias(params.encoder), 0)
 
 
+@pytest.mark.long
 def test_a_deep_network_that_starts_at_the_data_uses_its_latents():
     """It ended at a KL of 0: the ELBO of independent pixels, -26.8 nats."""
     digits = data.load("digits")

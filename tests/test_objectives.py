@@ -88,6 +88,7 @@ def figures(spec):
     return program(params, half, x, jax.random.key(2), np.float32([0.0, 4.0]))
 
 
+@pytest.mark.long
 def test_elbo_is_a_finite_scalar_and_the_mean_of_its_terms(spec):
     found = figures(spec)
     assert found["elbo"].shape == () and jnp.isfinite(found["elbo"])

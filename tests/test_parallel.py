@@ -197,6 +197,7 @@ def penalized_alone():
     return jit_step(penalized(of_the_batch))(start(ENCODER_ALONE, SGD), x)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["vmap", *EXECUTORS])
 def test_a_penalty_of_the_batch_is_that_of_one_device(name, penalized_alone):
     step = penalized(of_the_batch)
@@ -311,6 +312,7 @@ def epochs():
     return found | {"jit": run(jit_step(whole), epoch)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EXECUTORS)
 def test_a_whole_epoch_is_that_of_one_device(name, epochs):
     """Without noise. The rest of 3 examples goes whole to each device."""

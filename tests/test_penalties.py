@@ -152,6 +152,7 @@ def test_the_ends_of_each_family_are_the_mean_and_the_bound():
         np.testing.assert_allclose(reduction(VALUES), bound, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_the_bounds_of_a_model_lie_in_their_order(params):
     """Of the same log-weights: the ELBO, then larger and larger groups."""
     ordered = [sample_mean, Grouped(4), Grouped(2), log_mean_exp, Renyi(-1.0)]

@@ -44,6 +44,7 @@ def checked(likelihood, missing=False):
     )
 
 
+@pytest.mark.long
 def test_the_interval_of_zeros_is_the_binomials():
     found = checked(Poisson())["zeros"]
     np.testing.assert_allclose(found.observed, (COUNTS == 0).mean(0), rtol=1e-6)
@@ -58,6 +59,7 @@ def test_the_interval_of_zeros_is_the_binomials():
     assert (abs(np.asarray(found.mean) - zero) < 5 * error + 1e-4).all()
 
 
+@pytest.mark.long
 def test_overdispersed_counts_are_no_poisson_and_a_negative_binomial():
     poisson, negative_binomial = checked(Poisson()), checked(NegativeBinomial())
     for name in ("zeros", "variance", "dispersion"):
@@ -101,6 +103,7 @@ def test_parts_of_a_product_have_the_totals_of_their_own_columns():
     assert (counts != x[:, [3, 0, 2]]).any()
 
 
+@pytest.mark.long
 def test_statistics_are_of_float32_whatever_the_data_are():
     """The sum of a column of these exceeds what float16 holds."""
     x = RNG.poisson(1500, (200, 3)).astype(np.float16)
@@ -120,6 +123,7 @@ def test_statistics_are_of_float32_whatever_the_data_are():
     np.testing.assert_allclose(found["mean"].observed, (x > 1500).mean(0), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_what_is_missing_is_missing_from_replications_too():
     found = checked(Masked(Poisson()), missing=True)
     whole = COUNTS[100:]

@@ -29,6 +29,7 @@ def fitted():
 
 # The array-API check is skipped by scikit-learn itself, which needs an environment
 # variable for it.
+@pytest.mark.long
 @parametrize_with_checks([VAE(latent_dim=1, max_epochs=2, num_samples=20)])
 def test_it_keeps_the_conventions_of_scikit_learn(estimator, check):
     check(estimator)
@@ -63,6 +64,7 @@ def test_a_linear_model_has_the_likelihood_of_factor_analysis():
     assert model.score(X) == pytest.approx(exact, abs=0.02)
 
 
+@pytest.mark.long
 def test_scores_are_log_evidence_in_the_units_of_the_data(fitted):
     """A change of units moves log p(x) by the log-Jacobian and by nothing else."""
     factor = 1000.0
@@ -80,6 +82,7 @@ def test_scores_are_log_evidence_in_the_units_of_the_data(fitted):
     np.testing.assert_allclose(fitted.score_samples(ROWS[:3]), found, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_a_constant_column_adds_as_little_whatever_the_constant():
     """0.1 is no float32, and its mean in float32 is another number."""
     scores = []
@@ -92,6 +95,7 @@ def test_a_constant_column_adds_as_little_whatever_the_constant():
     assert scores[1] == pytest.approx(scores[0], abs=0.01)
 
 
+@pytest.mark.long
 def test_columns_that_float32_rounds_off_are_refused():
     rng = np.random.default_rng(3)
     X = np.column_stack([rng.normal(size=60), 1.7e9 + rng.uniform(0, 60, size=60)])
@@ -147,6 +151,7 @@ def test_it_is_pickled_and_cloned(fitted):
     assert not hasattr(clone(fitted), "params_")
 
 
+@pytest.mark.long
 def test_a_pipeline_and_a_grid_search_run():
     pipeline = make_pipeline(StandardScaler(), VAE(max_epochs=2, random_state=0))
     search = GridSearchCV(pipeline, {"vae__latent_dim": [1, 2]}, cv=2).fit(ROWS)
@@ -170,6 +175,7 @@ def test_the_likelihood_suits_the_values(X, name):
     assert type(likelihood_of(X)).__name__ == name
 
 
+@pytest.mark.long
 def test_missing_values_are_imputed_and_left_out_of_the_score():
     """Against the exact marginals and conditional means of a factor model."""
     rng = np.random.default_rng(4)
@@ -267,6 +273,7 @@ def test_a_column_whose_values_are_all_set_aside_does_not_end_the_training():
     assert np.isfinite(model.score(X))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("max_epochs", "num_steps"), [(4, 6), (300, 400)])
 def test_beta_is_1_for_half_of_the_steps_at_least(max_epochs, num_steps):
     """54 rows to train on are three steps an epoch."""
@@ -279,6 +286,7 @@ def test_beta_is_1_for_half_of_the_steps_at_least(max_epochs, num_steps):
     jax.tree.map(np.testing.assert_array_equal, *(model.params_ for model in models))
 
 
+@pytest.mark.long
 def test_counts_of_a_floating_type_are_not_taken_for_real_numbers_unsaid(recwarn):
     X = np.array([[0.0, 3.0], [1.0, 2.0]])
     with pytest.warns(UserWarning, match=r"float64.*X.astype\(int\)"):
@@ -290,6 +298,7 @@ def test_counts_of_a_floating_type_are_not_taken_for_real_numbers_unsaid(recwarn
     assert not recwarn.list
 
 
+@pytest.mark.long
 def test_counts_are_scored_by_probabilities():
     rng = np.random.default_rng(2)
     X = rng.poisson(np.exp(rng.normal(size=(200, 1)) + 1), size=(200, 3))
@@ -354,6 +363,7 @@ def test_bad_arguments_are_refused_by_name(arguments, message):
         VAE(**arguments).fit(ROWS)
 
 
+@pytest.mark.long
 def test_codes_of_several_layers_are_those_that_are_decoded():
     spec = vae_jax.ModelSpec(
         posterior=vae_jax.HierarchicalGaussian((vae_jax.StochasticLayer(2),)),

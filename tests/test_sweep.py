@@ -121,6 +121,7 @@ def assert_close(one, other, rtol=1e-5):
     jax.tree.map(check, one, other)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_devices", [1, 4])
 def test_each_model_is_the_one_that_trains_alone(num_devices):
     states, history = train_together(SETTINGS, num_devices)
@@ -273,6 +274,7 @@ def measures_of(results):
     }
 
 
+@pytest.mark.long
 def test_a_sweep_is_its_single_runs(tmp_path, no_pictures):
     options = {"beta_warmup_epochs": (0.0, 0.5), "evaluation_samples": 3}
     results = run_tiny(tmp_path / "sweep", **options)
@@ -387,6 +389,7 @@ def test_as_many_models_at_once_as_there_is_memory_for():
     assert sweep_chunks.free_bytes() > 2**20
 
 
+@pytest.mark.long
 def test_an_interrupted_sweep_goes_on_exactly(tmp_path, no_pictures, monkeypatch):
     whole = run_tiny(tmp_path / "whole")
     show = training.Run._show
@@ -407,6 +410,7 @@ def test_an_interrupted_sweep_goes_on_exactly(tmp_path, no_pictures, monkeypatch
     assert measures_of(parts) == measures_of(whole)
 
 
+@pytest.mark.long
 def test_a_model_of_finite_weights_and_no_elbo_is_not_the_best(
     tmp_path, no_pictures, capsys
 ):

@@ -310,6 +310,7 @@ def error_of(values):
     return values.std(axis=0, ddof=1) / np.sqrt(len(values))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "triple",
     [

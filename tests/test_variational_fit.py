@@ -76,6 +76,7 @@ def test_the_fitted_posterior_is_the_best_of_its_family(encoder, noise_var):
     assert np.all(np.abs(fitted.remaining_improvement) < 0.05)
 
 
+@pytest.mark.long
 def test_convergence_is_not_claimed_where_it_is_not_there():
     """Standard deviations from 1e-4 to 1, in directions that are no axes."""
     rng = np.random.default_rng(0)
@@ -90,6 +91,7 @@ def test_convergence_is_not_claimed_where_it_is_not_there():
     assert not np.any(fitted.converged)
 
 
+@pytest.mark.long
 def test_an_examples_fit_is_its_own():
     """Wherever it stands, and whatever is computed with it."""
     model, x = correlated(0.5)
@@ -106,6 +108,7 @@ def test_an_examples_fit_is_its_own():
         np.testing.assert_allclose(one[2:], other, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.long
 def test_the_gap_of_an_encoder_at_the_prior_is_that_of_the_family():
     split = jax.jit(inference_gap)
     for noise_var in (0.5, 1e-3):

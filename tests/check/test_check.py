@@ -193,6 +193,7 @@ def assert_no_false_alarm(spec, unit, lines):
         assert report.passed, f"seed {seed}\n{report}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
@@ -736,6 +737,7 @@ def test_one_key_gives_one_report_and_a_line_does_not_depend_on_the_others():
     assert report_of(SMALL, only=[name]).lines == several.lines[1:]
 
 
+@pytest.mark.long
 def test_a_model_in_float32_passes_where_float64_is_allowed(x64):
     """N(0, I) has no parameters that would tell it the dtype of its draws."""
     params = jax.tree.map(

@@ -934,6 +934,7 @@ def test_synthetic_refuses(sizes):
         data.synthetic(*sizes)
 
 
+@pytest.mark.long
 def test_importing_needs_neither_network_nor_tensorflow_datasets():
     code = (
         "import sys; from vae_jax import data; data.load('digits'); "

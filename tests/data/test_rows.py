@@ -65,6 +65,7 @@ def test_a_mapped_file_is_the_same_data_set(tmp_path, x, options):
     np.testing.assert_array_equal(kept.train[4], mapped.train[4])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", data.BINARIZATIONS)
 def test_bits_of_a_mapped_file(tmp_path, method):
     key = jax.random.key(0)

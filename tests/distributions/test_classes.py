@@ -120,6 +120,7 @@ def test_the_gradient_flows_through_the_draws_where_it_is_declared(drawn):
         assert not moves
 
 
+@pytest.mark.long
 def test_noise_is_mapped_to_draws_and_back_where_it_is_declared(drawn):
     distribution, *_ = drawn
     if distribution.maps_noise:

@@ -14,6 +14,7 @@ from vae_jax.distributions import continuous_bernoulli
 LOGITS = np.float32([-30, -3, -0.21, -0.19, -1.1e-3, 0, 0.9e-3, 0.05, 0.199, 0.201, 8])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("logit", LOGITS)
 def test_density_and_mean_are_those_of_quadrature(logit):
     def unnormalized(x):
@@ -40,6 +41,7 @@ def test_samples_have_the_distribution_function(logit):
     assert np.all((draws >= 0) & (draws <= 1))
 
 
+@pytest.mark.long
 def test_the_gradient_is_x_less_the_mean_everywhere_and_finite():
     logits = jnp.concatenate([jnp.asarray(LOGITS), jnp.array([-1e4, 1e4])])
 

@@ -49,6 +49,7 @@ def assert_exact(found, expected):
     assert np.all(error <= np.maximum(1e-3, 1e-5 * np.abs(expected.sum(-1))))
 
 
+@pytest.mark.long
 def test_poisson_in_float32():
     x, mean = grid(COUNTS, MEANS)
     assert_exact(poisson.log_prob(x, jnp.asarray(mean)), log_poisson(x, mean))

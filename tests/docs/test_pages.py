@@ -26,6 +26,7 @@ def python_blocks(text):
     return re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [name for name, text in PAGES.items() if python_blocks(text)]
 )

@@ -30,6 +30,7 @@ ON_ANY_DENSITY = {
 
 
 # The others do not need per-example scores and take seconds to compile.
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [

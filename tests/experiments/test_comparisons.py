@@ -237,6 +237,7 @@ def test_a_row_without_counts_has_no_exposure(tmp_path):
     assert counts.load(str(tmp_path / "x.npz")).dtype.kind == "i"
 
 
+@pytest.mark.long
 def test_the_optimizer_moves_a_likelihoods_own_numbers_faster():
     spec = counts.spec(counts.LIKELIHOODS["negative binomial"], 3, 1)
     x = jax.numpy.ones((4, 3))

@@ -31,6 +31,7 @@ def digits(tmp_path_factory):
     return str(path)
 
 
+@pytest.mark.long
 def test_a_run_on_the_host_is_that_on_the_device_to_the_bit(
     digits,
     tmp_path,
@@ -71,6 +72,7 @@ NAMED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_devices", [1, 2])
 @pytest.mark.parametrize("num_examples", [22, 3])
 def test_devices_share_examples_on_the_host_as_those_on_one(

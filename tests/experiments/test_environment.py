@@ -71,6 +71,7 @@ def disk(bytes_free, files_free):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("free", [(10_000, 10**6), (10**9, 3)], ids=["bytes", "files"])
 def test_a_full_disk_is_one_line_and_the_run_goes_on_with_room(
     tmp_path, capsys, monkeypatch, free

@@ -65,6 +65,7 @@ def evaluated(trained):
     return found, "\n".join(lines)
 
 
+@pytest.mark.long
 def test_calibration_has_figures_a_row_and_a_picture(trained, evaluated):
     folder, _ = trained
     found, printed = evaluated
@@ -247,6 +248,7 @@ def test_the_run_is_left_as_it_was(trained, evaluated):
     assert vae_jax.load_run(folder).spec.latent_dim == 2
 
 
+@pytest.mark.long
 def test_a_model_of_a_script_is_evaluated(tmp_path, capsys):
     """`save_run` and `--dataset`; the ELBO is that of `elbo_figures` on the data."""
     digits = vae_jax.data.load("digits")
@@ -276,6 +278,7 @@ def test_a_model_of_a_script_is_evaluated(tmp_path, capsys):
     assert "names its data" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_counts_with_covariates_and_gaps_of_a_script_are_evaluated(tmp_path, capsys):
     """The ELBO is that of `vae_jax.evaluate` with the same conditions, to rounding."""
     rng = np.random.default_rng(0)
@@ -416,6 +419,7 @@ def test_a_category_that_a_table_lacks_takes_no_others_number(tmp_path, capsys):
     )
 
 
+@pytest.mark.long
 def test_a_step_is_not_called_the_last(trained):
     folder, _ = trained
     steps = checkpoint.steps(folder / "checkpoints")

@@ -21,6 +21,7 @@ def bench():
             yield made
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind, count", [("corruption", 12), ("flag", 10), ("hostile_file", 20)]
 )

@@ -90,6 +90,7 @@ def drawn(monkeypatch):
     return made
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "case",
     [

@@ -66,6 +66,7 @@ def quick(cases):
     return chosen
 
 
+@pytest.mark.long
 def test_exact_rows_are_within_five_standard_errors(exact_part):
     folder, rows = exact_part
     assert exact.largest_z(rows) < 5

@@ -93,6 +93,7 @@ def finished(tmp_path_factory):
     return folder, results
 
 
+@pytest.mark.long
 def test_a_run_leaves_all_its_files(finished):
     folder, results = finished
     assert json.loads((folder / "results.json").read_text()) == results
@@ -266,6 +267,7 @@ def test_a_folder_in_use_is_refused(tmp_path):
         run_tiny(tmp_path)
 
 
+@pytest.mark.long
 def test_devices_share_a_batch_and_may_change(finished, tmp_path, capsys, no_pictures):
     folder, _ = finished
     results = run_tiny(tmp_path, num_devices=2, epochs=1)
@@ -283,6 +285,7 @@ def test_a_loss_that_is_not_finite_at_once_is_one_of_the_data(tmp_path):
         fail_not_finite(tmp_path, 0)
 
 
+@pytest.mark.long
 def test_one_test_example_does_not_show_a_collapse(tmp_path, capsys, no_pictures):
     rng = np.random.default_rng(0)
     lines = ["a,b", *(f"{a:.3f},{b:.3f}" for a, b in rng.normal(size=(10, 2)))]
@@ -301,6 +304,7 @@ def test_one_test_example_does_not_show_a_collapse(tmp_path, capsys, no_pictures
     assert "collapse" not in told.out + told.err
 
 
+@pytest.mark.long
 def test_a_longer_run_of_a_constant_rate_says_how_to_go_on(tmp_path, no_pictures):
     """The default warm-up of beta is half of a short run."""
     config = mnist.Config(
@@ -320,6 +324,7 @@ def test_a_longer_run_of_a_constant_rate_says_how_to_go_on(tmp_path, no_pictures
     assert results["epochs"] == 3
 
 
+@pytest.mark.long
 def test_a_bad_loss_stops_the_run(tmp_path, monkeypatch, capsys, no_pictures):
     elbo_objective = vae_jax.ELBO
 
@@ -345,6 +350,7 @@ def test_a_bad_loss_stops_the_run(tmp_path, monkeypatch, capsys, no_pictures):
     checkpoint.verify(tmp_path / "checkpoints" / "12")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [
@@ -769,6 +775,7 @@ def test_a_model_that_is_alive_is_not_warned_of(finished, capsys, no_pictures):
     assert "collapse" not in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_defaults_train_a_deep_network(tmp_path, no_pictures):
     """It ended at KL 0, the ELBO of independent pixels: -26.8 nats."""
     results = run_tiny(
@@ -796,6 +803,7 @@ def test_warmup_raises_beta(tmp_path, monkeypatch):
         run_tiny(tmp_path, beta=5.0, beta_warmup_epochs=2.0)
 
 
+@pytest.mark.long
 def test_a_file_of_the_users_own(tmp_path, capsys, no_pictures):
     x = np.random.default_rng(0).uniform(size=(60, 37)).astype(np.float32)
     np.savez(tmp_path / "mine.npz", x=x)
@@ -1219,6 +1227,7 @@ def test_an_interrupted_process_says_so_and_goes_on(tmp_path):
     assert steps == sorted(steps) and steps[-1] == 300 * 12
 
 
+@pytest.mark.long
 def test_a_killed_process_resumes_exactly(tmp_path):
     """SIGKILL, then to the end, as if nothing had been."""
     straight, broken = tmp_path / "straight", tmp_path / "broken"

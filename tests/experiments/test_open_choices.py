@@ -199,6 +199,7 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr("experiments.sweep_report.draw_all", lambda *_, **__: None)
 
 
+@pytest.mark.long
 def test_parts_of_ones_own_train_resume_and_load(beside, no_pictures):
     flags = [*TINY, *FLAGS, "--beta_warmup_epochs=0", "--binarization=dynamic"]
     mnist.main([*flags, "--run_dir=run"])
@@ -218,6 +219,7 @@ def test_parts_of_ones_own_train_resume_and_load(beside, no_pictures):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["EquinoxNet", "NNXNet"])
 def test_networks_of_other_frameworks_train_sweep_and_load(kind, beside, no_pictures):
     named = [f"--network=my_parts:{kind}(width=6)", "--likelihood=bernoulli"]
@@ -234,6 +236,7 @@ def test_networks_of_other_frameworks_train_sweep_and_load(kind, beside, no_pict
     assert second.spec == params.spec
 
 
+@pytest.mark.long
 def test_a_class_that_changed_is_another_run(beside, no_pictures, capsys):
     """A default is no flag: only the spec beside the arrays knows it."""
     flags = [*TINY, "--posterior=my_parts:Posterior", "--beta_warmup_epochs=0"]
@@ -249,6 +252,7 @@ def test_a_class_that_changed_is_another_run(beside, no_pictures, capsys):
     assert "posterior.scale 1.0 there, 3.0 here (--overwrite starts anew)" in message
 
 
+@pytest.mark.long
 def test_parts_of_ones_own_keep_the_contracts(beside):
     config = mnist.Config(**OWN, latent_dim=2)
     spec = choices.model_spec(config, vae_jax.data.load("digits"))
@@ -259,6 +263,7 @@ def test_parts_of_ones_own_keep_the_contracts(beside):
     assert report.passed, report
 
 
+@pytest.mark.long
 def test_a_likelihood_of_ones_own_works_everywhere(beside, no_pictures):
     """Library, contracts, command, checkpoint, evaluation and sweep."""
     named = "--likelihood=my_parts:Laplace"
@@ -289,6 +294,7 @@ def test_a_likelihood_of_ones_own_works_everywhere(beside, no_pictures):
     assert all(model["finite"] for model in models)
 
 
+@pytest.mark.long
 def test_parts_of_ones_own_are_swept(beside, no_pictures):
     sweep.main([*TINY, *FLAGS, "--run_dir=many", "--beta", "0.5", "1.0"])
     results = json.loads((beside / "many" / "results.json").read_text())
@@ -310,6 +316,7 @@ SHORT = [
 ]
 
 
+@pytest.mark.long
 def test_a_run_of_ones_own_parts_is_evaluated_where_it_is_trusted(
     beside, no_pictures, capsys
 ):
@@ -322,6 +329,7 @@ def test_a_run_of_ones_own_parts_is_evaluated_where_it_is_trusted(
     assert (beside / "run" / "evaluation.json").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("named", ["Objective(beta=0.5)", "Objective", "objective"])
 def test_an_objective_of_ones_own_trains(beside, no_pictures, named):
     mnist.main([*TINY, f"--objective=my_parts:{named}", "--run_dir=run"])
@@ -365,6 +373,7 @@ def test_the_likelihood_itself_decides_the_binarization(beside):
     assert "is not a likelihood of the pixels" in note
 
 
+@pytest.mark.long
 def test_a_posterior_without_density_of_ones_own_is_evaluated(
     beside, no_pictures, capsys
 ):
@@ -377,6 +386,7 @@ def test_a_posterior_without_density_of_ones_own_is_evaluated(
     assert found["fitted_prior"] == {"elbo": None, "kl_divergence": None}
 
 
+@pytest.mark.long
 def test_beta_is_told_only_where_it_has_a_use(beside, no_pictures, capsys):
     named = "vae_jax:ELBO(beta=4.0)"
     mnist.main([*TINY, f"--objective={named}", "--run_dir=run"])
@@ -479,6 +489,7 @@ def test_no_estimator_is_left_out():
     assert functions == set(choices.ESTIMATORS)
 
 
+@pytest.mark.long
 def test_bits_train_by_the_command(tmp_path, no_pictures):
     flags = ["--posterior=bernoulli", "--estimator=disarm", "--epochs=3"]
     mnist.main([*TINY, *flags, f"--run_dir={tmp_path}/run"])

@@ -119,6 +119,7 @@ def test_an_optimizer_of_ones_own_is_given_the_schedule():
     assert 1 - found[0] == pytest.approx(total, rel=1e-3)
 
 
+@pytest.mark.long
 def test_weight_decay_takes_its_share_of_weights_and_none_of_settings():
     digits = data.load("digits")
 
@@ -155,6 +156,7 @@ RECIPE = {
 }
 
 
+@pytest.mark.long
 def test_a_model_of_a_sweep_is_its_own_run(tmp_path, no_pictures):
     config = sweep.Config(
         dataset="digits",
@@ -179,6 +181,7 @@ def test_a_model_of_a_sweep_is_its_own_run(tmp_path, no_pictures):
     assert models[0]["test_elbo"] != models[1]["test_elbo"]
 
 
+@pytest.mark.long
 def test_a_run_that_was_planned_longer_goes_on_to_the_bit(tmp_path, no_pictures):
     """And one whose schedule has ended is another run."""
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")

@@ -77,6 +77,7 @@ def largest_difference(one, other):
     )
 
 
+@pytest.mark.long
 def test_two_processes_are_one_with_as_many_devices(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "draw_all", lambda *args, **kwargs: [])
     # At so large a rate the last epoch is worse than the one before, by half a nat.

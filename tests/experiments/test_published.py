@@ -94,6 +94,7 @@ def recorded(tmp_path_factory):
     return folder, found
 
 
+@pytest.mark.long
 def test_a_cell_is_run_and_recorded(recorded):
     folder, found = recorded
     written = json.loads((folder / "results" / "tiny-best.json").read_text())
@@ -186,6 +187,7 @@ def test_the_weight_decay_is_chosen_without_the_removed_values(monkeypatch):
     assert all(unseen[np.isnan(rows)].all() for unseen in seen)
 
 
+@pytest.mark.long
 def test_models_of_an_ensemble_differ_by_their_random_numbers_alone():
     """Each fills in the same gaps, by a model of its own; observed values stay."""
     config = miwae.Config(epochs=1, imputation_samples=20)

@@ -63,6 +63,7 @@ def test_a_record_is_of_the_arm_as_it_stands(path):
     assert [model["seed"] for model in found["models"]] == seeds
 
 
+@pytest.mark.long
 def test_figures_are_of_bits_also_where_training_relaxes_them(recorded):
     folder, records = recorded
     digits, keys = data.load("digits"), evaluation_keys()

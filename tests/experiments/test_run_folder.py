@@ -58,6 +58,7 @@ def assert_same_figures(results, expected):
             assert results[name] == value, name
 
 
+@pytest.mark.long
 def test_a_file_in_place_of_a_checkpoint_is_named(copy):
     """It is no checkpoint, and none can be saved by its name."""
     shutil.rmtree(copy / "checkpoints" / "48")

@@ -80,6 +80,7 @@ def test_examples_run():
     assert found.attempted and not found.failed
 
 
+@pytest.mark.long
 def test_a_run_ends_after_the_patience_and_keeps_its_best_epoch(finished):
     folder, results = finished
     elbos = [row["elbo"] for row in rows_of(folder, "validation")]
@@ -111,6 +112,7 @@ def test_both_models_are_loaded_and_are_those_of_the_figures(finished):
     assert results["best_test_elbo"] != results["test_elbo"]
 
 
+@pytest.mark.long
 def test_what_is_set_aside_is_not_trained_on(finished, tmp_path):
     """A file with the other examples alone trains the same model to the bit."""
     folder, results = finished
@@ -342,6 +344,7 @@ TWO_RATES = sweep.Config(
 )
 
 
+@pytest.mark.long
 def test_a_sweep_ranks_by_validation_data(tmp_path, capsys, monkeypatch):
     results = sweep.run(dataclasses.replace(TWO_RATES, run_dir=str(tmp_path)))
     assert results["best_model"] == 1
@@ -359,6 +362,7 @@ def test_a_sweep_ranks_by_validation_data(tmp_path, capsys, monkeypatch):
     assert_the_best_model_is_evaluated(tmp_path, capsys, monkeypatch)
 
 
+@pytest.mark.long
 def test_a_sweep_of_points_has_no_best_model(tmp_path):
     """Their "ELBO" is log p(x|z) alone."""
     config = dataclasses.replace(

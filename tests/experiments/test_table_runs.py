@@ -40,6 +40,7 @@ def counts(tmp_path):
     return str(tmp_path / "cells.npz")
 
 
+@pytest.mark.long
 def test_counts_train_and_are_evaluated(counts, tmp_path, capsys):
     folder = tmp_path / "run"
     # Three latents: an integral over two is seconds of work.
@@ -121,6 +122,7 @@ def test_dimensions_without_a_statistic_are_left_out_of_the_check():
         assert sum(len(line.get_xdata()) for line in points) == shown
 
 
+@pytest.mark.long
 def test_a_sweep_of_counts(counts, tmp_path):
     small = SMALL | {"evaluation_samples": 0, "dataset": counts, "likelihood": "auto"}
     folder = str(tmp_path / "sweep")
@@ -164,6 +166,7 @@ def test_each_kind_of_column_has_its_family():
         vae_jax.Columns.of_table([data.Column("age", "covariate")])
 
 
+@pytest.mark.long
 def test_a_mixed_table_trains_and_is_evaluated(tmp_path, capsys):
     rng = np.random.default_rng(0)
     z = rng.normal(size=150)
@@ -207,6 +210,7 @@ def test_a_mixed_table_trains_and_is_evaluated(tmp_path, capsys):
     assert elbo == pytest.approx(results["test_elbo"], abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_fixed_variance_keeps_the_units_of_a_table(tmp_path):
     """The variance is of standardized columns, beside their shift and scale."""
     x = np.random.default_rng(0).normal(size=(60, 3)) * 1000
@@ -226,6 +230,7 @@ def test_a_fixed_variance_keeps_the_units_of_a_table(tmp_path):
     assert names == {"training_curves", "latent_scatter"}
 
 
+@pytest.mark.long
 def test_a_table_with_holes_trains_and_is_imputed(tmp_path):
     rng = np.random.default_rng(0)
     z = rng.normal(size=120)
@@ -254,6 +259,7 @@ def test_a_table_with_holes_trains_and_is_imputed(tmp_path):
         mnist.run(dataclasses.replace(config, missing="mask"))
 
 
+@pytest.mark.long
 def test_exposures_are_the_totals_of_rows(counts, tmp_path):
     folder, some = tmp_path / "run", str(tmp_path / "some.npy")
     np.save(some, np.load(counts)["x"] + 1)
@@ -302,6 +308,7 @@ def test_exposures_that_are_refused(changes, expected, counts, tmp_path, capsys)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_covariates_are_given_beside_the_columns(tmp_path):
     rng = np.random.default_rng(1)
     dose, batch, size = rng.normal(size=(3, 150))

@@ -105,6 +105,7 @@ def measured(tmp_path_factory):
     return results, folder, {name: np.array(found) for name, found in losses.items()}
 
 
+@pytest.mark.long
 def test_a_row_for_everyone_installed(measured):
     results, _, losses = measured
     assert [row.name for row in results.rows] == INSTALLED + LIMIT
@@ -286,6 +287,7 @@ def test_same_bound_before_the_first_step_and_along_the_way(name, bounds):
     assert np.all(theirs[:, -1] < theirs[:, 0] - 20)
 
 
+@pytest.mark.long
 def test_convolutions_by_hand_are_the_same_work():
     config = Config(workload="conv", repeats=1, steps=3, batch_size=20, num_examples=60)
     workload, (batches, _) = throughput.make_workload(config)

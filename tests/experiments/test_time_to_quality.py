@@ -40,6 +40,7 @@ def assert_same_model(found, name):
     assert abs(constant[0] - scheduled[0]) > 0.8
 
 
+@pytest.mark.long
 def test_a_schedule_trains_unlike_a_constant_rate(found):
     assert_same_model(found, OURS)
 

@@ -66,6 +66,7 @@ def test_data_without_variance_start_finite(x, dispersion):
     assert np.isfinite(p.log_prob(jnp.asarray(x, jnp.float32))).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "family",
     [Poisson(), NegativeBinomial(), NegativeBinomial("decoder"), Multinomial()],
@@ -105,6 +106,7 @@ def test_what_is_no_count_is_refused():
         NegativeBinomial("gene")
 
 
+@pytest.mark.long
 def test_overdispersed_counts_are_more_probable_under_a_negative_binomial():
     """By log p(x) of data that were not trained on, image by image."""
     x = OVERDISPERSED

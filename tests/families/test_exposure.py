@@ -100,6 +100,7 @@ def test_means_are_the_exposure_times_the_rates(params):
     np.testing.assert_allclose(found.log_prob(X), expected, rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.long
 def test_evidence_is_that_of_scipys_densities():
     """One latent without an influence: log p(x) is the likelihood's, in closed form."""
     params = silent(Exposed(NegativeBinomial()))
@@ -117,6 +118,7 @@ def test_evidence_is_that_of_scipys_densities():
     )
 
 
+@pytest.mark.long
 def test_draws_take_the_exposure_that_is_given():
     params = model(Exposed(BASES["zero_inflated"]))
     many = Conditions(exposure=np.repeat(EXPOSURE[1:3], 4000))
@@ -211,6 +213,7 @@ def test_training_finds_the_rates_and_a_run_keeps_them(tmp_path):
     np.testing.assert_allclose(rates, x.sum(0) / exposure.sum(), rtol=0.05)
 
 
+@pytest.mark.long
 def test_missing_counts_have_exposures_too():
     params = model(Masked(Exposed(NegativeBinomial())))
     x = np.where(np.eye(4, 5) == 1, np.nan, X)

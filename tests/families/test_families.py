@@ -323,6 +323,7 @@ def conditional():
     return params, x
 
 
+@pytest.mark.long
 def test_labels_reach_encoder_decoder_and_prior(conditional, key):
     params, x = conditional
 

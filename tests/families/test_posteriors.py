@@ -61,6 +61,7 @@ def test_diagonal_gaussian_reads_means_first_then_log_variances():
     assert DiagonalGaussian().init(jax.random.key(0), dim=3) == {}
 
 
+@pytest.mark.long
 def test_diagonal_gaussian_samples_come_with_their_density(key, assert_mean):
     posterior = DiagonalGaussian().build({}, outputs())
     z, log_q = posterior.sample_and_log_prob(key, 5000)

@@ -94,6 +94,7 @@ def test_a_linear_vae_has_ppcas_evidence_in_the_units_of_the_data():
     np.testing.assert_allclose(found.estimate, known, atol=1e-3)
 
 
+@pytest.mark.long
 def test_a_linear_vae_trains_to_ppcas_evidence_in_the_units_of_the_data():
     """Of maximum likelihood, so that a mistake in the log-Jacobian would show too."""
     _, known = ppca_vae()
@@ -158,6 +159,7 @@ def test_a_start_at_data_of_any_units_is_their_gaussian(base):
     np.testing.assert_allclose(np.asarray(seen).mean(0), 0, atol=1e-3)
 
 
+@pytest.mark.long
 def test_columns_that_float32_rounds_off_are_refused():
     rng = np.random.default_rng(8)
     x = np.column_stack([rng.normal(size=50), 1e6 + rng.normal(size=50)])
@@ -266,6 +268,7 @@ PARTS = (
 )
 
 
+@pytest.mark.long
 def test_a_product_is_the_sum_of_its_columns_in_their_order():
     x = np.array([[5.0, 3, 1, 200, 2], [7.0, 1, 0, 100, 0], [6.0, 2, 1, 150, 2]])
     _, p = started(Columns(PARTS), x)

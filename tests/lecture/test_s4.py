@@ -96,6 +96,7 @@ def fitted(linear_vae):
     return np.asarray(q.mean), np.asarray(q.log_var)
 
 
+@pytest.mark.long
 def test_S4_4_variational_inference_of_one_x(fitted, known):
     mean, log_var = fitted
     np.testing.assert_allclose(mean, known["posterior_mean"], atol=0.03)

@@ -134,6 +134,7 @@ def trained(params, x):
     return state, np.array(values)
 
 
+@pytest.mark.long
 @networks
 def test_equal_weights_train_to_equal_figures(name, x):
     network, converted = NETWORKS[name]

@@ -224,6 +224,7 @@ def test_a_network_in_bfloat16_is_its_rounded_operands_multiplied():
     assert np.abs(found - networks.apply(module, weights, inputs)).max() > 1e-3
 
 
+@pytest.mark.long
 def test_a_model_in_bfloat16_multiplies_in_it_and_learns_in_float32(key):
     spec = ModelSpec(MLP((6,)), MLP((6,)), latent_dim=3, data_shape=(8,))
     full = init(spec, key)

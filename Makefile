@@ -28,7 +28,7 @@ setup: .venv/.experiments  ## Make .venv with pinned versions.
 mnist: .venv/.experiments  ## Train the reference VAE (MNIST, or digits where it cannot be had).
 	$(BIN)/python -m experiments.mnist --beta=1.0
 
-# Continuous integration runs the long tests, too: make test TESTS="not slow"
+# With the long tests, before a release: make test TESTS="not slow"
 TESTS ?= not slow and not long
 
 test: .venv/.test  ## Run the test suite, without the tests that take long.

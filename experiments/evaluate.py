@@ -30,6 +30,7 @@ from experiments import (
 )
 from experiments.choices import labels_of
 from experiments.evaluation import (
+    active_count,
     active_of,
     elbo_figures,
     evaluation_keys,
@@ -112,7 +113,7 @@ def evaluate(
     }
     active_units = jax.jit(vae_jax.active_units)
     units = active_units(params, x, keys.units, **given)
-    figures["active_units"] = int(units.count) if len(x) > 1 else None
+    figures["active_units"] = active_count(units, x)
     figures["unit_variance"] = np.asarray(units.variance).tolist()
     figures["unit_variance_standard_error"] = np.asarray(units.standard_error).tolist()
     figures["unit_kl"] = _if_defined(

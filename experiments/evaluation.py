@@ -109,8 +109,12 @@ def unit_figures(
     units = _active_units(
         params, x, evaluation_keys().units, **labels_of(params, labels, x)
     )
-    count = int(units.count) if len(x) > 1 else None
-    return {"active_units": count, "num_units": units.active.size}
+    return {"active_units": active_count(units, x), "num_units": units.active.size}
+
+
+def active_count(units: vae_jax.ActiveUnits, x: Array) -> int | None:
+    """Number of active units; None for a single example, which cannot show them."""
+    return int(units.count) if len(x) > 1 else None
 
 
 def active_of(count: int | None, num_units: int) -> str:

@@ -186,7 +186,8 @@ def log_evidence(
       first: number of the first example, where `x` is part of a data set.
       chunk_size: latents decoded at once; bounds the memory.
       posterior: q to draw from in place of the encoder's, each of its arrays `[B,
-        ...]`; that of `fit_posterior`, say, made wider.
+        ...]`, or `[1, ...]` where the examples share it; that of `fit_posterior`, say,
+        made wider.
       labels: of a conditional model, as for `encode`, `[B]` or `[B, C]`.
 
     Returns:

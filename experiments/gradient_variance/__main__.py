@@ -43,13 +43,21 @@ from experiments.runner.report import columns, save_figure
 from vae_jax import data, run_keys
 from vae_jax.estimators import exact_variance
 
-PARTS = ("exact", "snr", "logistic", "vae")
 _FLAGS = {
     "exact": ("mu", "sigma", "k", "logit", "num_samples", "num_draws"),
     "snr": ("snr_draws",),
     "logistic": ("logistic_steps",),
-    "vae": ("dataset", "data_dir", "epochs", "latent_dim", "num_bits", "hidden_dim")
-    + ("batch_size", "sample_counts", "vae_draws"),
+    "vae": (
+        "dataset",
+        "data_dir",
+        "epochs",
+        "latent_dim",
+        "num_bits",
+        "hidden_dim",
+        "batch_size",
+        "sample_counts",
+        "vae_draws",
+    ),
 }
 USED_BY: dict[str, flags.Conditions] = {
     flag: [{"part": ("all", part)}] for part, names in _FLAGS.items() for flag in names

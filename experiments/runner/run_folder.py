@@ -131,20 +131,20 @@ def claim(folder: Path, config: RunFlags, data_digest: str) -> list[str]:
         defaults |= FORMER_DEFAULTS
         known = read_signed(path).content
         found = json.loads(json.dumps(defaults, default=str)) | known
-        differing = [
-            f"{name} {found.get(name)!r} there, {value!r} here"
+        differing = {
+            name: f"{name} {found.get(name)!r} there, {value!r} here"
             for name, value in wanted.items()
             if name not in IGNORED and not _compatible(name, found.get(name), value)
-        ]
+        }
         if differing:
-            warmup = found.get("beta_warmup_epochs")
-            is_shorter = found.get("epochs") != wanted.get("epochs")
             hint = ""
-            if is_shorter and differing[0].startswith("beta_warmup_epochs"):
+            # Its default depends on the epochs of a short run.
+            if list(differing) == ["beta_warmup_epochs"]:
+                warmup = found["beta_warmup_epochs"]
                 hint = f"--beta_warmup_epochs={warmup} goes on with it, "
             raise ValueError(
                 f"run_dir {folder} holds a run of another configuration: "
-                f"{'; '.join(differing)} ({hint}--overwrite starts anew)"
+                f"{'; '.join(differing.values())} ({hint}--overwrite starts anew)"
             )
         if found.get("num_devices") != config.num_devices:
             notes.append(

@@ -290,15 +290,10 @@ def test_one_test_example_does_not_show_a_collapse(tmp_path, capsys, no_pictures
     rng = np.random.default_rng(0)
     lines = ["a,b", *(f"{a:.3f},{b:.3f}" for a, b in rng.normal(size=(10, 2)))]
     (tmp_path / "ten.csv").write_text("\n".join(lines))
-    config = mnist.Config(
-        dataset=str(tmp_path / "ten.csv"),
-        epochs=1,
-        hidden_dims=(4,),
-        latent_dim=2,
-        evaluation_samples=2,
-        run_dir=str(tmp_path / "run"),
+    results = run_tiny(
+        tmp_path / "run", dataset=str(tmp_path / "ten.csv"), likelihood="auto"
     )
-    assert mnist.run(config)["active_units"] is None
+    assert results["active_units"] is None
     told = capsys.readouterr()
     assert re.search(r"active units +- of 2\n", told.out)
     assert "collapse" not in told.out + told.err
@@ -307,20 +302,11 @@ def test_one_test_example_does_not_show_a_collapse(tmp_path, capsys, no_pictures
 @pytest.mark.long
 def test_a_longer_run_of_a_constant_rate_says_how_to_go_on(tmp_path, no_pictures):
     """The default warm-up of beta is half of a short run."""
-    config = mnist.Config(
-        dataset="synthetic",
-        schedule="constant",
-        epochs=2,
-        hidden_dims=(4,),
-        latent_dim=2,
-        evaluation_samples=0,
-        run_dir=str(tmp_path),
-    )
-    mnist.run(config)
-    longer = dataclasses.replace(config, epochs=3)
+    run_tiny(tmp_path, beta_warmup_epochs=None)
+    longer = {"epochs": 3, "beta_warmup_epochs": None}
     with pytest.raises(ValueError, match=r"\(--beta_warmup_epochs=1.0 goes on with"):
-        mnist.run(longer)
-    results = mnist.run(dataclasses.replace(longer, beta_warmup_epochs=1.0))
+        run_tiny(tmp_path, **longer)
+    results = run_tiny(tmp_path, **longer | {"beta_warmup_epochs": 1.0})
     assert results["epochs"] == 3
 
 

@@ -99,13 +99,6 @@ def read_frame(frame: Any) -> Table:
     return Table(_named(names, columns), stated=stated)
 
 
-def _of_counts(frame: Any) -> Table:
-    """Convert counts, which are often stored as floats, to a `Table`."""
-    names = [str(name) for name in frame.columns]
-    columns = _named(names, frame.to_numpy().T.astype(np.int32))
-    return Table(columns, stated={name: Column(name, "count") for name in names})
-
-
 def _from_categorical(name: str, series: Any) -> tuple[np.ndarray, Column]:
     """Convert a categorical series to strings, None where missing, and a `Column`."""
     dtype = series.dtype
@@ -139,8 +132,6 @@ def read_table(path: Path) -> Table:
             frame = import_extra("pandas", "tables").read_parquet(path)
         else:
             frame = import_extra("anndata", "anndata").read_h5ad(path).to_df()
-            if are_all_counts(frame.to_numpy()):
-                return _of_counts(frame)
     except ImportError as error:
         raise ValueError(str(error)) from error
     except FileNotFoundError as error:
@@ -148,7 +139,12 @@ def read_table(path: Path) -> Table:
     # A damaged file can raise many types of errors.
     except Exception as error:
         raise ValueError(f"no readable {path.suffix} file: {error}") from error
-    return read_frame(frame)
+    table = read_frame(frame)
+    # Counts of cells are often stored as floats.
+    if path.suffix == ".h5ad" and are_all_counts(frame.to_numpy()):
+        counts = {name: Column(name, "count") for name in table.columns}
+        table = table._replace(stated=counts)
+    return table
 
 
 def _named(names: list[str], columns: Any) -> dict[str, np.ndarray]:

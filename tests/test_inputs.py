@@ -57,7 +57,9 @@ Z = jnp.zeros((1, 1, 2))
 
 @functools.cache
 def model(likelihood):
-    return jax.tree.map(jnp.asarray, random_params(SMALL(likelihood=likelihood)))
+    # The first to ask may be tracing, and a tracer must not be kept.
+    with jax.ensure_compile_time_eval():
+        return jax.tree.map(jnp.asarray, random_params(SMALL(likelihood=likelihood)))
 
 
 def row(value):

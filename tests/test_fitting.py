@@ -69,6 +69,7 @@ def test_it_is_the_loop_that_one_writes_by_hand(params, fitted):
     assert_same(fitted.params, state.params)
 
 
+@pytest.mark.long
 def test_a_linear_model_reaches_the_evidence_of_probabilistic_pca():
     """Whose maximum is known from the eigenvalues of the covariance."""
     loadings = np.array([[1.5, -1.0, 0.5, 1.0]])
@@ -94,6 +95,7 @@ def test_a_linear_model_reaches_the_evidence_of_probabilistic_pca():
     assert float(jnp.mean(untrained.elbo)) < best - 1
 
 
+@pytest.mark.long
 def test_it_maps_over_models_and_settings(params, fitted):
     def train(beta):
         return fit(params, X, KEY, objective=elbo_objective(beta=beta), **OPTIONS)
@@ -177,6 +179,7 @@ def test_labels_and_the_average_are_taken_along():
     "options, message",
     [
         ({"num_epochs": 0}, "num_epochs must be at least 1, got 0"),
+        ({"num_epochs": 2.0}, "num_epochs must be an integer, got 2.0"),
         ({"num_epochs": 1, "batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"num_epochs": 1, "patience": 2}, "patience 2 needs validation data"),
         pytest.param(
@@ -212,6 +215,12 @@ def test_data_that_the_model_is_not_of_are_refused(params, values, message):
             fit(params, given, KEY, **OPTIONS)
 
 
+def test_lists_are_refused(params):
+    for given in (X.tolist(), Labelled(X, [0] * len(X))):
+        with pytest.raises(ValueError, match="arrays with one row per example, got a"):
+            fit(params, given, KEY, **OPTIONS)
+
+
 def test_labels_that_no_class_has_are_refused():
     spec = ModelSpec(MLP((4,)), MLP((4,)), latent_dim=2, data_shape=(6,), num_classes=3)
     params = init(spec, jax.random.key(0))
@@ -233,6 +242,7 @@ def test_every_example_has_its_label(count):
             function(params, Labelled(X, labels), KEY)
 
 
+@pytest.mark.long
 def test_data_may_be_what_a_preprocessing_or_an_objective_makes_of_them(params):
     def halved(batch, key):
         return batch / 2

@@ -100,10 +100,10 @@ def fit(
       `Fitted`.
 
     Raises:
-      ValueError: `num_epochs`, `batch_size` or `patience` below 1; no examples, or
-        another number of labels than of examples; data that are invalid for the model
-        (see `encode`; they are not checked if traced, or with `preprocess` or a custom
-        objective, which may transform them); `patience` without `validation`;
+      ValueError: `num_epochs`, `batch_size` or `patience` below 1; no examples, a list,
+        or another number of labels than of examples; data that are invalid for the
+        model (see `encode`; they are not checked if traced, or with `preprocess` or a
+        custom objective, which may transform them); `patience` without `validation`;
         `validation`, a callback or data on the host in a function traced by JAX; or a
         validation ELBO that is NaN or -inf in every epoch.
 
@@ -116,7 +116,13 @@ def fit(
       >>> history["elbo"].shape
       (3,)
     """
-    num_examples = jax.tree.leaves(data)[0].shape[0]
+    leaves = jax.tree.leaves(data)
+    if not all(getattr(leaf, "shape", ()) for leaf in leaves):
+        raise ValueError(
+            "data must be arrays with one row per example, got a list or a number: "
+            "give numpy.asarray of it"
+        )
+    num_examples = leaves[0].shape[0]
     for name, value in (
         ("num_epochs", num_epochs),
         ("batch_size", batch_size),
@@ -124,7 +130,7 @@ def fit(
         ("the number of examples", num_examples),
     ):
         require_at_least(name, value)
-    lengths = [leaf.shape[0] for leaf in jax.tree.leaves(data)]
+    lengths = [leaf.shape[0] for leaf in leaves]
     if len(set(lengths)) > 1:
         raise ValueError(f"data must have one label per example, got lengths {lengths}")
     if patience is not None and validation is None:
@@ -143,7 +149,6 @@ def fit(
     )
     run_epoch = partial(_run_epoch, step=step, batch_size=min(batch_size, num_examples))
     start = partial(init_state, optimizer=optimizer, average=average_decay is not None)
-    leaves = jax.tree.leaves(data)
     on_host = any(isinstance(leaf, np.memmap | Rows) for leaf in leaves)
     if validation is None and callback is None and not on_host:
 

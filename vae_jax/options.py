@@ -6,6 +6,7 @@ names and functions are static. Equal options share a compiled program.
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -99,7 +100,7 @@ def require_scalar(name: str, value: float | Array) -> None:
 
 
 def require_at_least(name: str, value: int, least: int = 1, why: str = "") -> None:
-    """Raise ValueError if a number is below its minimum.
+    """Raise ValueError if a number of things is no integer or below its minimum.
 
     Args:
       name: name of the argument.
@@ -108,7 +109,7 @@ def require_at_least(name: str, value: int, least: int = 1, why: str = "") -> No
       why: reason for the minimum, for the message.
 
     Raises:
-      ValueError: `value` is less than `least`.
+      ValueError: `value` is not an integer, such as 3.0, or less than `least`.
 
     Example:
       >>> from vae_jax.options import require_at_least
@@ -116,6 +117,10 @@ def require_at_least(name: str, value: int, least: int = 1, why: str = "") -> No
       Traceback (most recent call last):
       ValueError: num_samples must be at least 1, got 0
     """
+    try:
+        operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name} must be an integer, got {value!r}") from error
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}{why}")
 

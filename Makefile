@@ -30,9 +30,10 @@ mnist: .venv/.experiments  ## Train the reference VAE (MNIST, or digits where it
 
 # With the long tests, before a release: make test TESTS="not slow"
 TESTS ?= not slow and not long
+FILES ?= tests
 
 test: .venv/.test  ## Run the test suite, without the tests that take long.
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "$(TESTS)"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "$(TESTS)" $(FILES)
 
 # Of training, objectives and evaluation.
 NAN_TESTS = $(patsubst %,tests/test_%.py,training fitting sweep parallel objectives \

@@ -80,6 +80,7 @@ def mixture():
     return DiagonalGaussianDistribution(mean, log_var)
 
 
+@pytest.mark.long
 def test_the_parts_are_those_of_quadrature(assert_mean):
     """Without the constants of an estimate for a data set, which are no part of it."""
     keys = jax.random.split(jax.random.key(0), 20)
@@ -402,6 +403,7 @@ def bounds():
     return jax.device_get(all_of_them(params, X, jax.random.key(4)))
 
 
+@pytest.mark.long
 def test_piwae_has_the_value_and_decoder_gradient_of_iwae(bounds):
     value, gradient = bounds["piwae"]
     assert value == pytest.approx(bounds["iwae"][0], rel=1e-6)

@@ -165,6 +165,7 @@ def test_an_output_depends_on_the_latents_before_it_and_on_the_context():
         assert np.all(by_context != 0)
 
 
+@pytest.mark.long
 def test_weights_of_one_and_of_each_example_agree():
     one = bijectors.init_autoregressive(jax.random.key(0), latent_dim=3, hidden_dim=4)
     z = normal(0, 5, 2, 3)
@@ -204,6 +205,7 @@ def test_a_flow_prior_is_a_density(flow_prior_moments):
     assert flow_prior_moments[0] == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.long
 def test_draws_of_a_flow_prior_have_the_moments_of_its_density(
     flow_prior_moments, assert_mean
 ):

@@ -63,6 +63,7 @@ def test_a_variance_that_is_off_by_a_fifth_is_caught(params, factor):
     assert smallest_p(with_variance_times(params, factor)) < 0.01
 
 
+@pytest.mark.long
 def test_draws_of_the_prior_are_caught_by_the_joint_density_alone(params):
     """Calibrated in each latent whatever x is (Modrak et al. 2023, section 3)."""
 
@@ -115,6 +116,7 @@ def test_annealed_samples_have_the_moments_of_the_exact_posterior(params):
     assert scipy.stats.kstest(np.asarray(z), expected.cdf).pvalue > 0.01
 
 
+@pytest.mark.long
 def test_bits_with_ties_are_flat():
     """Ties are broken at random: ranks of bits are uniform as well."""
 
@@ -135,6 +137,7 @@ def test_bits_with_ties_are_flat():
     assert smallest_p(params, sampler=sampler, num_simulations=1000) > 0.05
 
 
+@pytest.mark.long
 def test_ties_of_bits_are_ties_of_their_densities(key):
     """Ranks of log p(x, z) under the exact posterior, which enumerates all four z."""
     hidden = vae_jax.MLP((100,))

@@ -108,6 +108,7 @@ def test_draws_have_the_moments_of_the_covariates_that_are_given():
     assert (np.abs(np.cov(x.T) - covariance) < 5 * error).all()
 
 
+@pytest.mark.long
 def test_training_reaches_regression_and_ppca():
     """Least squares on c, then PPCA of the residuals, have the greatest likelihood."""
     design = np.concatenate([C, np.ones((400, 1))], axis=1).astype(float)
@@ -182,6 +183,7 @@ def test_a_prior_of_covariates_and_labels_has_the_closed_form():
     assert abs(np.mean(expected) + np.mean(entropy)) < 4 * error
 
 
+@pytest.mark.long
 def test_codes_follow_covariates_and_the_parameters_of_the_prior_are_trained():
     """Of x = z + noise with z = 2 c + e / 2 the prior's slope and scale are found."""
     c = RNG.normal(size=(400, 1)).astype(np.float32)

@@ -90,6 +90,7 @@ def by_hand():
     return {"evaluate": terms, "log_evidence": evidence}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "cut"), CUTS)
 def test_an_images_figures_do_not_depend_on_what_is_computed_with_it(
     name, cut, figures, by_hand
@@ -112,6 +113,7 @@ def estimates(params, x, num_keys):
     return jax.lax.map(one, jax.random.split(jax.random.key(0), num_keys))
 
 
+@pytest.mark.long
 def test_at_the_exact_posterior_the_evidence_is_exact(linear_gaussian):
     case = linear_gaussian
     found = estimates(case.params, case.x, 200)
@@ -130,6 +132,7 @@ def test_a_q_whose_examples_share_weights_may_be_drawn_from():
     np.testing.assert_allclose(found, evidence().estimate, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_another_q_may_be_drawn_from(linear_gaussian):
     """The exact posterior in place of an encoder that is shifted and too narrow."""
     bad = linear_gaussian.with_encoder(np.array([3.0, -3.0]), 0.01)
@@ -240,6 +243,7 @@ def test_effective_sample_size_is_between_1_and_the_number_of_samples(known_weig
     assert np.all((size >= 1) & (size <= 900))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(len(SHAPES)))
 def test_pareto_k_is_the_one_that_the_weights_were_drawn_with(number, known_weights):
     """Of generalized Pareto weights; blackjax fits the same k to each set of them."""
@@ -278,6 +282,7 @@ def test_one_sample_has_an_infinite_error_and_no_nan_on_the_way(function):
     np.testing.assert_array_equal(found.effective_sample_size, 1)
 
 
+@pytest.mark.long
 def test_where_the_error_does_not_cover_pareto_k_says_so(linear_gaussian):
     """A q whose variance is r times that of p(z|x) makes weights of k = 1 - r."""
     case = linear_gaussian

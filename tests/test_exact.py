@@ -85,6 +85,7 @@ def test_the_evidence_under_a_mixture_prior_is_a_mixture(full_covariance, x64):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_importance_sampling_finds_the_evidence_under_a_mixture_prior(key):
     """From the encoder's q, through prior, decoder and likelihood as a user has it."""
     spec = ModelSpec(
@@ -342,6 +343,7 @@ def test_the_error_of_quadrature_holds_the_mass_beyond_the_grid(latent_dim):
     np.testing.assert_array_equal(np.isnan(variance).all(axis=1), wrong)
 
 
+@pytest.mark.long
 def test_a_grid_that_is_too_coarse_says_so(linear_gaussian):
     found = exact.quadrature_log_evidence(
         linear_gaussian.params, linear_gaussian.x, num_points=8

@@ -99,6 +99,7 @@ def test_functions_of_the_library_take_them(usual, own, name):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), found, expected)
 
 
+@pytest.mark.long
 def test_calibration_and_generation_take_them(usual, own):
     for function in (
         partial(simulation_ranks, num_simulations=10, num_draws=9),
@@ -162,6 +163,7 @@ def test_leaves_that_are_no_arrays_are_static(usual):
     assert len(jax.tree.leaves(params.encoder)) == 2
 
 
+@pytest.mark.long
 def test_labels_covariates_and_exposures_reach_them():
     spec = ModelSpec(
         prior=ClassConditionalPrior(2),

@@ -13,6 +13,7 @@ SPEC = dict(SPECS)["mlp-bernoulli"]
 X = np.random.default_rng(0).uniform(size=(300, SPEC.data_dim)).astype("f")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "full_covariance", [pytest.param(True, marks=pytest.mark.slow), False]
 )

@@ -309,6 +309,7 @@ def test_a_filler_is_inside_and_nan_is_a_value(base):
     assert not np.isnan(support.nan_outside(jnp.asarray(bad))).any()
 
 
+@pytest.mark.long
 def test_what_cannot_be_masked_is_refused():
     for base in (FullCovarianceGaussian(), Multinomial()):
         spec = ModelSpec(likelihood=Masked(base), data_shape=(3,), **LINEAR)

@@ -82,6 +82,7 @@ SAMPLERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
@@ -183,6 +184,7 @@ def test_nuts_has_the_moments_of_a_nonlinear_posterior(key):
     assert np.all(found.r_hat < 1.03) and found.r_hat.shape == (3, 2)
 
 
+@pytest.mark.long
 def test_diagnostics_tell_agreeing_chains_from_chains_apart_and_count_samples():
     """Four chains: independent, of means 0 to 3, and AR(1) with coefficient 0.6."""
     rng = np.random.default_rng(0)
@@ -243,6 +245,7 @@ def test_chains_that_never_moved_do_not_agree(x64):
         r_hat(samples[:3])
 
 
+@pytest.mark.long
 def test_a_sampler_that_accepts_nothing_is_seen_by_r_hat():
     params = random_params(
         ModelSpec(MLP((4,)), MLP((4,)), latent_dim=2, data_shape=(3,))

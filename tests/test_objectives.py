@@ -175,6 +175,7 @@ def test_float64_stays_float64_throughout(spec, key, x64):
         assert "f32[" not in str(program)
 
 
+@pytest.mark.long
 def test_float32_stays_float32_in_64_bit_mode(spec, key, x64):
     function = jax.value_and_grad(elbo_terms_sum)
     outputs = jax.eval_shape(function, *in_dtype(spec, np.float32), key)

@@ -110,6 +110,7 @@ def test_an_equal_objective_compiles_nothing_again(params, make, how):
     assert len(traces) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 def test_a_real_number_is_traced_and_swept(params, make):
     value, traces = traced()
@@ -152,6 +153,7 @@ def test_a_step_takes_its_objective_as_an_argument(params):
     assert given["objective"] == pytest.approx(float(closed["objective"]), rel=1e-6)
 
 
+@pytest.mark.long
 def test_the_gradient_by_an_option_is_that_of_its_formula(params):
     """The value is log-likelihood - beta KL."""
 

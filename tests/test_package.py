@@ -132,6 +132,7 @@ except RuntimeError:
 """
 
 
+@pytest.mark.long
 def test_importing_everything_touches_no_device_and_no_heavy_package():
     """A platform that does not exist makes the first touch an error."""
     child = subprocess.run(

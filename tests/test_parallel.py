@@ -95,6 +95,7 @@ def oracle():
     return three_steps(vmap_step(step_with(ADAM)))
 
 
+@pytest.mark.long
 @executors
 def test_three_adam_steps_are_those_of_vmap(executor, oracle):
     state, metrics = three_steps(executor(step_with(ADAM), devices=devices(4)))

@@ -71,6 +71,7 @@ def test_overdispersed_counts_are_no_poisson_and_a_negative_binomial():
     assert poisson["mean"].inside.all() and negative_binomial["mean"].inside.all()
 
 
+@pytest.mark.long
 def test_replications_of_a_multinomial_have_the_totals_of_the_data():
     """Its log p(x) is conditional on them, however much they vary."""
     shares = np.array([0.1, 0.2, 0.7])
@@ -91,6 +92,7 @@ def test_replications_of_a_multinomial_have_the_totals_of_the_data():
         assert (abs(check.mean - values.mean(axis=0)) < 5 * error).all()
 
 
+@pytest.mark.long
 def test_parts_of_a_product_have_the_totals_of_their_own_columns():
     x = RNG.poisson(30, (50, 4)).astype(np.float32)
     likelihood = Columns(((Gaussian(), (1,)), (Multinomial(), (3, 0, 2))))
@@ -136,6 +138,7 @@ def test_what_is_missing_is_missing_from_replications_too():
     np.testing.assert_allclose(width[0] / width[1], np.sqrt(4 / 3), rtol=0.25)
 
 
+@pytest.mark.long
 def test_a_replication_without_counts_has_no_dispersion_and_is_left_out():
     x = jnp.zeros((8, 3)).at[0].set(1)
     spec = ModelSpec(likelihood=Poisson(), data_shape=(3,), **LINEAR)

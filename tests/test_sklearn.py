@@ -41,6 +41,7 @@ def test_it_keeps_them_with_its_defaults(estimator, check):
     check(estimator)
 
 
+@pytest.mark.long
 def test_a_linear_model_has_the_likelihood_of_factor_analysis():
     """A linear VAE with a variance for each column is factor analysis (1000 rows)."""
     rng = np.random.default_rng(1)
@@ -120,6 +121,7 @@ def test_order_number_and_blocks_of_rows_do_not_matter(fitted):
         np.testing.assert_allclose(some, whole[::-7], rtol=1e-6)
 
 
+@pytest.mark.long
 def test_samples_have_the_moments_of_the_data():
     model = VAE(latent_dim=2, max_epochs=200, random_state=0).fit(ROWS)
     drawn = model.sample(20_000)
@@ -238,6 +240,7 @@ def test_missing_values_without_a_model_for_them_are_refused(fitted):
         VAE(max_epochs=1).fit(rows)
 
 
+@pytest.mark.long
 def test_a_column_may_be_the_only_one_with_missing_values():
     rng = np.random.default_rng(5)
     X = np.column_stack([rng.normal(size=40), rng.integers(0, 2, 40)])
@@ -253,6 +256,7 @@ def test_a_column_may_be_the_only_one_with_missing_values():
         model.fit(X)
 
 
+@pytest.mark.long
 def test_categories_which_have_no_mean_are_not_imputed_by_one():
     X = np.random.default_rng(6).integers(0, 3, (40, 2)).astype(float)
     X[3, 1] = np.nan
@@ -263,6 +267,7 @@ def test_categories_which_have_no_mean_are_not_imputed_by_one():
         model.impute(X)
 
 
+@pytest.mark.long
 def test_a_column_whose_values_are_all_set_aside_does_not_end_the_training():
     """Seed 0 sets two of 20 rows aside, here those with a value of column 1."""
     X = np.random.default_rng(7).normal(size=(20, 2))

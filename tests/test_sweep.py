@@ -150,6 +150,7 @@ def test_a_history_is_of_batches_as_large_as_those_of_the_epoch():
     assert history["elbo"].shape == (3, 2)
 
 
+@pytest.mark.long
 def test_an_epoch_in_pieces_is_the_epoch_to_the_bit():
     whole, whole_history = train_together(SETTINGS)
     pieces, history = train_together(SETTINGS, stops=(1, 2, 3))
@@ -299,6 +300,7 @@ def test_a_sweep_is_its_single_runs(tmp_path, no_pictures):
     )
 
 
+@pytest.mark.long
 def test_turns_change_nothing_and_go_on_within_an_epoch():
     """The last turn is short of models; two turns begin where the first did."""
     train, compiled = sweep_chunks.in_chunks(run_of(1), data(), SETTINGS)
@@ -423,6 +425,7 @@ def test_a_model_of_finite_weights_and_no_elbo_is_not_the_best(
     assert "WARNING: model 0, beta 0.5" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_model_that_fails_is_reported_and_the_others_go_on(
     tmp_path, no_pictures, capsys
 ):

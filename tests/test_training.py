@@ -219,6 +219,7 @@ def test_the_objective_hands_its_options_on():
         value(bata=1.0)(ROOT)
 
 
+@pytest.mark.long
 def test_the_objective_of_a_bound_keeps_the_guards_of_the_bound():
     def value(params, **options):
         objective = importance_weighted_objective(**options)

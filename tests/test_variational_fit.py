@@ -63,6 +63,7 @@ def least_divergence(model):
     return 0.5 * (np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("noise_var", [0.5, 1e-3])
 @pytest.mark.parametrize("encoder", [at_the_prior, displaced])
 def test_the_fitted_posterior_is_the_best_of_its_family(encoder, noise_var):

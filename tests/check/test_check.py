@@ -748,6 +748,7 @@ def test_a_model_in_float32_passes_where_float64_is_allowed(x64):
     assert report.passed and not without(report), str(report)
 
 
+@pytest.mark.long
 def test_too_few_samples_for_the_latents_are_no_failure():
     spec = replace(SMALL, latent_dim=60)
     report = report_of(spec, num_samples=100, only=["posterior has mass one"])

@@ -193,6 +193,7 @@ def test_digits_are_scikit_learns():
 # Published files
 
 
+@pytest.mark.long
 @needs_mnist
 @pytest.mark.parametrize("name", ["mnist", "auto"])
 @pytest.mark.parametrize("data_dir", [REAL, REAL.parent], ids=["direct", "in folder"])
@@ -247,6 +248,7 @@ needs_bits = pytest.mark.skipif(
 )
 
 
+@pytest.mark.long
 @needs_bits
 def test_binarized_mnist(monkeypatch):
     monkeypatch.setattr(published, "_download", None)
@@ -337,6 +339,7 @@ def test_the_last_training_examples_are_held_out():
             data.hold_out(digits, count)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", data.BINARIZATIONS)
 def test_validation_examples_are_binarized_like_the_test_set(method):
     digits = data.load("digits")
@@ -426,6 +429,7 @@ def test_auto_offline_is_digits_and_says_so(publish, offline, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.long
 def test_a_network_that_hangs_is_known_within_seconds(publish, monkeypatch, tmp_path):
     released = threading.Event()
     monkeypatch.setattr(requests, "head", lambda *args, **kwargs: released.wait(60))
@@ -744,6 +748,7 @@ def test_binarize_is_bernoulli(value):
         assert within_five_standard_errors(bits, value / 255)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_binarize_is_bernoulli_in_16_bits(dtype):
     """Of probabilities far below the distance of two uniform numbers in 16 bits."""
@@ -813,6 +818,7 @@ def test_fixed_and_dynamic_share_the_test_set():
     np.testing.assert_array_equal(fixed.test * 255, dynamic.test)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_levels", [17, 256, None])
 def test_draws_have_the_pixels_probability(num_levels):
     top = 1 if num_levels is None else num_levels - 1
@@ -826,6 +832,7 @@ def test_draws_have_the_pixels_probability(num_levels):
     assert within_five_standard_errors(bits.test, value / top)
 
 
+@pytest.mark.long
 def test_bits_do_not_depend_on_the_number_of_images():
     """Few and many, on both sides of where the drawing goes on to the next chunk."""
     key = jax.random.key(0)

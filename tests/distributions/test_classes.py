@@ -82,6 +82,7 @@ def drawn(request):
     return distribution, batch, program(distribution, key)
 
 
+@pytest.mark.long
 def test_draws_prepend_an_axis_and_come_with_their_density(drawn):
     _, batch, (value, log_p, alone, again, _, mean) = drawn
     assert value.shape == alone.shape == (COUNT, batch, 3)
@@ -104,6 +105,7 @@ def test_an_entropy_is_the_mean_of_minus_log_p(drawn, assert_mean):
         assert_mean(-log_p, entropy)
 
 
+@pytest.mark.long
 def test_the_gradient_flows_through_the_draws_where_it_is_declared(drawn):
     distribution, *_ = drawn
 

@@ -30,6 +30,7 @@ def test_density_and_mean_are_those_of_quadrature(logit):
     np.testing.assert_allclose(mean, [first / total], rtol=3e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("logit", [-6.0, -0.5, 5e-4, 0.0, 2.0])
 def test_samples_have_the_distribution_function(logit):
     draws = continuous_bernoulli.sample(jnp.full(20_000, logit), jax.random.key(0))

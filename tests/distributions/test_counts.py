@@ -58,6 +58,7 @@ def test_poisson_in_float32():
     np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_negative_binomial_in_float32():
     x, mean, r = grid(COUNTS, MEANS, INVERSE_DISPERSIONS)
     mean, r = jnp.asarray(mean), jnp.asarray(r)
@@ -128,6 +129,7 @@ DISTRIBUTIONS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
 def test_draws_have_the_moments_of_the_probabilities(name, implementation, assert_mean):

@@ -1197,6 +1197,7 @@ def expected_quadratic(mean, var):
     return jnp.sum(mean + 2 * (mean**2 + var) + cubes, -1) + jnp.prod(mean, -1)
 
 
+@pytest.mark.long
 def test_sigma_points_are_exact_to_the_third_degree(x64):
     mean = jnp.array([[0.7, -1.2], [0.1, 2.0]])
     log_var = jnp.array([[0.3, -1.0], [-2.0, 0.5]])

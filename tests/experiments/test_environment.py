@@ -116,6 +116,7 @@ def test_orbax_does_not_log_what_it_raises(tmp_path, caplog):
     assert not caplog.records
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name, mode", [("metrics.jsonl", "a"), ("config.json", "w"), ("results.json", "w")]
 )

@@ -167,6 +167,7 @@ def test_twice_n_epochs_are_n_and_n_more(finished, tmp_path, no_pictures):
     assert_same_run(folder, tmp_path)
 
 
+@pytest.mark.long
 def test_a_signal_within_an_epoch_loses_nothing(
     finished, tmp_path, monkeypatch, capsys, no_pictures
 ):
@@ -734,6 +735,7 @@ def test_a_learned_variance_starts_at_the_datas():
 COLLAPSING = {"beta": 1e4, "learning_rate": 1e-2, "epochs": 8}
 
 
+@pytest.mark.long
 def test_a_collapsed_model_is_warned_of_early_and_at_the_end(
     tmp_path, monkeypatch, capsys, no_pictures
 ):

@@ -143,6 +143,7 @@ def test_what_is_set_aside_is_not_trained_on(finished, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.long
 def test_patience_survives_an_interruption(finished, tmp_path, monkeypatch):
     """Within the last epoch, after one that was no better."""
     folder, results = finished
@@ -172,6 +173,7 @@ def test_patience_survives_an_interruption(finished, tmp_path, monkeypatch):
     assert complete == again
 
 
+@pytest.mark.long
 def test_without_validation_data_there_is_no_best(tmp_path):
     results = run_tiny(tmp_path, validation=0, early_stopping=None, epochs=2)
     assert not [name for name in results if name.startswith(("best", "validation"))]
@@ -191,6 +193,7 @@ def test_without_validation_data_there_is_no_best(tmp_path):
             vae_jax.load_run(tmp_path, which="best")
 
 
+@pytest.mark.long
 def test_a_model_without_an_elbo_has_no_best_epoch(tmp_path):
     """A point has no density: log p(x|z) alone would be compared."""
     results = run_tiny(tmp_path, posterior="point", early_stopping=None, epochs=2)
@@ -299,6 +302,7 @@ def test_another_validation_set_is_another_run(finished):
         run_tiny(folder, validation=300)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the data are not beside the project")
 def test_binarized_mnist_has_validation_data_of_its_own(monkeypatch):
     config = dataclasses.replace(

@@ -104,6 +104,7 @@ def test_counts_train_and_are_evaluated(counts, tmp_path, capsys):
     assert again["test_elbo"] == results["test_elbo"]
 
 
+@pytest.mark.long
 def test_dimensions_without_a_statistic_are_left_out_of_the_check():
     params = vae_jax.init(
         vae_jax.ModelSpec(likelihood=vae_jax.Poisson(), data_shape=(2,)),

@@ -66,6 +66,7 @@ def assert_near(found, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("latent_dim", [2, 100])
 @pytest.mark.parametrize("family", CORRELATED, ids=repr)
 def test_float32_knows_the_density_of_its_own_samples(family, latent_dim, key):
@@ -147,6 +148,7 @@ SPEC = ModelSpec(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [4.0, 1e4])
 def test_an_encoder_that_couples_strongly_stays_below_the_evidence(size, key):
     """All three forms of the ELBO, by each estimator, against the exact log p(x)."""
@@ -263,6 +265,7 @@ def test_the_gates_of_an_inverse_autoregressive_flow_do_not_close(key):
     assert np.all(np.isfinite(z)) and np.asarray(log_q).max() < 4 * (10 + 2 * 20)
 
 
+@pytest.mark.long
 def test_a_fresh_encoder_starts_near_a_diagonal_covariance():
     """A fifth of a nat a latent of total correlation, however many pairs there are."""
     spec = ModelSpec(

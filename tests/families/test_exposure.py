@@ -184,6 +184,7 @@ def test_dispersion_starts_at_that_of_the_counts_and_not_of_their_exposures(r):
         assert (np.asarray(started) > 20).all()
 
 
+@pytest.mark.long
 def test_training_finds_the_rates_and_a_run_keeps_them(tmp_path):
     """Of data without structure: the maximum-likelihood rate is sum x / sum e."""
     exposure = RNG.uniform(1, 20, 200).astype(np.float32)

@@ -202,6 +202,7 @@ def linear_gaussian_of(weights, inputs):
     return scipy.stats.norm(mean, np.exp(10 * np.tanh(raw / 20)))
 
 
+@pytest.mark.long
 def test_the_density_of_layers_is_the_product_of_their_densities(ladder, key):
     x = normal(6, 5)
     posterior = encode(ladder, x)

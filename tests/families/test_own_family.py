@@ -89,6 +89,7 @@ def networks_bias(params):
     return np.asarray(params.decoder["output"]["bias"])
 
 
+@pytest.mark.long
 def test_check_holds_it_to_the_contracts(model):
     lines = [
         "shapes of the likelihood",

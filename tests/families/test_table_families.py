@@ -397,6 +397,7 @@ def test_ordered_categories_that_millions_of_rows_lack_start_finite(codes):
     np.testing.assert_allclose(log_gap, [[known]], rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.long
 def test_shares_of_counts_start_at_the_data_and_the_mean_has_their_total():
     x = np.random.default_rng(0).poisson([30, 7, 0], size=(500, 3))
     params, p = started(Multinomial(), x)

@@ -150,6 +150,7 @@ def test_equal_weights_train_to_equal_figures(name, x):
     assert report.passed, report
 
 
+@pytest.mark.long
 @networks
 def test_a_checkpoint_and_a_description_give_the_model_back(name, x, tmp_path):
     spec = spec_of(NETWORKS[name][0])

@@ -289,6 +289,7 @@ def test_convolutions_are_those_of_jax(shape, stride, size, form, x64, monkeypat
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["cpu", "default"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", [(3, 4), (1, 2)])

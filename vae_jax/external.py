@@ -81,7 +81,9 @@ def replace_networks(
 
     If `num_classes` or `num_covariates` is set, the functions also receive
     `labels=Conditions(...)`, with the labels as class weights `[B, C]`; `likelihood`
-    also receives the exposure, if the likelihood of the spec takes one.
+    also receives the exposure, if the likelihood of the spec takes one. For data with
+    missing values (`Masked`), `likelihood` must return a distribution that accepts NaN,
+    such as `MaskedDistribution`.
 
     A function may also be a callable pytree, such as
     `jax.tree_util.Partial(function, weights)`, whose arrays are weights for `jax.grad`

@@ -100,6 +100,40 @@ def test_kinds_can_be_given(tmp_path):
     assert names.tolist() == FRAME["city"].to_numpy()[order].tolist()
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("250.0", "250.00", "250.1", "250.10"),
+        ("02139", "10001", "94110", "99501"),
+        ("01", "1", "10", "010"),
+    ],
+    ids=["decimals", "leading zeros", "both"],
+)
+def test_texts_of_categories_are_not_merged_as_numbers(texts):
+    table = {"code": list(texts) * 10, "height": np.arange(40.0)}
+    found = data.from_table(table, columns={"code": "categorical"})
+    assert found.columns[0].categories == tuple(sorted(texts))
+    names = data.decode_table(found.train, found.columns)["code"]
+    assert set(names) == set(texts)
+    labelled = data.from_table(table, columns={"code": "label"})
+    assert set(labelled.train_labels) == {0, 1, 2, 3}
+
+
+def test_underscores_make_no_numbers():
+    table = {"name": ["1_2", "12x", "2_1", "21"] * 10, "height": np.arange(40.0)}
+    found = data.from_table(table)
+    assert found.columns[0] == data.Column(
+        "name", "categorical", ("12x", "1_2", "21", "2_1")
+    )
+
+
+def test_codes_without_a_category_are_refused():
+    columns = (data.Column("size", "ordinal", ("S", "M", "L")),)
+    for code in (-1, 3):
+        with pytest.raises(ValueError, match=f"from 0 to 2, got {code}"):
+            data.decode_table(np.array([[code]]), columns)
+
+
 @pytest.mark.parametrize("dtype", [int, float, str, "category"])
 def test_labels_are_in_the_order_of_numbers(dtype):
     numbers = np.arange(60) % 12

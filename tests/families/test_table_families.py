@@ -382,6 +382,22 @@ def test_ordered_categories_start_at_their_shares():
     assert np.exp(two.log_prob(jnp.ones((1, 1)))[0, 0]) == pytest.approx(0.4, abs=2e-3)
 
 
+def test_a_category_that_training_makes_rarer_than_float32_can_add_stays_finite():
+    """A gap of 4e-9 is lost in the sum of the thresholds, and with it the category."""
+    family, x = Ordinal(3), jnp.array([[0.0], [1.0], [2.0]])
+
+    def log_probs(log_gap):
+        own = {"first_threshold": jnp.ones(1), "log_gaps": jnp.reshape(log_gap, (1, 1))}
+        return family.build(own, jnp.zeros((3, 1))).log_prob(x)
+
+    found, slopes = log_probs(-24.0), jax.jacobian(log_probs)(-24.0)
+    gap = np.exp(20 * np.tanh(-1.2))
+    density = scipy.stats.logistic.logpdf(1.0)
+    np.testing.assert_allclose(found[1], density + np.log(gap), rtol=1e-5)
+    # The density is constant over such a gap, so log p(1) rises with its log.
+    np.testing.assert_allclose(slopes, [0, 1 - np.tanh(1.2) ** 2, 0], atol=1e-5)
+
+
 @pytest.mark.parametrize("codes", [(0, 2), (0, 0), (2, 2)])
 def test_ordered_categories_that_millions_of_rows_lack_start_finite(codes):
     """Shares of half an example of 4e6, of which a difference of float32 is 0."""

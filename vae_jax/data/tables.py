@@ -20,8 +20,9 @@ from vae_jax.data.readers import Table
 from vae_jax.data.rows import Rows, blocks
 
 # What pandas takes for missing values, and "?" of the UCI repository.
-MISSING = ("", "#N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN")
-MISSING += ("None", "n/a", "nan", "null", "?")
+MISSING = ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan")
+MISSING += ("1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a")
+MISSING += ("nan", "null", "?")
 # Maximum number of columns that are described individually.
 _SHOWN = 40
 
@@ -240,7 +241,10 @@ def _texts(values: np.ndarray) -> np.ndarray:
 def _parsed(
     values: np.ndarray, column: Column, refuse: Callable[[Any, str], ValueError]
 ) -> np.ndarray:
-    """Convert strings to numbers if all are numbers, to integers if all are whole."""
+    """Convert strings to numbers if all are numbers, to integers if all are whole.
+
+    Categories remain strings if the numbers would merge them or drop leading zeros.
+    """
     if values.dtype.kind in "fiub":
         return values
     texts = _texts(values)
@@ -260,12 +264,19 @@ def _parsed(
             )
         return texts
     whole = all(text.lstrip("+-").isdigit() for text in texts)
-    if whole and max(map(len, texts)) < 19:
-        return texts.astype(np.int64)
-    return texts.astype(np.float64)
+    fits = whole and max(map(len, texts)) < 19
+    numbers = texts.astype(np.int64 if fits else np.float64)
+    if column.kind == "categorical" and (
+        any(text[:1] == "0" and text[1:2].isdigit() for text in texts)
+        or len(np.unique(numbers)) < len(np.unique(texts))
+    ):
+        return texts
+    return numbers
 
 
 def _is_number(text: str) -> bool:
+    if "_" in text:  # Python takes 1_000 for a number.
+        return False
     try:
         float(text)
     except ValueError:
@@ -444,7 +455,7 @@ def decode_table(x: Any, columns: tuple[Column, ...]) -> dict[str, np.ndarray]:
       Values `[n]` by name, an argument for `pandas.DataFrame`.
 
     Raises:
-      ValueError: `x` is not `[n, D]` with D the number of columns.
+      ValueError: `x` is not `[n, D]` with D the number of columns, or a code has no category.
 
     Example:
       >>> import numpy as np
@@ -457,16 +468,23 @@ def decode_table(x: Any, columns: tuple[Column, ...]) -> dict[str, np.ndarray]:
     if x.ndim != 2 or x.shape[1] != len(columns):
         raise ValueError(f"x must be [n, {len(columns)}], got {list(x.shape)}")
     return {
-        column.name: _names(values, column.categories) if column.categories else values
+        column.name: _names(column, values) if column.categories else values
         for column, values in zip(columns, x.T, strict=True)
     }
 
 
-def _names(codes: np.ndarray, categories: tuple[str, ...]) -> np.ndarray:
+def _names(column: Column, codes: np.ndarray) -> np.ndarray:
     """Replace codes by categories, and NaN by None."""
     missing = np.isnan(codes)
     known = np.rint(np.where(missing, 0, codes)).astype(int)
-    names = np.array(categories, object)[known]
+    last = len(column.categories) - 1
+    outside = (known < 0) | (known > last)
+    if outside.any():
+        raise ValueError(
+            f"codes of column {column.name!r} must be from 0 to {last}, got "
+            f"{codes[outside][0]:g}"
+        )
+    names = np.array(column.categories, object)[known]
     names[missing] = None
     return names
 

@@ -10,7 +10,7 @@ from vae_jax.distributions.support import Support
 from vae_jax.types import Array, Distribution, Key
 
 
-def log_probs(location: Array, thresholds: Array) -> Array:
+def log_probs(location: Array, thresholds: Array, gaps: Array | None = None) -> Array:
     """Log-probabilities of all categories in nats.
 
         P(v <= k) = sigmoid(t_k - h)
@@ -22,6 +22,8 @@ def log_probs(location: Array, thresholds: Array) -> Array:
     Args:
       location: h, `[..., D]`.
       thresholds: t, rising along the last axis, `[..., D, K - 1]`.
+      gaps: differences of the thresholds, `[..., D, K - 2]`; None subtracts them, which
+        cancels for a rare category.
 
     Returns:
       `[..., D, K]`.
@@ -34,10 +36,10 @@ def log_probs(location: Array, thresholds: Array) -> Array:
       [0.2689, 0.4621, 0.2689]
     """
     cut = thresholds - location[..., None]
-    gap = jnp.diff(thresholds, axis=-1)
+    gaps = jnp.diff(thresholds, axis=-1) if gaps is None else gaps
     below = jax.nn.log_sigmoid(cut)
     above = jax.nn.log_sigmoid(-cut)
-    between = below[..., 1:] + above[..., :-1] + jnp.log(-jnp.expm1(-gap))
+    between = below[..., 1:] + above[..., :-1] + jnp.log(-jnp.expm1(-gaps))
     return jnp.concatenate([below[..., :1], between, above[..., -1:]], axis=-1)
 
 
@@ -51,10 +53,12 @@ class OrdinalDistribution(Distribution):
     Attributes:
       location: h, `[..., D]`.
       thresholds: t, rising, `[..., D, K - 1]`.
+      gaps: differences of the thresholds, as in `log_probs`.
     """
 
     location: Array
     thresholds: Array
+    gaps: Array | None = None
     mean_is_exact = True
     is_reparameterizable: ClassVar[bool] = False
     factorizes = True
@@ -80,7 +84,7 @@ class OrdinalDistribution(Distribution):
     def log_prob_per_dimension(self, value: Array) -> Array:
         """See `Distribution.log_prob_per_dimension`."""
         value = jnp.asarray(value, self.location.dtype)
-        each = log_probs(self.location, self.thresholds)
+        each = log_probs(self.location, self.thresholds, self.gaps)
         inside = self._support.contains(value)
         code = jnp.where(inside, value, 0).astype(jnp.int32)
         shape = jnp.broadcast_shapes(each.shape[:-1], code.shape)

@@ -49,7 +49,7 @@ class Ordinal(Codes):
         first = params["first_threshold"][..., None]
         above = first + jnp.cumsum(gaps, axis=-1)
         thresholds = jnp.concatenate([first, above], axis=-1)
-        return OrdinalDistribution(outputs, thresholds)
+        return OrdinalDistribution(outputs, thresholds, gaps)
 
     def encoder_inputs(self, params: PyTree, x: Array) -> Array:
         """Codes scaled to [0, 1]."""

@@ -315,6 +315,42 @@ def test_spec_that_cannot_be_rebuilt_is_asked_for(tmp_path):
     assert_same_bits(vae_jax.load_run(tmp_path, spec=spec), params)
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"likelihood": vae_jax.Poisson()},
+        {"encoder": vae_jax.MLP((5,))},
+        {"likelihood": vae_jax.Masked(vae_jax.Bernoulli())},
+    ],
+    ids=["likelihood", "activation", "wrapper"],
+)
+def test_a_given_spec_that_is_another_model_is_refused(tmp_path, parts):
+    """Their arrays have the same names and shapes."""
+    likelihood = vae_jax.Bernoulli()
+    save_run(tmp_path, replaced(likelihood=likelihood))
+    with pytest.raises(ValueError, match="another spec: .* there, .* here"):
+        vae_jax.load_run(
+            tmp_path, spec=replaced(**({"likelihood": likelihood} | parts))
+        )
+
+
+def test_a_given_spec_may_name_a_moved_class_and_other_fields_of_it(tmp_path):
+    class Moved(UserNetwork):
+        slope: float = 0.0
+
+    params = save_run(tmp_path, replaced(encoder=UserNetwork(4)))
+    found = vae_jax.load_run(tmp_path, spec=replaced(encoder=Moved(4, slope=0.1)))
+    assert_same_bits(found.encoder, params.encoder)
+
+
+def test_leaves_of_one_name_are_refused(tmp_path):
+    """One would be written over the other."""
+    tree = {"a.b": jnp.ones(2), "a": {"b": jnp.zeros(2)}}
+    with pytest.raises(ValueError, match="two weights have the name state.a.b"):
+        checkpoint.save(tmp_path / "checkpoints" / "0", tree, spec=SPEC)
+    assert not list(tmp_path.iterdir())
+
+
 def test_numpy_integers_of_a_spec_are_saved_as_numbers(tmp_path):
     at = (tuple(np.flatnonzero([True, False, True])), tuple(np.flatnonzero([0, 1, 0])))
     parts = ((vae_jax.Bernoulli(), at[0]), (vae_jax.Gaussian(), at[1]))

@@ -26,7 +26,7 @@ sources = pytest.mark.parametrize("name", SOURCES)
 # Each imports from the rows above its own, or from its own row.
 ORDER = [
     ["types", "extras"],
-    ["prng", "dependence"],
+    ["prng", "dependence", "leaf_names"],
     ["distributions"],
     ["options"],
     ["bijectors", "data"],

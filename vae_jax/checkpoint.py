@@ -30,8 +30,10 @@ from jax.experimental import multihost_utils
 
 from vae_jax import manifest
 from vae_jax.external import External
+from vae_jax.leaf_names import leaf_name, named_leaves
 from vae_jax.manifest import CorruptCheckpoint, discard
 from vae_jax.model import init
+from vae_jax.options import require_at_least
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.spec_json import Trust, differences, spec_from_json, spec_to_json
 from vae_jax.types import PyTree
@@ -81,6 +83,7 @@ def save(
             "exists already: choose another step, or move it away",
             str(folder),
         )
+    leaves = _flatten({_STATE: state, _EXTRA: extra})
     # Next to the folder of checkpoints, which contains only steps.
     draft = folder.parent.parent / f".{folder.parent.name}-{folder.name}.draft"
     is_first = jax.process_index() == 0
@@ -88,7 +91,6 @@ def save(
         discard(draft)
         draft.mkdir(parents=True)
     multihost_utils.sync_global_devices("vae_jax.checkpoint: draft")
-    leaves = _flatten({_STATE: state, _EXTRA: extra})
     # orbax does not store empty arrays; the manifest describes them completely.
     _save_arrays(draft, {name: leaf for name, leaf in leaves.items() if leaf.size})
     if is_first:
@@ -143,22 +145,29 @@ def restore(
 
     Raises:
       CorruptCheckpoint: a file or an array differs from what was written.
-      ValueError: the spec cannot be rebuilt or does not match the arrays; `model` is
-        missing or out of range for a checkpoint of many models, or given for one of a
-        single model.
+      ValueError: the spec cannot be rebuilt, or `spec` has other values or arrays than
+        the checkpoint's (an import path may differ); `model` is missing or out of range
+        for a checkpoint of many models, or given for one of a single model.
       FileNotFoundError: the checkpoint does not exist.
 
     Example:
       See `save`.
     """
     leaves, described = manifest.read(Path(folder).absolute())
-    if spec is None:
-        spec = _spec(described, trust)
+    wanted = _spec(described, trust) if spec is None else spec
     averaged = any(name.startswith(f"{_STATE}.average.") for name in leaves)
     field = "average" if averaged else "params"
-    like = _shapes(spec)
+    like = _shapes(wanted)
     leaves = _subtree((_STATE, field), _select_model(leaves, model))
-    return _unflatten({_STATE: {field: like}}, leaves, dtypes=False)[_STATE][field]
+    params = _unflatten({_STATE: {field: like}}, leaves, dtypes=False)[_STATE][field]
+    if spec is not None:
+        _refuse(differences(described, spec, may_move=True))
+    return params
+
+
+def _refuse(differing: list[str]) -> None:
+    if differing:
+        raise ValueError(f"the checkpoint has another spec: {'; '.join(differing)}")
 
 
 def _spec(described: dict[str, Any], trust: Trust) -> ModelSpec:
@@ -268,9 +277,8 @@ def restore_state(
       ({'weight': Array([1., 1.], dtype=float32)}, None)
     """
     leaves, described = manifest.read(Path(folder).absolute())
-    differing = [] if spec is None else differences(described, spec)
-    if differing:
-        raise ValueError(f"the checkpoint has another spec: {'; '.join(differing)}")
+    if spec is not None:
+        _refuse(differences(described, spec))
     if extra is None:
         leaves = _subtree((_STATE,), leaves)
     trees = _unflatten({_STATE: like, _EXTRA: extra}, leaves, dtypes=True)
@@ -373,7 +381,7 @@ def save_run(folder: str | Path, params: Params, *, step: int = 0) -> Path:
       The folder of the checkpoint.
 
     Raises:
-      ValueError: `step` is negative, or a network is from `replace_networks`.
+      ValueError: `step` is negative or no integer, or a network is from `replace_networks`.
       FileExistsError: the run already has a checkpoint of this step.
 
     Example:
@@ -384,8 +392,7 @@ def save_run(folder: str | Path, params: Params, *, step: int = 0) -> Path:
       ...     vae_jax.load_run(folder).spec == params.spec
       True
     """
-    if step < 0:
-        raise ValueError(f"step must not be negative, got {step}")
+    require_at_least("step", step, 0)
     for network in (params.encoder, params.decoder):
         if isinstance(network, External):
             raise ValueError(
@@ -485,10 +492,9 @@ def _best_step(checkpoints: Path) -> int:
 
 def _flatten(tree: PyTree) -> dict[str, np.ndarray]:
     """Map the names of paths to leaves as arrays, with typed keys as their data."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
-        _name(path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-        for path, leaf in paths
+        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        for name, leaf in named_leaves(tree).items()
     }
 
 
@@ -504,11 +510,10 @@ def _subtree(
 
 def _unflatten(like: PyTree, leaves: dict[str, np.ndarray], *, dtypes: bool) -> PyTree:
     """Rebuild a tree of the structure of `like` from named leaves."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(like)
-    left_over = sorted(leaves.keys() - {_name(path) for path, _ in paths})
+    left_over = sorted(leaves.keys() - named_leaves(like).keys())
 
     def pick(path, wanted):
-        name = _name(path)
+        name = leaf_name(path)
         if name not in leaves:
             raise ValueError(f"the checkpoint has no {name}")
         found, is_key = leaves[name], _is_key(wanted)
@@ -529,10 +534,6 @@ def _unflatten(like: PyTree, leaves: dict[str, np.ndarray], *, dtypes: bool) -> 
             f"the checkpoint has {', '.join(left_over)} as well, which was not expected"
         )
     return tree
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _is_key(leaf: Any) -> bool:

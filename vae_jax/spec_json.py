@@ -144,7 +144,7 @@ def _is_described(part: Any, depth: int) -> bool:
     return True
 
 
-def differences(description: Any, spec: Any) -> list[str]:
+def differences(description: Any, spec: Any, *, may_move: bool = False) -> list[str]:
     """Differences between a described spec and another.
 
     A field that is newer than the description stood at its default, and a public class
@@ -153,6 +153,8 @@ def differences(description: Any, spec: Any) -> list[str]:
     Args:
       description: what JSON gave back.
       spec: the spec to compare it with.
+      may_move: pass over fields that are gone, and over classes and functions from
+        outside the library under another import path, with their fields.
 
     Returns:
       Sentences that name the field with both values.
@@ -164,10 +166,24 @@ def differences(description: Any, spec: Any) -> list[str]:
       ['hidden_dims.0 5 there, 6 here']
     """
     found, here = _parts(description), _parts(spec_to_json(spec))
+    differing = {
+        name: value for name, value in found.items() if here.get(name) != value
+    }
+    if may_move:
+        moved = tuple(
+            name[: name.rindex(".") + 1]
+            for name, value in differing.items()
+            if name.endswith((".class", ".import"))
+            and not _within(str(value).partition(":")[0], ["vae_jax", *_PUBLIC_MODULES])
+        )
+        differing = {
+            name: value
+            for name, value in differing.items()
+            if name in here and not name.startswith(moved)
+        }
     return [
         f"{name.strip('.')} {value!r} there, {here.get(name)!r} here"
-        for name, value in found.items()
-        if here.get(name) != value
+        for name, value in differing.items()
     ]
 
 

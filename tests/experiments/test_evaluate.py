@@ -270,7 +270,7 @@ def test_a_model_of_a_script_is_evaluated(tmp_path, capsys):
     )
     with pytest.raises(FileExistsError):
         vae_jax.save_run(tmp_path, params, step=7)
-    with pytest.raises(ValueError, match="step must not be negative, got -1"):
+    with pytest.raises(ValueError, match="step must be at least 0, got -1"):
         vae_jax.save_run(tmp_path, params, step=-1)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(SystemExit):

@@ -455,7 +455,8 @@ def decode_table(x: Any, columns: tuple[Column, ...]) -> dict[str, np.ndarray]:
       Values `[n]` by name, an argument for `pandas.DataFrame`.
 
     Raises:
-      ValueError: `x` is not `[n, D]` with D the number of columns, or a code has no category.
+      ValueError: `x` is not `[n, D]` with D the number of columns, or a code has no
+        category.
 
     Example:
       >>> import numpy as np

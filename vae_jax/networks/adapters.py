@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from vae_jax.dependence import outputs_that_use_it
 from vae_jax.extras import import_extra
+from vae_jax.leaf_names import leaf_name, named_leaves
 from vae_jax.types import Array, Key, PyTree
 
 # Names by which a constructor may ask for the number of inputs.
@@ -83,7 +84,7 @@ class NNXNetwork(_Adapter):
     """A network of Flax NNX; made by `nnx_network`."""
 
     def _initial(self, construct: Callable[..., Any], key: Key) -> dict[str, Array]:
-        return _named(_nnx_weights(construct, key))
+        return named_leaves(_nnx_weights(construct, key))
 
     def _apply(
         self,
@@ -192,7 +193,7 @@ class EquinoxNetwork(_Adapter):
         network = construct(key=key)
         arrays = {
             name: leaf
-            for name, leaf in _named(network).items()
+            for name, leaf in named_leaves(network).items()
             if hasattr(leaf, "dtype")
         }
         self._require_stateless(network, arrays)
@@ -331,18 +332,8 @@ def adapted(constructor: Callable[..., Any]) -> Callable[..., Any]:
     return constructor
 
 
-def _named(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by their paths, `layers.0.weight`."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_path_name(path): leaf for path, leaf in paths}
-
-
 def _like(tree: PyTree, weights: dict[str, Array]) -> PyTree:
     """A tree with the leaves of these names replaced."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: weights.get(_path_name(path), leaf), tree
+        lambda path, leaf: weights.get(leaf_name(path), leaf), tree
     )
-
-
-def _path_name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")

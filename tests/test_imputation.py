@@ -37,7 +37,7 @@ from vae_jax import (
     log_evidence,
 )
 from vae_jax.distributions.support import COUNTS, FRACTIONS, POSITIVE, MaskedSupport
-from vae_jax.families.missing import fill_in_turn
+from vae_jax.families.missing import fill_by_quantiles
 
 LINEAR = {"encoder": Linear(), "decoder": Linear(), "latent_dim": 2}
 RNG = np.random.default_rng(0)
@@ -246,11 +246,25 @@ def test_the_encoder_sees_zeros_and_the_mask():
     assert seen.tolist() == [[0, 0, 0, 1, 0, 1]]
 
 
-def test_missing_values_are_filled_by_the_observed_in_turn():
-    x = np.array([[1.0, 5], [np.nan, 6], [3, np.nan], [np.nan, np.nan], [np.nan, 8]])
-    filled = np.asarray(fill_in_turn(jnp.float32(x)))
-    assert filled[:, 0].tolist() == [1, 1, 3, 3, 1]
-    assert filled[:, 1].tolist() == [5, 6, 5, 6, 8]
+def test_missing_values_are_filled_by_quantiles_of_the_observed():
+    x = np.array([[3.0, 5], [np.nan, 8], [1, np.nan], [np.nan, np.nan], [np.nan, 6]])
+    filled = np.asarray(fill_by_quantiles(jnp.float32(x)))
+    assert filled[:, 0].tolist() == [3, 1, 1, 3, 3]
+    assert filled[:, 1].tolist() == [5, 8, 5, 8, 6]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
+def test_standardization_is_that_of_the_observed_values_of_sorted_rows(share):
+    rng = np.random.default_rng(0)
+    x = np.sort(rng.gamma(2.0, 3.0, size=(400, 3)), axis=0)
+    x[rng.random(x.shape) < share] = np.nan
+    likelihood = Masked(Standardized(Gaussian()))
+    spec = ModelSpec(latent_dim=2, data_shape=(3,), likelihood=likelihood)
+    found = init(spec, jax.random.key(0), x=jnp.float32(x)).likelihood
+    deviation = np.nanstd(x, axis=0)
+    error = (np.asarray(found["shift"]) - np.nanmean(x, axis=0)) / deviation
+    np.testing.assert_allclose(error, 0, atol=0.02)
+    np.testing.assert_allclose(np.exp(found["log_scale"]), deviation, rtol=0.03)
 
 
 @pytest.mark.long

@@ -26,8 +26,11 @@ from vae_jax import (
     decode,
     elbo_terms,
     exact,
+    init,
     log_evidence,
+    replace_networks,
 )
+from vae_jax.distributions import BernoulliDistribution
 from vae_jax.training_objectives import elbo_objective
 
 RNG = np.random.default_rng(8)
@@ -343,6 +346,36 @@ def test_the_error_of_quadrature_holds_the_mass_beyond_the_grid(latent_dim):
     np.testing.assert_array_equal(np.isnan(variance).all(axis=1), wrong)
 
 
+def test_one_pixel_has_one_direction():
+    column = jnp.array([[1.0], [2.0], [4.0]])  # of variance 14 / 9
+    assert exact.live_units(column, noise_var=1.5) == 1
+    assert exact.live_units(column, noise_var=1.6) == 0
+
+
+def test_a_likelihood_that_rises_again_beyond_the_grid_is_no_error():
+    """A parabola through the last points of the grid rises without end."""
+
+    def logits(z):
+        return 3 - jnp.square(z) / 4 + 10 * jax.nn.relu(jnp.abs(z) - 5.9)
+
+    def bits(z):
+        return BernoulliDistribution(jnp.broadcast_to(logits(z), (*z.shape[:-1], 50)))
+
+    spec = ModelSpec(latent_dim=1, data_shape=(50,))
+    params = init(spec, jax.random.key(0))
+    params = replace_networks(params, likelihood=bits)
+    found = exact.quadrature_log_evidence(params, jnp.ones((1, 50)))
+
+    def joint(z):
+        return np.exp(50 * scipy.special.log_expit(logits(z)) - z**2 / 2)
+
+    known = scipy.integrate.quad(joint, -20, 20, points=[-5.9, 5.9], limit=500)[0]
+    known = np.log(known) - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(found.estimate, known, rtol=1e-5)
+    assert np.all(found.error < 1e-4)
+    assert np.isfinite(exact.quadrature_posterior(params, jnp.ones((1, 50)))[0]).all()
+
+
 @pytest.mark.long
 def test_a_grid_that_is_too_coarse_says_so(linear_gaussian):
     found = exact.quadrature_log_evidence(
@@ -424,6 +457,19 @@ def test_the_elbo_is_below_the_evidence_by_the_kl_to_the_true_posterior(
                 random_params(small_spec(2)), np.zeros((1, 3)), num_points=3
             ),
             "num_points must be at least 4, got 3",
+        ),
+        (
+            lambda p: exact.quadrature_log_evidence(
+                random_params(
+                    small_spec(
+                        2,
+                        posterior=FactorizedBernoulli(),
+                        prior=FactorizedBernoulliPrior(),
+                    )
+                ),
+                np.zeros((1, 3)),
+            ),
+            "quadrature needs real latents.* use enumeration_log_evidence",
         ),
     ],
 )

@@ -352,6 +352,8 @@ def test_the_layers_of_several_are_units_of_one_point():
 
 def test_the_mmd_of_one_example_is_refused():
     """There is no pair of distinct codes; 0 / 0 would make every weight NaN."""
+    with pytest.raises(ValueError, match="same dimension, got 3 and 1"):
+        squared_mmd(jnp.zeros((3, 3)), jnp.zeros((4, 1)))
     with pytest.raises(ValueError, match="a must hold at least 2 points, got 1"):
         squared_mmd(jnp.zeros((1, 3)), jnp.zeros((5, 3)))
     with pytest.raises(ValueError, match="b must hold at least 2 points, got 1"):

@@ -156,6 +156,18 @@ def test_numbers_that_are_too_small_are_named(options, name):
         bidirectional_log_evidence(params, jax.random.key(0), num_examples=0)
 
 
+@pytest.mark.parametrize("size", [0.0, -1.0])
+def test_a_step_that_moves_nothing_is_refused(size):
+    """All of its moves would be accepted, or none."""
+    params = random_params(dict(SPECS)["linear-gaussian"])
+    with pytest.raises(ValueError, match="initial_step_size must be positive, got"):
+        annealed_log_evidence(
+            params, jnp.zeros((1, 5)), jax.random.key(0), initial_step_size=size
+        )
+    with pytest.raises(ValueError, match="sharpness must be positive, got"):
+        sigmoid_schedule(4, sharpness=size)
+
+
 class Twice(DiagonalGaussianDistribution):
     def sample(self, key, num_samples):
         z = super().sample(key, num_samples)

@@ -241,7 +241,8 @@ def squared_mmd(a: Array, b: Array) -> Array:
       A scalar.
 
     Raises:
-      ValueError: a sample has a single point, and thus no distinct pairs.
+      ValueError: a sample has a single point, and thus no distinct pairs, or the points
+        have different dimensions.
 
     Example:
       >>> import jax
@@ -251,6 +252,11 @@ def squared_mmd(a: Array, b: Array) -> Array:
       True
     """
     chex.assert_rank([a, b], 2)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(
+            f"a and b must have points of the same dimension, got {a.shape[1]} and "
+            f"{b.shape[1]}"
+        )
     for name, points in (("a", a), ("b", b)):
         if points.shape[0] < 2:
             raise ValueError(

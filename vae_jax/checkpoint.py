@@ -381,7 +381,8 @@ def save_run(folder: str | Path, params: Params, *, step: int = 0) -> Path:
       The folder of the checkpoint.
 
     Raises:
-      ValueError: `step` is negative or no integer, or a network is from `replace_networks`.
+      ValueError: `step` is negative or no integer, or a network is from
+        `replace_networks`.
       FileExistsError: the run already has a checkpoint of this step.
 
     Example:

@@ -29,7 +29,7 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
       The leaves, in the order of the tree.
 
     Raises:
-      ValueError: two leaves have the same name, as those of `{"a.b": 1, "a": {"b": 2}}`.
+      ValueError: two leaves have the same name, as in `{"a.b": 1, "a": {"b": 2}}`.
 
     Example:
       >>> from vae_jax.leaf_names import named_leaves

@@ -572,7 +572,7 @@ def test_a_temperature_that_is_not_positive_is_refused(estimator, temperature, k
         estimator(lambda z, _: z.sum(-1), posterior, key, temperature=temperature)
 
 
-@pytest.mark.parametrize("estimator", [arm, disarm])
+@pytest.mark.parametrize("estimator", [arm, disarm, rebar])
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_a_gradient_in_16_bits_is_unbiased(estimator, dtype, assert_mean):
     """Of a probability below the distance of two uniform numbers in 16 bits."""

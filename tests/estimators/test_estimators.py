@@ -1148,6 +1148,8 @@ def test_a_baseline_is_fitted_by_least_squares():
     assert baseline_loss(baseline, estimate) == (1 + 9) / 2
     np.testing.assert_allclose(slopes[0], [-1.0, -3.0])
     assert not slopes[1].any()
+    with pytest.raises(ValueError, match=r"same shape, got \[2, 1\] and \[2\]"):
+        baseline_loss(baseline[:, None], estimate)
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (2, 4), (3,)])

@@ -101,6 +101,21 @@ def test_a_weight_of_zero_has_a_bound_and_a_gradient_where_they_exist():
     assert bound(np.float32([[-np.inf], [-np.inf]]), 0.5)[0] == -np.inf
 
 
+def test_a_part_without_weight_does_not_count_where_a_sample_has_density_0():
+    values = np.float32([[0.0, -np.inf], [-np.inf, -np.inf]])
+    expected = [np.log(0.5), -np.inf]
+    np.testing.assert_allclose(jax.jit(Combined(0.0))(values), expected, rtol=1e-6)
+    np.testing.assert_array_equal(jax.jit(Combined(1.0))(values), -np.inf)
+    np.testing.assert_array_equal(jax.jit(Renyi(1.0))(values), -np.inf)
+
+
+@pytest.mark.parametrize("reduction", [Renyi, Combined])
+def test_settings_that_would_belong_to_an_example_each_are_refused(reduction):
+    settings = jnp.array([0.0, 1.0])
+    with pytest.raises(ValueError, match=r"got shape \(2,\); use jax.vmap"):
+        reduction(settings)(jnp.zeros((3, 2)))
+
+
 @pytest.mark.parametrize("alpha", [np.nan, np.inf, -np.inf])
 def test_an_order_that_is_not_finite_is_refused(alpha):
     with pytest.raises(ValueError, match="alpha must be finite, got"):

@@ -17,7 +17,7 @@ from vae_jax.annealing.path import (
 from vae_jax.evaluation import evaluation_keys, example_keys
 from vae_jax.importance_weights import summarize_all
 from vae_jax.model import as_float, check_observations, decode, dtype_of, encode
-from vae_jax.options import require_at_least
+from vae_jax.options import require_at_least, require_value
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key
 
@@ -284,6 +284,9 @@ def check_arguments(params: Params, x: Array, settings: Settings) -> Array:
     require_at_least("num_chains", settings.num_chains)
     require_at_least("num_temperatures", settings.num_temperatures, 2)
     require_at_least("num_leapfrog", settings.num_leapfrog)
+    require_value(
+        "initial_step_size", settings.initial_step_size, lambda v: v > 0, "positive"
+    )
     require_continuous_latents(params, "annealing")
     check_observations(params, x)
     return as_float(x, dtype_of(params)).astype(dtype_of(params))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.model import decode, draw_prior, dtype_of, log_prior
+from vae_jax.options import require_at_least, require_value
 from vae_jax.spec import Params
 from vae_jax.types import Array, Key
 
@@ -69,11 +70,16 @@ def sigmoid_schedule(num_temperatures: int, *, sharpness: float = 4.0) -> Array:
     Returns:
       `[K + 1]`.
 
+    Raises:
+      ValueError: `num_temperatures` is below 1, or `sharpness` is not positive.
+
     Example:
       >>> from vae_jax.annealing import sigmoid_schedule
       >>> print(sigmoid_schedule(4)[:3].round(3))
       [0.    0.105 0.5  ]
     """
+    require_at_least("num_temperatures", num_temperatures)
+    require_value("sharpness", sharpness, lambda v: v > 0, "positive")
     curve = jax.nn.sigmoid(sharpness * jnp.linspace(-1, 1, num_temperatures + 1))
     return (curve - curve[0]) / (curve[-1] - curve[0])
 

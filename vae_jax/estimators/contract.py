@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from vae_jax.dependence import outputs_that_use_it
 from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.estimators.reductions import Reduction, sample_mean
-from vae_jax.options import require_at_least, require_value
+from vae_jax.options import require_at_least, require_scalar, require_value
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
 
 Wanted = TypeVar("Wanted", bound=Posterior)
@@ -215,6 +215,7 @@ def reduction_gradient(reduction: Reduction) -> Callable[[Array], Array]:
 
 def check_temperature(temperature: float | Array) -> None:
     """Raise ValueError if a concrete temperature is not positive."""
+    require_scalar("temperature", temperature)
     require_value("temperature", temperature, lambda known: known > 0, "positive")
 
 

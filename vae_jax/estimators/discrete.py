@@ -142,9 +142,11 @@ def gumbel_softmax(
     check_temperature(temperature)
     posterior = require_type(posterior, BernoulliDistribution, "gumbel_softmax")
     shape = (num_samples, *posterior.logits.shape)
-    shifted = posterior.logits + jax.random.logistic(key, shape, posterior.logits.dtype)
-    relaxed = jax.nn.sigmoid(shifted / temperature)
-    bits = _bits(shifted)
+    logits = _wide(posterior.logits)
+    shifted = logits + jax.random.logistic(key, shape, logits.dtype)
+    dtype = posterior.logits.dtype
+    relaxed = jax.nn.sigmoid(shifted / temperature).astype(dtype)
+    bits = _bits(shifted).astype(dtype)
     point = bits if hard else relaxed
     return _through(integrand, posterior, bits, point, relaxed, reduction, has_aux)
 
@@ -248,12 +250,15 @@ def rebar(
     require_mean(reduction, "rebar", "leave_one_out")
     check_temperature(temperature)
     posterior = require_type(posterior, BernoulliDistribution, "rebar")
-    logits = posterior.logits
+    logits, dtype = _wide(posterior.logits), posterior.logits.dtype
     shape = (num_samples, *logits.shape)
     free = logits + jax.random.logistic(key, shape, logits.dtype)
     bits = _bits(free)
     moved = _given_bits(free, bits, logits)
-    free_path, given_path = (jax.nn.sigmoid(z / temperature) for z in (free, moved))
+    bits = bits.astype(dtype)
+    free_path, given_path = (
+        jax.nn.sigmoid(z / temperature).astype(dtype) for z in (free, moved)
+    )
     controls, gradients, _ = latent_gradients(
         at_frozen(integrand, posterior, has_aux),
         free_path,
@@ -409,9 +414,8 @@ def _antithetic(
     require_mean(reduction, name, "leave_one_out")
     posterior = require_type(posterior, BernoulliDistribution, name)
     logits = jax.lax.stop_gradient(posterior.logits)
-    wide = jnp.promote_types(logits.dtype, jnp.float32)
-    probability = jax.nn.sigmoid(logits.astype(wide))
-    u = jax.random.uniform(key, (num_samples, *logits.shape), wide)
+    probability = jax.nn.sigmoid(_wide(logits))
+    u = jax.random.uniform(key, (num_samples, *logits.shape), probability.dtype)
     bits, antithetic = (
         (uniform < probability).astype(logits.dtype) for uniform in (u, 1 - u)
     )
@@ -448,6 +452,11 @@ def _through(
         for value, gradient in zip(values, gradients, strict=True)
     ]
     return with_auxiliary(jax.tree.unflatten(structure, estimates), aux, has_aux)
+
+
+def _wide(logits: Array) -> Array:
+    """Logits in at least 32 bits: logistic noise of 16 bits never exceeds 4.9."""
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _bits(shifted: Array) -> Array:

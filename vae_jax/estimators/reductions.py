@@ -14,7 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.options import register_options, require_at_least, require_value
+from vae_jax.options import (
+    register_options,
+    require_at_least,
+    require_scalar,
+    require_value,
+)
 from vae_jax.types import Array
 
 Reduction = Callable[[Array], Array]
@@ -106,7 +111,7 @@ class Combined:
       weight: weight of the mean, in [0, 1]; a number or a traced scalar.
 
     Raises:
-      ValueError: `weight` is outside [0, 1].
+      ValueError: `weight` is outside [0, 1]; when called, it is no scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -124,8 +129,12 @@ class Combined:
 
     def __call__(self, values: Array) -> Array:
         """Reduce `[S, B]` to `[B]`."""
-        bound = (1 - self.weight) * log_mean_exp(values)
-        return self.weight * sample_mean(values) + bound
+        require_scalar("weight", self.weight)
+        share = self.weight
+        # A part that is -inf does not count at weight 0.
+        mean = jnp.where(share == 0, 0, share * sample_mean(values))
+        bound = jnp.where(share == 1, 0, (1 - share) * log_mean_exp(values))
+        return mean + bound
 
 
 @register_options()
@@ -144,7 +153,7 @@ class Renyi:
       alpha: order of the bound; a number or a traced scalar.
 
     Raises:
-      ValueError: `alpha` is infinite or NaN.
+      ValueError: `alpha` is infinite or NaN; when called, it is no scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -161,6 +170,7 @@ class Renyi:
 
     def __call__(self, values: Array) -> Array:
         """Reduce `[S, B]` to `[B]`."""
+        require_scalar("alpha", self.alpha)
         return _scaled_log_mean_exp(values, 1 - self.alpha)
 
 
@@ -177,9 +187,11 @@ def _scaled_log_mean_exp(values: Array, scale: float | Array) -> Array:
     largest = jnp.where(jnp.isfinite(largest), largest, 0)
     values = values - largest
     spread = jax.lax.stop_gradient(-jnp.min(values, axis=0))
-    is_near = jnp.abs(scale) * spread <= 1
+    # At scale 0 the spread may be infinite.
+    is_near = (scale == 0) | (jnp.abs(scale) * spread <= 1)
     # The branch not taken must be finite as well, or the gradient is NaN.
-    close, divisor = jnp.where(is_near, values, 0), jnp.where(is_near, 1, scale)
+    close = jnp.where(is_near & jnp.isfinite(values), values, 0)
+    divisor = jnp.where(is_near, 1, scale)
 
     def tilted_mean(share: Array) -> Array:
         return jnp.sum(jax.nn.softmax(share * scale * close, axis=0) * close, axis=0)
@@ -189,5 +201,6 @@ def _scaled_log_mean_exp(values: Array, scale: float | Array) -> Array:
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
     shares = jnp.asarray((nodes + 1) / 2, values.dtype)
     near = jnp.asarray(weights / 2, values.dtype) @ jax.vmap(tilted_mean)(shares)
+    near = jnp.where(jnp.isfinite(spread), near, -jnp.inf)
     far = log_mean_exp(divisor * values) / divisor
     return largest + jnp.where(is_near, near, far)

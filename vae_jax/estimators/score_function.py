@@ -285,12 +285,20 @@ def baseline_loss(baseline: Array, estimate: Array) -> Array:
     Returns:
       A scalar.
 
+    Raises:
+      ValueError: the shapes differ, as for a network's `[B, 1]`.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from vae_jax.estimators import baseline_loss
       >>> print(baseline_loss(jnp.zeros(2), jnp.array([1.0, 3.0])))
       5.0
     """
+    if jnp.shape(baseline) != jnp.shape(estimate):
+        raise ValueError(
+            f"baseline and estimate must have the same shape, got "
+            f"{list(jnp.shape(baseline))} and {list(jnp.shape(estimate))}"
+        )
     return jnp.mean(jnp.square(jax.lax.stop_gradient(estimate) - baseline))
 
 

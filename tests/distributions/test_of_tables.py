@@ -23,6 +23,7 @@ from vae_jax.distributions import (
     ordinal,
     student_t,
 )
+from vae_jax.distributions.support import FRACTIONS
 
 # Beyond 1e6 the rounding of the mean itself is more than the density allows.
 CONCENTRATIONS = (1e-6, 1e-3, 0.1, 1, 2, 10, 1e3, 1e6)
@@ -95,11 +96,23 @@ def test_gradients_of_gamma_in_float32_at_means_whose_squares_it_lacks():
 
 
 def test_beta_in_float32():
-    places = (1e-30, 1e-6, 0.01, 0.3, 0.5, 0.5001, 0.9, 0.999, 1 - 2**-24)
+    places = (FRACTIONS.low, 1e-37, 1e-30, 1e-6, 0.01, 0.3, 0.5, 0.5001, 0.9, 0.999)
+    places += (FRACTIONS.high,)
     points = grid(places, (-15, -3, 0, 1e-3, 2, 15), CONCENTRATIONS)
     x, logits, n = np.float64(points)
     a, b = n * scipy.special.expit(logits), n * scipy.special.expit(-logits)
     assert_exact(beta.log_prob, scipy.stats.beta.logpdf(x, a, b)[:, 0], *points)
+
+
+def test_beta_draws_at_the_ends_of_the_support_have_a_density():
+    """A third of the draws are rounded to one of them."""
+    p = BetaDistribution(jnp.zeros(1), jnp.full(1, 0.01))
+    drawn = p.sample(jax.random.key(0), 2000)
+    assert 0.2 < np.mean(np.isin(drawn, (FRACTIONS.low, FRACTIONS.high))) < 0.95
+    known = scipy.stats.beta.logpdf(np.float64(drawn), 0.005, 0.005)
+    np.testing.assert_allclose(p.log_prob(drawn), known[:, 0], rtol=1e-5, atol=1e-5)
+    slope = jax.grad(lambda p: p.log_prob(drawn).sum())(p)
+    assert np.isfinite(slope.logits).all() and np.isfinite(slope.concentration).all()
 
 
 def test_ordinal_in_float32():

@@ -47,12 +47,29 @@ def _log_probs(x: Array, logits: Array, concentration: Array) -> Array:
     a, b = n * shares[0], n * shares[1]
     # Of the two differences the one of the smaller numbers is exact.
     difference = jnp.where(x < 0.5, shares[0] - x, rest - shares[1])
-    deviances = deviance(n * x, shares[0] / x, difference / x) + deviance(
-        n * rest, shares[1] / rest, -difference / rest
+    log_shares = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    deviances = n * (
+        _unit_deviance(x, shares[0], log_shares[0], difference)
+        + _unit_deviance(rest, shares[1], log_shares[1], -difference)
     )
     errors = stirling_error(n) - stirling_error(a) - stirling_error(b)
     scale = 0.5 * (jnp.log(a) + jnp.log(shares[1])) - HALF_LOG_2PI
     return errors - deviances + scale - jnp.log(x) - jnp.log(rest)
+
+
+def _unit_deviance(
+    part: Array, share: Array, log_share: Array, difference: Array
+) -> Array:
+    """Deviance of a share from a part of 1, with the difference share - part.
+
+    Far from the share the direct form has no cancellation, and the ratio overflows.
+    """
+    log_ratio = log_share - jnp.log(part)
+    is_near = jnp.abs(log_ratio) < 0.5
+    near = jnp.where(is_near, part, 1.0)
+    off_near = deviance(near, share / near, difference / near)
+    off_far = share * jnp.where(is_near, 0.0, log_ratio) + part - share
+    return jnp.where(is_near, off_near, off_far)
 
 
 @jax.tree_util.register_dataclass

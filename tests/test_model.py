@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import vae_jax
 from vae_jax import (
     MLP,
     ConvolutionalDecoder,
@@ -469,3 +470,27 @@ def test_inputs_of_another_number_than_the_image_are_refused(
     # Without the mask, as many as values.
     spec = dataclasses.replace(spec, likelihood=Masked(Gaussian()))
     jax.eval_shape(functools.partial(init, spec), jax.random.key(0))
+
+
+def test_grey_levels_are_refused_wherever_observations_are_taken():
+    spec = ModelSpec(latent_dim=2, data_shape=(4,))
+    params, key = init(spec, jax.random.key(0)), jax.random.key(1)
+    levels, x = jnp.full((3, 4), 255.0), jnp.ones((3, 4))
+    for call in (
+        lambda: vae_jax.reconstruct(params, levels, key),
+        lambda: vae_jax.interpolate(params, levels, x, num_steps=2),
+        lambda: vae_jax.interpolate(params, x, levels, num_steps=2),
+        lambda: vae_jax.fit_mixture_prior(params, levels, key, num_components=1),
+    ):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got values"):
+            call()
+
+
+def test_a_number_of_draws_that_is_none_is_refused():
+    params = init(ModelSpec(latent_dim=2, data_shape=(4,)), jax.random.key(0))
+    for number in (0, -1):
+        with pytest.raises(ValueError, match="num_samples must be at least 1"):
+            vae_jax.generate(params, jax.random.key(1), num_samples=number)
+    x = jnp.ones((3, 4))
+    with pytest.raises(ValueError, match="num_steps must be at least 2, got 1: both"):
+        vae_jax.interpolate(params, x, x, num_steps=1)

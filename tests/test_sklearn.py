@@ -274,8 +274,11 @@ def test_a_column_whose_values_are_all_set_aside_does_not_end_the_training():
     split_key = jax.random.split(VAE(random_state=0)._key(), 3)[1]
     held_out = np.asarray(jax.random.permutation(split_key, 20))[:2]
     X[np.setdiff1d(np.arange(20), held_out), 1] = np.nan
+    X[held_out, 1] += 1000
     model = VAE(max_epochs=2, num_samples=20, random_state=0).fit(X)
     assert np.isfinite(model.score(X))
+    shift = model.params_.likelihood["shift"]
+    np.testing.assert_allclose(shift, np.nanmean(X, axis=0), rtol=1e-5)
 
 
 @pytest.mark.long

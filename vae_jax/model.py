@@ -14,6 +14,7 @@ from vae_jax import conditions, networks
 from vae_jax.data.tables import require_digits
 from vae_jax.distributions.support import known_values
 from vae_jax.external import External, require_likelihood, require_posterior
+from vae_jax.options import require_at_least
 from vae_jax.spec import ModelSpec, Params
 from vae_jax.types import (
     AnyArray,
@@ -761,6 +762,9 @@ def reconstruct(
     Returns:
       `[B, D]`.
 
+    Raises:
+      ValueError: invalid observations or labels (`check_observations`).
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax import ModelSpec, init, reconstruct
@@ -768,6 +772,7 @@ def reconstruct(
       >>> reconstruct(params, jnp.zeros((8, 784)), jax.random.key(1)).shape
       (8, 784)
     """
+    check_observations(params, x, labels=labels)
     posterior_key, likelihood_key = jax.random.split(key)
     z = reparameterize(encode(params, x, labels=labels), posterior_key)
     likelihood = decode(params, z, labels=labels)
@@ -794,6 +799,9 @@ def generate(
     Returns:
       `[num_samples, D]`.
 
+    Raises:
+      ValueError: `num_samples` is below 1, or invalid labels (see `encode`).
+
     Example:
       >>> import jax
       >>> from vae_jax import ModelSpec, generate, init
@@ -801,6 +809,7 @@ def generate(
       >>> generate(params, jax.random.key(1), num_samples=16).shape
       (16, 784)
     """
+    require_at_least("num_samples", num_samples)
     prior_key, likelihood_key = jax.random.split(key)
     z = draw_prior(at_labels(params, labels), prior_key, num_samples=num_samples)
     dtype = dtype_of(params)
@@ -824,6 +833,10 @@ def interpolate(
     Returns:
       Means of the likelihood, `[num_steps, B, D]`.
 
+    Raises:
+      ValueError: invalid observations or labels (`check_observations`), batches of
+        different shapes, or `num_steps` below 2.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vae_jax import ModelSpec, init, interpolate
@@ -837,6 +850,9 @@ def interpolate(
             "x0 and x1 must have the same shape, [B, D], got "
             f"{list(x0.shape)} and {list(x1.shape)}"
         )
+    require_at_least("num_steps", num_steps, 2, ": both ends are included")
+    check_observations(params, x0, labels=labels, name="x0")
+    check_observations(params, x1, labels=labels, name="x1")
     start, end = (encode(params, x, labels=labels).mean for x in (x0, x1))
     dtype = jax.tree.leaves(start)[0].dtype
     weights = jnp.linspace(0, 1, num_steps, dtype=dtype)[:, None, None]

@@ -164,7 +164,9 @@ class VAE(
         spec = self._spec(X)
         _require_values(spec, x)
         _require_columns(X)
-        params = jax.jit(init, static_argnums=0)(spec, init_key, x=rows)
+        # A column may have all of its values among the rows set aside.
+        start = x if jnp.isnan(rows).all(axis=0).any() else rows
+        params = jax.jit(init, static_argnums=0)(spec, init_key, x=start)
         # A short training must not end before beta is 1.
         warmup_steps = min(_WARMUP_STEPS, num_epochs * steps_per_epoch // 2)
         warmup = LinearWarmup(1.0, num_steps=warmup_steps)

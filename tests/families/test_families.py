@@ -11,6 +11,7 @@ import scipy.stats
 from sklearn.mixture import GaussianMixture
 from specs import covariance_of, random_params
 
+import vae_jax
 from vae_jax import (
     MLP,
     ClassConditionalPrior,
@@ -434,3 +435,25 @@ def test_labels_that_lack_or_are_too_many_are_refused(conditional, key):
         ModelSpec(prior=ClassConditionalPrior(3), num_classes=4)
     with pytest.raises(ValueError, match="num_classes must hold positive"):
         ModelSpec(num_classes=-1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: vae_jax.Categorical(1), "num_levels must be at least 2, got 1"),
+        (lambda: vae_jax.DiscretizedLogistic(1), "num_levels must be at least 2"),
+        (lambda: vae_jax.DiscretizedLogistic(2, 0), "num_components must be at least"),
+        (lambda: vae_jax.Nominal(2.5), "num_categories must be an integer, got 2.5"),
+        (lambda: vae_jax.LowRankGaussian(0), "rank must be at least 1, got 0"),
+        (lambda: vae_jax.MixtureOfGaussians(0), "num_components must be at least 1"),
+        (lambda: vae_jax.VampPrior(0), "num_pseudo_inputs must be at least 1"),
+        (
+            lambda: vae_jax.Standardized(vae_jax.Standardized(vae_jax.Gaussian())),
+            "is standardized already",
+        ),
+    ],
+)
+def test_a_family_that_is_none_is_refused(make, message):
+    """One level has log p = 0 at every x; two shifts would share their names."""
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from vae_jax.distributions.support import Support
+from vae_jax.options import require_at_least
 from vae_jax.types import Family
 
 
@@ -21,10 +22,7 @@ class Codes(Family):
     covers_unit_interval = False
 
     def __post_init__(self):
-        if self.num_categories < 2:
-            raise ValueError(
-                f"num_categories must be at least 2, got {self.num_categories}"
-            )
+        require_at_least("num_categories", self.num_categories, 2)
 
     @property
     def support(self) -> Support:

@@ -21,6 +21,7 @@ from vae_jax.families.bounds import (
     bound_log_var,
     unbound_log_var,
 )
+from vae_jax.options import require_at_least
 from vae_jax.types import Array, Family, Key, PyTree
 
 # Lower limit of initial variances relative to their mean: constant pixels have variance
@@ -144,6 +145,9 @@ class LowRankGaussian(Family):
     rank: int = 2
     latent_space = "real"
     begins_with_gaussian: ClassVar[bool] = True
+
+    def __post_init__(self):
+        require_at_least("rank", self.rank)
 
     def num_outputs(self, dim: int) -> int:
         """Means, log-variances and the factor."""

@@ -10,6 +10,7 @@ from vae_jax.distributions import (
 )
 from vae_jax.distributions.support import Support
 from vae_jax.families.bounds import bound_log_var
+from vae_jax.options import require_at_least
 from vae_jax.types import Array, Family, PyTree
 
 
@@ -27,6 +28,9 @@ class Categorical(Family):
     """
 
     num_levels: int = 256
+
+    def __post_init__(self):
+        require_at_least("num_levels", self.num_levels, 2)
 
     @property
     def support(self) -> Support:
@@ -66,6 +70,10 @@ class DiscretizedLogistic(Family):
 
     num_levels: int = 256
     num_components: int = 5
+
+    def __post_init__(self):
+        require_at_least("num_levels", self.num_levels, 2)
+        require_at_least("num_components", self.num_components)
 
     @property
     def support(self) -> Support:

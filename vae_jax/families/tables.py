@@ -60,7 +60,7 @@ class Standardized(Around):
       base: a family whose support is all real numbers, such as `Gaussian()`.
 
     Raises:
-      ValueError: `base` has another support.
+      ValueError: `base` has another support, or is standardized.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -81,6 +81,8 @@ class Standardized(Around):
                 "base must be a family of all real numbers, got "
                 f"{self.base!r} of {self.base.support}"
             )
+        if "shift" in self.base.hyperparameters:
+            raise ValueError(f"{self.base!r} is standardized already: use it as it is")
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:

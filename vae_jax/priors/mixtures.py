@@ -13,6 +13,7 @@ from vae_jax.distributions import (
     MixtureDistribution,
 )
 from vae_jax.families import bound_covariance, bound_log_var
+from vae_jax.options import require_at_least
 from vae_jax.types import Encode, Key, Prior, PyTree
 
 
@@ -43,6 +44,9 @@ class MixtureOfGaussians(Prior):
     num_components: int = 10
     full_covariance: bool = False
     latent_space = "real"
+
+    def __post_init__(self):
+        require_at_least("num_components", self.num_components)
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]
@@ -108,6 +112,9 @@ class VampPrior(Prior):
     encodes_unit_interval: ClassVar[bool] = True
     # The component is drawn uniformly, independent of the parameters.
     is_reparameterizable: ClassVar[bool] = True
+
+    def __post_init__(self):
+        require_at_least("num_pseudo_inputs", self.num_pseudo_inputs)
 
     def init(
         self, key: Key, *, latent_dim: int, data_shape: tuple[int, ...]

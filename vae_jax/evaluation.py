@@ -110,7 +110,8 @@ def evaluate(
         first + i)`.
       num_samples: posterior samples of each example.
       first: number of the first example, where `x` is part of a data set.
-      chunk_size: latents decoded at once; bounds the memory.
+      chunk_size: latents decoded at once, which bounds the memory, but at least the
+        `num_samples` of one example.
       labels: of a conditional model, as for `encode`, `[B]` or `[B, C]`.
 
     Returns:

@@ -72,12 +72,12 @@ def replace_networks(
 ) -> Params:
     """Replace the encoder or decoder by functions that return q(z|x) or p(x|z).
 
-    Use it for networks that were trained or defined elsewhere. The result is valid
-    wherever `params` is: bounds, `log_evidence`, annealing, MCMC, calibration,
-    `generate`, `fit`. The families of the spec still define the spaces of x and z
-    (`support`, `latent_space`), but the distributions may be of other families; the
-    prior is unchanged. The functions scale x themselves, receive no PRNG key, and
-    cannot be saved in a checkpoint (`save_run`).
+    Use it for networks that were trained or defined elsewhere. The result is valid in
+    bounds, `log_evidence`, annealing, MCMC, calibration, `generate` and `fit`. The
+    families of the spec still define the spaces of x and z (`support`, `latent_space`),
+    but the distributions may be of other families; the prior is unchanged. The
+    functions scale x themselves, receive no PRNG key, and can neither be saved in a
+    checkpoint (`save_run`) nor tested by `check`.
 
     If `num_classes` or `num_covariates` is set, the functions also receive
     `labels=Conditions(...)`, with the labels as class weights `[B, C]`; `likelihood`

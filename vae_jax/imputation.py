@@ -60,7 +60,9 @@ def impute(
       key: PRNG key, consumed once; example i uses `fold_in(key, i)`.
       num_samples: number S of importance samples per example.
       num_draws: number M of draws per example.
-      chunk_size: number of latents to decode at once, which bounds the memory.
+      chunk_size: number of latents to decode at once; determines how many examples are
+        imputed together. The `num_samples` of an example, and then its `num_draws`, are
+        always decoded at once.
       labels: labels for a conditional model, as for `encode`.
 
     Returns:

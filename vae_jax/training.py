@@ -2,10 +2,11 @@
 
 `train_step` is the only place where the sign of an objective is flipped to obtain a
 loss. Noise is counter-based: step t uses `fold_in(state.key, t)`, then
-`fold_in(_, device_index)`. The state is therefore all that must be saved, and a resumed
-run is identical to an uninterrupted one. With JAX's default generator,
-`fold_in(key, i)` equals `split(key, n)[i]`; a root key therefore has one child per
-purpose (`run_keys`), and counters are folded only into these children.
+`fold_in(_, device_index)`. The order of epoch e depends only on e and the key given to
+`shuffled_epoch`. Keep the state and that key; with both, a resumed run is identical to
+an uninterrupted one. With JAX's default generator, `fold_in(key, i)` equals
+`split(key, n)[i]`; a root key therefore has one child per purpose (`run_keys`), and
+counters are folded only into these children.
 """
 
 from collections.abc import Callable
@@ -69,7 +70,7 @@ def run_keys(key: Key) -> RunKeys:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """State of a training run, sufficient to resume it.
+    """State of a training run; with the key of the shuffling, sufficient to resume it.
 
     Attributes:
       params: model parameters.

@@ -374,9 +374,10 @@ class Prior(ABC):
 
 
 class Estimator(Protocol):
-    """A Monte Carlo estimator of E_q[f(z)] and of its gradient.
+    """An estimator of E_q[f(z)] and of its gradient.
 
-    The value is always the plain Monte Carlo estimate; the gradient depends on the
+    The value is the Monte Carlo estimate from the samples, except that `sigma_points`
+    and `exact_enumeration` sum over fixed points; the gradient depends on the
     estimator. `stop_gradient(value) + (surrogate - stop_gradient(surrogate))` keeps the
     value exact however large the surrogate is.
 

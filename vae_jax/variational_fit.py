@@ -123,7 +123,8 @@ def fit_posterior(
       start: initial posterior of any family, batch B; the encoder's by default.
       labels: labels of a conditional model; see `encode`.
       first: index of the first example, if `x` is part of a data set.
-      chunk_size: number of latents decoded at once; bounds the memory.
+      chunk_size: number of latents decoded at once by L-BFGS, 128 per example;
+        determines how many examples are fitted together.
 
     Returns:
       `FittedPosterior`, whose posterior can be passed to `elbo_terms(..., posterior=)`.
@@ -320,7 +321,8 @@ def inference_gap(
       num_samples: number of samples per ELBO; log p(x) uses five times as many.
       labels: labels of a conditional model; see `encode`.
       first: index of the first example, if `x` is part of a data set.
-      chunk_size: number of latents decoded at once; bounds the memory.
+      chunk_size: number of latents decoded at once, which bounds the memory, but at
+        least the `num_samples` of one example.
 
     Returns:
       `InferenceGap`, each `[B]`.

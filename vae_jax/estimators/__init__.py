@@ -1,10 +1,10 @@
 """Gradient estimators for expectations E_q[f(z)].
 
-All follow `types.Estimator`: the value is the plain Monte Carlo estimate, and the
-gradient depends on the estimator. Options of an estimator are set with
-`functools.partial`. Estimators apply to a model's ELBO
-(`elbo(..., estimator=leave_one_out)`) and to any other expectation. Mohamed, Rosca,
-Figurnov & Mnih 2020 is a survey.
+All follow `types.Estimator`: the value is the Monte Carlo estimate from the samples, or
+a sum over fixed points (`sigma_points`, `exact_enumeration`), and the gradient depends
+on the estimator. Options of an estimator are set with `functools.partial`. Estimators
+apply to a model's ELBO (`elbo(..., estimator=leave_one_out)`) and to any other
+expectation. Mohamed, Rosca, Figurnov & Mnih 2020 is a survey.
 """
 
 from vae_jax.estimators.contract import value_only

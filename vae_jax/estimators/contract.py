@@ -1,9 +1,10 @@
 """Shared parts of the estimators: samples, scores, surrogates, validation.
 
-The value of an estimate is the plain Monte Carlo estimate. The integrand is called with
-latents whose gradient is stopped, so the value carries only the gradient with respect
-to everything else in the integrand (a decoder's weights, and log q if it is used). A
-surrogate, whose value is 0, adds the gradient with respect to the distribution.
+The value of an estimate is the Monte Carlo estimate from the samples, or a sum over
+fixed points. The integrand is called with latents whose gradient is stopped, so the
+value carries only the gradient with respect to everything else in the integrand (a
+decoder's weights, and log q if it is used). A surrogate, whose value is 0, adds the
+gradient with respect to the distribution.
 """
 
 import operator

@@ -237,6 +237,8 @@ def test_likelihoods_of_another_shape_and_others_are_refused(usual, tmp_path):
     with pytest.raises(ValueError, match="likelihood of replace_networks is code"):
         vae_jax.save_run(tmp_path / "run", params)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="likelihood of replace_networks has none"):
+        vae_jax.check(params, X, KEY)
     with pytest.raises(ValueError, match="posterior must be a function, got"):
         replace_networks(usual, posterior=vae_jax.encode(usual, X))
 

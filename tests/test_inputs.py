@@ -399,6 +399,8 @@ def test_binarize_dataset_refuses_values_beyond_its_levels(method):
 def test_one_level_is_no_scale():
     with pytest.raises(ValueError, match="num_levels must be at least 2, got 1"):
         data.to_unit_interval(np.zeros((1, 2), np.uint8), 1)
+    with pytest.raises(ValueError, match="levels from 0 to 16, got 255"):
+        data.to_unit_interval(np.full((1, 2), 255, np.uint8), 17)
 
 
 # Dtypes

@@ -372,7 +372,7 @@ def as_float(x: Array, dtype: Any) -> Array:
       `x` in `dtype` if it is boolean, otherwise unchanged.
 
     Raises:
-      ValueError: `x` holds integers, whose number of levels is unknown.
+      ValueError: `x` holds integers, which may be counts or grey levels.
 
     Example:
       >>> import jax.numpy as jnp
@@ -383,8 +383,8 @@ def as_float(x: Array, dtype: Any) -> Array:
     x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jnp.integer):
         raise ValueError(
-            f"x must be floating or boolean, got {x.dtype}; divide by the number of "
-            "levels minus one (vae_jax.data.to_unit_interval)"
+            f"x must be floating or boolean, got {x.dtype}: convert counts and codes "
+            'by x.astype("float32"), and grey levels by vae_jax.data.to_unit_interval'
         )
     return x.astype(dtype) if x.dtype == jnp.bool_ else x
 

@@ -165,3 +165,13 @@ def test_what_is_no_count_is_refused_or_nan(name):
         with pytest.raises(ValueError, match=said):
             distribution.log_prob(x)
         assert jnp.isnan(jax.jit(distribution.log_prob)(x)).all()
+
+
+@pytest.mark.parametrize("mean", [1e4, 1e6, 1e8, 4e10])
+def test_draws_of_large_means_have_their_variance(mean):
+    """Those of jax.random have 1.02 of it at 1e6, and end at 2^31."""
+    p = PoissonDistribution(jnp.full(1, mean))
+    drawn = np.float64(p.sample(jax.random.key(0), 200_000))
+    off = (drawn - np.float64(np.float32(mean))) / np.sqrt(mean)
+    assert abs(off.mean()) < 5 / np.sqrt(len(off))
+    assert abs(off.var() - 1) < 5 * np.sqrt(2 / len(off))

@@ -16,6 +16,7 @@ from vae_jax.contracts.subject import (
     direction,
     with_ordinary_outputs,
 )
+from vae_jax.external import External
 from vae_jax.model import as_float, dtype_of, require_rows
 from vae_jax.options import require_at_least
 from vae_jax.spec import Params
@@ -102,8 +103,8 @@ def check(
       A `Report`. `passed` is True if no line failed; its text is a table.
 
     Raises:
-      ValueError: `only` contains an unknown name, `num_samples` is below 100, or `x`
-        holds integers.
+      ValueError: `only` contains an unknown name, `num_samples` is below 100, `x` holds
+        integers, or a network is from `replace_networks`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -119,6 +120,13 @@ def check(
     if unknown := [name for name in names if name not in LINES]:
         raise ValueError(f"only must name lines of {LINES}, got {unknown}")
     require_at_least("num_samples", num_samples, 100)
+    for network in (params.encoder, params.decoder):
+        if isinstance(network, External):
+            raise ValueError(
+                f"check moves the weights of networks, and a {network.role} of "
+                "replace_networks has none that it knows: make it a network of the "
+                "spec (vae_jax.FunctionNetwork)"
+            )
     x = as_float(x, dtype_of(params))
     require_rows(x, params.spec.data_dim)
     labels = jax.tree.map(jnp.asarray, labels)

@@ -152,21 +152,23 @@ def are_all_counts(x: np.ndarray) -> bool:
 
 
 def loses_digits(mean: float, deviation: float) -> bool:
-    """Whether float32 rounding hides the variation about a large mean.
+    """Whether float32 rounding hides the variation about the mean.
 
     Args:
       mean: mean of a column, in float64.
       deviation: standard deviation of the column, above 0.
 
     Returns:
-      Whether |mean| is above `LARGEST_OFFSET` standard deviations.
+      Whether |mean| is above `LARGEST_OFFSET` standard deviations, or float32 has no
+      normal number as small as the deviation.
 
     Example:
       >>> from vae_jax.data.columns import loses_digits
       >>> loses_digits(1.7e9, 17.0)
       True
     """
-    return bool(abs(mean) > LARGEST_OFFSET * deviation)
+    is_lost = deviation < np.finfo(np.float32).tiny
+    return bool(abs(mean) > LARGEST_OFFSET * deviation or is_lost)
 
 
 def read_columns(path: str | Path) -> Mapping[str, Any] | tuple[Column, ...]:

@@ -8,7 +8,8 @@ import numpy as np
 
 from vae_jax.data.columns import Column, count_values, numbered
 from vae_jax.data.rows import blocks, part
-from vae_jax.distributions.support import UNIT_INTERVAL, Support
+from vae_jax.distributions.support import UNIT_INTERVAL, Support, known_values
+from vae_jax.options import require_at_least
 
 
 class Dataset(NamedTuple):
@@ -98,7 +99,7 @@ def to_unit_interval(x: jax.Array | np.ndarray, num_levels: int | None) -> jax.A
       `[..., D]`, float32 unless `num_levels` is None.
 
     Raises:
-      ValueError: `num_levels` below 2.
+      ValueError: `num_levels` below 2, or a value above the last level.
 
     Example:
       >>> import numpy as np
@@ -108,8 +109,12 @@ def to_unit_interval(x: jax.Array | np.ndarray, num_levels: int | None) -> jax.A
     """
     if num_levels is None:
         return jnp.asarray(x)
-    if num_levels < 2:
-        raise ValueError(f"num_levels must be at least 2, got {num_levels}")
+    require_at_least("num_levels", num_levels, 2)
+    known = known_values(x)
+    if known is not None and known.size and known.max() > num_levels - 1:
+        raise ValueError(
+            f"x must hold levels from 0 to {num_levels - 1}, got {known.max()}"
+        )
     return jnp.asarray(x, jnp.float32) / (num_levels - 1)
 
 

@@ -440,7 +440,7 @@ def require_varying(x: np.ndarray | Rows, columns: tuple[Column, ...]) -> None:
             raise ValueError(
                 f"column {column.name!r} varies by {deviation:.3g} about "
                 f"{mean:.8g}, and float32 keeps too few digits: subtract a constant "
-                "from all rows"
+                "from all rows, and divide them by one"
             )
 
 

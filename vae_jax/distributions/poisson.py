@@ -36,8 +36,16 @@ def log_prob(x: Array, mean: Array) -> Array:
     return jnp.sum(log_poisson(x, mean), axis=-1)
 
 
+# jax.random.poisson accepts by log-gammas of float32: its variance is 2% off at a mean
+# of 1e6 and 65% at 1e9, and its integers end at 2^31.
+_LARGEST_MEAN = 100_000
+
+
 def sample(mean: Array, key: Key) -> Array:
     """Draws a count for every mean, in the dtype of the means.
+
+    Above a mean of 100,000 a draw of that mean, moved and stretched to the mean and
+    variance.
 
     Args:
       mean: m, `[..., D]`.
@@ -52,7 +60,11 @@ def sample(mean: Array, key: Key) -> Array:
       >>> print(poisson.sample(jnp.array([1e-9]), jax.random.key(0)))
       [0.]
     """
-    return jax.random.poisson(as_threefry(key), mean).astype(mean.dtype)
+    near = jnp.minimum(mean, _LARGEST_MEAN)
+    count = jax.random.poisson(as_threefry(key), near)
+    off = (count - _LARGEST_MEAN).astype(mean.dtype)
+    far = jnp.round(mean + jnp.sqrt(mean / _LARGEST_MEAN) * off)
+    return jnp.where(mean > _LARGEST_MEAN, far, count.astype(mean.dtype))
 
 
 @jax.tree_util.register_dataclass

@@ -106,7 +106,7 @@ def test_columns_that_float32_rounds_off_are_refused():
     ):
         model.fit(X)
     assert np.isfinite(make_pipeline(StandardScaler(), model).fit(X).score(X))
-    with pytest.raises(ValueError, match=r"varies by .*e-40 about .* in column 0"):
+    with pytest.raises(ValueError, match=r"varies by .*e-4[01] about .* in column 0"):
         model.fit(1e-40 * rng.normal(size=(60, 2)))
     # Float32 has these whole numbers, and a constant has no digits to lose.
     X = np.column_stack([rng.poisson(3, size=60) + 10**6, np.full(60, 1.7e9 + 0.1)])

@@ -91,6 +91,37 @@ def trained_on(config: "Config") -> dict[str, Any]:
     return {name: getattr(config, name) for name in names} | {"beta": beta}
 
 
+# Flags of the objective besides its name and beta.
+_OF_OBJECTIVE = (
+    "beta_cycles",
+    "free_bits",
+    "free_bits_per",
+    "capacity",
+    "num_samples",
+    "num_groups",
+    "elbo_share",
+    "renyi_alpha",
+    "tc_weight",
+    "mmd_weight",
+)
+
+
+def set_of_objective(config: "Config") -> dict[str, Any]:
+    """Return the flags that tell an objective from others of its name, for a title.
+
+    Args:
+      config: the configuration.
+
+    Returns:
+      Values by name: `beta` if the objective uses it, and every other flag of the
+      objective that differs from its default.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    beta = {"beta": config.beta} if flags.holds(HAS_BETA, config) else {}
+    others = {name: getattr(config, name) for name in _OF_OBJECTIVE}
+    return beta | {n: value for n, value in others.items() if value != defaults[n]}
+
+
 def default_warmup_epochs(
     config: "Config", *, epochs: int, steps_per_epoch: int
 ) -> float:

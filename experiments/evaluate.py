@@ -385,7 +385,7 @@ def run(config: Config) -> dict[str, Any]:
             picture = predictive.draw(checked)
             save_figure(picture, folder / "figures", "posterior_predictive")
         told = f", step {config.step}" if which is None else _OF_EPOCH[which]
-        title = f"{_told(config, trained)}{told}, {len(x)} test examples"
+        title = f"{headline(config, trained)}{told}, {len(x)} test examples"
         save_figure(diagnostics.draw(figures, title), folder / "figures", "diagnostics")
         run_folder.write_json(folder / "evaluation.json", figures)
     print(f"{title}\n{table(figures, config)}")
@@ -395,14 +395,22 @@ def run(config: Config) -> dict[str, Any]:
 _OF_EPOCH = {"last": "", "best": ", the best on validation data"}
 
 
-def _told(config: Config, trained: mnist.Config | None) -> str:
+def headline(config: Config, trained: mnist.Config | None) -> str:
     """The data and the objective of a run, for a title."""
     if trained is None:
         return f"{config.dataset}: trained by a script"
-    beta = choices.trained_on(trained)["beta"]
-    objective = trained.objective if beta is None else f"beta {beta:g}"
-    model = "" if config.model is None else f", model {config.model}"
-    return f"{trained.dataset}: {objective}{model}"
+    told, model = choices.set_of_objective(trained), ""
+    is_plain = trained.objective == "elbo" and "beta" in told
+    if config.model is not None:
+        model = f", model {config.model}"
+        swept = (*evaluation_data.swept(config.run_folder), "seed")
+        told |= {name: getattr(trained, name) for name in swept}
+    parts = [] if is_plain else [trained.objective]
+    parts += [
+        f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}"
+        for name, value in told.items()
+    ]
+    return f"{trained.dataset}{model}: {', '.join(parts)}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

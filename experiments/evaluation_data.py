@@ -61,7 +61,7 @@ def of_run(
         )
     found, is_changed = run_folder.read_signed(path)
     try:
-        trained = _trained(found, model)
+        trained = _trained(_config(found), model)
         flags.check(trained)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -155,6 +155,20 @@ def of_dataset(
     return _as_seen(original, binarization, seed=0, labelled=spec.num_classes > 0)
 
 
+def swept(folder: str | Path) -> list[str]:
+    """Names of the flags in which the models of a sweep differ, besides the seed.
+
+    Args:
+      folder: the folder of a sweep.
+
+    Returns:
+      Names of fields of `mnist.Config`; none if the models differ in their seeds alone.
+    """
+    path = Path(folder) / "config.json"
+    config = _config(run_folder.read_signed(path).content)
+    return [name for name in sweep.SWEPT if len(getattr(config, name)) > 1]
+
+
 def best_model(folder: Path) -> int | None:
     """Choose the model of a sweep with the highest validation ELBO, and say which.
 
@@ -222,20 +236,24 @@ def _as_seen(
     return RunData(train, test, given, of_test)
 
 
-def _trained(found: dict[str, Any], model: int | None) -> mnist.Config:
-    """The configuration of a run, or of one model of a sweep, out of config.json."""
-    many = "num_seeds" in found
-    config_class = sweep.Config if many else mnist.Config
+def _config(found: dict[str, Any]) -> mnist.Config | sweep.Config:
+    """The configuration of a run or a sweep, out of config.json."""
+    config_class = sweep.Config if "num_seeds" in found else mnist.Config
     names = {field.name for field in fields(config_class)}
     known: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in found.items()
         if name in names
     }
-    if not many:
-        return mnist.Config(**known)
-    flags.check(sweep.Config(**known))
-    models = sweep.grid(sweep.Config(**known))
+    return config_class(**known)
+
+
+def _trained(config: mnist.Config | sweep.Config, model: int | None) -> mnist.Config:
+    """The configuration of a run, or of one model of a sweep."""
+    if isinstance(config, mnist.Config):
+        return config
+    flags.check(config)
+    models = sweep.grid(config)
     if model is None or not 0 <= model < len(models):
         raise ValueError(
             f"--model must be one of the sweep's 0 to {len(models) - 1}, got {model}"

@@ -62,7 +62,7 @@ def styled():
 
 def add_title(figure: Figure, text: str) -> None:
     """Add the title of a figure of several panels, where one panel has its own."""
-    figure.suptitle(text, x=0.01, ha="left", weight="bold")
+    figure.suptitle(text, x=0.01, ha="left", weight="bold", wrap=True)
 
 
 def draw_pixels(axes: Any, pixels: Any) -> None:

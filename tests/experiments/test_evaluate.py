@@ -9,18 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import vae_jax
 from experiments import (
     choices,
     datasets,
+    diagnostics,
     evaluate,
     evaluation,
     evaluation_data,
     figures,
     mnist,
+    sweep,
 )
 from experiments.evaluate import Config
+from experiments.runner import run_folder
 from vae_jax import checkpoint, data
 
 
@@ -111,6 +115,64 @@ def test_the_table_names_what_it_shows(evaluated):
     for words in ("ELBO", "mutual information", "amortization gap", "by quadrature"):
         assert words in printed
     assert f"{found['active_units']} of 2" in printed
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ({}, "digits: beta 1"),
+        ({"objective": "mmd"}, "digits: mmd, beta 1"),
+        ({"objective": "mmd", "mmd_weight": 9.0}, "digits: mmd, beta 1, mmd_weight 9"),
+        ({"objective": "beta_tc", "beta": 2.0}, "digits: beta_tc, beta 2"),
+        (
+            {"free_bits": 0.5, "free_bits_per": "example"},
+            "digits: beta 1, free_bits 0.5, free_bits_per example",
+        ),
+        ({"capacity": 20.0}, "digits: beta 1, capacity 20"),
+        ({"objective": "iwae", "num_samples": 5}, "digits: iwae, num_samples 5"),
+        ({"posterior": "point"}, "digits: elbo"),
+    ],
+)
+def test_the_headline_tells_the_objective_from_others(flags, expected):
+    trained = mnist.Config(dataset="digits", **flags)
+    assert evaluate.headline(Config("run"), trained) == expected
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (
+            {"beta_warmup_epochs": (0.0, 5.0), "variance": (0.5, 1.0)},
+            "digits, model 7: beta 1, beta_warmup_epochs 5, variance 1, seed 1",
+        ),
+        ({"objective": "iwae"}, "digits, model 1: iwae, seed 1"),
+    ],
+)
+def test_the_headline_names_what_a_model_of_a_sweep_differs_in(
+    flags, expected, tmp_path
+):
+    config = sweep.Config(dataset="digits", beta=(1.0,), num_seeds=2, **flags)
+    run_folder.write_signed(tmp_path / "config.json", dataclasses.asdict(config))
+    models = sweep.grid(config)
+    last = len(models) - 1
+    assert evaluate.headline(Config(str(tmp_path), model=last), models[last]) == (
+        expected
+    )
+
+
+def test_a_long_headline_stays_within_the_picture():
+    found = {
+        "unit_variance": [1.0, 0.5],
+        "unit_variance_standard_error": [0.1, 0.1],
+        "active_units": 2,
+        "unit_kl": None,
+        "inference_gap": None,
+    }
+    picture = diagnostics.draw(found, "digits: " + "free_bits 0.5, " * 9)
+    canvas = FigureCanvasAgg(picture)
+    canvas.draw()
+    (title,) = (text for text in picture.texts if "digits" in text.get_text())
+    assert title.get_window_extent(canvas.get_renderer()).x1 <= picture.bbox.x1
 
 
 def test_heavy_tailed_importance_weights_are_warned_of(evaluated):

@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from experiments.runner import flags
 from experiments.runner.flags import FORMER_DEFAULTS, IGNORED, RunFlags
+from vae_jax.data.columns import Column, columns_from_json
 from vae_jax.manifest import discard, naming
 
 
@@ -114,10 +115,10 @@ def claim(folder: Path, config: RunFlags, data_digest: str) -> list[str]:
 
     Raises:
       ValueError: if the folder holds a run with another configuration (the message
-        names the fields that differ), or files that are not a run's.
+        names the fields and the columns that differ, or says that the data have
+        changed), or files that are not a run's.
     """
-    wanted = dataclasses.asdict(config) | {"data_sha256": data_digest}
-    wanted = json.loads(json.dumps(wanted))
+    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
     path, notes = folder / "config.json", []
     if not path.exists():
         if any(entry.name != ".lock" for entry in folder.iterdir()):
@@ -136,12 +137,16 @@ def claim(folder: Path, config: RunFlags, data_digest: str) -> list[str]:
             for name, value in wanted.items()
             if name not in IGNORED and not _compatible(name, found.get(name), value)
         }
+        if found.get("data_sha256") != data_digest:
+            differing |= _other_data(found, wanted, differing.keys())
         if differing:
             hint = ""
             # Its default depends on the epochs of a short run.
             if list(differing) == ["beta_warmup_epochs"]:
                 warmup = found["beta_warmup_epochs"]
                 hint = f"--beta_warmup_epochs={warmup} goes on with it, "
+            if list(differing) == ["columns"] and found["columns"]:
+                hint = f"--columns={folder} takes its columns, "
             raise ValueError(
                 f"run_dir {folder} holds a run of another configuration: "
                 f"{'; '.join(differing.values())} ({hint}--overwrite starts anew)"
@@ -152,8 +157,57 @@ def claim(folder: Path, config: RunFlags, data_digest: str) -> list[str]:
                 f"{config.num_devices} is sound, but not bit-exact"
             )
         return notes
-    write_signed(path, wanted)
+    write_signed(path, wanted | {"data_sha256": data_digest})
     return notes
+
+
+# Flags besides the columns on which the values or labels of the same data depend.
+_LOADED_BY = {"validation", "missing", "likelihood", "conditional"}
+COLUMNS_NAMED = 5
+
+
+def _other_data(
+    found: dict[str, Any], wanted: dict[str, Any], differing: Set[str]
+) -> dict[str, str]:
+    """Say why the data as loaded are others, unless a flag that differs says it.
+
+    Args:
+      found: configuration of the run.
+      wanted: configuration of the command.
+      differing: names of the flags that differ.
+
+    Returns:
+      A text by what has changed, or nothing.
+    """
+    if "dataset" in differing:
+        return {}
+    there, here = (_columns_of(config) for config in (found, wanted))
+    columns = [
+        f"column {name!r} {_kind(there.get(name))} there, {_kind(here.get(name))} here"
+        for name in there | here
+        if there.get(name) != here.get(name)
+    ]
+    if columns:
+        more = len(columns) - COLUMNS_NAMED
+        end = [f"and {more} more columns"] if more > 0 else []
+        return {"columns": "; ".join(columns[:COLUMNS_NAMED] + end)}
+    if differing & _LOADED_BY:
+        return {}
+    return {"data": f"the data of {wanted['dataset']} have changed"}
+
+
+def _columns_of(config: dict[str, Any]) -> dict[str, Column]:
+    """Columns of a resolved configuration, which names them if anything does."""
+    columns = config["columns"]
+    return {column.name: column for column in columns_from_json(columns or "[]")}
+
+
+def _kind(column: Column | None) -> str:
+    """Kind of a column, with its categories, for a message."""
+    if column is None:
+        return "not named"
+    categories = f" of {', '.join(column.categories)}" if column.categories else ""
+    return column.kind + categories
 
 
 def record(folder: Path, config: RunFlags) -> None:

@@ -13,6 +13,7 @@ import vae_jax
 from experiments import (
     calibration,
     datasets,
+    defaults,
     evaluate,
     evaluation_data,
     mnist,
@@ -20,6 +21,7 @@ from experiments import (
     sweep,
 )
 from experiments.evaluation import elbo_figures, evaluation_keys
+from experiments.runner import run_folder
 from vae_jax import data
 
 PBMC = Path(__file__).resolve().parents[3] / "shared/data/pbmc_counts"
@@ -209,6 +211,49 @@ def test_a_mixed_table_trains_and_is_evaluated(tmp_path, capsys):
     _, found = evaluation_data.of_run(folder)
     elbo = elbo_figures(params, found.test)["elbo"]
     assert elbo == pytest.approx(results["test_elbo"], abs=1e-4)
+
+
+def test_a_run_of_other_columns_is_refused_by_their_names(tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = np.array(["S", "M", "L"])[rng.integers(3, size=60)]
+    rows = zip(rng.integers(9, size=60), sizes, rng.normal(size=60), strict=True)
+    path = tmp_path / "people.csv"
+    path.write_text(
+        "\n".join(["visits,size,dose", *(",".join(map(str, row)) for row in rows)])
+    )
+    folder = tmp_path / "run"
+    folder.mkdir()
+    schemas = {
+        "one": {"size": {"kind": "ordinal", "categories": ["S", "M", "L"]}},
+        "other": {"size": {"kind": "ordinal", "categories": ["L", "M", "S"]}},
+    }
+    schemas["other"]["visits"] = "real"
+
+    def claim(**changes):
+        config = mnist.Config(**{"dataset": str(path)} | changes)
+        loaded = datasets.load(config)
+        digest = datasets.digest(loaded, config.dataset, labelled=False)
+        return run_folder.claim(folder, defaults.resolve(config, loaded), digest)
+
+    for name, schema in schemas.items():
+        (tmp_path / name).write_text(json.dumps(schema))
+    one, other = (str(tmp_path / name) for name in schemas)
+    claim(columns=one)
+    assert claim(columns=one) == claim(columns=str(folder)) == []
+    with pytest.raises(ValueError) as refusal:
+        claim(columns=other)
+    assert (
+        "configuration: column 'visits' count there, real here; "
+        "column 'size' ordinal of S, M, L there, ordinal of L, M, S here "
+        f"(--columns={folder} takes its columns, --overwrite starts anew)"
+    ) in str(refusal.value)
+    with pytest.raises(ValueError, match="n: validation 0 there, 9 here .--overwrite"):
+        claim(columns=one, validation=9)
+    path.write_text(path.read_text().replace("0.", "1."))
+    for changes, start in (({}, ""), ({"seed": 1}, "seed 0 there, 1 here; ")):
+        said = f"configuration: {start}the data of {path} have changed "
+        with pytest.raises(ValueError, match=said):
+            claim(columns=one, **changes)
 
 
 @pytest.mark.long

@@ -32,6 +32,7 @@ from experiments.choices import labels_of
 from experiments.evaluation import (
     active_count,
     active_of,
+    active_units,
     elbo_figures,
     evaluation_keys,
     evidence_warnings,
@@ -111,8 +112,7 @@ def evaluate(
             params, x, labels, num_samples=config.evaluation_samples
         ),
     }
-    active_units = jax.jit(vae_jax.active_units)
-    units = active_units(params, x, keys.units, **given)
+    units = active_units(params, x, labels)
     figures["active_units"] = active_count(units, x)
     figures["unit_variance"] = np.asarray(units.variance).tolist()
     figures["unit_variance_standard_error"] = np.asarray(units.standard_error).tolist()

@@ -16,7 +16,7 @@ from experiments.choices import Given, labels_of
 from experiments.runner.report import columns, mean_of, measured
 from vae_jax.distributions import DiagonalGaussianDistribution
 from vae_jax.importance_weights import HIGH_PARETO_K
-from vae_jax.types import Array, Distribution, Labels
+from vae_jax.types import AnyArray, Array, Distribution, Labels
 
 # Evaluation has its own root key: the same binarized test set and the same noise for
 # every model and seed, so that differences between runs are paired. JAX's seeds have 32
@@ -92,6 +92,23 @@ def elbo_figures(
 _active_units = jax.jit(vae_jax.active_units)
 
 
+def active_units(
+    params: vae_jax.Params, x: AnyArray, labels: Labels = None
+) -> vae_jax.ActiveUnits:
+    """Variance of each latent unit's posterior mean over a test set.
+
+    Args:
+      params: model parameters.
+      x: the binarized test set, `[n, D]`.
+      labels: its labels `[n]`, for a conditional model.
+
+    Returns:
+      `vae_jax.ActiveUnits`, with the noise of the evaluation if the mean is not exact.
+    """
+    given = labels_of(params, labels, x)
+    return _active_units(params, x, evaluation_keys().units, **given)
+
+
 def unit_figures(
     params: vae_jax.Params, x: Array, labels: Labels = None
 ) -> dict[str, int | None]:
@@ -106,9 +123,7 @@ def unit_figures(
       `active_units`, the number of units whose posterior mean varies with x, None for
       a single example, and `num_units`.
     """
-    units = _active_units(
-        params, x, evaluation_keys().units, **labels_of(params, labels, x)
-    )
+    units = active_units(params, x, labels)
     return {"active_units": active_count(units, x), "num_units": units.active.size}
 
 

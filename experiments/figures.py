@@ -22,6 +22,7 @@ from PIL import Image
 
 import vae_jax
 from experiments.choices import labels_of
+from experiments.evaluation import active_units
 from experiments.runner.report import save_figure
 from experiments.style import BY_LABEL, styled
 from vae_jax import Conditions, Params
@@ -67,14 +68,14 @@ def draw_all(
     """
     x, given = np.asarray(x), partial(labels_of, params)
     has_pictures = are_pixels(params, x) and not params.spec.num_covariates
-    every = labels
+    conditions = labels
     if isinstance(labels, Conditions):
         labels = labels.labels
     labels = np.zeros(len(x), int) if labels is None else np.asarray(labels)
     order = varied_order(labels)
     encoded = np.linspace(0, len(x) - 1, min(len(x), 5000)).astype(int)
-    every = jax.tree.map(lambda values: np.asarray(values)[encoded], every)
-    posterior = jax.jit(vae_jax.encode)(params, x[encoded], **given(every))
+    some = jax.tree.map(lambda values: np.asarray(values)[encoded], conditions)
+    posterior = jax.jit(vae_jax.encode)(params, x[encoded], **given(some))
     # With several stochastic layers, use the one next to the data.
     means = np.asarray(jax.tree.leaves(posterior.mean)[0])
     keys = jax.random.split(key)
@@ -91,7 +92,11 @@ def draw_all(
     # Binary latents have no values between 0 and 1 to traverse.
     is_real = params.spec.posterior.latent_space != "binary"
     if is_real and has_pictures:
-        figures["traversals"] = draw_traversals(draw, params, means, labels[:1])
+        variances = np.asarray(active_units(params, x, conditions).variance)
+        variances = variances[: means.shape[1]]
+        figures["traversals"] = draw_traversals(
+            draw, params, means, variances, labels[:1]
+        )
     if is_real and params.spec.latent_dim == 2:
         standard = isinstance(params.spec.prior, vae_jax.StandardNormal)
         if standard and has_pictures and not params.spec.num_classes:
@@ -174,14 +179,20 @@ def draw_interpolations(draw: Callable, params: Params, x, labels, order) -> Fig
 
 
 def draw_traversals(
-    draw: Callable, params: Params, means: np.ndarray, label: np.ndarray | None = None
+    draw: Callable,
+    params: Params,
+    means: np.ndarray,
+    variances: np.ndarray,
+    label: np.ndarray | None = None,
 ) -> Figure:
     """Draw traversals of single units, with the other units fixed at `means[0]`.
 
-    Rows are sorted by the variance of the unit's posterior mean, largest first.
+    Rows are sorted by the variance of the unit's posterior mean, largest first:
+    `variances`, as `active_units` estimates it.
     """
     finite = np.where(np.isfinite(means), means, 0).astype(np.float64)
-    variances = finite.var(axis=0)
+    # An estimate from samples may be negative.
+    variances = np.maximum(np.where(np.isfinite(variances), variances, 0), 0.0)
     active = int(np.sum(variances > ACTIVE_VARIANCE))
     units = np.argsort(-variances, kind="stable")[: min(active or len(variances), 10)]
     shares = variances / max(variances.sum(), 1e-30)
@@ -193,13 +204,14 @@ def draw_traversals(
     z = np.tile(means[0], (*values.shape, 1))
     z[np.arange(len(units)), :, units] = values
     given = None if label is None else np.tile(label, len(steps))
+    beside = "" if params.spec.posterior.layers is None else " next to the data"
     names = [f"z{unit + 1}: {shares[unit]:.0%}" for unit in units]
     return draw(
         np.asarray(_decode_means(params, z, **labels_of(params, given))),
         "latent traversals",
         "Means of p(x|z) as one unit of z changes and the others stay as one example "
-        f"has them. {active} of {len(variances)} units are active; left, each one's "
-        "share in the variance of the means of q(z|x)",
+        f"has them. {active} of {len(variances)} units{beside} are active; left, each "
+        "one's share in the variance of the means of q(z|x)",
         labels=([f"{step:g}" for step in steps], names),
         axis_labels=(axis_label, ""),
     )

@@ -12,6 +12,7 @@ from specs import random_params
 
 import vae_jax
 from experiments import figures
+from experiments.evaluation import active_units
 from experiments.style import STYLE
 from vae_jax import MLP, Gaussian, Linear, ModelSpec, Params, PointMass
 
@@ -199,7 +200,9 @@ def test_manifold_lies_as_its_axes_say():
 def test_traversals_begin_with_the_most_varied_unit():
     spread = np.array([0.5, 2.0, 0.001, 1.0], np.float32)
     means = 0.25 + spread * np.array([[1], [-1]], np.float32)
-    cells, options = figures.draw_traversals(captured, identity(4), means)
+    cells, options = figures.draw_traversals(
+        captured, identity(4), means, means.var(axis=0)
+    )
     assert cells.shape == (3, 13, 4)
     for row, unit in enumerate([1, 3, 0]):
         np.testing.assert_allclose(cells[row, :, unit], np.linspace(-3, 3, 13))
@@ -212,7 +215,9 @@ def test_traversals_begin_with_the_most_varied_unit():
 
 def test_traversals_of_an_autoencoder_span_its_codes():
     means = np.array([[10.0, 0.0], [30.0, 1.0]], np.float32)
-    cells, options = figures.draw_traversals(captured, identity(2, PointMass()), means)
+    cells, options = figures.draw_traversals(
+        captured, identity(2, PointMass()), means, means.var(axis=0)
+    )
     np.testing.assert_allclose(cells[0, [0, 6, 12], 0], [-10, 20, 50], rtol=1e-5)
     assert "standard deviations" in options["axis_labels"][0]
 
@@ -220,12 +225,45 @@ def test_traversals_of_an_autoencoder_span_its_codes():
 def test_traversals_of_a_conditional_model_keep_the_label_of_their_example():
     params = random_params(small((5,), 3, num_classes=4))
     means = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
-    cells, _ = figures.draw_traversals(captured, params, means, np.array([2]))
+    cells, _ = figures.draw_traversals(
+        captured, params, means, means.var(axis=0), np.array([2])
+    )
     z = jnp.tile(means[:1], (13, 1))
     unit = int(np.argmax(means.var(axis=0)))
     z = z.at[:, unit].set(jnp.linspace(-3, 3, 13))[None]
     expected = vae_jax.decode(params, z, labels=jnp.full(13, 2)).mean[0]
     np.testing.assert_allclose(cells[0], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["layers", "flow"])
+def test_traversals_show_the_active_units_of_the_table(case, tmp_path, monkeypatch):
+    """Of several layers those next to the data; of a flow not those of its base."""
+    layers = (vae_jax.StochasticLayer(2),)
+    chosen = {
+        "layers": {
+            "posterior": vae_jax.HierarchicalGaussian(layers),
+            "prior": vae_jax.HierarchicalGaussianPrior(layers),
+        },
+        "flow": {"posterior": vae_jax.Planar(2)},
+    }
+    drawn = {}
+
+    def record(cells, title, subtitle, *, labels=(), **options):
+        drawn[title] = subtitle, labels
+        return figures.new_figure((300, 300), title, subtitle)
+
+    monkeypatch.setattr(figures, "draw_grid", record)
+    params = random_params(small((5, 5), 3, **chosen[case]))
+    draw(tmp_path, params.spec, 40, None, [], params)
+    x = np.random.default_rng(0).uniform(size=(40, 25)).astype(np.float32)
+    variances = np.asarray(active_units(params, x).variance[:3], np.float64)
+    assert np.all(variances > figures.ACTIVE_VARIANCE)
+    subtitle, (_, names) = drawn["latent traversals"]
+    beside = " next to the data" if case == "layers" else ""
+    assert f" 3 of 3 units{beside} are active" in subtitle
+    shares = variances / variances.sum()
+    order = np.argsort(-variances)
+    assert names == [f"z{unit + 1}: {shares[unit]:.0%}" for unit in order]
 
 
 def test_interpolations_join_examples_of_different_labels():

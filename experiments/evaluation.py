@@ -280,8 +280,9 @@ def table(results: dict[str, Any], folder: os.PathLike, *, remedies: str) -> str
         *pareto_k_row(results),
         *_best_rows(results),
         ("training", f"{results['images_per_second'] or 0:,.0f} examples/s"),
-        ("first step after", _seconds(results["seconds_to_first_step"])),
-        ("total time", _seconds(results["seconds"])),
+        # Those before it, of a run that was resumed, are not counted.
+        ("time of the last process", _seconds(results["seconds"])),
+        ("  its first step after", _seconds(results["seconds_to_first_step"])),
         ("files", str(folder)),
     ]
     collapsed = ["the model has"] if results["active_units"] == 0 else []

@@ -391,6 +391,9 @@ class Run:
 
         Returns:
           The figures, with speed, times, epochs and steps, JAX version and devices.
+          `images_per_second`, `seconds` and `seconds_to_first_step` are of this
+          process, which in a resumed run is the last of several; the speed is that of
+          the last epoch if this process trained none.
         """
         speeds = [
             row["images_per_second"] for row in self.rows if row["split"] == "train"

@@ -149,7 +149,12 @@ def test_a_complete_run_is_verified_and_reported(finished, capsys, no_pictures):
     before = sorted(folder.rglob("*"))
     again = run_tiny(folder, epochs=4, checkpoint_every=1, evaluation_samples=50)
     assert again == results
-    assert "complete: checkpoint 48 verified" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "complete: checkpoint 48 verified" in printed
+    # Not of this command, nor of those before the last that trained.
+    assert re.search(rf"time of the last process +{results['seconds']:.1f} s", printed)
+    first = results["seconds_to_first_step"]
+    assert re.search(rf"  its first step after +{first:.1f} s", printed)
     assert sorted(folder.rglob("*")) == before
 
 

@@ -433,7 +433,11 @@ def num_classes(dataset: data.Dataset, *, conditional: bool) -> int:
     if not conditional:
         return 0
     if dataset.train_labels is None or dataset.test_labels is None:
-        raise ValueError(f"--conditional needs labels, and {dataset.name} has none")
+        of_table = ': name their column in --columns, as {"species": "label"}'
+        raise ValueError(
+            f"--conditional needs labels, and {dataset.name} has none"
+            f"{of_table if dataset.columns else ''}"
+        )
     labels = [dataset.train_labels, dataset.test_labels, dataset.validation_labels]
     labels = np.concatenate([one for one in labels if one is not None])
     if labels.min() < 0:

@@ -213,6 +213,18 @@ def test_a_mixed_table_trains_and_is_evaluated(tmp_path, capsys):
     assert elbo == pytest.approx(results["test_elbo"], abs=1e-4)
 
 
+def test_a_conditional_model_of_a_table_is_told_how_to_name_the_labels(tmp_path):
+    path, schema = tmp_path / "iris.csv", tmp_path / "schema.json"
+    rows = (f"{number / 7:.3f},{'abc'[number % 3]}" for number in range(60))
+    path.write_text("\n".join(["length,species", *rows]))
+    config = mnist.Config(dataset=str(path), conditional=True)
+    with pytest.raises(ValueError, match='--columns, as ({"species": "label"})') as no:
+        datasets.num_classes(datasets.load(config), conditional=True)
+    schema.write_text(str(no.value).rpartition(" as ")[2])
+    config = dataclasses.replace(config, columns=str(schema))
+    assert datasets.num_classes(datasets.load(config), conditional=True) == 3
+
+
 def test_a_run_of_other_columns_is_refused_by_their_names(tmp_path):
     rng = np.random.default_rng(0)
     sizes = np.array(["S", "M", "L"])[rng.integers(3, size=60)]

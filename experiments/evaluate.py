@@ -71,7 +71,8 @@ experiments.mnist."""
     data_dir: str | None = None
     """Folder of data files; by default the run's."""
     which: Literal["last", "best"] = "last"
-    """The last model of a run, or the best one on validation data."""
+    """The last model of a run, or the best one on validation data; a sweep keeps its \
+last models alone."""
     step: int | None = None
     """The checkpoint in place of the last."""
     evaluation_samples: flags.Count = 1000
@@ -298,9 +299,14 @@ def warnings(figures: dict[str, Any]) -> list[str]:
     return found
 
 
-def _check_data_flags(config: Config) -> None:
-    """Raise ValueError for flags that do not describe the data of this folder."""
+def _check_folder(config: Config) -> None:
+    """Raise ValueError for flags that do not suit this folder."""
     folder = config.run_folder
+    if config.which == "best" and evaluation_data.is_sweep(Path(folder)):
+        raise ValueError(
+            f"--which=best is of a single run: the sweep in {folder} keeps its last "
+            "models alone, so leave out --which"
+        )
     if config.dataset and (Path(folder) / "config.json").exists():
         raise ValueError(
             f"--dataset is for a folder of vae_jax.save_run, and {folder} holds a "
@@ -329,7 +335,7 @@ def run(config: Config) -> dict[str, Any]:
     """
     flags.check(config)
     flags.refuse_ignored([config], USED_BY)
-    _check_data_flags(config)
+    _check_folder(config)
     trained, found = None, None
     if not config.dataset:
         if config.model is None:

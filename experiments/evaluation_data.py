@@ -155,6 +155,12 @@ def of_dataset(
     return _as_seen(original, binarization, seed=0, labelled=spec.num_classes > 0)
 
 
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder of any kind is that of a sweep."""
+    path = folder / "config.json"
+    return path.exists() and "num_seeds" in run_folder.read_signed(path).content
+
+
 def swept(folder: str | Path) -> list[str]:
     """Names of the flags in which the models of a sweep differ, besides the seed.
 
@@ -182,8 +188,7 @@ def best_model(folder: Path) -> int | None:
       ValueError: if the sweep had no validation data or is not done; no model is chosen
         on the test set.
     """
-    path = folder / "config.json"
-    if not path.exists() or "num_seeds" not in run_folder.read_signed(path).content:
+    if not is_sweep(folder):
         return None
     path = folder / "results.json"
     if not path.exists():

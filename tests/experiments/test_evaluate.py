@@ -160,6 +160,23 @@ def test_the_headline_names_what_a_model_of_a_sweep_differs_in(
     )
 
 
+def test_the_best_epoch_of_a_sweep_is_refused_before_a_model_is_chosen(
+    tmp_path, capsys
+):
+    run_folder.write_signed(
+        tmp_path / "config.json", dataclasses.asdict(sweep.Config(dataset="digits"))
+    )
+    row = {"beta": 1.0, "seed": 0, "finite": True, "validation_elbo": -20.0}
+    results = {"models": [row], "swept": ["beta"]}
+    run_folder.write_signed(tmp_path / "results.json", results)
+    for model in (None, 0):
+        config = Config(str(tmp_path), which="best", model=model)
+        with pytest.raises(ValueError, match="last models alone, so leave out --which"):
+            evaluate.run(config)
+    assert not capsys.readouterr().out
+    assert evaluation_data.best_model(tmp_path) == 0
+
+
 def test_a_long_headline_stays_within_the_picture():
     found = {
         "unit_variance": [1.0, 0.5],

@@ -53,6 +53,13 @@ def is_command() -> bool:
     return _is_prepared
 
 
+def end_by_sigterm() -> None:
+    """In a command, let SIGTERM end the process with a line, as Ctrl-C does."""
+    # A handler of jax, of several processes, is kept.
+    if _is_prepared and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end_at_once)
+
+
 def say_no_more() -> None:
     """In a command, discard tracebacks that follow the error line."""
     if _is_prepared:

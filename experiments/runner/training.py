@@ -27,7 +27,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.runner import checkpoints, processes, run_folder, selection, signals
+from experiments.runner import (
+    checkpoints,
+    processes,
+    run_folder,
+    selection,
+    signals,
+    startup,
+)
 from experiments.runner.checkpoints import History
 from experiments.runner.command_line import Interrupted, say
 from experiments.runner.flags import RunFlags
@@ -80,6 +87,8 @@ def open_run(
         the processes differ in flags or data.
     """
     processes.require_alike(config, digest)
+    # Training collects the signal; the evaluation after it would end without a word.
+    startup.end_by_sigterm()
     folder = Path(config.run_dir or run_folder.default_folder(command, config))
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.first_alone(run_folder.locked(folder)))

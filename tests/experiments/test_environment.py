@@ -231,6 +231,29 @@ def test_ctrl_c_during_imports_is_one_line():
     assert done.stderr == b"interrupted: run the same command to resume\n"
 
 
+EVALUATING = """
+import os, signal, sys
+sys.argv[:1] = ["-m"]
+from experiments import final_evaluation, mnist
+final_evaluation.evaluate = lambda *given: os.kill(os.getpid(), signal.SIGTERM)
+mnist.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.long
+def test_sigterm_in_the_final_evaluation_is_one_line(tmp_path):
+    flags = ["--dataset=digits", "--epochs=1", "--hidden_dims=8", "--latent_dim=2"]
+    done = subprocess.run(
+        [sys.executable, "-c", EVALUATING, *flags, f"--run_dir={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 143
+    assert done.stderr == b"interrupted: run the same command to resume\n"
+    assert checkpoint.steps(tmp_path / "checkpoints")
+
+
 PREPARED = """
 import os, sys
 sys.argv[:1] = ["-m"]

@@ -16,9 +16,12 @@ from vae_jax import (
     MLP,
     FactorizedBernoulli,
     FactorizedBernoulliPrior,
+    HierarchicalGaussian,
+    HierarchicalGaussianPrior,
     MixtureOfGaussians,
     ModelSpec,
     StandardNormal,
+    StochasticLayer,
     VampPrior,
     exact,
 )
@@ -200,6 +203,18 @@ def test_latents_that_cannot_be_moved_are_named(choices, message):
         reverse_annealed_log_evidence(params, x, jnp.zeros((1, 2)), key)
     with pytest.raises(ValueError, match=message):
         bidirectional_log_evidence(params, key, num_examples=1)
+
+
+def test_several_layers_that_cannot_be_moved_are_named_on_one_line():
+    layers = (StochasticLayer(4), StochasticLayer(2))
+    posterior, prior = HierarchicalGaussian(layers), HierarchicalGaussianPrior(layers)
+    spec = ModelSpec(posterior=posterior, prior=prior, latent_dim=3, data_shape=(5,))
+    with pytest.raises(ValueError) as refusal:
+        annealed_log_evidence(random_params(spec), jnp.zeros((1, 5)), jax.random.key(0))
+    assert str(refusal.value).endswith(
+        "needs one array of latents, got a tuple from HierarchicalGaussianPrior, with "
+        "3, 4, 2 units in its layers"
+    )
 
 
 def test_a_prior_that_needs_the_encoder_is_given_it():

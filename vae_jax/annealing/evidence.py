@@ -270,9 +270,11 @@ def require_continuous_latents(params: Params, purpose: str) -> None:
 
     z, posterior = jax.eval_shape(build)
     if not isinstance(z, jax.ShapeDtypeStruct):
+        # The repr of a prior with networks has a line for each of their fields.
+        units = ", ".join(str(leaf.size) for leaf in jax.tree.leaves(z))
         raise ValueError(
             f"{purpose} needs one array of latents, got a {type(z).__name__} from "
-            f"{spec.prior}"
+            f"{type(spec.prior).__name__}, with {units} units in its layers"
         )
     # The prior has the same latent space, as the spec has checked.
     if not posterior.is_reparameterizable:

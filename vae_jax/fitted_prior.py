@@ -13,7 +13,7 @@ import numpy as np
 from vae_jax.extras import import_extra
 from vae_jax.families import unbound_covariance, unbound_log_var
 from vae_jax.families.bounds import CORRELATED_LOG_VAR_BOUND, LOG_VAR_BOUND
-from vae_jax.model import check_observations, encode
+from vae_jax.model import check_inputs, encode
 from vae_jax.priors import MixtureOfGaussians
 from vae_jax.spec import Params
 from vae_jax.types import AnyArray, Array, Key, Labels
@@ -65,7 +65,7 @@ def fit_mixture_prior(
             f"num_components must be between 1 and the {len(x)} examples, got "
             f"{num_components}"
         )
-    check_observations(params, x, labels=labels)
+    check_inputs(params, x)
     z, _ = encode(params, x, labels=labels).sample_and_log_prob(key, 1)
     if isinstance(z, tuple):
         raise ValueError(

@@ -269,6 +269,32 @@ def check_observations(
     at_labels(params, labels)
 
 
+def check_inputs(params: Params, x: AnyArray, *, name: str = "x") -> None:
+    """Raise ValueError if concrete inputs of an encoder are not of the data's range.
+
+    Values between those of the support, such as means of pixels, are inputs without a
+    density.
+
+    Args:
+      params: model parameters.
+      x: inputs, `[B, D]`.
+      name: name of the argument `x`, for the message.
+
+    Raises:
+      ValueError: `x` is not `[B, D]`, or holds a value outside the interval of the
+        `support` of the likelihood.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vae_jax import ModelSpec, init
+      >>> from vae_jax.model import check_inputs
+      >>> params = init(ModelSpec(data_shape=(2,)), jax.random.key(0))
+      >>> check_inputs(params, jnp.array([[0.3, 1.0]]))
+    """
+    require_rows(x, params.spec.data_dim, name)
+    params.spec.likelihood.support.interval.require(x, name)
+
+
 def _check_dtype(name: str, dtype: Any) -> None:
     """Raise ValueError if JAX would replace the dtype by a narrower one."""
     if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
@@ -763,7 +789,7 @@ def reconstruct(
       `[B, D]`.
 
     Raises:
-      ValueError: invalid observations or labels (`check_observations`).
+      ValueError: `x` outside the interval of the support, or invalid labels.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -772,7 +798,7 @@ def reconstruct(
       >>> reconstruct(params, jnp.zeros((8, 784)), jax.random.key(1)).shape
       (8, 784)
     """
-    check_observations(params, x, labels=labels)
+    check_inputs(params, x)
     posterior_key, likelihood_key = jax.random.split(key)
     z = reparameterize(encode(params, x, labels=labels), posterior_key)
     likelihood = decode(params, z, labels=labels)
@@ -834,8 +860,8 @@ def interpolate(
       Means of the likelihood, `[num_steps, B, D]`.
 
     Raises:
-      ValueError: invalid observations or labels (`check_observations`), batches of
-        different shapes, or `num_steps` below 2.
+      ValueError: batches of different shapes or outside the interval of the support,
+        invalid labels, or `num_steps` below 2.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -851,8 +877,8 @@ def interpolate(
             f"{list(x0.shape)} and {list(x1.shape)}"
         )
     require_at_least("num_steps", num_steps, 2, ": both ends are included")
-    check_observations(params, x0, labels=labels, name="x0")
-    check_observations(params, x1, labels=labels, name="x1")
+    check_inputs(params, x0, name="x0")
+    check_inputs(params, x1, name="x1")
     start, end = (encode(params, x, labels=labels).mean for x in (x0, x1))
     dtype = jax.tree.leaves(start)[0].dtype
     weights = jnp.linspace(0, 1, num_steps, dtype=dtype)[:, None, None]

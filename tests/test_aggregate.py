@@ -91,6 +91,7 @@ def test_the_parts_are_those_of_quadrature(assert_mean):
         assert_mean(part, expected)
 
 
+@pytest.mark.long
 def test_the_total_correlation_charges_its_parts_and_no_constant(assert_mean):
     keys = jax.random.split(jax.random.key(1), 20)
     penalty = total_correlation(6.0)
@@ -350,6 +351,7 @@ def test_the_layers_of_several_are_units_of_one_point():
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_the_mmd_of_one_example_is_refused():
     """There is no pair of distinct codes; 0 / 0 would make every weight NaN."""
     with pytest.raises(ValueError, match="same dimension, got 3 and 1"):

@@ -100,6 +100,7 @@ def test_nuts_is_flat_and_caught_when_it_stops_early(params):
     assert smallest_p(wrong, sampler=hasty, num_simulations=400) < 0.01
 
 
+@pytest.mark.long
 def test_annealed_samples_have_the_moments_of_the_exact_posterior(params):
     x = jnp.array([[1.0, 0.0, -2.0]])
     sample = partial(

@@ -230,6 +230,7 @@ def test_a_spec_that_leaves_arrays_over_is_refused(tmp_path, parts, name):
         checkpoint.restore(folder, spec=smaller)
 
 
+@pytest.mark.long
 def test_a_state_that_leaves_arrays_over_is_refused(tmp_path):
     folder = tmp_path / "checkpoints" / "2"
     checkpoint.save(folder, make_state(average=True), spec=SPEC)

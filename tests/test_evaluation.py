@@ -271,6 +271,7 @@ def test_weights_without_a_tail(known_weights):
     assert zero.pareto_k == np.inf
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("function", [log_evidence, annealed_log_evidence])
 def test_one_sample_has_an_infinite_error_and_no_nan_on_the_way(function):
     size = "num_samples" if function is log_evidence else "num_chains"
@@ -300,6 +301,7 @@ def test_where_the_error_does_not_cover_pareto_k_says_so(linear_gaussian):
 # Keys
 
 
+@pytest.mark.long
 @functions
 @pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg"])
 def test_other_generators_too_give_an_image_noise_of_its_own(name, generator):

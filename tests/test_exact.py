@@ -46,6 +46,7 @@ def model(x64):
     return exact.LinearGaussian(*map(jnp.asarray, (WEIGHTS, BIAS, NOISE_VAR)))
 
 
+@pytest.mark.long
 def test_linear_evidence_is_scipys(model):
     expected = scipy.stats.multivariate_normal(BIAS, COVARIANCE).logpdf(X)
     np.testing.assert_allclose(exact.log_evidence(model, X), expected, rtol=1e-10)
@@ -152,6 +153,7 @@ def test_the_linear_vae_is_read_back(model):
     )
 
 
+@pytest.mark.long
 def test_maximum_likelihood_is_scikit_learns_probabilistic_pca(x64):
     data = RNG.normal(size=(200, 6)) @ np.diag([3, 2, 1.5, 1, 0.7, 0.5])
     model = exact.maximum_likelihood(jnp.asarray(data), latent_dim=2)
@@ -243,6 +245,7 @@ def ascend(params, data, beta):
     return jax.lax.fori_loop(0, 6000, step, params)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("beta", "expected"),
     [

@@ -47,6 +47,7 @@ def test_codes_wider_than_a_component_are_refused(full_covariance, key):
         )
 
 
+@pytest.mark.long
 def test_what_cannot_be_fitted_is_refused(key):
     params = random_params(SPEC)
     with pytest.raises(ValueError, match="between 1 and the 300 examples, got 301"):

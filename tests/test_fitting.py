@@ -124,6 +124,7 @@ def test_a_callback_sees_every_epoch_and_may_end_the_training(params, fitted):
     assert_same(stopped.params, seen[-1][2])
 
 
+@pytest.mark.long
 def test_the_best_epoch_on_validation_data_is_returned(params):
     """Steps of ordinary size, then such that the ELBO falls."""
     seen = []

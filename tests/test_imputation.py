@@ -97,6 +97,7 @@ def conditional(row):
     return mean, spread, log_p
 
 
+@pytest.mark.long
 def test_evidence_is_that_of_what_is_observed():
     evidence = jax.jit(log_evidence, static_argnames=("num_samples", "chunk_size"))
     found = evidence(

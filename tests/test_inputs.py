@@ -152,6 +152,7 @@ def test_levels_rounded_to_any_float_are_levels(num_levels, dtype):
     np.testing.assert_allclose(likelihood.log_prob(x), expected, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_discretized_logistic_takes_levels_rounded_to_float16():
     """The probability is that of SciPy's logistic between the edges of the level."""
     level, scale = np.arange(256.0), 0.002

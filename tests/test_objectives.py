@@ -163,6 +163,7 @@ def in_dtype(spec, dtype):
     return jax.tree.map(cast, (random_params(spec), example_data(spec)))
 
 
+@pytest.mark.long
 def test_float64_stays_float64_throughout(spec, key, x64):
     """No intermediate falls back to float32, where digits would be lost unseen."""
     functions = [jax.value_and_grad(elbo)]
@@ -195,6 +196,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mlp-bernoulli", "deep-mlp-learned-variance-prime"])
 def test_gradients_are_the_finite_differences(name, key, x64):
     """Along a random direction, with the noise held fixed, in float64."""

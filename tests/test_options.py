@@ -182,6 +182,7 @@ def test_the_names_of_the_constructors_stay():
     ) == PIWAE(num_samples=4, num_groups=2)
 
 
+@pytest.mark.long
 def test_a_bound_of_ones_own_is_an_objective(params):
     """Its options are its own."""
 

@@ -74,6 +74,7 @@ def test_free_bits_per_example_floor_each_examples_whole(params, kls):
     np.testing.assert_allclose(found, np.maximum(each, nats).mean(), rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("per", ["unit", "example"])
 def test_below_the_allowance_the_kl_has_no_gradient(params, per):
     penalty = free_bits(100.0, per=per)

@@ -185,6 +185,7 @@ def test_a_model_taken_out_of_a_running_sweep_stays_alive():
     assert_close(taken, alone[1], rtol=0)
 
 
+@pytest.mark.long
 def test_a_sweep_is_on_the_device_it_is_given():
     device = jax.devices()[2]
     run = vae_jax.jit_sweep(step, devices=[device])

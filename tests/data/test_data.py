@@ -758,6 +758,7 @@ def test_binarize_is_bernoulli_in_16_bits(dtype):
     assert within_five_standard_errors(np.float32(bits), float(x[0, 0]))
 
 
+@pytest.mark.long
 def test_binarize_draws_afresh_with_every_key():
     x = jnp.full((10, 20), 0.5)
     first, again, other = (data.binarize(x, jax.random.key(i)) for i in (0, 0, 1))
@@ -774,6 +775,7 @@ def dataset_of(train, test=None, num_levels=256):
 IMAGES = np.random.default_rng(1).integers(256, size=(40, 30)).astype(np.uint8)
 
 
+@pytest.mark.long
 def test_dynamic_leaves_the_training_images_grey():
     grey = dataset_of(IMAGES)
     bits = data.binarize_dataset(grey, jax.random.key(0), method="dynamic")

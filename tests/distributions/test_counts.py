@@ -66,6 +66,7 @@ def test_negative_binomial_in_float32():
     assert_exact(found, log_negative_binomial(x, mean, r))
 
 
+@pytest.mark.long
 def test_gradients_of_the_negative_binomial_in_float32():
     """With respect to the log of each parameter, which is a network's output."""
     x, mean, r = map(np.float64, grid(COUNTS, MEANS, INVERSE_DISPERSIONS))

@@ -351,6 +351,7 @@ def test_the_delta_method_leaves_no_variance_on_a_quadratic(num_coefficient_samp
             assert np.median(np.abs(gradient - exact)) < 1e-5
 
 
+@pytest.mark.long
 def test_an_optimal_baseline_costs_the_error_of_its_constant(assert_mean):
     """Variance: that of the optimum plus E[(b - b*)^2] E[score^2], b drawn by NumPy."""
     rng = np.random.default_rng(0)
@@ -831,6 +832,7 @@ def bound_of_two_samples(params, x, labels):
     return jnp.einsum("s,t,stb->", weights, weights, pairs)
 
 
+@pytest.mark.long
 def test_the_prior_of_each_class_is_doubly_reparameterized_at_the_labels(
     x64, assert_mean
 ):

@@ -165,6 +165,7 @@ def test_the_same_command_gives_the_same_figures(finished, tmp_path, no_pictures
     assert_same_run(folder, tmp_path)
 
 
+@pytest.mark.long
 def test_twice_n_epochs_are_n_and_n_more(finished, tmp_path, no_pictures):
     folder, _ = finished
     run_tiny(tmp_path, epochs=2)

@@ -83,6 +83,7 @@ def best_epoch(number):
     return merit
 
 
+@pytest.mark.long
 def test_a_kill_between_the_best_checkpoint_and_its_name_keeps_it(
     tmp_path, monkeypatch
 ):

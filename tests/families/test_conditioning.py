@@ -179,6 +179,7 @@ def test_an_encoder_that_couples_strongly_stays_below_the_evidence(size, key):
     np.testing.assert_allclose(found[2][1], found[1][1], rtol=1e-5, atol=1e-2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("full_covariance", [False, True])
 def test_a_mixture_prior_knows_the_density_of_its_own_draws(full_covariance, key):
     prior = MixtureOfGaussians(1, full_covariance)
@@ -256,6 +257,7 @@ def test_the_log_determinant_of_a_step_is_known_where_it_is_flat():
         np.testing.assert_allclose(found[0, 0], expected, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_the_gates_of_an_inverse_autoregressive_flow_do_not_close(key):
     family = InverseAutoregressive(num_steps=2, hidden_dim=8, context_dim=3)
     own = family.init(jax.random.key(0), dim=4)

@@ -79,6 +79,7 @@ def scipys(likelihood, x):
     return scipy.stats.nbinom.logpmf(x, r, r / (r + mean))
 
 
+@pytest.mark.long
 def test_means_are_the_exposure_times_the_rates(params):
     z = jax.random.normal(KEY, (3, 4, 2))
     base = params.replace(

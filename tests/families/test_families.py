@@ -75,6 +75,7 @@ def covariance_of_posterior(posterior, b):
     return factor @ factor.T + np.diag(np.exp(np.float64(posterior.log_var[b])))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "family",
     [

@@ -86,6 +86,7 @@ def ppca_vae():
     ), known
 
 
+@pytest.mark.long
 def test_a_linear_vae_has_ppcas_evidence_in_the_units_of_the_data():
     """Its q is exact, so one sample gives log p(x) itself."""
     params, known = ppca_vae()
@@ -370,6 +371,7 @@ def test_gamma_and_beta_start_at_mean_and_variance():
     np.testing.assert_allclose(variance, x.var(0), rtol=1e-3)
 
 
+@pytest.mark.long
 def test_ordered_categories_start_at_their_shares():
     x = np.repeat([[0, 2], [1, 0], [2, 2]], [300, 150, 50], axis=0)
     params, p = started(Ordinal(3), x)

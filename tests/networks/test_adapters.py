@@ -167,6 +167,7 @@ def test_a_checkpoint_and_a_description_give_the_model_back(name, x, tmp_path):
     assert vae_jax.elbo(restored, x, key) == vae_jax.elbo(state.params, x, key)
 
 
+@pytest.mark.long
 @networks
 def test_many_models_train_in_one_program(name, x):
     params = vae_jax.init(spec_of(NETWORKS[name][0]), jax.random.key(1), x=x)
@@ -177,6 +178,7 @@ def test_many_models_train_in_one_program(name, x):
     np.testing.assert_allclose(values, jnp.stack(alone), rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", WITH_DROPOUT)
 def test_dropout_draws_in_training_and_not_in_evaluation(name, x):
     network = WITH_DROPOUT[name]

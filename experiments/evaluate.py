@@ -30,9 +30,9 @@ from experiments import (
 )
 from experiments.choices import labels_of
 from experiments.evaluation import (
-    active_count,
     active_of,
     active_units,
+    counts_of,
     elbo_figures,
     evaluation_keys,
     evidence_warnings,
@@ -114,7 +114,7 @@ def evaluate(
         ),
     }
     units = active_units(params, x, labels)
-    figures["active_units"] = active_count(units, x)
+    figures["active_units"] = counts_of(units, x)["active_units"]
     figures["unit_variance"] = np.asarray(units.variance).tolist()
     figures["unit_variance_standard_error"] = np.asarray(units.standard_error).tolist()
     figures["unit_kl"] = _if_defined(

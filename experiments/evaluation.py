@@ -123,13 +123,13 @@ def unit_figures(
       `active_units`, the number of units whose posterior mean varies with x, None for
       a single example, and `num_units`.
     """
-    units = active_units(params, x, labels)
-    return {"active_units": active_count(units, x), "num_units": units.active.size}
+    return counts_of(active_units(params, x, labels), x)
 
 
-def active_count(units: vae_jax.ActiveUnits, x: Array) -> int | None:
-    """Number of active units; None for a single example, which cannot show them."""
-    return int(units.count) if len(x) > 1 else None
+def counts_of(units: vae_jax.ActiveUnits, x: AnyArray) -> dict[str, int | None]:
+    """What `unit_figures` returns, of units that are known."""
+    count = int(units.count) if len(x) > 1 else None
+    return {"active_units": count, "num_units": units.active.size}
 
 
 def active_of(count: int | None, num_units: int) -> str:

@@ -22,7 +22,6 @@ from PIL import Image
 
 import vae_jax
 from experiments.choices import labels_of
-from experiments.evaluation import active_units
 from experiments.runner.report import save_figure
 from experiments.style import BY_LABEL, styled
 from vae_jax import Conditions, Params
@@ -48,6 +47,7 @@ def draw_all(
     data_shape: tuple[int, ...],
     x: AnyArray,
     labels: Labels,
+    unit_variances: AnyArray,
     metrics: list[dict],
     key: Key,
 ) -> list[Path]:
@@ -62,6 +62,7 @@ def draw_all(
       x: test set, `[n, D]`; examples are drawn only if they are pixels (`are_pixels`).
       labels: labels of the test set, `[n]`, or `Conditions`, or None; a conditional
         model uses them.
+      unit_variances: `variance` of the `active_units` on the test set.
       metrics: dicts with `epoch`, `split` ("train", and "validation" or "test")
         and the entries of `CURVES`, in nats per example or None.
       key: PRNG key, consumed once.
@@ -92,8 +93,7 @@ def draw_all(
     # Binary latents have no values between 0 and 1 to traverse.
     is_real = params.spec.posterior.latent_space != "binary"
     if is_real and has_pictures:
-        variances = np.asarray(active_units(params, x, conditions).variance)
-        variances = variances[: means.shape[1]]
+        variances = np.asarray(unit_variances)[: means.shape[1]]
         figures["traversals"] = draw_traversals(
             draw, params, means, variances, labels[:1]
         )

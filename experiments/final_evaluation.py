@@ -63,6 +63,7 @@ def evaluate(
 
     params = devices.on_one(state.evaluation_params)
     test = datasets.split(dataset, "test")
+    units = evaluation.active_units(params, test.x, test.labels)
     figures.draw_all(
         training.folder / "figures",
         params,
@@ -70,10 +71,11 @@ def evaluate(
         data_shape=params.spec.data_shape,
         x=test.x,
         labels=test.labels,
+        unit_variances=units.variance,
         metrics=training.rows,
         key=evaluation.evaluation_keys().figures,
     )
-    last = _test_figures(params, test, samples)
+    last = _test_figures(params, test, samples, units)
     of_best = None if best is None else _test_figures(best, test, samples)
     if training.best and training.best["step"] == int(state.step):
         of_best = last
@@ -88,12 +90,17 @@ def evaluate(
 
 
 def _test_figures(
-    params: vae_jax.Params, test: datasets.Split, num_samples: int
+    params: vae_jax.Params,
+    test: datasets.Split,
+    num_samples: int,
+    units: vae_jax.ActiveUnits | None = None,
 ) -> dict[str, Any]:
+    if units is None:
+        units = evaluation.active_units(params, test.x, test.labels)
     elbo = evaluation.elbo_figures(params, test.x, test.labels)
     return {
         **{f"test_{name}": value for name, value in elbo.items()},
-        **evaluation.unit_figures(params, test.x, test.labels),
+        **evaluation.counts_of(units, test.x),
         **evaluation.importance_weighted_figures(
             params, test.x, test.labels, num_samples=num_samples
         ),

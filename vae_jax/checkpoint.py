@@ -29,7 +29,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vae_jax import manifest
-from vae_jax.external import External
+from vae_jax.external import external_of
 from vae_jax.leaf_names import leaf_name, named_leaves
 from vae_jax.manifest import CorruptCheckpoint, discard
 from vae_jax.model import init
@@ -394,13 +394,12 @@ def save_run(folder: str | Path, params: Params, *, step: int = 0) -> Path:
       True
     """
     require_at_least("step", step, 0)
-    for network in (params.encoder, params.decoder):
-        if isinstance(network, External):
-            raise ValueError(
-                f"a {network.role} of replace_networks is code, which checkpoints do "
-                "not contain: save its weights yourself, or make it a network of the "
-                "spec (vae_jax.FunctionNetwork)"
-            )
+    if external := external_of(params):
+        raise ValueError(
+            f"a {external.role} of replace_networks is code, which checkpoints do not "
+            "contain: save its weights yourself, or make it a network of the spec "
+            "(vae_jax.FunctionNetwork)"
+        )
     state = _Trained(params.replace(network_key=None))
     checkpoint = Path(folder) / "checkpoints" / str(step)
     save(checkpoint, state, spec=params.spec)

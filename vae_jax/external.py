@@ -133,6 +133,12 @@ def replace_networks(
     return params.replace(**changes)
 
 
+def external_of(params: Params) -> External | None:
+    """The first function of `replace_networks` in a model; None if there is none."""
+    networks = (params.encoder, params.decoder)
+    return next((one for one in networks if isinstance(one, External)), None)
+
+
 def require_posterior(spec: ModelSpec, built: Distribution, batch: int) -> None:
     """Raise ValueError if q(z|x) has other shapes, or is discrete for real latents.
 

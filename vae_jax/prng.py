@@ -1,8 +1,30 @@
-"""Keys of JAX's default generator, made of those of another."""
+"""What random draws need: keys of JAX's default generator, and 32 bits."""
 
 import jax
+import jax.numpy as jnp
 
-from vae_jax.types import Key
+from vae_jax.types import Array, Key
+
+
+def in_32_bits(values: Array) -> Array:
+    """Values in at least 32 bits, for noise to be drawn in.
+
+    In 16 bits a uniform number is a multiple of 1/128 or 1/1024, and logistic noise
+    never exceeds 4.9 or 7.
+
+    Args:
+      values: floating-point numbers, such as probabilities or logits.
+
+    Returns:
+      The same in float32, or unchanged if they are of 32 bits or more.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vae_jax.prng import in_32_bits
+      >>> in_32_bits(jnp.ones(2, jnp.bfloat16)).dtype
+      dtype('float32')
+    """
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def as_threefry(key: Key) -> Key:

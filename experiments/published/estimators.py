@@ -4,10 +4,10 @@
 
 Bits: 200 Bernoulli latents between linear networks, static MNIST, batches of 24, as in
 the table of Grathwohl et al. 2018, at a tenth of its 2,000,000 steps. Every estimator
-evaluates the decoder at two points per image and step. The best one also at sixteen
-points, at all of the paper's steps, and with batches ten times as large. Gaussian
-latents: the network of Burda et al. 2016, with the standard gradient and with a
-published improvement, one pair per claim. All seeds of an estimator train in one
+evaluates the decoder at two points per image and step; the best one is also trained
+with sixteen points, for all of the paper's steps, and with batches ten times as large.
+Gaussian latents: the network of Burda et al. 2016, with the standard gradient and with
+a published improvement, one pair per claim. All seeds of an estimator train in one
 program.
 """
 

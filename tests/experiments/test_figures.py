@@ -59,13 +59,15 @@ CASES = {
 
 def draw(folder, spec, n, labels, rows, params=None):
     x = np.random.default_rng(0).uniform(size=(n, spec.data_dim)).astype(np.float32)
+    params = random_params(spec) if params is None else params
     return figures.draw_all(
         folder,
-        random_params(spec) if params is None else params,
+        params,
         dataset_name=NAME,
         data_shape=spec.data_shape,
         x=x,
         labels=labels,
+        unit_variances=active_units(params, x, labels).variance,
         metrics=rows,
         key=jax.random.key(0),
     )

@@ -16,7 +16,7 @@ from vae_jax.contracts.subject import (
     direction,
     with_ordinary_outputs,
 )
-from vae_jax.external import External
+from vae_jax.external import external_of
 from vae_jax.model import as_float, dtype_of, require_rows
 from vae_jax.options import require_at_least
 from vae_jax.spec import Params
@@ -120,13 +120,12 @@ def check(
     if unknown := [name for name in names if name not in LINES]:
         raise ValueError(f"only must name lines of {LINES}, got {unknown}")
     require_at_least("num_samples", num_samples, 100)
-    for network in (params.encoder, params.decoder):
-        if isinstance(network, External):
-            raise ValueError(
-                f"check moves the weights of networks, and a {network.role} of "
-                "replace_networks has none that it knows: make it a network of the "
-                "spec (vae_jax.FunctionNetwork)"
-            )
+    if external := external_of(params):
+        raise ValueError(
+            f"check moves the weights of networks, and a {external.role} of "
+            "replace_networks has none that it knows: make it a network of the spec "
+            "(vae_jax.FunctionNetwork)"
+        )
     x = as_float(x, dtype_of(params))
     require_rows(x, params.spec.data_dim)
     labels = jax.tree.map(jnp.asarray, labels)

@@ -11,6 +11,7 @@ from vae_jax.data.dataset import Dataset, require_declared, to_unit_interval
 from vae_jax.data.memory import require_bytes
 from vae_jax.data.rows import Rows, blocks
 from vae_jax.distributions.support import UNIT_INTERVAL
+from vae_jax.prng import in_32_bits
 
 BINARIZATIONS = ("dynamic", "fixed", "threshold", "none")
 
@@ -37,8 +38,7 @@ def binarize(x: jax.Array | np.ndarray, key: jax.Array) -> jax.Array:
     """
     UNIT_INTERVAL.require(x)
     x = jnp.asarray(x)
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    bits = jax.random.bernoulli(key, wide).astype(x.dtype)
+    bits = jax.random.bernoulli(key, in_32_bits(x)).astype(x.dtype)
     return jnp.where(UNIT_INTERVAL.contains(x), bits, jnp.nan)
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from vae_jax.distributions.rounding import without_negative
 from vae_jax.distributions.support import UNIT_INTERVAL
+from vae_jax.prng import in_32_bits
 from vae_jax.types import Array, Distribution, Key
 
 # 4096 states, which a decoder can process in one call.
@@ -86,9 +87,7 @@ def sample(logits: Array, key: Key) -> Array:
       >>> print(bernoulli.sample(jnp.array([-1e3, 1e3]), jax.random.key(0)))
       [0. 1.]
     """
-    # In 16 bits a uniform number is a multiple of 1/128 or 1/1024.
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    draws = jax.random.bernoulli(key, jax.nn.sigmoid(wide))
+    draws = jax.random.bernoulli(key, jax.nn.sigmoid(in_32_bits(logits)))
     return draws.astype(logits.dtype)
 
 

@@ -27,6 +27,7 @@ from vae_jax.estimators.contract import (
     with_surrogate,
 )
 from vae_jax.options import require_at_least
+from vae_jax.prng import in_32_bits
 from vae_jax.types import Array, Key, Latents, Posterior, PyTree
 
 
@@ -142,7 +143,7 @@ def gumbel_softmax(
     check_temperature(temperature)
     posterior = require_type(posterior, BernoulliDistribution, "gumbel_softmax")
     shape = (num_samples, *posterior.logits.shape)
-    logits = _wide(posterior.logits)
+    logits = in_32_bits(posterior.logits)
     shifted = logits + jax.random.logistic(key, shape, logits.dtype)
     dtype = posterior.logits.dtype
     relaxed = jax.nn.sigmoid(shifted / temperature).astype(dtype)
@@ -250,7 +251,7 @@ def rebar(
     require_mean(reduction, "rebar", "leave_one_out")
     check_temperature(temperature)
     posterior = require_type(posterior, BernoulliDistribution, "rebar")
-    logits, dtype = _wide(posterior.logits), posterior.logits.dtype
+    logits, dtype = in_32_bits(posterior.logits), posterior.logits.dtype
     shape = (num_samples, *logits.shape)
     free = logits + jax.random.logistic(key, shape, logits.dtype)
     bits = _bits(free)
@@ -414,7 +415,7 @@ def _antithetic(
     require_mean(reduction, name, "leave_one_out")
     posterior = require_type(posterior, BernoulliDistribution, name)
     logits = jax.lax.stop_gradient(posterior.logits)
-    probability = jax.nn.sigmoid(_wide(logits))
+    probability = jax.nn.sigmoid(in_32_bits(logits))
     u = jax.random.uniform(key, (num_samples, *logits.shape), probability.dtype)
     bits, antithetic = (
         (uniform < probability).astype(logits.dtype) for uniform in (u, 1 - u)
@@ -452,11 +453,6 @@ def _through(
         for value, gradient in zip(values, gradients, strict=True)
     ]
     return with_auxiliary(jax.tree.unflatten(structure, estimates), aux, has_aux)
-
-
-def _wide(logits: Array) -> Array:
-    """Logits in at least 32 bits: logistic noise of 16 bits never exceeds 4.9."""
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _bits(shifted: Array) -> Array:

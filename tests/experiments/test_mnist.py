@@ -23,6 +23,7 @@ from experiments import (
     datasets,
     defaults,
     evaluation,
+    evaluation_data,
     figures,
     mnist,
     sweep,
@@ -91,6 +92,21 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
     results = run_tiny(folder, epochs=4, checkpoint_every=1, evaluation_samples=50)
     return folder, results
+
+
+@pytest.mark.long
+def test_traversals_are_of_the_units_that_vary_on_the_test_set(tmp_path, monkeypatch):
+    draw, given = figures.draw_traversals, []
+    monkeypatch.setattr(
+        figures, "draw_traversals", lambda *args: given.append(args[3]) or draw(*args)
+    )
+    run_tiny(tmp_path)
+    _, found = evaluation_data.of_run(tmp_path)
+    # The mean of this posterior is exact, and needs no noise.
+    known = vae_jax.active_units(
+        vae_jax.load_run(tmp_path), found.test, jax.random.key(9)
+    )
+    np.testing.assert_allclose(given, [known.variance], rtol=1e-5)
 
 
 @pytest.mark.long

@@ -71,8 +71,8 @@ experiments.mnist."""
     data_dir: str | None = None
     """Folder of data files; by default the run's."""
     which: Literal["last", "best"] = "last"
-    """The last model of a run, or the best one on validation data; a sweep keeps its \
-last models alone."""
+    """The last model of a run, or the best one on validation data; a sweep keeps only \
+its last models."""
     step: int | None = None
     """The checkpoint in place of the last."""
     evaluation_samples: flags.Count = 1000

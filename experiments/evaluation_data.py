@@ -168,7 +168,7 @@ def swept(folder: str | Path) -> list[str]:
       folder: the folder of a sweep.
 
     Returns:
-      Names of fields of `mnist.Config`; none if the models differ in their seeds alone.
+      Names of fields of `mnist.Config`; none if the models differ only in their seeds.
     """
     path = Path(folder) / "config.json"
     config = _config(run_folder.read_signed(path).content)

@@ -381,7 +381,7 @@ def save_run(folder: str | Path, params: Params, *, step: int = 0) -> Path:
       The folder of the checkpoint.
 
     Raises:
-      ValueError: `step` is negative or no integer, or a network is from
+      ValueError: `step` is negative or not an integer, or a network is from
         `replace_networks`.
       FileExistsError: the run already has a checkpoint of this step.
 

@@ -100,7 +100,7 @@ def require_scalar(name: str, value: float | Array) -> None:
 
 
 def require_at_least(name: str, value: int, least: int = 1, why: str = "") -> None:
-    """Raise ValueError if a number of things is no integer or below its minimum.
+    """Raise ValueError if a count is not an integer or is below its minimum.
 
     Args:
       name: name of the argument.

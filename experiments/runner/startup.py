@@ -54,7 +54,7 @@ def is_command() -> bool:
 
 
 def end_by_sigterm() -> None:
-    """In a command, let SIGTERM end the process with a line, as Ctrl-C does."""
+    """In a command, let SIGTERM end the process with a message, as Ctrl-C does."""
     # A handler of jax, of several processes, is kept.
     if _is_prepared and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, end_at_once)

@@ -111,7 +111,7 @@ class Combined:
       weight: weight of the mean, in [0, 1]; a number or a traced scalar.
 
     Raises:
-      ValueError: `weight` is outside [0, 1]; when called, it is no scalar.
+      ValueError: `weight` is outside [0, 1]; when called, it is not a scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -153,7 +153,7 @@ class Renyi:
       alpha: order of the bound; a number or a traced scalar.
 
     Raises:
-      ValueError: `alpha` is infinite or NaN; when called, it is no scalar.
+      ValueError: `alpha` is infinite or NaN; when called, it is not a scalar.
 
     Example:
       >>> import jax.numpy as jnp
